@@ -1,0 +1,60 @@
+"""Differentiable neural architecture search for networks that must fit a device.
+
+The names below are the public API. Each is imported at its first use, so that `import nas` and
+the command line stay quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from nas.arch import Arch as Arch
+    from nas.cost.analytic import MACs as MACs
+    from nas.cost.analytic import Params as Params
+    from nas.cost.expected import ExpectedCost as ExpectedCost
+    from nas.cost.trace import trace as trace
+    from nas.decision import apply as apply
+    from nas.decision import decisions as decisions
+    from nas.decision import free as free
+    from nas.decision import resample as resample
+    from nas.decision import split_parameters as split_parameters
+    from nas.discrete import arch_of as arch_of
+    from nas.discrete import discretize as discretize
+    from nas.errors import UserError as UserError
+    from nas.export import load as load
+    from nas.ops.catalogue import build as build_op  # noqa: F401
+    from nas.supernet.choice import ChoiceBlock as ChoiceBlock
+
+_HOME = {
+    "Arch": "nas.arch",
+    "ChoiceBlock": "nas.supernet.choice",
+    "ExpectedCost": "nas.cost.expected",
+    "MACs": "nas.cost.analytic",
+    "Params": "nas.cost.analytic",
+    "UserError": "nas.errors",
+    "apply": "nas.decision",
+    "arch_of": "nas.discrete",
+    "build_op": "nas.ops.catalogue",
+    "decisions": "nas.decision",
+    "discretize": "nas.discrete",
+    "free": "nas.decision",
+    "load": "nas.export",
+    "resample": "nas.decision",
+    "split_parameters": "nas.decision",
+    "trace": "nas.cost.trace",
+}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'nas' has no attribute {name!r}; it offers {__all__}")
+    attribute = "build" if name == "build_op" else name
+    return getattr(import_module(_HOME[name]), attribute)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,96 @@
+"""`Arch`: one architecture as a value, a mapping from decision name to the option taken."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from nas.errors import UserError
+from nas.run import write_atomic
+
+Option = str | int | tuple[int, ...]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Arch:
+    """A frozen mapping *decision name -> option* with the name of the space it belongs to.
+
+    Hashable, equal by value, and canonical in JSON: the same architecture always gives the same
+    text, whatever order its decisions were written in.
+    """
+
+    space: str
+    choices: Mapping[str, Option]
+
+    def __post_init__(self) -> None:
+        ordered = {name: self.choices[name] for name in sorted(self.choices)}
+        object.__setattr__(self, "choices", MappingProxyType(ordered))
+
+    def __hash__(self) -> int:
+        return hash((self.space, tuple(self.choices.items())))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.space, dict(self.choices))
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits that name this architecture in file names, caches and tables."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {"schema": SCHEMA, "space": self.space, "choices": dict(self.choices)}, indent=1
+        )
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "this text") -> "Arch":
+        """Parse and validate.
+
+        Raises:
+            UserError: not JSON, another schema version, or a field of the wrong type.
+        """
+        try:
+            raw = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{source} is not JSON ({error}); expected an arch.json") from None
+        if not isinstance(raw, dict) or not {"schema", "space", "choices"} <= set(raw):
+            raise UserError(
+                f"{source} is not an arch.json: it must be an object with "
+                "'schema', 'space' and 'choices'"
+            )
+        if raw["schema"] != SCHEMA:
+            raise UserError(
+                f"{source} has schema {raw['schema']!r}; this version of nas reads schema {SCHEMA}"
+            )
+        if not isinstance(raw["space"], str) or not isinstance(raw["choices"], dict):
+            raise UserError(f"{source}: 'space' must be a string and 'choices' an object")
+        choices = {name: _option(value, name, source) for name, value in raw["choices"].items()}
+        return cls(raw["space"], choices)
+
+    def save(self, path: Path) -> None:
+        write_atomic(path, self.to_json() + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "Arch":
+        """Read `path` and validate it; a missing or invalid file is a `UserError`."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the architecture file {path}: {error}") from None
+        return cls.from_json(text, str(path))
+
+
+def _option(value: object, name: str, source: str) -> Option:
+    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    if isinstance(value, list) and all(type(item) is int for item in value):
+        return tuple(value)
+    raise UserError(
+        f"{source}: option {value!r} of decision {name!r} must be a string, an integer or a "
+        "list of integers"
+    )

@@ -1,0 +1,134 @@
+"""The command `nas`: verbs, one-line errors, exit codes. Heavy imports wait for their verb.
+
+Exit codes: 0 done; 1 a run failed; 2 the user can mend it; 130 interrupted.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from nas.errors import UserError
+
+USAGE = """\
+nas: search for the network that fits your device
+
+  nas search    [options]            search, fine-tune, test and export one network
+  nas finetune  arch=FILE [options]  train a known architecture (checkpoint=FILE inherits weights)
+  nas describe  [options]            decisions of a space, number of architectures, cost ranges
+  nas report    DIR [DIR ...]        all runs below a folder: front, table, CSV, pictures, HTML
+  nas export    RUN                  write a finished run's network again, as ONNX
+
+Options are Hydra's: group=option, key=value, -m for a sweep. `nas search --help` lists them.
+  nas search                                        digits, a few minutes
+  nas search data=image_folder data.root=photos     your own images
+  nas search -m objective.strength=0.03,0.1,0.3,1   one run for each strength, then a report
+"""
+
+OPTIONS = """\
+nas {verb}: options are group=option or key=value
+
+groups (--config-dir FOLDER adds your own):
+{groups}
+keys:
+{keys}
+Inside a group: group.key=value, e.g. search.epochs=20, data.batch_size=128, space.width=0.5.
+  --cfg job   print the whole configuration, run nothing
+  -m          sweep: key=a,b,c; hydra/launcher=joblib runs jobs side by side
+"""
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Do what the arguments say; the exit code."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    if arguments[0] == "--version":
+        import nas
+
+        print(f"nas {nas.__version__}")
+        return 0
+    verb, rest = arguments[0], list(arguments[1:])
+    if verb not in VERBS:
+        return _complain(f"unknown verb {verb!r}; nas has {', '.join(VERBS)}")
+    try:
+        return VERBS[verb](verb, rest)
+    except UserError as error:
+        return _complain(str(error))
+    except KeyboardInterrupt:
+        print("\nnas: interrupted", file=sys.stderr)
+        return 130
+
+
+def _complain(message: str) -> int:
+    print(f"nas: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _configured(verb: str, arguments: list[str]) -> int:
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(_options(verb))
+        return 0
+    from nas.launch import launch
+
+    return launch(verb, arguments)
+
+
+def _options(verb: str) -> str:
+    from nas.config import groups, top_level_help
+
+    listed = "\n".join(f"  {name:10} {', '.join(found)}" for name, found in groups().items())
+    return OPTIONS.format(verb=verb, groups=listed, keys=top_level_help())
+
+
+def _report(verb: str, arguments: list[str]) -> int:
+    if not arguments or "-h" in arguments or "--help" in arguments:
+        print("nas report DIR [DIR ...] [cost=params] [metric=test_acc] [out=FOLDER]")
+        return 0 if arguments else 2
+    from nas.report import report
+
+    settings = dict(word.split("=", 1) for word in arguments if "=" in word)
+    unknown = settings.keys() - {"cost", "metric", "out"}
+    if unknown:
+        raise UserError(f"unknown key {sorted(unknown)}; nas report takes cost, metric and out")
+    folders = [Path(word) for word in arguments if "=" not in word]
+    out = settings.pop("out", None)
+    cost, metric = settings.get("cost", "params"), settings.get("metric", "test_acc")
+    report(folders, cost, metric, Path(out) if out else None)
+    return 0
+
+
+def _export(verb: str, arguments: list[str]) -> int:
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print("nas export RUN   writes RUN/network.onnx and compares it with the network")
+        return 0 if "--help" in arguments or "-h" in arguments else 2
+    import torch
+
+    from nas.export import load, onnx
+    from nas.run import RunDir
+
+    run_dir = RunDir(Path(arguments[0]))
+    network = load(run_dir.path)
+    result = run_dir.read_result() or {}
+    example = torch.randn(16, *result["input"]["shape"])
+    difference = onnx(network, example, run_dir.onnx)
+    print(f"{run_dir.onnx}: largest difference from the network {difference:.1e}")
+    return 0
+
+
+VERBS: dict[str, Callable[[str, list[str]], int]] = {
+    "search": _configured,
+    "finetune": _configured,
+    "describe": _configured,
+    "report": _report,
+    "export": _export,
+}
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONWARNINGS", "")
+    main()

@@ -1,0 +1,195 @@
+"""The run's schema for Hydra, where the configs lie, and checks that Hydra does not make."""
+
+import inspect
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, Union, Unpack, get_args, get_origin, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+from hydra.utils import get_object
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from nas.errors import UserError
+
+
+class Weights(Enum):
+    """Where the network found starts its training from."""
+
+    inherited = "inherited"
+    fresh = "fresh"
+
+
+@dataclass
+class RunConfig:
+    """Top-level keys; each group below is checked against the constructor it names."""
+
+    data: Any = MISSING
+    space: Any = MISSING
+    relax: Any = MISSING
+    search: Any = MISSING
+    cost: Any = MISSING
+    objective: Any = MISSING
+    finetune: Any = MISSING
+    trainer: Any = MISSING
+    seed: int = 0
+    weights: Weights = Weights.inherited
+    onnx: bool = True
+    out: str = "runs"
+    name: str = MISSING
+    resume: Any = False
+    threads: int = 0
+    stable_epochs: int | None = None
+    arch: str | None = None  # nas finetune: the architecture to train
+    checkpoint: str | None = None  # nas finetune: a search's last.ckpt to inherit weights from
+
+
+# What a run's own config.yaml may name: resuming a folder must not run code that it brings along.
+TRUSTED = ("nas.", "torch.optim.", "pytorch_lightning.")
+
+
+def register() -> None:
+    """Make the schema known to Hydra."""
+    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+
+
+def config_dir() -> Path:
+    """The folder of the YAML files: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def groups() -> dict[str, list[str]]:
+    """Group name -> its options."""
+    return {
+        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
+        for folder in sorted(config_dir().iterdir())
+        if folder.is_dir()
+    }
+
+
+def top_level_help() -> str:
+    """The keys outside the groups, with the comments of config.yaml."""
+    lines = (config_dir() / "config.yaml").read_text(encoding="utf-8").splitlines()
+    start, end = lines.index("  - override hydra/job_logging: none") + 1, lines.index("hydra:")
+    return "\n".join(f"  {line}" for line in lines[start:end] if line)
+
+
+def check(config: DictConfig) -> None:
+    """Check every value that goes to a constructor against the constructor's annotations.
+
+    Raises:
+        UserError: an unknown key, or a value of the wrong type, with its full key.
+    """
+    if config.threads < 0:
+        raise UserError(f"threads={config.threads} must be at least 0 (0: all cores)")
+    if config.seed < 0:
+        raise UserError(f"seed={config.seed} must be at least 0")
+    resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, dict)
+    for key, node in _targets(resolved, ""):
+        _check_call(key, node)
+
+
+def _targets(node: object, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield key, node
+        for name, child in node.items():
+            yield from _targets(child, f"{key}.{name}".lstrip("."))
+
+
+def target_of(node: Mapping[str, Any], key: str) -> Any:
+    """The object that ``_target_`` names.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    try:
+        return get_object(str(node["_target_"]))
+    except Exception as error:
+        raise UserError(
+            f"{key}._target_={node['_target_']!r} cannot be imported ({error}): name a class or "
+            "function of an installed package or of a module on PYTHONPATH"
+        ) from None
+
+
+def _check_call(key: str, node: Mapping[str, Any]) -> None:
+    target = target_of(node, key)
+    try:
+        parameters = inspect.signature(target).parameters
+        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (TypeError, ValueError, NameError):
+        return  # a builtin that does not say; the call itself will
+    hints |= _keyword_hints(parameters, hints)
+    for name, value in node.items():
+        if name.startswith("_"):
+            continue
+        if name not in parameters and name not in hints:
+            known = sorted({*parameters, *hints} - {"self", "seed", "return"})
+            raise UserError(f"unknown key {key}.{name}; {node['_target_']} takes {known}")
+        if name in hints and not _fits(value, hints[name]):
+            raise UserError(
+                f"{key}.{name}={value!r} is of type {type(value).__name__}; "
+                f"{_shown(hints[name])} is expected"
+            )
+
+
+def _keyword_hints(
+    parameters: Mapping[str, inspect.Parameter], hints: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Types of the keywords that ``**options: Unpack[SomeTypedDict]`` stands for."""
+    for name, parameter in parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD and get_origin(hints.get(name)) is Unpack:
+            return get_type_hints(get_args(hints[name])[0])
+    return {}
+
+
+_SIMPLE: dict[Any, tuple[type, ...]] = {
+    int: (int,),
+    float: (int, float),
+    str: (str,),
+    bool: (bool,),
+    type(None): (type(None),),
+}
+
+
+def _fits(value: object, hint: Any) -> bool:
+    if isinstance(value, Mapping) or (hint not in _SIMPLE and not get_origin(hint)):
+        return True  # a nested target, or a type that YAML cannot write anyway
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(_fits(value, option) for option in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if hint in _SIMPLE:
+        if isinstance(value, bool) and hint is not bool:
+            return False
+        return isinstance(value, _SIMPLE[hint])
+    if isinstance(value, list):
+        return _is_sequence(get_origin(hint))
+    return not isinstance(value, int | float | str | None)
+
+
+def _is_sequence(origin: Any) -> bool:
+    return inspect.isclass(origin) and (issubclass(origin, Sequence) or origin in (list, tuple))
+
+
+def _shown(hint: Any) -> str:
+    return getattr(hint, "__name__", str(hint)).replace("typing.", "")
+
+
+def check_trusted(config: DictConfig, source: Path) -> None:
+    """Refuse a saved configuration that names code from elsewhere.
+
+    Raises:
+        UserError: some ``_target_`` is none of this package's, torch's optimizers or Lightning's.
+    """
+    for key, node in _targets(OmegaConf.to_container(config, resolve=False), ""):
+        if not str(node["_target_"]).startswith(TRUSTED):
+            raise UserError(
+                f"{source} names code of its own, {key}._target_={node['_target_']!r}, which is "
+                "not run from a file: repeat the original command with resume=true"
+            )

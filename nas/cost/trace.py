@@ -1,0 +1,179 @@
+"""The one bridge from modules to `LayerSpec`s: a dry forward pass that every option takes part in.
+
+Calls are read from the operators that really run (so `F.conv2d` inside a user's module counts),
+parameters from the module tree (so what is stored counts, used or not).
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas.cost.base import LayerSpec
+from nas.cost.operators import OperatorRecorder
+from nas.decision import Decision, decisions
+from nas.errors import UserError
+
+Gates = frozenset[tuple[str, int]]  # conjunction: decision name and option index, all must hold
+Event = frozenset[Gates]  # disjunction of conjunctions
+ALWAYS: Event = frozenset({frozenset()})
+
+Example = Tensor | tuple[Tensor, ...] | tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer and when it exists: in every architecture where one of its `event`'s gates holds."""
+
+    spec: LayerSpec
+    event: Event
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Layers in execution order (calls, then stored parameters), the options of each decision."""
+
+    layers: tuple[Layer, ...]
+    options: Mapping[str, int]  # decision name -> number of options
+
+
+def trace(model: nn.Module, example: Example) -> Trace:
+    """Run `model` once without touching it, on a copy without memory, and list its layers.
+
+    Args:
+        example: the shape of one sample ``(C, H, W)`` or ``(C, L)``, or the input tensors
+            themselves, of batch size 1, where a model takes several or other than float.
+
+    Raises:
+        UserError: the forward pass fails, or a layer with weights is of an unknown kind.
+    """
+    names = {id(decision): name for name, decision in decisions(model)}
+    with torch.random.fork_rng(devices=[]):  # a forward pass may draw
+        calls = _dry_run(model, _inputs(example))
+    return Trace(
+        tuple(calls) + tuple(_stored(model, names)),
+        {name: len(decision.options) for name, decision in decisions(model)},
+    )
+
+
+def _inputs(example: Example) -> tuple[Tensor, ...]:
+    if isinstance(example, Tensor):
+        return (example,)
+    tensors = tuple(item for item in example if isinstance(item, Tensor))
+    if tensors:
+        return tensors
+    return (torch.zeros(1, *(int(size) for size in example if isinstance(size, int))),)
+
+
+def _dry_run(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Layer]:
+    """On the meta device where the model can run there, else on a CPU copy."""
+    try:
+        return _record(copy.deepcopy(model).to("meta"), tuple(x.to("meta") for x in inputs))
+    except UserError:
+        raise
+    except Exception:
+        # E.g. a forward that looks at values. A second failure is the model's own.
+        try:
+            return _record(copy.deepcopy(model).cpu(), tuple(x.cpu() for x in inputs))
+        except UserError:
+            raise
+        except Exception as error:
+            shapes = [tuple(x.shape) for x in inputs]
+            raise UserError(
+                f"the forward pass of {type(model).__name__} fails for an input of shape "
+                f"{shapes}: {error}"
+            ) from error
+
+
+def _record(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Layer]:
+    model.eval()  # a BatchNorm in training mode refuses a single value per channel
+    open_gates: list[tuple[str, int] | None] = []
+    layers: list[Layer] = []
+    path: list[str] = [""]
+
+    def on_call(fields: dict[str, Any]) -> None:
+        spec = LayerSpec(module=path[-1], **fields)
+        layers.append(Layer(spec, frozenset({frozenset(filter(None, open_gates))})))
+
+    weights = {id(parameter) for parameter in model.parameters()}
+    recorder = OperatorRecorder(on_call, lambda: path[-1], weights)
+    with ExitStack() as stack, torch.no_grad():
+        # Gates first: they look at the module that calls, which is then the last of `path`.
+        for name, decision in decisions(model):
+            decision.unrolled = True
+            for index, candidate in enumerate(decision.gated().values()):
+                stack.enter_context(_gated(candidate, open_gates, (name, index), path))
+        for name, module in model.named_modules():
+            stack.enter_context(_pushed(module, path, name))
+        stack.enter_context(recorder)
+        try:
+            model(*inputs)
+        except UserError as error:
+            raise UserError(f"{path[-1] or type(model).__name__}: {error}") from None
+    return layers
+
+
+def _pushed(module: nn.Module, stack: list[Any], item: Any) -> AbstractContextManager[None]:
+    """Keep `item` on `stack` while `module` runs."""
+    return _stacked(module, stack, lambda: item)
+
+
+def _gated(
+    module: nn.Module, stack: list[Any], gate: tuple[str, int], path: list[str]
+) -> AbstractContextManager[None]:
+    """Keep `gate` on `stack` while the decision that `gate` names runs `module`.
+
+    None in its place while another caller does: one module may be an option of two decisions.
+    """
+    return _stacked(module, stack, lambda: gate if path[-1] == gate[0] else None)
+
+
+@contextmanager
+def _stacked(module: nn.Module, stack: list[Any], item: Callable[[], Any]) -> Iterator[None]:
+    def push(*_: object) -> None:
+        stack.append(item())
+
+    def pop(*_: object) -> None:
+        stack.pop()
+
+    handles = (module.register_forward_pre_hook(push), module.register_forward_hook(pop))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _stored(model: nn.Module, names: Mapping[int, str]) -> list[Layer]:
+    """One `parameter` layer for each tensor that some architecture stores."""
+    found: dict[int, tuple[LayerSpec, set[Gates]]] = {}
+    for path, module, gates in _walk(model, "", frozenset(), names):
+        for key, parameter in module.named_parameters(recurse=False):
+            if isinstance(module, Decision) and parameter is module.alpha:
+                continue
+            spec = LayerSpec(
+                "parameter",
+                path,
+                numel=parameter.numel(),
+                role=f"{type(module).__name__}.{key}",
+            )
+            found.setdefault(id(parameter), (spec, set()))[1].add(gates)
+    return [Layer(spec, frozenset(events)) for spec, events in found.values()]
+
+
+def _walk(
+    module: nn.Module, path: str, gates: Gates, names: Mapping[int, str]
+) -> Iterator[tuple[str, nn.Module, Gates]]:
+    """Every module under every path that leads to it, with the gates on that path."""
+    yield path, module, gates
+    if isinstance(module, Decision):
+        for index, (option, candidate) in enumerate(module.gated().items()):
+            gate = (names[id(module)], index)
+            yield from _walk(candidate, f"{path}.{option}".lstrip("."), gates | {gate}, names)
+        return
+    for key, child in module.named_children():
+        yield from _walk(child, f"{path}.{key}".lstrip("."), gates, names)

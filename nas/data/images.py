@@ -1,0 +1,30 @@
+"""`Images`: a whole data set in memory, as every source hands it over."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+Part = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images, decoded once and kept in memory.
+
+    Args:
+        pixels: uint8 ``(N, C, H, W)``, values 0..255.
+        labels: int64 ``(N,)``, positions in `classes`.
+        classes: names of the classes.
+        given: the parts the source itself comes in, as indices into ``pixels``. "train" is always
+            there; "val" and "test" only if the source has them, else they are split off "train".
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    given: Mapping[Part, Tensor]
+
+
+Source = Callable[[], Images]

@@ -1,0 +1,204 @@
+"""`DataModule`: one data set, split, normalised and served in batches."""
+
+from functools import cached_property
+from typing import Any, TypedDict
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from nas.data.augment import AUGMENTS
+from nas.data.batches import EpochBatchSampler, InMemory, loader, rank_and_ranks
+from nas.data.checks import fraction, one_of, whole_number
+from nas.data.images import Images, Part, Source
+from nas.data.seeding import generator
+from nas.data.splits import split
+from nas.errors import UserError
+
+
+class Options(TypedDict, total=False):
+    """What every data set takes; the meaning is given at `DataModule`."""
+
+    name: str
+    batch_size: int
+    eval_batch_size: int
+    val_fraction: float
+    test_fraction: float
+    limit: int | None
+    augment: str
+    seed: int
+
+
+class DataModule(pl.LightningDataModule):
+    """Train (weights), val (alpha) and test batches of one source.
+
+    Batches are ``x`` float32 ``(N, C, H, W)``, normalised with the train part's mean and standard
+    deviation, and ``y`` int64 ``(N,)``. Orders and augmentations depend on the seed, the epoch and
+    the batch's place in it alone. The source is read at the first use of anything that needs it,
+    or by `setup`.
+
+    Args:
+        source: reads the images; called once.
+        name: shown in results.
+        batch_size: images per training step (and rank).
+        eval_batch_size: images per batch where nothing is trained.
+        val_fraction: share of the training images kept for alpha.
+        test_fraction: share of the images kept for the test, if the source has no test part.
+        limit: at most this many images for train and val together, classes in proportion.
+        augment: "auto" (what the source suggests), "none", "crop" or "crop_flip".
+        auto_augment: what the source suggests.
+        seed: of the split, the orders and the augmentations. A test part that is split off is
+            the same under every seed.
+
+    Raises:
+        UserError: an option out of its range; from `setup`, data that cannot be used.
+    """
+
+    name: str
+
+    def __init__(
+        self,
+        source: Source,
+        name: str = "images",
+        batch_size: int = 64,
+        eval_batch_size: int = 512,
+        val_fraction: float = 0.25,
+        test_fraction: float = 0.15,
+        limit: int | None = None,
+        augment: str = "auto",
+        auto_augment: str = "none",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.source, self.name = source, name
+        self.batch_size = whole_number(
+            "batch_size", batch_size, 2, "BatchNorm cannot train on a single image"
+        )
+        self.eval_batch_size = whole_number("eval_batch_size", eval_batch_size, 1)
+        self.val_fraction = fraction("val_fraction", val_fraction)
+        self.test_fraction = fraction("test_fraction", test_fraction)
+        self.limit = None if limit is None else whole_number("limit", limit, 1)
+        one_of("augment", augment, ("auto", *AUGMENTS))
+        self.augment = auto_augment if augment == "auto" else augment
+        self.seed = whole_number("seed", seed, 0)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the source, split it and check that it suits the options; done once."""
+        _ = self.parts
+
+    @cached_property
+    def images(self) -> Images:
+        """The whole data set."""
+        return self.source()
+
+    @cached_property
+    def parts(self) -> dict[Part, Tensor]:
+        """Indices into `images` of the train, val and test part."""
+        parts = split(self.images, self.val_fraction, self.test_fraction, self.limit, self.seed)
+        self._check_batch_size("train", len(parts["train"]))
+        return parts
+
+    @cached_property
+    def _moments(self) -> tuple[list[float], list[float]]:
+        return moments(self.images.pixels, self.parts["train"])
+
+    @property
+    def mean(self) -> list[float]:
+        """Mean per channel of the train part's pixels in 0..1."""
+        return self._moments[0]
+
+    @property
+    def std(self) -> list[float]:
+        """Standard deviation per channel of the train part's pixels in 0..1."""
+        return self._moments[1]
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        _, channels, height, width = self.images.pixels.shape
+        return channels, height, width
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; labels are positions in it."""
+        return self.images.classes
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    def weight_loader(self) -> DataLoader[Any]:
+        """Train part, shuffled and augmented: batches that train the weights."""
+        return self._training_loader("train")
+
+    def alpha_loader(self) -> DataLoader[Any]:
+        """Val part, shuffled and augmented: batches that train the architecture."""
+        return self._training_loader("val")
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The same as `weight_loader`."""
+        return self.weight_loader()
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Val part in order, every image once, not augmented."""
+        return self._ordered_loader(self.parts["val"], self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Test part in order, every image once, not augmented."""
+        return self._ordered_loader(self.parts["test"], self.eval_batch_size)
+
+    def calibration_loader(self, images: int = 2048) -> DataLoader[Any]:
+        """The same random images of the train part each time, not augmented, in full batches.
+
+        Batches have the training batch size: BatchNorm statistics are measured as they arose.
+        """
+        train = self.parts["train"]
+        order = torch.randperm(len(train), generator=generator("calibration", self.seed))
+        batches = max(1, min(images, len(train)) // self.batch_size)
+        chosen = train[order[: batches * self.batch_size]]
+        return self._ordered_loader(chosen, self.batch_size)
+
+    def _training_loader(self, part: Part) -> DataLoader[Any]:
+        indices = self.parts[part]
+        self._check_batch_size(part, len(indices))
+        sampler = EpochBatchSampler(
+            indices, self.batch_size, train=True, seed=self.seed, stream=part
+        )
+        return loader(self._dataset(self.augment), sampler)
+
+    def _ordered_loader(self, indices: Tensor, batch_size: int) -> DataLoader[Any]:
+        sampler = EpochBatchSampler(indices, batch_size, train=False)
+        return loader(self._dataset("none"), sampler)
+
+    def _dataset(self, augment: str) -> InMemory:
+        return InMemory(self.images, self.mean, self.std, AUGMENTS[augment])
+
+    def _check_batch_size(self, part: Part, size: int) -> None:
+        _, ranks = rank_and_ranks()
+        share = size // ranks
+        if self.batch_size > share:
+            of = f"{part} split of {size} images" + (f" over {ranks} ranks" if ranks > 1 else "")
+            remedy = f"data.batch_size={share} or less" if share >= 2 else "a larger data.limit"
+            raise UserError(
+                f"data.batch_size={self.batch_size} is larger than the {of}: pass {remedy}, or "
+                f"give more images."
+            )
+
+
+def moments(pixels: Tensor, indices: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel of uint8 pixels seen as 0..1.
+
+    A channel that is constant has the standard deviation 1, so that dividing by it is safe.
+    """
+    values = torch.arange(256, dtype=torch.float64) / 255
+    counts = torch.zeros(pixels.shape[1], 256, dtype=torch.float64)
+    for some in torch.split(indices, 4096):
+        # From histograms: exact, and no float copy of the data set is made.
+        for channel, count in zip(pixels[some].transpose(0, 1), counts, strict=True):
+            count += torch.bincount(channel.flatten(), minlength=256)
+    weights = counts / counts.sum(1, keepdim=True)
+    mean = weights @ values
+    std = (weights @ values**2 - mean**2).clamp(min=0).sqrt()
+    return mean.tolist(), torch.where(std > 1e-6, std, 1.0).tolist()

@@ -1,0 +1,97 @@
+"""The data sets by name: each function is what one file of ``configs/data`` calls."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nas.data.checks import folder, one_of
+from nas.data.folder import ImageFolder
+from nas.data.images import Images
+from nas.data.module import DataModule, Options
+from nas.errors import UserError
+
+
+def digits(**options: Unpack[Options]) -> DataModule:
+    """scikit-learn's 1,797 grey 8 x 8 handwritten digits; nothing to download."""
+    return DataModule(_read_digits, **options)
+
+
+def fashion_mnist(
+    root: str | None = "data", download: bool = True, **options: Unpack[Options]
+) -> DataModule:
+    """Fashion-MNIST: 60,000 + 10,000 grey 28 x 28 images of clothing in 10 classes."""
+    source = partial(_read_torchvision, "FashionMNIST", root, download)
+    return DataModule(source, auto_augment="crop_flip", **options)
+
+
+def cifar10(
+    root: str | None = "data", download: bool = True, **options: Unpack[Options]
+) -> DataModule:
+    """CIFAR-10: 50,000 + 10,000 colour 32 x 32 photographs in 10 classes."""
+    source = partial(_read_torchvision, "CIFAR10", root, download)
+    return DataModule(source, auto_augment="crop_flip", **options)
+
+
+def image_folder(
+    root: str | None = None,
+    size: int = 32,
+    channels: int = 3,
+    unreadable: str = "skip",
+    **options: Unpack[Options],
+) -> DataModule:
+    """A user's own images, one folder per class; see `ImageFolder`."""
+    source = ImageFolder(root, size, channels, unreadable)
+    # Colour images are mostly photographs; grey ones as often are signs, which have a direction.
+    return DataModule(source, auto_augment="crop_flip" if channels == 3 else "none", **options)
+
+
+def _read_digits() -> Images:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    levels = bunch.images * (255 / 16)  # the set has grey levels 0..16
+    pixels = torch.from_numpy(levels.round().astype(np.uint8))[:, None]
+    labels = torch.from_numpy(bunch.target).long()
+    classes = tuple(str(name) for name in bunch.target_names)
+    return Images(pixels, labels, classes, {"train": torch.arange(len(labels))})
+
+
+def _read_torchvision(kind: str, root: str | None, download: bool) -> Images:
+    from torchvision import datasets
+
+    one_of("download", download, (True, False))
+    hint = f"the folder that holds {kind}"
+    path = Path(str(root)).expanduser() if root and download else folder(root, hint)
+    make = partial(getattr(datasets, kind), str(path), download=download)
+    train, test = (_made(make, train, kind, path, download) for train in (True, False))
+    pixels = torch.cat([_channels_first(train.data), _channels_first(test.data)])
+    labels = torch.cat([torch.as_tensor(train.targets), torch.as_tensor(test.targets)]).long()
+    given = torch.split(torch.arange(len(labels)), [len(train.data), len(test.data)])
+    return Images(pixels, labels, tuple(train.classes), {"train": given[0], "test": given[1]})
+
+
+def _made(make: Callable[..., Any], train: bool, kind: str, path: Path, download: bool) -> Any:
+    try:
+        return make(train=train)
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if download:
+            advice = (
+                "get it on a machine with network access and pass data.root=FOLDER, the folder "
+                "that holds it"
+            )
+        else:
+            advice = "pass data.root=FOLDER, the folder that holds it, or data.download=true"
+        verb = "downloaded to" if download else "found in"
+        raise UserError(f"{kind} could not be {verb} {path} ({reason}): {advice}.") from error
+
+
+def _channels_first(pixels: Any) -> Tensor:
+    """``(N, H, W)`` or ``(N, H, W, C)``, array or tensor -> uint8 ``(N, C, H, W)``."""
+    tensor = torch.as_tensor(pixels)
+    return tensor[:, None] if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2).contiguous()

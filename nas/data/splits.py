@@ -1,0 +1,84 @@
+"""One seeded, stratified split into train (weights), val (alpha) and test."""
+
+import torch
+from torch import Tensor
+
+from nas.data.images import Images, Part
+from nas.data.seeding import generator
+from nas.errors import UserError
+
+
+def split(
+    images: Images, val_fraction: float, test_fraction: float, limit: int | None, seed: int
+) -> dict[Part, Tensor]:
+    """Indices of the images in each part, ascending; no image is in two parts.
+
+    A part the source comes with is kept as it is. `limit` keeps that many of the images outside
+    the test part (and outside a val part the source came with), classes in proportion.
+
+    Raises:
+        UserError: a class has too few images to be in every part.
+    """
+    rest = images.given["train"]
+    missing = 3 - len(images.given)
+    parts = ("train", *(part for part in ("val", "test") if part not in images.given))
+    _require(images, rest, missing + 1, f"one for each of {', '.join(parts)}", _ADD)
+
+    test = images.given.get("test")
+    if test is None:
+        # Not the run's seed: networks found under different seeds are compared on one test part.
+        draw = generator("test", 0)
+        rest, test = _divide(images, rest, test_fraction, draw, leave=missing)
+    val = images.given.get("val")
+    if limit is not None and limit < len(rest):
+        rest = _sample(images, rest, limit, generator("limit", seed))
+        least = 1 if val is not None else 2
+        _require(images, rest, least, f"under data.limit={limit}", "raise data.limit")
+    if val is None:
+        rest, val = _divide(images, rest, val_fraction, generator("val", seed), leave=1)
+    return {"train": rest.sort().values, "val": val.sort().values, "test": test.sort().values}
+
+
+_ADD = "add images of this class or remove its folder"
+
+
+def _require(images: Images, indices: Tensor, least: int, why: str, remedy: str) -> None:
+    counts = torch.bincount(images.labels[indices], minlength=len(images.classes)).tolist()
+    for name, count in zip(images.classes, counts, strict=True):
+        if count < least:
+            raise UserError(
+                f"class {name!r} has {count} image(s) to train with and at least {least} are "
+                f"needed, {why}: {remedy}."
+            )
+
+
+def _divide(
+    images: Images, indices: Tensor, fraction: float, draw: torch.Generator, leave: int
+) -> tuple[Tensor, Tensor]:
+    """(kept, taken): `fraction` of every class is taken, at least one, and `leave` are kept."""
+    labels = images.labels[indices]
+    counts = torch.bincount(labels, minlength=len(images.classes))
+    take = (counts * fraction).round().clamp(min=1).minimum(counts - leave)
+    taken = _rank_in_class(labels, draw) < take[labels]
+    return indices[~taken], indices[taken]
+
+
+def _sample(images: Images, indices: Tensor, size: int, draw: torch.Generator) -> Tensor:
+    """`size` of the indices, every class in proportion."""
+    labels = images.labels[indices]
+    counts = torch.bincount(labels, minlength=len(images.classes))
+    # Ascending quantile within the class: any prefix holds the classes in proportion.
+    quantile = (_rank_in_class(labels, draw) + 0.5) / counts[labels]
+    return indices[quantile.argsort(stable=True)[:size]]
+
+
+def _rank_in_class(labels: Tensor, draw: torch.Generator) -> Tensor:
+    """A random place 0, 1, 2, ... of each image among those of its own class, ``(N,)``."""
+    shuffled = torch.randperm(len(labels), generator=draw)
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    counts = torch.bincount(labels)
+    rank = torch.empty_like(labels)
+    rank[by_class] = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(
+        counts
+    )
+    return rank

@@ -1,0 +1,150 @@
+"""`Decision`: one searchable thing, and the functions that act on all decisions of a model."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nas.arch import Arch, Option
+from nas.errors import UserError
+
+
+class Decision(nn.Module):
+    """Base of everything that is searched: options, logits over them, and the weights in use.
+
+    Subclasses define `theta` and `discretize`; the state that theta is computed from (`alpha`,
+    `noise`, `tau`, `open`) lives here, so that a checkpoint holds all of it.
+
+    Args:
+        options: the names of the alternatives, in the order of `alpha`.
+
+    Shapes: alpha, noise, open, theta ``(K,)``; tau ``()``.
+    """
+
+    noise: Tensor  # added to alpha; zero unless the relaxation draws some
+    tau: Tensor
+    open: Tensor  # bool; a closed option has theta exactly 0
+
+    def __init__(self, options: Sequence[Option]) -> None:
+        super().__init__()
+        self.options = tuple(options)
+        self.alpha = nn.Parameter(torch.zeros(len(self.options)))
+        self.register_buffer("noise", torch.zeros(len(self.options)))
+        self.register_buffer("tau", torch.ones(()))
+        self.register_buffer("open", torch.ones(len(self.options), dtype=torch.bool))
+        # Set on a private copy by `nas.cost.trace`: run every option, whatever theta is.
+        self.unrolled = False
+
+    @property
+    def logits(self) -> Tensor:
+        """``(alpha + noise) / tau`` in float32, -inf where an option is closed."""
+        # Under autocast the rest may be half precision; a softmax of alphas may not.
+        scaled = (self.alpha.float() + self.noise) / self.tau
+        return scaled.masked_fill(~self.open, -torch.inf)
+
+    @property
+    def theta(self) -> Tensor:
+        """Mixing weights ``(K,)``, the same for the forward pass and for the cost."""
+        raise NotImplementedError
+
+    def resample(self, generator: torch.Generator | None = None) -> None:
+        """Draw the noise of the next step; nothing where the relaxation has none."""
+
+    def choose(self, option: Option) -> None:
+        """Keep one option: theta becomes exactly one-hot until `free`.
+
+        Raises:
+            UserError: no such option.
+        """
+        if option not in self.options:
+            raise UserError(f"no option {option!r} here, only {list(self.options)}")
+        keep = self.options.index(option)
+        self.open.copy_(torch.arange(len(self.options)) == keep)
+        self.noise.zero_()
+
+    def free(self) -> None:
+        """Open all options again and forget the last draw."""
+        self.open.fill_(True)
+        self.noise.zero_()
+
+    def best(self) -> Option:
+        """The open option of the largest alpha: from alpha, as theta carries the last draw."""
+        scores = self.alpha.detach().float().masked_fill(~self.open, -torch.inf)
+        return self.options[int(scores.argmax())]
+
+    def gated(self) -> Mapping[Option, nn.Module]:
+        """Option -> the module that exists in the network only if that option is taken."""
+        raise NotImplementedError
+
+    def discretize(self) -> nn.Module:
+        """The module that stands here once `best()` is taken, weights shared."""
+        return self.gated()[self.best()]
+
+
+def decisions(model: nn.Module) -> Iterator[tuple[str, Decision]]:
+    """Name and decision, each decision once, named by the first path that leads to it."""
+    for name, module in model.named_modules():
+        if isinstance(module, Decision):
+            yield name, module
+
+
+def apply(model: nn.Module, arch: Arch) -> None:
+    """Choose in every decision of `model` what `arch` says.
+
+    Raises:
+        UserError: `arch` is of another space, or lacks, or has more than, the model's decisions.
+    """
+    own = dict(decisions(model))
+    space = getattr(model, "name", None)
+    if isinstance(space, str) and space != arch.space:
+        raise UserError(
+            f"the architecture is of space {arch.space!r}, this supernet is {space!r}: "
+            f"build the space it names (space={arch.space})"
+        )
+    missing, unknown = sorted(own.keys() - arch.choices), sorted(arch.choices.keys() - own)
+    if missing or unknown:
+        raise UserError(
+            f"the architecture (space {arch.space!r}) does not fit this supernet: "
+            f"it lacks the decisions {missing} and has unknown ones {unknown}"
+        )
+    for name, decision in own.items():
+        try:
+            decision.choose(arch.choices[name])
+        except UserError as error:
+            raise UserError(f"decision {name!r}: {error}") from None
+
+
+def free(model: nn.Module) -> None:
+    """Open every option of every decision."""
+    for _, decision in decisions(model):
+        decision.free()
+
+
+def resample(model: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Draw anew in every decision, in the order of the modules."""
+    for _, decision in decisions(model):
+        decision.resample(generator)
+
+
+def sample_path(model: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Choose one option of every decision, all with the same probability."""
+    for _, decision in decisions(model):
+        pick = torch.randint(len(decision.options), (), generator=generator)
+        decision.choose(decision.options[int(pick)])
+
+
+class SplitParameters(NamedTuple):
+    """Parameters by the optimizer they belong to."""
+
+    weights: list[nn.Parameter]
+    alphas: list[nn.Parameter]
+
+
+def split_parameters(model: nn.Module) -> SplitParameters:
+    """Network weights and architecture logits, each once, in the order of the modules."""
+    # dict, not set: optimizer state is saved by position, and a set of tensors iterates in
+    # memory-address order, so a resumed run would give alphas each other's Adam moments.
+    alphas = dict.fromkeys(decision.alpha for _, decision in decisions(model))
+    weights = [parameter for parameter in model.parameters() if parameter not in alphas]
+    return SplitParameters(weights, list(alphas))

@@ -1,0 +1,48 @@
+"""`nas describe`: what there is to search in a space, in the terminal."""
+
+from collections.abc import Mapping
+from math import prod
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from nas.cost.analytic import MACs, Params
+from nas.cost.base import LayerCost
+from nas.cost.expected import ExpectedCost
+from nas.cost.extremes import largest, least
+from nas.cost.trace import Example, trace
+from nas.decision import decisions
+
+
+def describe(
+    model: nn.Module,
+    example: Example,
+    costs: Mapping[str, LayerCost],
+    console: Console | None = None,
+) -> None:
+    """Print the decisions with their options, the number of architectures, the range of costs."""
+    console = console or Console()
+    traced = trace(model, example)
+    console.print(_decisions(model))
+    count = prod(len(decision.options) for _, decision in decisions(model))
+    console.print(f"{count:,} architectures")
+    priced: dict[str, LayerCost] = {cost.name: cost for cost in (Params(), MACs())}
+    priced |= {cost.name: cost for cost in costs.values()}
+    console.print(_ranges([ExpectedCost(model, cost, traced) for cost in priced.values()]))
+
+
+def _decisions(model: nn.Module) -> Table:
+    table = Table("decision", "options", title=f"space {getattr(model, 'name', '')}")
+    for name, decision in decisions(model):
+        table.add_row(name, ", ".join(str(option) for option in decision.options))
+    return table
+
+
+def _ranges(costs: list[ExpectedCost]) -> Table:
+    table = Table("cost", "least", "largest", "largest / least", "unit")
+    for cost in costs:
+        low, high = least(cost.terms, cost.options), largest(cost.terms, cost.options)
+        ratio = f"{high / low:.1f}" if low > 0 else "-"
+        table.add_row(cost.name, f"{low:,.0f}", f"{high:,.0f}", ratio, cost.unit)
+    return table

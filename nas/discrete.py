@@ -1,0 +1,66 @@
+"""Supernet + architecture -> a plain module that inherits the weights."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from nas.arch import Arch, Option
+from nas.decision import Decision, apply, decisions
+
+
+def arch_of(model: nn.Module, space: str | None = None) -> Arch:
+    """The architecture of the largest alphas (of the chosen options where some are closed)."""
+    name = space or getattr(model, "name", None) or type(model).__name__
+    return Arch(str(name), {path: decision.best() for path, decision in decisions(model)})
+
+
+def discretize(model: nn.Module, arch: Arch | None = None) -> nn.Module:
+    """A copy of `model` in which every decision is replaced by what it takes.
+
+    Weights, buffers, training mode and `requires_grad` are as in the supernet, nothing is shared
+    with it, no `Decision` is left, and `model` stays as it is.
+
+    Args:
+        arch: the options to take; without it the largest alpha of each decision.
+
+    Raises:
+        UserError: `arch` does not fit the model.
+    """
+    taken = arch or arch_of(model)
+    _check(model, taken)
+    options = {decision: taken.choices[name] for name, decision in decisions(model)}
+    copied: nn.Module = _copy(model, options, {})
+    return copied
+
+
+def _copy(module: nn.Module, options: Mapping[Decision, Option], memo: dict[int, Any]) -> Any:
+    """Copy `module`; `memo` gives deepcopy, for each decision, what stands in its place.
+
+    Inner decisions before the options that hold them; options that are not taken are not copied.
+    """
+    for decision in _outermost(module):
+        if id(decision) not in memo:
+            chosen = decision.gated()[options[decision]]
+            memo[id(decision)] = _copy(chosen, options, memo)
+    return copy.deepcopy(module, memo)
+
+
+def _outermost(module: nn.Module) -> Iterator[Decision]:
+    if isinstance(module, Decision):
+        yield module
+        return
+    for child in module.children():
+        yield from _outermost(child)
+
+
+def _check(model: nn.Module, arch: Arch) -> None:
+    """Let `apply` find what is wrong, on alphas alone, and put back what it chose."""
+    before = [(d, d.open.clone(), d.noise.clone()) for _, d in decisions(model)]
+    try:
+        apply(model, arch)
+    finally:
+        for decision, opened, noise in before:
+            decision.open.copy_(opened)
+            decision.noise.copy_(noise)

@@ -1,0 +1,123 @@
+"""From a run directory to a network: `load`, and files that deploy, each checked against eager."""
+
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from nas.arch import Arch
+from nas.discrete import discretize
+from nas.errors import UserError
+from nas.run import RunDir, write_atomic
+from nas.spaces import build
+
+Builder = Callable[[tuple[int, ...], int], nn.Module]
+
+
+def load(run: str | Path, space: Builder | None = None) -> nn.Module:
+    """The network that a finished run found, with its trained weights, in eval mode on the CPU.
+
+    Nothing is executed from the run's files: the space must be one of `nas.spaces`, or be passed.
+
+    Args:
+        run: the run's folder.
+        space: ``(input_shape, num_classes) -> supernet``, for a space of your own in Python.
+
+    Raises:
+        UserError: no finished run there, or files that do not fit each other.
+    """
+    folder = RunDir(Path(run))
+    result = folder.read_result()
+    if result is None or result.get("status") != "finished":
+        raise UserError(
+            f"{folder.path} holds no finished run (no result.json that says so): finish it with "
+            f"`nas search resume={folder.path}`"
+        )
+    shape, classes = tuple(result["input"]["shape"]), len(result["input"]["classes"])
+    network = discretize(_supernet(folder, space, shape, classes), Arch.load(folder.arch))
+    load_weights(network, folder.network)
+    return network.eval()
+
+
+def _supernet(
+    folder: RunDir, space: Builder | None, shape: tuple[int, ...], classes: int
+) -> nn.Module:
+    if space is not None:
+        return space(shape, classes)
+    try:
+        config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))["space"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read the space from {folder.config}: {error}") from None
+    return build(config, shape, classes)
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Read a state dict into `network`; only tensors are read from the file.
+
+    Raises:
+        UserError: no such file, or one of another network.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict(state)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path} holds no weights that fit this network: {reason}") from None
+
+
+def state_bytes(module: nn.Module) -> bytes:
+    """The module's state dict as the content of a file."""
+    buffer = io.BytesIO()
+    torch.save({name: value.cpu() for name, value in module.state_dict().items()}, buffer)
+    return buffer.getvalue()
+
+
+def onnx(network: nn.Module, example: Tensor, path: Path) -> float:
+    """Write `network` as ONNX with a free batch size; return max |ONNX - eager| on `example`.
+
+    The file is kept only if it computes what the network computes.
+
+    Raises:
+        UserError: the extra is not installed, or the outputs differ by more than 1e-4.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"ONNX needs {error.name}: pip install 'dnas[onnx]'") from None
+    network = network.eval()
+    program = torch.onnx.export(
+        network,
+        (example,),
+        dynamo=True,
+        input_names=["input"],
+        output_names=["logits"],
+        dynamic_shapes={"x": {0: torch.export.Dim("batch", min=1)}},
+        verbose=False,
+    )
+    assert program is not None
+    content = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    found = torch.from_numpy(session.run(None, {"input": example.numpy()})[0])
+    with torch.no_grad():
+        difference = float((found - network(example)).abs().max())
+    if not difference <= 1e-4:
+        raise UserError(
+            f"the ONNX file computes something else than the network (max difference "
+            f"{difference:.2g} > 1e-4), so it was not kept"
+        )
+    write_atomic(path, content)
+    return difference
+
+
+def describe_input(result: Mapping[str, Any]) -> str:
+    """One line on how images must be prepared for the network."""
+    given = result["input"]
+    return (
+        f"input {tuple(given['shape'])}, pixels in 0..1 normalised by mean {given['mean']} and "
+        f"std {given['std']}"
+    )

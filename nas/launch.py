@@ -1,0 +1,277 @@
+"""From the command line's words to runs: Hydra composes, this instantiates and launches."""
+
+import difflib
+import logging
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nas.config import Weights, check, check_trusted, config_dir, groups, register
+from nas.errors import UserError
+from nas.run import RunDir, find_runs, fingerprint, write_atomic, write_json
+
+# Keys that say where and how a run is made, not what comes out of it.
+_UNIMPORTANT = ("out", "name", "resume", "threads", "trainer")
+
+
+COMMAND = "NAS_COMMAND"
+
+
+class FailedRunError(RuntimeError):
+    """A run began and did not end well; the message says how to go on."""
+
+
+def launch(verb: str, arguments: list[str]) -> int:
+    """Compose the configuration from `arguments` and carry out `verb`; the exit code."""
+    register()
+    # Hydra then lets exceptions through instead of printing them and exiting with 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    os.environ[COMMAND] = f"nas {verb}"  # jobs of a sweep may run in other processes
+    sys.argv = [f"nas {verb}", *arguments]
+    task = hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(
+        _describe if verb == "describe" else _finetune if verb == "finetune" else _search
+    )
+    try:
+        task()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise UserError(
+            f"cannot write to {error.filename} ({error.strerror}); choose another output folder "
+            "with out=FOLDER"
+        ) from None
+    except FailedRunError as error:
+        print(f"nas: {error}", file=sys.stderr)
+        return 1
+    except InterruptedError as error:
+        print(f"nas: {error}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def explain(error: Exception) -> str:
+    """Hydra's message in one line, with the alternatives to an unknown key."""
+    causes = [error, error.__cause__] if error.__cause__ else [error]
+    text = " ".join(" ".join(str(cause).split()) for cause in causes)
+    unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", text)
+    if unknown and "Available options" not in text:
+        text = f"unknown key {unknown[1] or unknown[2]!r}.{_alternatives(unknown[1] or '')}"
+    return re.sub(r"\s*(object_type=\S+|full_key: \S+|reference_type=\S+)", "", text)
+
+
+def _alternatives(key: str) -> str:
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        config = compose("config")
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    known = [str(k) for k in node if not str(k).startswith("_")] if node is not None else []
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{meant} Known keys{f' of {parent}' if parent else ''}: {', '.join(known)}"
+
+
+def _search(config: DictConfig) -> None:
+    for key in ("arch", "checkpoint"):
+        if config[key] is not None:
+            raise UserError(f"{key}= is for `nas finetune`; `nas search` finds its architecture")
+    _carry_out(config)
+
+
+def _finetune(config: DictConfig) -> None:
+    if config.arch is None:
+        raise UserError("nas finetune needs arch=FILE, the arch.json of the network to train")
+    _carry_out(config)
+
+
+def _carry_out(config: DictConfig) -> None:
+    """One job: single, or one of a sweep. A failure is recorded in its folder."""
+    made = Path(HydraConfig.get().runtime.output_dir)
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    config, folder = _resumed(config, made)
+    run = RunDir(folder)
+    if run.finished:
+        print(f"already finished: {run.path}")
+        return
+    try:
+        _run(config, run)
+    except (KeyboardInterrupt, InterruptedError):
+        raise InterruptedError(f"interrupted. {_how_to_go_on(run)}") from None
+    except Exception as error:
+        if sweep or run.checkpoint.exists():
+            _record_failure(run, config, error)
+        elif folder == made and not any(made.iterdir()):
+            made.rmdir()
+        from nas.train import NotFiniteError
+
+        if isinstance(error, NotFiniteError):
+            raise FailedRunError(
+                f"{error}: lower the learning rate (search.weight_optimizer.lr, "
+                f"finetune.optimizer.lr) or raise clip. {_how_to_go_on(run)}"
+            ) from None
+        raise
+
+
+def _how_to_go_on(run: RunDir) -> str:
+    for checkpoint in (run.finetune_checkpoint, run.checkpoint):
+        if checkpoint.exists():
+            return f"Last checkpoint: {checkpoint}. Go on with: nas search resume={run.path}"
+    return "No epoch was completed, so there is no checkpoint yet: start again"
+
+
+def _record_failure(run: RunDir, config: DictConfig, error: Exception) -> None:
+    message = " ".join(str(error).split()) or type(error).__name__
+    about = {"schema": 1, "status": "failed", "message": message, **_about(config)}
+    write_json(run.result, about)
+
+
+def _resumed(config: DictConfig, made: Path) -> tuple[DictConfig, Path]:
+    """The configuration and folder to go on with, `made` where nothing is resumed."""
+    if config.resume in (False, None):
+        return config, made
+    if config.resume is not True:
+        source = RunDir(Path(str(config.resume)))
+        if not source.config.is_file():
+            raise UserError(
+                f"resume={source.path} is not a run's folder (no config.yaml in it); pass true "
+                "or the folder of a run"
+            )
+        saved = OmegaConf.load(source.config)
+        assert isinstance(saved, DictConfig)
+        check_trusted(saved, source.config)
+        _remove_if_empty(made)
+        return saved, source.path
+    wanted = _fingerprint(config)
+    for run in reversed(find_runs(Path(config.out))):
+        if run.config.is_file() and _fingerprint(OmegaConf.load(run.config)) == wanted:
+            if run.path != made:
+                _remove_if_empty(made)
+            return config, run.path
+    return config, made
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _fingerprint(config: Any) -> str:
+    container = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    assert isinstance(container, dict)
+    return fingerprint({str(k): v for k, v in container.items()}, without=_UNIMPORTANT)
+
+
+def _run(config: DictConfig, run: RunDir) -> None:
+    check(config)
+    _quiet()
+    import torch
+
+    from nas.arch import Arch
+    from nas.pipeline import InterruptedRunError, Run, load_supernet
+    from nas.result import announce
+
+    torch.set_num_threads(config.threads or _threads())
+    arch = Arch.load(Path(config.arch)) if config.get("arch") else None
+    pipeline = Run(_plan(config), run, arch)
+    if config.get("checkpoint"):
+        load_supernet(pipeline.supernet, Path(config.checkpoint))
+    run.create()
+    write_atomic(run.config, OmegaConf.to_yaml(config, resolve=True))
+    try:
+        result = pipeline()
+    except InterruptedRunError:
+        raise InterruptedError from None
+    announce(run, result)
+
+
+def _plan(config: DictConfig) -> Any:
+    from nas.pipeline import Plan
+
+    try:
+        return Plan(
+            data=instantiate(config.data)(seed=config.seed),
+            space=instantiate(config.space, _convert_="all"),
+            relax=instantiate(config.relax),
+            search=instantiate(config.search, _convert_="all"),
+            costs=instantiate(config.cost, _convert_="all"),
+            objective=instantiate(config.objective),
+            finetune=instantiate(config.finetune, _convert_="all"),
+            trainer=instantiate(config.trainer, _convert_="all"),
+            seed=config.seed,
+            inherit=config.weights in (Weights.inherited, "inherited"),
+            onnx=config.onnx,
+            stable_epochs=config.stable_epochs,
+            about=_about(config),
+        )
+    except hydra.errors.InstantiationException as error:
+        # Hydra wraps what a constructor raised; its own words are the useful ones.
+        cause = error.__cause__
+        raise cause if isinstance(cause, UserError) else UserError(explain(error)) from None
+
+
+def _about(config: DictConfig) -> dict[str, Any]:
+    """What the user asked for, for result.json."""
+    words = list(HydraConfig.get().overrides.task)
+    overrides = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        if key not in ("out", "name", "resume", "threads"):
+            overrides[key.lstrip("+~")] = yaml.safe_load(value)
+    return {
+        "seed": config.seed,
+        "overrides": overrides,
+        "command": " ".join([os.environ.get(COMMAND, "nas search"), *words]),
+    }
+
+
+def _threads() -> int:
+    """The cores of this machine, shared by the jobs that a launcher runs at once."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    settings = HydraConfig.get()
+    jobs = 1
+    if settings.mode == RunMode.MULTIRUN:
+        jobs = int(settings.launcher.get("n_jobs") or 1)
+    cores = cores or 1
+    return max(1, cores // (cores if jobs < 0 else jobs))
+
+
+def _quiet() -> None:
+    """Lightning's adverts and hints about workers are not for the user of a search."""
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in (".*does not have many workers.*", ".*smaller than the logging interval.*"):
+        warnings.filterwarnings("ignore", text)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+def _describe(config: DictConfig) -> None:
+    check(config)
+    _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+    from nas.describe import describe
+
+    plan = _plan(config)
+    plan.data.setup()
+    describe(
+        plan.space(input_shape=plan.data.input_shape, num_classes=plan.data.num_classes),
+        plan.data.input_shape,
+        plan.costs,
+    )
+
+
+__all__ = ["explain", "groups", "launch"]

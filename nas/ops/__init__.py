@@ -1,0 +1,1 @@
+"""Candidate operations and the names they are built from."""

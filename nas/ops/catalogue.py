@@ -1,0 +1,157 @@
+"""Names of candidate operations, and what each of them builds.
+
+``OPS`` maps a name's form to the factory that builds it; ``{kernel}`` in a form is a number of the
+name and a keyword argument of the factory. A new op is one factory and one line here.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import partial
+from itertools import product
+
+from torch import nn
+
+from nas.errors import UserError
+from nas.ops import blocks
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where an op is to stand."""
+
+    in_channels: int
+    out_channels: int
+    stride: int = 1
+    ndim: int = 2
+
+    def __str__(self) -> str:
+        return f"{self.in_channels} -> {self.out_channels} channels, stride {self.stride}"
+
+
+def _anywhere(site: Site, **numbers: int) -> str | None:
+    return None
+
+
+def _same_shape(site: Site, **numbers: int) -> str | None:
+    fits = site.stride == 1 and site.in_channels == site.out_channels
+    return None if fits else "it needs stride 1 and as many output as input channels"
+
+
+def _same_channels(site: Site, **numbers: int) -> str | None:
+    fits = site.in_channels == site.out_channels
+    return None if fits else "it needs as many output as input channels"
+
+
+def _divisible(site: Site, groups: int, **numbers: int) -> str | None:
+    fits = site.in_channels % groups == 0 and site.out_channels % groups == 0
+    return None if fits else f"it needs input and output channels divisible by {groups}"
+
+
+def _images(site: Site, **numbers: int) -> str | None:
+    return None if site.ndim == 2 else "it needs images, not sequences"
+
+
+@dataclass(frozen=True)
+class Op:
+    """A factory, and what stands against building it at a site (None: nothing)."""
+
+    factory: Callable[..., nn.Module]
+    obstacle: Callable[..., str | None] = field(default=_anywhere)
+
+
+OPS: dict[str, Op] = {
+    "conv_k{kernel}": Op(blocks.conv),
+    "sep_k{kernel}": Op(blocks.separable),
+    "mb_k{kernel}_e{expand}": Op(blocks.MBConv),
+    "mb_k{kernel}_e{expand}_se": Op(partial(blocks.MBConv, se=True)),
+    "grp_k{kernel}_g{groups}": Op(blocks.grouped, _divisible),
+    "ssep_k{kernel}": Op(blocks.spatially_separable, _images),
+    "avgpool_k{kernel}": Op(blocks.average_pool, _same_channels),
+    "maxpool_k{kernel}": Op(blocks.max_pool, _same_channels),
+    "identity": Op(blocks.identity, _same_shape),
+    "zero": Op(blocks.zero),
+}
+# What the listed names are made of; any other number works too, a kernel if it is odd.
+USUAL = {"kernel": (3, 5, 7), "expand": (1, 3, 6), "groups": (2, 4)}
+
+
+def known_names() -> list[str]:
+    """Every form with the usual numbers in it."""
+    return [
+        form.format(**dict(zip(_fields(form), numbers, strict=True)))
+        for form in OPS
+        for numbers in product(*(USUAL[name] for name in _fields(form)))
+    ]
+
+
+def parse(name: str) -> tuple[Op, dict[str, int]]:
+    """The op that `name` means and the numbers in it.
+
+    Raises:
+        UserError: no such name, or an even kernel.
+    """
+    for form, op in OPS.items():
+        match = re.fullmatch(re.sub(r"\{(\w+)\}", r"(?P<\1>[1-9][0-9]*)", form), str(name))
+        if match:
+            numbers = {key: int(text) for key, text in match.groupdict().items()}
+            if numbers.get("kernel", 1) % 2 == 0:
+                raise UserError(f"op {name!r}: the kernel must be odd, got {numbers['kernel']}")
+            return op, numbers
+    close = get_close_matches(str(name), known_names(), n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    forms = ", ".join(OPS).replace("{", "<").replace("}", ">")
+    raise UserError(f"no candidate op {name!r}{hint} Known: {forms}, e.g. conv_k3, mb_k5_e6_se")
+
+
+def obstacle(
+    name: str, in_channels: int, out_channels: int, stride: int = 1, ndim: int = 2
+) -> str | None:
+    """Why the op cannot stand there, in words; None where it can."""
+    op, numbers = parse(name)
+    site = Site(in_channels, out_channels, stride, ndim)
+    reason = op.obstacle(site, **numbers)
+    return None if reason is None else f"op {name!r} does not fit {site}: {reason}"
+
+
+def allowed(name: str, in_channels: int, out_channels: int, stride: int = 1, ndim: int = 2) -> bool:
+    """Whether `build` takes these arguments; identity and pooling keep the number of channels."""
+    return obstacle(name, in_channels, out_channels, stride, ndim) is None
+
+
+def build(
+    name: str,
+    in_channels: int,
+    out_channels: int,
+    stride: int = 1,
+    ndim: int = 2,
+    activation: str | None = None,
+) -> nn.Module:
+    """The op of that name, with new weights.
+
+    Args:
+        ndim: 2 for images ``(N, C, H, W)``, 1 for sequences ``(N, C, L)``.
+        activation: instead of the op's own (ReLU; ReLU6 in `mb_*`); see `blocks.ACTIVATIONS`.
+
+    Raises:
+        UserError: unknown name or activation, an even kernel, numbers below 1, or an op that
+            cannot change the channels or the size as asked.
+    """
+    for what, value in (("channels", in_channels), ("channels", out_channels), ("stride", stride)):
+        if value < 1:
+            raise UserError(f"op {name!r}: {what} must be at least 1, got {value}")
+    if ndim not in blocks.CONV:
+        raise UserError(f"op {name!r}: ndim must be 1 (sequences) or 2 (images), got {ndim}")
+    if activation is not None and activation not in blocks.ACTIVATIONS:
+        allowed_names = ", ".join(blocks.ACTIVATIONS)
+        raise UserError(f"no activation {activation!r}, only {allowed_names}")
+    reason = obstacle(name, in_channels, out_channels, stride, ndim)
+    if reason is not None:
+        raise UserError(reason)
+    op, numbers = parse(name)
+    return op.factory(in_channels, out_channels, stride, ndim, activation, **numbers)
+
+
+def _fields(form: str) -> list[str]:
+    return re.findall(r"\{(\w+)\}", form)

@@ -1,0 +1,106 @@
+"""Fronts of points to be minimised: who is on it, how much it covers, where it bends.
+
+Arrays in, arrays out. `points` is ``(n, d)``: n candidates, d objectives, all minimised (give
+``1 - accuracy``, not accuracy). NaN and infinity are refused: compared with NaN nothing dominates
+and nothing is dominated, so a failed run would silently join the front.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Points = NDArray[np.float64]
+
+
+def non_dominated(points: ArrayLike) -> NDArray[np.bool_]:
+    """Mask ``(n,)`` of the points that no other point dominates.
+
+    p dominates q when p is nowhere larger and somewhere smaller; of exact duplicates both stay.
+
+    Raises:
+        ValueError: not ``(n, d)``, or a value is NaN or infinite (the row is named).
+    """
+    array = _checked(points)
+    return np.array([not _dominates(array, point).any() for point in array], dtype=bool)
+
+
+def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
+    """Volume of the region dominated by `points` and bounded by `reference` ``(d,)``; exact.
+
+    Points that are not below the reference in every objective add nothing. Time O(n log n) for
+    d = 2; a factor n more for each further objective (hypervolume by slicing objectives,
+    While et al. 2006).
+
+    Raises:
+        ValueError: as `non_dominated`, or `reference` is not ``(d,)`` and finite.
+    """
+    array = _checked(points)
+    corner = np.asarray(reference, dtype=np.float64)
+    if corner.shape != array.shape[1:] or not np.isfinite(corner).all():
+        raise ValueError(
+            f"the reference point must be {array.shape[1]} finite numbers, one per objective, "
+            f"not {corner.tolist()}"
+        )
+    return _volume(array[(array < corner).all(axis=1)], corner)
+
+
+def knee(points: ArrayLike) -> int:
+    """Index of the front's knee: giving up a little in one objective gains most in the others.
+
+    Each objective is scaled to 0..1 over the front and the least sum wins, which in two
+    objectives is the point farthest below the line through the two ends. The first of equals.
+
+    Raises:
+        ValueError: as `non_dominated`, or there are no points.
+    """
+    array = _checked(points)
+    members = np.flatnonzero(non_dominated(array))
+    if not len(members):
+        raise ValueError("no points, so no knee: give at least one")
+    front = array[members]
+    span = np.ptp(front, axis=0)
+    scaled = (front - front.min(axis=0)) / np.where(span > 0, span, 1.0)
+    return int(members[scaled.sum(axis=1).argmin()])
+
+
+def _dominates(array: Points, point: Points) -> NDArray[np.bool_]:
+    return np.asarray((array <= point).all(axis=1) & (array < point).any(axis=1))
+
+
+def _volume(points: Points, corner: Points) -> float:
+    if not len(points):
+        return 0.0
+    if len(corner) == 1:
+        return float(corner[0] - points[:, 0].min())
+    if len(corner) == 2:
+        return _area(points, corner)
+    # Between one point's last objective and the next one's, the cross-section is constant.
+    points = points[points[:, -1].argsort(kind="stable")]
+    depths = np.diff(points[:, -1], append=corner[-1])
+    return sum(
+        float(depth) * _volume(points[: i + 1, :-1], corner[:-1])
+        for i, depth in enumerate(depths)
+        if depth > 0
+    )
+
+
+def _area(points: Points, corner: Points) -> float:
+    points = points[np.lexsort((points[:, 1], points[:, 0]))]
+    lowest = np.minimum.accumulate(points[:, 1])
+    widths = np.diff(points[:, 0], append=corner[0])
+    return float((widths * (corner[1] - lowest)).sum())
+
+
+def _checked(points: ArrayLike) -> Points:
+    array = np.asarray(points, dtype=np.float64)
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise ValueError(
+            f"points must be an array (n, d) of n points with d >= 1 objectives, "
+            f"not of shape {array.shape}"
+        )
+    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    if len(bad):
+        raise ValueError(
+            f"row {bad[0]} of the points is {array[bad[0]].tolist()}: every objective must be "
+            f"finite ({len(bad)} of {len(array)} rows are not). Leave such rows out first."
+        )
+    return array

@@ -1,0 +1,286 @@
+"""The stages of a run: search -> discretize -> fine-tune -> test -> export, each resumable."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import nn
+
+from nas.arch import Arch
+from nas.cost.analytic import MACs, Params
+from nas.cost.base import LayerCost
+from nas.cost.expected import ExpectedCost
+from nas.cost.trace import trace
+from nas.data import DataModule
+from nas.decision import apply, free
+from nas.discrete import arch_of, discretize
+from nas.errors import UserError
+from nas.export import onnx, state_bytes
+from nas.result import SCHEMA, cost_fields, input_fields, read_json, versions
+from nas.run import RunDir, write_atomic, write_json
+from nas.search.callbacks import LastCheckpoint, StopWhenStable
+from nas.search.differentiable import DifferentiableSearch
+from nas.search.stopwatch import Stopwatch
+from nas.search.telemetry import SearchTelemetry, TrainingTelemetry
+from nas.supernet.choice import Relaxing
+from nas.train import Training
+
+
+@dataclass
+class Plan:
+    """All that a run is made of, instantiated but for what needs data or a model first."""
+
+    data: DataModule
+    space: Callable[..., nn.Module]
+    relax: Relaxing
+    search: Callable[..., Any]
+    costs: Mapping[str, LayerCost]
+    objective: Any
+    finetune: Callable[..., Training]
+    trainer: Callable[..., pl.Trainer]
+    seed: int
+    inherit: bool
+    onnx: bool
+    stable_epochs: int | None
+    about: Mapping[str, Any] = field(default_factory=dict)  # goes into result.json as it is
+
+
+class InterruptedRunError(RuntimeError):
+    """Ctrl-C, or a scheduler's signal, ended a stage."""
+
+
+class Run:
+    """One run of a `Plan` in a run directory; finished stages are read back, not repeated.
+
+    Everything that can be wrong with the input is found in the constructor, before any training.
+
+    Raises:
+        UserError: see `DataModule`, the space, `trace` and the search.
+    """
+
+    def __init__(self, plan: Plan, run: RunDir, arch: Arch | None = None) -> None:
+        self.plan, self.run = plan, run
+        plan.data.setup()
+        self.supernet = self._build()
+        traced = trace(self.supernet, plan.data.input_shape)
+        reported: dict[str, LayerCost] = {"params": Params(), "macs": MACs(), **plan.costs}
+        self.all_costs = {n: ExpectedCost(self.supernet, c, traced) for n, c in reported.items()}
+        self.space = str(getattr(self.supernet, "name", type(self.supernet).__name__))
+        self.arch = arch
+        if arch is not None:
+            apply(self.supernet, arch)
+            free(self.supernet)
+        self.search = None if arch else self._searcher()
+        self._training(discretize(self.supernet, arch))
+
+    def _build(self) -> nn.Module:
+        torch.manual_seed(self.plan.seed)
+        data = self.plan.data
+        supernet = self.plan.space(input_shape=data.input_shape, num_classes=data.num_classes)
+        self.plan.relax(supernet)
+        return supernet
+
+    def _searcher(self) -> Any:
+        costs = {name: self.all_costs[name] for name in self.plan.costs}
+        target = getattr(self.plan.search, "func", self.plan.search)
+        if isinstance(target, type) and issubclass(target, DifferentiableSearch):
+            module = self.plan.search(
+                supernet=self.supernet,
+                costs=costs,
+                objective=self.plan.objective,
+                temperature=self.plan.relax.temperature,
+                seed=self.plan.seed,
+            )
+            module.loaders(self.plan.data)  # a batch larger than a split is an error now
+            return module
+        return self.plan.search(supernet=self.supernet, seed=self.plan.seed)
+
+    def _training(self, network: nn.Module) -> Training:
+        return self.plan.finetune(network=network, seed=self.plan.seed)
+
+    def __call__(self) -> dict[str, Any]:
+        """Run what is left to do, write the artefacts, return what is in result.json."""
+        started = time.monotonic()
+        logger = self._logger()
+        found = self._find(logger)
+        network, trained = self._finetune(found, logger)
+        result = self._result(found, trained, time.monotonic() - started)
+        write_atomic(self.run.network, state_bytes(network))
+        if self.plan.onnx:
+            result["onnx_max_abs_diff"] = self._onnx(network)
+        write_json(self.run.result, result)
+        self._log_final(logger, result)
+        self.run.finetune_checkpoint.unlink(missing_ok=True)
+        return result
+
+    def _find(self, logger: TensorBoardLogger) -> dict[str, Any]:
+        """The search stage: the architecture, and what is known of the search."""
+        stage = self.run.path / "search.json"
+        if self.arch is None and self.run.arch.exists() and stage.exists():
+            self.arch = Arch.load(self.run.arch)
+            if isinstance(self.search, DifferentiableSearch):
+                load_supernet(self.supernet, self.run.checkpoint)
+            return read_json(stage)
+        known: dict[str, Any] = {"seconds": 0.0, "metrics": {}}
+        if self.arch is None and isinstance(self.search, DifferentiableSearch):
+            known = self._fit_search(self.search, logger)
+            self.arch = arch_of(self.supernet, self.space)
+        elif self.arch is None:
+            assert self.search is not None
+            self.arch = self.search.pick(self.space)
+        write_json(stage, known)
+        self.arch.save(self.run.arch)
+        return known
+
+    def _fit_search(
+        self, module: DifferentiableSearch, logger: TensorBoardLogger
+    ) -> dict[str, Any]:
+        watch = Stopwatch()
+        stable = StopWhenStable(self.plan.stable_epochs)
+        callbacks = [watch, stable, SearchTelemetry(), LastCheckpoint(self.run.checkpoint)]
+        trainer = self._trainer(module.epochs, callbacks, logger)
+        self._fit(
+            trainer,
+            module,
+            module.loaders(self.plan.data),
+            self.run.checkpoint if self.run.checkpoint.exists() else None,
+        )
+        free(self.supernet)
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        kept = {k: metrics[k] for k in ("supernet_val_acc", "supernet_val_loss") if k in metrics}
+        return {"seconds": watch.seconds, "metrics": kept}
+
+    def _finetune(
+        self, found: dict[str, Any], logger: TensorBoardLogger
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        assert self.arch is not None
+        metrics: dict[str, float] = {}
+        source = self.supernet if self.plan.inherit else self._build()
+        module = self._training(discretize(source, self.arch))
+        data, watch = self.plan.data, Stopwatch()
+        callbacks = [watch, TrainingTelemetry(), LastCheckpoint(self.run.finetune_checkpoint)]
+        trainer = self._trainer(module.epochs, callbacks, logger)
+        if self.plan.inherit and isinstance(self.search, DifferentiableSearch):
+            trainer.validate(module, data.val_dataloader(), verbose=False)
+            metrics["inherited_val_acc"] = float(trainer.callback_metrics["val_acc"])
+        saved = self.run.finetune_checkpoint
+        self._fit(trainer, module, data.weight_loader(), saved if saved.exists() else None)
+        for evaluate, loader in (
+            (trainer.validate, data.val_dataloader()),
+            (trainer.test, data.test_dataloader()),
+        ):
+            evaluate(module, loader, verbose=False)
+            # Of this evaluation alone; Lightning returns only what went to a logger.
+            metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+        return module.network.cpu().eval(), {"metrics": metrics, "seconds": watch.seconds}
+
+    def _fit(self, trainer: pl.Trainer, module: Any, loaders: Any, checkpoint: Any) -> None:
+        try:
+            trainer.fit(
+                module,
+                loaders,
+                self.plan.data.val_dataloader(),
+                ckpt_path=checkpoint,
+                weights_only=True,
+            )
+        except SystemExit:
+            raise InterruptedRunError("interrupted") from None
+        if trainer.interrupted:
+            raise InterruptedRunError("interrupted")
+
+    def _trainer(
+        self, epochs: int, callbacks: list[pl.Callback], logger: TensorBoardLogger
+    ) -> pl.Trainer:
+        return self.plan.trainer(
+            max_epochs=epochs,
+            callbacks=callbacks,
+            logger=logger,
+            default_root_dir=self.run.path,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # the loaders know their rank
+        )
+
+    def _logger(self) -> TensorBoardLogger:
+        logger = TensorBoardLogger(
+            self.run.path, name="tensorboard", version="", default_hp_metric=False
+        )
+        names = ("test_acc", "val_acc", *self.all_costs)
+        logger.log_hyperparams(
+            self._hyper_parameters(), {f"final/{n}": float("nan") for n in names}
+        )
+        return logger
+
+    def _hyper_parameters(self) -> dict[str, Any]:
+        shown = {"space": self.space, "data": self.plan.data.name, "seed": self.plan.seed}
+        strength = getattr(self.plan.objective, "strength", None)
+        return {**shown, "strength": strength, **self.plan.about.get("overrides", {})}
+
+    def _log_final(self, logger: TensorBoardLogger, result: Mapping[str, Any]) -> None:
+        final = {**result["metrics"], **result["costs"]}
+        names = ("test_acc", "val_acc", *self.all_costs)
+        logger.log_metrics({f"final/{name}": final[name] for name in names}, step=0)
+        logger.finalize("success")
+
+    def _onnx(self, network: nn.Module) -> float | None:
+        example = next(iter(self.plan.data.test_dataloader()))[0][:16]
+        try:
+            return onnx(network, example, self.run.onnx)
+        except UserError as error:
+            logging.getLogger("nas").warning("no ONNX file: %s", error)
+            return None
+
+    def _result(
+        self, found: Mapping[str, Any], trained: Mapping[str, Any], seconds: float
+    ) -> dict[str, Any]:
+        assert self.arch is not None
+        return {
+            "schema": SCHEMA,
+            "status": "finished",
+            "message": None,
+            "space": self.space,
+            "data": self.plan.data.name,
+            "seed": self.plan.seed,
+            **self.plan.about,
+            "arch": dict(self.arch.choices),
+            "arch_hash": self.arch.hash,
+            "metrics": {**found["metrics"], **trained["metrics"]},
+            **cost_fields(self.all_costs, self.arch),
+            "input": input_fields(self.plan.data),
+            "seconds": {
+                "search": found["seconds"],
+                "finetune": trained["seconds"],
+                "this_session": seconds,
+            },
+            "versions": versions(),
+        }
+
+
+def load_supernet(supernet: nn.Module, checkpoint: Path) -> None:
+    """Read the weights and alphas of a search's last.ckpt into `supernet`; only tensors are read.
+
+    Raises:
+        UserError: no such file, no checkpoint of a search, or one of another space.
+    """
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:
+        raise UserError(f"{checkpoint} is not the last.ckpt of a search: {error}") from None
+    prefix = "supernet."
+    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    try:
+        supernet.load_state_dict(own)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        name = getattr(supernet, "name", type(supernet).__name__)
+        raise UserError(
+            f"{checkpoint} is of another space than {name!r}: {reason}... Pass the space and the "
+            "data that the search was run with"
+        ) from None
+    free(supernet)

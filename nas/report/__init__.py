@@ -1,0 +1,100 @@
+"""Run directories -> the Pareto front as a table, CSV, pictures, one HTML page and TensorBoard."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from nas.report.figure import pictures
+from nas.report.front import Front, Sweep, fronts, labelled
+from nas.report.page import page
+from nas.report.runs import gather
+from nas.report.spreadsheet import csv_text
+from nas.report.table import console, print_table
+from nas.report.tensorboard import write_entry
+from nas.run import RunDir, write_atomic
+
+__all__ = ["Front", "ReportFiles", "compare", "report"]
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """Where a report was written, and the fronts in it, one per sweep."""
+
+    csv: Path
+    png: Path
+    svg: Path
+    html: Path
+    tensorboard: Path  # folder
+    fronts: tuple[Front, ...]
+
+
+def report(
+    folder: Path | Sequence[Path],
+    cost: str = "params",
+    metric: str = "test_acc",
+    out: Path | None = None,
+) -> ReportFiles:
+    """Report on all runs below a folder; several folders are overlaid, labelled by their names.
+
+    Args:
+        cost: x axis, a key of the runs' `costs`; minimised, and shown on a logarithmic axis.
+        metric: y axis, a key of the runs' `metrics`; ``1 - metric`` is minimised, a loss as it is.
+        out: where to write; by default the folder itself, or `./report` for several.
+
+    Raises:
+        UserError: no such folder, no finished run with this cost and metric, `out` cannot be
+            written, or the `report` extra is not installed.
+    """
+    folders = [folder] if isinstance(folder, Path) else list(folder)
+    return compare(labelled(folders), cost, metric, out)
+
+
+def compare(
+    folders: Mapping[str, Path],
+    cost: str = "params",
+    metric: str = "test_acc",
+    out: Path | None = None,
+) -> ReportFiles:
+    """As `report`, for labelled folders: one figure, one reference point for all hypervolumes."""
+    sweeps = [Sweep(label, folder, gather(folder)) for label, folder in folders.items()]
+    found = fronts(sweeps, cost, metric)
+    target = out or (sweeps[0].folder if len(sweeps) == 1 else Path("report"))
+    RunDir(target).create()
+    screen = console()
+    print_table(screen, sweeps, found)
+    files = _files(target, found)
+    write_atomic(files.csv, csv_text(sweeps, found))
+    png, svg = pictures(found)
+    write_atomic(files.png, png)
+    write_atomic(files.svg, svg)
+    write_atomic(files.html, page(sweeps, found))
+    write_entry(files.tensorboard, png, found)
+    _print_next(screen, files, sweeps)
+    return files
+
+
+def _files(target: Path, found: tuple[Front, ...]) -> ReportFiles:
+    return ReportFiles(
+        csv=target / "report.csv",
+        png=target / "front.png",
+        svg=target / "front.svg",
+        html=RunDir(target).report,
+        tensorboard=target / "tensorboard_report",
+        fronts=found,
+    )
+
+
+def _print_next(screen: Console, files: ReportFiles, sweeps: Sequence[Sweep]) -> None:
+    written = (files.html, files.png, files.svg, files.csv)
+    logdir = sweeps[0].folder if len(sweeps) == 1 else files.tensorboard
+    lines = [
+        "",
+        f"written: {', '.join(map(str, written))}",
+        f"next: open {files.html} in a browser, or",
+        f"      tensorboard --logdir {logdir}",
+    ]
+    for line in lines:
+        screen.print(Text(line), soft_wrap=True)

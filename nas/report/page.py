@@ -1,0 +1,106 @@
+"""report.html: one file, no network; a scatter, the runs in a table, how to load the front."""
+
+import json
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from nas.report.chart import chart
+from nas.report.front import Front, Sweep, costs_of, fronts
+from nas.report.labels import cost_label, cost_text, metric_text, plural
+from nas.report.optional import load_optional
+from nas.report.rows import left_out_table, runs_table
+from nas.report.runs import Run, text_of
+from nas.report.table import left_out
+from nas.report.template import CSS, POLICY, SCRIPT
+
+
+def page(sweeps: Sequence[Sweep], shown: Sequence[Front]) -> str:
+    """The whole page; `shown` are the fronts it opens with, other costs are one choice away.
+
+    Raises:
+        UserError: plotly is not installed.
+    """
+    plotly = load_optional("plotly.offline").get_plotlyjs()
+    cost, metric = shown[0].cost, shown[0].metric
+    costs = dict.fromkeys([cost, *costs_of(sweeps, metric)])
+    by_cost = {name: fronts(sweeps, name, metric) for name in costs}
+    runs = [run for found in by_cost.values() for front in found for run in front.runs]
+    rows = {key: f"run-{i}" for i, key in enumerate(dict.fromkeys(map(id, runs)))}
+    charts = {name: chart(found, rows) for name, found in by_cost.items()}
+    name = escape(", ".join(sweep.label for sweep in sweeps))
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>nas report: {name}</title>
+<style>{CSS}</style>
+</head>
+<body>
+<main>
+<h1>{name}: {plural(sum(len(front.runs) for front in shown), "run")}</h1>
+<p><label>Cost on the x axis: {_picker(costs)}</label></p>
+<div id="chart"></div>
+<p class="soft">Drag to zoom, double click to go back; click a point to find its row.</p>
+{"".join(_front_part(found, name == cost) for name, found in by_cost.items())}
+<h2>All runs</h2>
+{runs_table(by_cost, rows, cost)}
+{_left_out_part(sweeps, cost, metric)}
+</main>
+<script type="application/json" id="charts">{_json(charts)}</script>
+<script>{plotly}</script>
+<script>{SCRIPT}</script>
+</body>
+</html>
+"""
+
+
+def _json(value: Any) -> str:
+    # "</script>" or "<!--" in a run's text would end the element it stands in.
+    return json.dumps(value).replace("<", "\\u003c")
+
+
+def _picker(costs: Iterable[str]) -> str:
+    options = (
+        f'<option value="{escape(name)}">{escape(cost_label(name))}</option>' for name in costs
+    )
+    return f'<select id="cost">{"".join(options)}</select>'
+
+
+def _front_part(found: Sequence[Front], visible: bool) -> str:
+    lines = "".join(
+        f"<p>{escape(f'{front.label}: ' if len(found) > 1 else '')}{escape(front.summary())}</p>"
+        for front in found
+    )
+    pairs = [_load(run, front) for front in found for run in front.members]
+    width = max(len(command) for command, _ in pairs)
+    commands = "\n".join(f"{command:{width}}  # {what}" for command, what in pairs)
+    return f"""<section data-cost="{escape(found[0].cost)}"{"" if visible else " hidden"}>
+{lines}
+<p class="soft">{escape(found[0].definition())}</p>
+<h2>Load a network of the front</h2>
+<pre>import nas
+{escape(commands)}</pre>
+</section>
+"""
+
+
+def _load(run: Run, front: Front) -> tuple[str, str]:
+    """The command for one network, seen from the folder the report is made in; what it is."""
+    path = run.path.resolve()
+    if path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    metric = metric_text(front.metric, run.metrics[front.metric])
+    command = f"network = nas.load({json.dumps(text_of(path), ensure_ascii=False)})"
+    return command, f"{cost_text(run.costs[front.cost])} {front.cost}, {metric}"
+
+
+def _left_out_part(sweeps: Sequence[Sweep], cost: str, metric: str) -> str:
+    rows = list(left_out(sweeps, cost, metric))
+    if not rows:
+        return ""
+    heading = f"<h2>{plural(len(rows), 'run')} without a place in the figure</h2>"
+    return heading + left_out_table(rows, several=len(sweeps) > 1)

@@ -1,0 +1,94 @@
+"""What a run leaves behind to be read: the fields of result.json, and what the user is told."""
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from nas.arch import Arch
+from nas.cost.expected import ExpectedCost
+from nas.cost.extremes import largest, least
+from nas.errors import UserError
+from nas.run import RunDir
+
+SCHEMA = 1
+
+
+def cost_fields(costs: Mapping[str, ExpectedCost], arch: Arch) -> dict[str, dict[str, float]]:
+    """Exact costs of the network, and the least and the largest of its space."""
+    return {
+        "costs": {name: _exact(cost.of(arch.choices)) for name, cost in costs.items()},
+        "least": {name: _exact(least(c.terms, c.options)) for name, c in costs.items()},
+        "largest": {name: _exact(largest(c.terms, c.options)) for name, c in costs.items()},
+    }
+
+
+def _exact(value: float) -> float:
+    """Counts as whole numbers; others, such as milliseconds, as they are."""
+    return round(value) if abs(value - round(value)) < 1e-6 else value
+
+
+def input_fields(data: Any) -> dict[str, Any]:
+    """What a user of the network must know to prepare its input and read its output."""
+    return {
+        "shape": list(data.input_shape),
+        "classes": list(data.classes),
+        "mean": list(data.mean),
+        "std": list(data.std),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed the result."""
+    found = {}
+    for package in ("dnas", "torch", "torchvision", "pytorch-lightning", "hydra-core"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object that an earlier stage wrote.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} ({error}); remove the run and start again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object; remove the run and start again")
+    return content
+
+
+def announce(run: RunDir, result: Mapping[str, Any]) -> None:
+    """Tell what was found, where its files are, and what to do next."""
+    metrics, costs, largest_ = result["metrics"], result["costs"], result["largest"]
+    print(f"\nnetwork found in space {result['space']!r} (data {result['data']!r}):")
+    for name, option in result["arch"].items():
+        print(f"  {name:24} {option}")
+    print(f"test accuracy {metrics['test_acc']:.2%}, validation {metrics['val_acc']:.2%}")
+    for name, value in costs.items():
+        print(f"{name:6} {value:,.0f} = {value / largest_[name]:.1%} of the largest network")
+    seconds = result["seconds"]
+    print(f"search {seconds['search']:.0f} s, training of the network {seconds['finetune']:.0f} s")
+    difference = result.get("onnx_max_abs_diff")
+    if difference is not None:
+        print(f"ONNX file agrees with the network to {difference:.1e}")
+    folder = shown(run.path)
+    print(
+        f"\nfiles: {folder}\n"
+        f"  curves and heat map:   tensorboard --logdir {folder}\n"
+        f"  in Python:             nas.load({str(folder)!r})\n"
+        f"  all runs on one front: nas report {folder.parent}"
+    )
+
+
+def shown(path: Path) -> Path:
+    """As the user would write it: relative where it lies below the working folder."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path

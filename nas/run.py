@@ -1,0 +1,133 @@
+"""The run directory: names of its files, atomic writes, and finding the run to resume."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nas.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A folder with the artefacts of one run; each stage reads what an earlier one wrote."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "last.ckpt"
+
+    @property
+    def finetune_checkpoint(self) -> Path:
+        return self.path / "finetune.ckpt"
+
+    @property
+    def trials(self) -> Path:
+        return self.path / "trials.jsonl"
+
+    @property
+    def arch(self) -> Path:
+        return self.path / "arch.json"
+
+    @property
+    def network(self) -> Path:
+        return self.path / "network.pt"
+
+    @property
+    def onnx(self) -> Path:
+        return self.path / "network.onnx"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def create(self) -> "RunDir":
+        """Make the folder and check that it can be written to.
+
+        Raises:
+            UserError: the folder cannot be made or written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"cannot write to the output folder {self.path} ({error.strerror}); "
+                "choose another one with out=FOLDER"
+            ) from None
+        return self
+
+    def read_result(self) -> dict[str, Any] | None:
+        """The content of result.json, or None where the run has not ended or it is unreadable."""
+        try:
+            content = json.loads(self.result.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return content if isinstance(content, dict) else None
+
+    @property
+    def finished(self) -> bool:
+        return (self.read_result() or {}).get("status") == "finished"
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write `content` so that a reader, or a crash, sees the old file or the new one, never half.
+
+    The temporary file lies beside the target: a rename is atomic within one file system only.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes the file private to its owner; results are meant to be shared.
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically; NaN is refused, because JSON has none."""
+    write_atomic(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def find_runs(folder: Path) -> list[RunDir]:
+    """Every run directory at or below `folder`, in the order of their paths."""
+    found = {file.parent for name in ("result.json", "config.yaml") for file in folder.rglob(name)}
+    # Hydra keeps a config.yaml of its own in `.hydra`; it is no run.
+    return [RunDir(path) for path in sorted(found) if path.name != ".hydra"]
+
+
+def fingerprint(config: Mapping[str, Any], without: tuple[str, ...] = ()) -> str:
+    """A hash of a resolved configuration, leaving out keys that do not change the result."""
+    kept = {key: value for key, value in config.items() if key not in without}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Searches: how alphas, or architectures, are chosen."""

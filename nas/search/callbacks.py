@@ -1,0 +1,100 @@
+"""What happens at the end of an epoch besides training: save to resume, stop when decided."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+from torch import nn
+
+from nas.arch import Option
+from nas.decision import decisions
+from nas.errors import UserError
+
+
+class LastCheckpoint(Checkpoint):
+    """Saves the trainer's whole state after every training epoch, over that of the epoch before.
+
+    ``trainer.fit(..., ckpt_path=path, weights_only=True)`` goes on with the epoch after it.
+
+    A `Checkpoint` by type, because Lightning runs those after the module's own
+    `on_train_epoch_end`, where schedules step, and after all other callbacks. Callbacks that are
+    of this type themselves must precede it in the trainer's list to be saved as they are.
+
+    Args:
+        path: the file. A reader, or a crash, sees the old state or the new one, never half.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Beside the target: a rename is atomic within one file system only. Always the same name,
+        # so that what a killed run left is overwritten.
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        trainer.save_checkpoint(partial)  # on every rank; it ends with a barrier
+        if trainer.is_global_zero:
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, self.path)
+
+
+class StopWhenStable(pl.Callback):
+    """Ends a search whose best architecture no longer changes.
+
+    Stops after `patience` epochs in a row, warm-up left out, that did not change the best option
+    of any decision, as soon as the largest probability of each decision, ``max_k softmax(alpha)``,
+    is at least `confidence` in the mean over decisions.
+
+    Args:
+        patience: epochs without a change; None never stops.
+        confidence: from 0 (stability alone decides) to 1.
+
+    Raises:
+        UserError: patience below 1, or a confidence outside 0..1.
+    """
+
+    def __init__(self, patience: int | None, confidence: float = 0.0) -> None:
+        if patience is not None and patience < 1:
+            raise UserError(
+                f"search.patience={patience} must be at least 1 epoch, or null to never stop early"
+            )
+        if not 0 <= confidence <= 1:
+            raise UserError(f"search.confidence={confidence} must be from 0 to 1")
+        self.patience, self.confidence = patience, confidence
+        self.best: dict[str, Option] = {}
+        self.unchanged = 0
+        self.stopped = False
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # The state is loaded by now: a search that had ended does not go on when it is resumed.
+        trainer.should_stop |= self.stopped
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self.patience is None or pl_module.warming_up:
+            return
+        best = {name: decision.best() for name, decision in decisions(pl_module.supernet)}
+        self.unchanged = self.unchanged + 1 if best == self.best else 0
+        self.best = best
+        confidence = mean_confidence(pl_module.supernet)
+        if self.unchanged >= self.patience and confidence >= self.confidence:
+            self.stopped = trainer.should_stop = True
+            trainer.print(
+                f"search ends after epoch {trainer.current_epoch}: the best architecture has not "
+                f"changed for {self.unchanged} epochs (mean largest probability {confidence:.2f})"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "unchanged": self.unchanged, "stopped": self.stopped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.unchanged = state_dict["best"], state_dict["unchanged"]
+        self.stopped = state_dict["stopped"]
+
+
+def mean_confidence(supernet: nn.Module) -> float:
+    """``max_k softmax(alpha)``, in the mean over the decisions of `supernet`."""
+    largest = [d.alpha.detach().float().softmax(-1).max() for _, d in decisions(supernet)]
+    return float(torch.stack(largest).mean())

@@ -1,0 +1,221 @@
+"""Differentiable search with Lightning: weights and alphas trained together by gradient descent."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from nas.cost.expected import ExpectedCost
+from nas.decision import decisions, free, resample, sample_path, split_parameters
+from nas.errors import UserError
+from nas.objective import Objective
+from nas.schedule import warmup_cosine
+from nas.supernet.temperature import Schedule, constant
+from nas.train import Batch, OptimizerFactory, accuracy, check_finite
+
+
+@contextmanager
+def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """No gradient for `parameters` inside; what the user froze stays frozen afterwards."""
+    thawed = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in thawed:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in thawed:
+            parameter.requires_grad_(True)
+
+
+class DifferentiableSearch(pl.LightningModule):
+    """What bilevel and single-level search share: phases, optimizers, schedules, logging.
+
+    The first `warmup_epochs` train weights alone, on paths sampled uniformly, so that no candidate
+    is judged before it has learned. Then alphas move too, while tau follows `temperature`.
+
+    Args:
+        supernet: a model that holds decisions.
+        costs: name -> expected cost of `supernet`; what `objective` joins to the loss.
+        objective: task loss and costs -> what alphas descend.
+        weight_optimizer, alpha_optimizer: parameters -> optimizer.
+        epochs: all epochs, warm-up included.
+        warmup_epochs: epochs of weights alone.
+        temperature: progress of the alpha phase in [0, 1] -> tau.
+        clip: largest norm of the weights' gradient; 0 does not clip.
+        label_smoothing: in the weights' loss only, as in ProxylessNAS.
+        seed: of every random draw; each epoch starts from ``seed + epoch``.
+
+    Raises:
+        UserError: nothing to search, or epochs that leave no time for alphas.
+    """
+
+    def __init__(
+        self,
+        supernet: nn.Module,
+        costs: Mapping[str, ExpectedCost],
+        objective: Objective,
+        weight_optimizer: OptimizerFactory,
+        alpha_optimizer: OptimizerFactory,
+        epochs: int,
+        warmup_epochs: int = 0,
+        temperature: Schedule | None = None,
+        clip: float = 5.0,
+        label_smoothing: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not any(decisions(supernet)):
+            raise UserError(
+                "this space has no decision to search: give some stage at least two ops, or train "
+                "the network as it is with `nas finetune`"
+            )
+        if not 0 <= warmup_epochs < epochs:
+            raise UserError(
+                f"search.warmup_epochs={warmup_epochs} must be at least 0 and below "
+                f"epochs={epochs}: alphas are searched in the epochs after it"
+            )
+        self.automatic_optimization = False
+        self.supernet, self.costs = supernet, dict(costs)
+        self.objective = cast(nn.Module, objective)
+        self.weight_factory, self.alpha_factory = weight_optimizer, alpha_optimizer
+        self.epochs, self.warmup_epochs = epochs, warmup_epochs
+        self.temperature = temperature or constant()
+        self.clip, self.label_smoothing, self.seed = clip, label_smoothing, seed
+        self.parameters_of = split_parameters(supernet)
+        # Not the global generator: under data parallel training every rank must draw alike here
+        # while dropout must not.
+        self.generator = torch.Generator()
+
+    def loaders(self, data: Any) -> dict[str, Any]:
+        """The training loaders this search reads, name -> loader."""
+        raise NotImplementedError
+
+    @property
+    def warming_up(self) -> bool:
+        return self.current_epoch < self.warmup_epochs
+
+    def configure_optimizers(self) -> Any:
+        weights, alphas = self.parameters_of
+        weight_optimizer = self.weight_factory([p for p in weights if p.requires_grad])
+        schedule = LambdaLR(weight_optimizer, warmup_cosine(0, self.epochs, floor=0.04))
+        return [weight_optimizer, self.alpha_factory(alphas)], [schedule]
+
+    def on_fit_start(self) -> None:
+        if self.current_epoch == 0:
+            cast(Objective, self.objective).start({n: c() for n, c in self.costs.items()})
+
+    def on_train_epoch_start(self) -> None:
+        torch.manual_seed(self.seed + self.current_epoch + 1000 * self.global_rank)
+        self.generator.manual_seed(self.seed + self.current_epoch)
+        searched = max(1, self.epochs - self.warmup_epochs - 1)
+        progress = (self.current_epoch - self.warmup_epochs) / searched
+        tau = self.temperature(min(1.0, max(0.0, progress)))
+        for _, decision in decisions(self.supernet):
+            decision.tau.fill_(tau)
+        if not self.warming_up:
+            free(self.supernet)
+
+    def on_train_epoch_end(self) -> None:
+        cast(Any, self.lr_schedulers()).step()
+        self.log_dict(
+            {f"cost_{name}": cost().detach().float() for name, cost in self.costs.items()},
+            logger=False,
+        )
+
+    def draw(self) -> None:
+        """The random choices of one step: a path while warming up, else the relaxation's noise."""
+        if self.warming_up:
+            sample_path(self.supernet, self.generator)
+        else:
+            resample(self.supernet, self.generator)
+
+    def step_weights(self, batch: Batch) -> None:
+        weight_optimizer, _ = cast(list[LightningOptimizer], self.optimizers())
+        with frozen(self.parameters_of.alphas):
+            self._descend(weight_optimizer, lambda: self.task_loss(batch, "train"))
+
+    def _descend(self, optimizer: LightningOptimizer, loss: Callable[[], Tensor]) -> None:
+        self.draw()
+        optimizer.zero_grad()
+        self.manual_backward(check_finite(loss(), self.current_epoch))
+        self._clip(optimizer)
+        optimizer.step()
+
+    def _clip(self, optimizer: LightningOptimizer) -> None:
+        if self.clip and optimizer is cast(list[LightningOptimizer], self.optimizers())[0]:
+            self.clip_gradients(optimizer.optimizer, self.clip, "norm")
+
+    def task_loss(self, batch: Batch, split: str) -> Tensor:
+        x, labels = batch
+        logits = self.supernet(x)
+        smoothing = self.label_smoothing if split == "train" else 0.0
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        self._log(split, loss, logits, labels)
+        return loss
+
+    def alpha_loss(self, task: Tensor) -> Tensor:
+        """The objective of one draw: the cost is that of the same theta as the task loss."""
+        joined: Tensor = self.objective(task, {name: cost() for name, cost in self.costs.items()})
+        return joined
+
+    def on_validation_epoch_start(self) -> None:
+        # Without noise and with all options open; every training step draws anew anyway.
+        free(self.supernet)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        x, labels = batch
+        logits = self.supernet(x)
+        self._log("supernet_val", F.cross_entropy(logits, labels), logits, labels)
+
+    def _log(self, split: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        values = {f"{split}_loss": loss.detach(), f"{split}_acc": accuracy(logits.detach(), labels)}
+        options = {"on_step": False, "on_epoch": True, "logger": False, "sync_dist": True}
+        self.log_dict(values, batch_size=len(labels), prog_bar=split != "alpha", **options)  # type: ignore[arg-type]
+
+
+class BilevelSearch(DifferentiableSearch):
+    """First-order DARTS: alphas on validation batches, weights on training batches, in turn.
+
+    Per step ``alpha <- alpha - xi * grad_alpha [L_val(w, alpha) + penalty]``, then
+    ``w <- w - eta * grad_w L_train(w, alpha)`` (Liu et al. 2019, Algorithm 1 with xi = 0 in the
+    virtual step).
+    """
+
+    def loaders(self, data: Any) -> dict[str, Any]:
+        return {"train": data.weight_loader(), "val": data.alpha_loader()}
+
+    def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
+        if not self.warming_up:
+            _, alpha_optimizer = cast(list[LightningOptimizer], self.optimizers())
+            with frozen(self.parameters_of.weights):
+                self._descend(
+                    alpha_optimizer, lambda: self.alpha_loss(self.task_loss(batch["val"], "alpha"))
+                )
+        self.step_weights(batch["train"])
+
+
+class SingleLevelSearch(DifferentiableSearch):
+    """Weights and alphas descend the same objective on the same training batch, at once."""
+
+    def loaders(self, data: Any) -> dict[str, Any]:
+        return {"train": data.weight_loader()}
+
+    def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
+        if self.warming_up:
+            self.step_weights(batch["train"])
+            return
+        weight_optimizer, alpha_optimizer = cast(list[LightningOptimizer], self.optimizers())
+        self.draw()
+        weight_optimizer.zero_grad()
+        alpha_optimizer.zero_grad()
+        loss = self.alpha_loss(self.task_loss(batch["train"], "train"))
+        self.manual_backward(check_finite(loss, self.current_epoch))
+        self._clip(weight_optimizer)
+        weight_optimizer.step()
+        alpha_optimizer.step()

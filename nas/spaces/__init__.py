@@ -1,0 +1,30 @@
+"""Search spaces: a table in, a supernet out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from nas.errors import UserError
+from nas.spaces.staged import StagedSpace
+
+SPACES: dict[str, type[nn.Module]] = {"nas.spaces.staged.StagedSpace": StagedSpace}
+
+
+def build(config: Mapping[str, Any], input_shape: Sequence[int], num_classes: int) -> nn.Module:
+    """The supernet of a space configuration, without importing what the configuration names.
+
+    Raises:
+        UserError: the space is none of `SPACES`, or its keys are not the space's.
+    """
+    target = config.get("_target_")
+    if target not in SPACES:
+        raise UserError(
+            f"the space is built by {target!r}, which is not run from a file; pass it: "
+            "nas.load(run, space=your_function), with your_function(input_shape, num_classes)"
+        )
+    keys = {key: value for key, value in config.items() if not str(key).startswith("_")}
+    try:
+        return SPACES[target](input_shape=input_shape, num_classes=num_classes, **keys)
+    except TypeError as error:
+        raise UserError(f"the configuration of space {config.get('name')!r}: {error}") from None

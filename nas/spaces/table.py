@@ -1,0 +1,86 @@
+"""The rows of a staged space as a user writes them, checked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+from nas.errors import UserError
+
+Row = TypeVar("Row", "Stage", "Stem", "Head")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`repeat` blocks of one width; the first has the stride and the change of channels."""
+
+    ops: Sequence[str]
+    channels: int
+    stride: int = 1
+    repeat: int = 1
+
+
+@dataclass(frozen=True)
+class Stem:
+    """A fixed convolution, BatchNorm and activation before the stages."""
+
+    channels: int
+    kernel: int = 3
+    stride: int = 1
+
+
+@dataclass(frozen=True)
+class Head:
+    """A fixed 1x1 convolution to `features` channels after the stages; None: no such layer."""
+
+    features: int | None = None
+
+
+def read_stages(stages: Sequence[Mapping[str, Any]]) -> list[Stage]:
+    """The table, one `Stage` a row.
+
+    Raises:
+        UserError: no rows, or a key or a value that cannot be, naming the stage.
+    """
+    if isinstance(stages, str | Mapping) or not isinstance(stages, Sequence) or not stages:
+        raise UserError(f"stages must be a list of at least one stage, got {stages!r}")
+    return [read_row(Stage, row, f"stage {s}") for s, row in enumerate(stages)]
+
+
+def read_row(kind: type[Row], row: Mapping[str, Any], where: str) -> Row:
+    """A `kind` of the values in `row`.
+
+    Raises:
+        UserError: unknown or missing key, or a bad value; `where` begins the message.
+    """
+    allowed = {field.name: field for field in fields(kind)}
+    if not isinstance(row, Mapping):
+        raise UserError(f"{where} must be a mapping with keys of {list(allowed)}, got {row!r}")
+    for key in row:
+        if key not in allowed:
+            close = get_close_matches(str(key), allowed, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise UserError(f"{where} has an unknown key {key!r}{hint}; allowed: {list(allowed)}")
+    for key, field in allowed.items():
+        if key not in row and field.default is MISSING:
+            raise UserError(f"{where} lacks the key {key!r}, got only {list(row)}")
+    for key, value in row.items():
+        if key == "ops":
+            _check_ops(value, where)
+        elif value is not None or allowed[key].default is not None:
+            check_positive(value, f"{where}: {key}")
+    return kind(**row)
+
+
+def check_positive(value: object, what: str) -> None:
+    """Raises UserError unless `value` is a whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{what} must be a whole number of at least 1, got {value!r}")
+
+
+def _check_ops(ops: object, where: str) -> None:
+    if isinstance(ops, str) or not isinstance(ops, Sequence) or not ops:
+        raise UserError(f"{where}: ops must be a list of names, e.g. [conv_k3], got {ops!r}")
+    double = [name for i, name in enumerate(ops) if name in ops[:i]]
+    if double:
+        raise UserError(f"{where}: op {double[0]!r} is listed more than once")

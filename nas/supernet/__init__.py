@@ -1,0 +1,1 @@
+"""Supernets: choice blocks, the relaxations of their choice, and temperature schedules."""

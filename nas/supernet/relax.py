@@ -1,0 +1,43 @@
+"""Relaxations: logits ``(K,)`` -> theta ``(K,)``, the weights a choice block mixes with.
+
+Each is a plain function. A closed option has logit -inf and gets theta exactly 0; with one option
+open theta is exactly one-hot. Noise (Gumbel) is added to the logits by the choice block, which
+keeps it in its state, so forward and cost see the same draw.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Relaxation = Callable[[Tensor], Tensor]
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """``exp(l_k) / sum exp(l)`` (DARTS, Liu et al. 2019, Eq. 2)."""
+    return F.softmax(logits, dim=-1)
+
+
+def straight_through(logits: Tensor) -> Tensor:
+    """One-hot of the largest logit going forward, the gradient of softmax going back.
+
+    With Gumbel noise in the logits this is the hard Gumbel-softmax (Jang et al. 2017).
+    """
+    soft = softmax(logits)
+    hard = F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft)
+    # one_hot(argmax) alone is constant in alpha: the search would run and never move.
+    return hard + (soft - soft.detach())
+
+
+RELAXATIONS: dict[str, Relaxation] = {"softmax": softmax, "straight_through": straight_through}
+
+
+def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Standard Gumbel draws of the shape of `like`: ``-log(e)``, e ~ Exp(1).
+
+    Drawn on the CPU: a device's own generator would give each kind of device another search.
+    """
+    noise = torch.empty(like.shape).exponential_(generator=generator).log_().neg_()
+    # Exp(1) in float32 can round to 0, and a noise of +inf makes softmax NaN.
+    return noise.clamp_(max=50.0).to(like)

@@ -1,0 +1,109 @@
+"""Training of one plain network with Lightning: fine-tuning, or stand-alone from fresh weights."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from nas.errors import UserError
+from nas.schedule import warmup_cosine
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+Batch = tuple[Tensor, Tensor]
+
+
+class NotFiniteError(RuntimeError):
+    """The loss became NaN or infinite; going on would train nothing."""
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of samples whose largest logit is the label, in [0, 1]."""
+    return (logits.argmax(-1) == labels).float().mean()
+
+
+def check_finite(loss: Tensor, epoch: int) -> Tensor:
+    """The loss itself.
+
+    Raises:
+        NotFiniteError: it is NaN or infinite.
+    """
+    if not bool(torch.isfinite(loss)):
+        raise NotFiniteError(f"the loss became {float(loss)} in epoch {epoch}")
+    return loss
+
+
+class Training(pl.LightningModule):
+    """Supervised training of one network by cross-entropy.
+
+    Args:
+        network: maps ``(N, C, H, W)`` to logits ``(N, classes)``.
+        optimizer: parameters -> optimizer.
+        epochs: length of the cosine schedule, from the optimizer's rate to 0, in epochs.
+        warmup_epochs: linear warm-up from 0 before it, in (parts of) epochs.
+        label_smoothing: as in `torch.nn.functional.cross_entropy`.
+        clip: largest norm of the gradient; 0 does not clip.
+        seed: of every random draw inside an epoch, so that a resumed run repeats them.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: OptimizerFactory,
+        epochs: int,
+        warmup_epochs: float = 0.0,
+        label_smoothing: float = 0.0,
+        clip: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if epochs < 1:
+            raise UserError(f"finetune.epochs={epochs} must be at least 1")
+        self.network = network
+        self.optimizer_factory, self.epochs, self.warmup_epochs = optimizer, epochs, warmup_epochs
+        self.label_smoothing, self.clip, self.seed = label_smoothing, clip, seed
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits
+
+    def configure_optimizers(self) -> Any:
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        optimizer = self.optimizer_factory(trained)
+        steps = max(1, int(self.trainer.estimated_stepping_batches) // self.epochs)
+        schedule = warmup_cosine(self.warmup_epochs * steps, self.epochs * steps)
+        scheduler: LRScheduler = LambdaLR(optimizer, schedule)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    def on_train_epoch_start(self) -> None:
+        torch.manual_seed(self.seed + self.current_epoch)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        x, labels = batch
+        logits = self(x)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        self._log("train", loss, logits, labels)
+        return check_finite(loss, self.current_epoch)
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        if self.clip:
+            self.clip_gradients(optimizer, self.clip, "norm")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("test", batch)
+
+    def _evaluate(self, split: str, batch: Batch) -> None:
+        x, labels = batch
+        logits = self(x)
+        self._log(split, F.cross_entropy(logits, labels), logits, labels)
+
+    def _log(self, split: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        values = {f"{split}_loss": loss.detach(), f"{split}_acc": accuracy(logits.detach(), labels)}
+        options = {"on_step": False, "on_epoch": True, "logger": False, "sync_dist": True}
+        self.log_dict(values, batch_size=len(labels), prog_bar=split != "test", **options)  # type: ignore[arg-type]

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# From a fresh clone to checked: set up, then lint, types and tests. Arguments go to pytest.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+# Two processes of one thread: the tests' networks are too small to feed more threads.
+export OMP_NUM_THREADS=1
+
+"$bin/python" -m ruff check
+"$bin/python" -m ruff format --check
+"$bin/python" -m mypy
+"$bin/python" -m pytest -n 2 "$@"

@@ -1,0 +1,185 @@
+"""Imports go one way, and the light entry points stay light."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "nas"
+
+# A module may import from its own layer or an earlier one.
+LAYERS = (
+    "errors arch pareto run",
+    "config data",
+    "decision",
+    "ops supernet",
+    "spaces discrete",
+    "cost",
+    "objective",
+    "train",
+    "search",
+    "export",
+    "report",
+    "cli",
+)
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer.split()}
+
+# They work on any arch.json and weights, whoever found them.
+SEARCH_FREE = {"export", "report"}
+# Third-party package -> the only parts of nas that may know of it.
+CONFINED = {
+    "hydra": {"config", "cli"},
+    "omegaconf": {"config", "cli"},
+    "pytorch_lightning": {"data", "train", "search", "cli"},
+    "lightning": set(),
+}
+# In extras: a module-level import would break an installation without the extra.
+OPTIONAL = {"joblib", "matplotlib", "onnx", "onnxruntime", "onnxscript", "plotly"}
+HEAVY = {"torch", "torchvision", "pytorch_lightning", "sklearn", "matplotlib", "plotly", "onnx"}
+
+
+def absolute_names(node: ast.AST, module: str, is_package: bool) -> list[str]:
+    """Dotted names that one import statement in `module` may load."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    parents = module.split(".")[: None if is_package else -1]
+    anchor = parents[: len(parents) - node.level + 1] if node.level else []
+    base = ".".join([*anchor, *filter(None, [node.module])])
+    return [f"{base}.{alias.name}" for alias in node.names]
+
+
+def at_import_time(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes that run when a module is imported: no function bodies, no TYPE_CHECKING."""
+    yield node
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        return
+    typing_only = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+    for child in node.orelse if typing_only else ast.iter_child_nodes(node):
+        yield from at_import_time(child)
+
+
+def fault(part: str, name: str) -> str | None:
+    """Why `part` of nas may not import the dotted `name`, or None if it may."""
+    top, _, rest = name.partition(".")
+    if top != "nas":
+        allowed = CONFINED.get(top, {part})
+        return None if part in allowed else f"only {sorted(allowed) or 'no part of nas'} may"
+    target = rest.partition(".")[0]
+    if target == "__version__":
+        return None
+    if target not in RANK:
+        return "import it from the module that defines it, or give a new module its layer here"
+    if RANK[target] > RANK[part]:
+        return f"{target} is in a later layer than {part}"
+    if target == "search" and part in SEARCH_FREE:
+        return f"{part} must work without the search"
+    return None
+
+
+def faults(module: str, source: str, is_package: bool = False) -> list[str]:
+    """Wrong arrows of one module, e.g. ``faults("nas.arch", "import nas.cli")``."""
+    part = module.split(".")[1]
+    if part not in RANK:
+        return [f"{module}: in no layer; add it to LAYERS"]
+    tree = ast.parse(source)
+    found = []
+    for node in ast.walk(tree):
+        for name in absolute_names(node, module, is_package):
+            if reason := fault(part, name):
+                found.append(f"{module}:{node.lineno} imports {name}: {reason}")
+    for node in at_import_time(tree):
+        for name in absolute_names(node, module, is_package):
+            if name.partition(".")[0] in OPTIONAL:
+                found.append(f"{module}:{node.lineno} imports {name}: do it where it is used")
+    return found
+
+
+def sources() -> dict[str, Path]:
+    """Module name -> file. The package's own `__init__` is left out: it looks names up lazily."""
+    names = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        names[".".join(parts).removesuffix(".__init__")] = path
+    return {name: path for name, path in names.items() if name != "nas"}
+
+
+@pytest.mark.parametrize("module", sources())
+def test_imports_go_one_way(module):
+    path = sources()[module]
+    assert not faults(module, path.read_text(encoding="utf-8"), path.name == "__init__.py")
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("nas.arch", "import nas.search.evolution"),
+        ("nas.cost.base", "from nas.search import searcher"),
+        ("nas.cost.base", "from nas import search"),
+        ("nas.cost.base", "from ..search import searcher"),
+        ("nas.arch", "def f():\n    from .cli import main"),
+        ("nas.ops.blocks", "from ..spaces.staged import StagedSpace"),
+        ("nas.report", "from nas.search.searcher import Searcher"),
+        ("nas.cli", "from nas import load"),
+        ("nas.ops.blocks", "import pytorch_lightning as pl"),
+        ("nas.search.bayes", "from omegaconf import DictConfig"),
+        ("nas.cli", "import lightning.pytorch as pl"),
+        ("nas.report", "try:\n    import plotly.express\nexcept ImportError:\n    pass"),
+        ("nas.utils", "import math"),
+    ],
+)
+def test_a_wrong_arrow_is_found(module, source):
+    assert len(faults(module, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("nas.cost.trace", "from nas.supernet.choice import ChoiceBlock"),
+        ("nas.cost.trace", "from .base import LayerSpec\nfrom . import base"),
+        ("nas.search.bayes", "import pytorch_lightning as pl\nfrom nas.cost import base"),
+        ("nas.cli", "from nas import __version__, report\nimport hydra"),
+        ("nas.report", "def draw():\n    import plotly.express"),
+        ("nas.report", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import plotly"),
+    ],
+)
+def test_a_right_arrow_is_let_through(module, source):
+    assert not faults(module, source)
+
+
+def test_a_package_resolves_its_relative_imports_from_itself():
+    assert not faults("nas.search", "from .searcher import Searcher", is_package=True)
+    assert faults("nas.ops", "from ..search import searcher", is_package=True)
+
+
+def heavy_after(code: str, cwd: Path) -> set[str]:
+    """The heavy packages that a fresh interpreter has loaded after running `code` in `cwd`."""
+    # At exit, because the command line ends by SystemExit.
+    report = "import atexit, sys; atexit.register(lambda: print('LOADED', *sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{report}\n{code}"], cwd=cwd, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return HEAVY & set(done.stdout.rpartition("LOADED")[2].split())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import nas",
+        "import nas.cli",
+        "sys.argv[1:] = ['--help']; import runpy; runpy.run_module('nas.cli', run_name='__main__')",
+        "sys.argv[1:] = ['search', '--help']; import nas.cli; nas.cli.main()",
+    ],
+)
+def test_light_entry_points_load_nothing_heavy(code, tmp_path):
+    assert not heavy_after(code, tmp_path)
+
+
+def test_a_heavy_import_is_noticed(tmp_path):
+    (tmp_path / "torch.py").write_text("")
+    assert heavy_after("import torch", tmp_path) == {"torch"}
