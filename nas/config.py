@@ -86,6 +86,8 @@ def check(config: DictConfig) -> None:
     """
     if config.threads < 0:
         raise UserError(f"threads={config.threads} must be at least 0 (0: all cores)")
+    if config.stable_epochs is not None and config.stable_epochs < 1:
+        raise UserError(f"stable_epochs={config.stable_epochs} must be at least 1, or null (off)")
     if config.seed < 0:
         raise UserError(f"seed={config.seed} must be at least 0")
     resolved = OmegaConf.to_container(config, resolve=True)
@@ -158,23 +160,22 @@ _SIMPLE: dict[Any, tuple[type, ...]] = {
 
 
 def _fits(value: object, hint: Any) -> bool:
-    if isinstance(value, Mapping) or (hint not in _SIMPLE and not get_origin(hint)):
-        return True  # a nested target, or a type that YAML cannot write anyway
-    if get_origin(hint) in (Union, types.UnionType):
+    origin = get_origin(hint)
+    if isinstance(value, Mapping) or hint is Any:
+        return True  # a nested target makes the value
+    if origin in (Union, types.UnionType):
         return any(_fits(value, option) for option in get_args(hint))
-    if get_origin(hint) is Literal:
+    if origin is Literal:
         return value in get_args(hint)
     if hint in _SIMPLE:
-        if isinstance(value, bool) and hint is not bool:
-            return False
-        return isinstance(value, _SIMPLE[hint])
+        # bool is an int in Python, but `epochs: true` is a mistake.
+        return isinstance(value, _SIMPLE[hint]) and (hint is bool or not isinstance(value, bool))
+    kind = origin or hint
+    if not inspect.isclass(kind):
+        return True
     if isinstance(value, list):
-        return _is_sequence(get_origin(hint))
-    return not isinstance(value, int | float | str | None)
-
-
-def _is_sequence(origin: Any) -> bool:
-    return inspect.isclass(origin) and (issubclass(origin, Sequence) or origin in (list, tuple))
+        return issubclass(kind, Sequence)
+    return isinstance(value, kind) or (issubclass(kind, Path) and isinstance(value, str))
 
 
 def _shown(hint: Any) -> str:

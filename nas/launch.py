@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nas.config import Weights, check, check_trusted, config_dir, groups, register
+from nas.config import Weights, check, check_trusted, config_dir, register
 from nas.errors import UserError
 from nas.run import RunDir, find_runs, fingerprint, write_atomic, write_json
 
@@ -40,11 +41,22 @@ def launch(verb: str, arguments: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     os.environ[COMMAND] = f"nas {verb}"  # jobs of a sweep may run in other processes
     sys.argv = [f"nas {verb}", *arguments]
-    task = hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(
-        _describe if verb == "describe" else _finetune if verb == "finetune" else _search
-    )
+    ended: list[Exception] = []
+
+    def job(config: DictConfig) -> None:
+        try:
+            VERBS[verb](config)
+        except (UserError, FailedRunError, InterruptedError) as error:
+            # Of a sweep Hydra must hear of it; of a single job it would only print more lines.
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            ended.append(error)
+
+    task = hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(job)
     try:
         task()
+        for error in ended:
+            raise error
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from None
     except OSError as error:
@@ -252,8 +264,8 @@ def _threads() -> int:
 
 def _quiet() -> None:
     """Lightning's adverts and hints about workers are not for the user of a search."""
-    for name in ("pytorch_lightning.utilities.rank_zero", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     for text in (".*does not have many workers.*", ".*smaller than the logging interval.*"):
         warnings.filterwarnings("ignore", text)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
@@ -274,4 +286,8 @@ def _describe(config: DictConfig) -> None:
     )
 
 
-__all__ = ["explain", "groups", "launch"]
+VERBS: dict[str, Callable[[DictConfig], None]] = {
+    "search": _search,
+    "finetune": _finetune,
+    "describe": _describe,
+}

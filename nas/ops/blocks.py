@@ -7,7 +7,6 @@ one layer agree in shape. Convolutions before a BatchNorm have no bias. Every fa
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 

@@ -34,7 +34,8 @@ class LastCheckpoint(Checkpoint):
         # Beside the target: a rename is atomic within one file system only. Always the same name,
         # so that what a killed run left is overwritten.
         partial = self.path.with_name(f".{self.path.name}.partial")
-        trainer.save_checkpoint(partial)  # on every rank; it ends with a barrier
+        # On every rank: it ends with a barrier. `weights_only` of its own accord would be announced.
+        trainer.save_checkpoint(partial, weights_only=False)
         if trainer.is_global_zero:
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
@@ -59,10 +60,10 @@ class StopWhenStable(pl.Callback):
     def __init__(self, patience: int | None, confidence: float = 0.0) -> None:
         if patience is not None and patience < 1:
             raise UserError(
-                f"search.patience={patience} must be at least 1 epoch, or null to never stop early"
+                f"stable_epochs={patience} must be at least 1, or null to never stop early"
             )
         if not 0 <= confidence <= 1:
-            raise UserError(f"search.confidence={confidence} must be from 0 to 1")
+            raise UserError(f"confidence={confidence} must be from 0 to 1")
         self.patience, self.confidence = patience, confidence
         self.best: dict[str, Option] = {}
         self.unchanged = 0

@@ -11,11 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Values = NDArray[np.float64]
 
-WIDTH = 560
-MARGIN = 10
-LINE = 22  # height of a line of text, and of a row of the map
-COLUMN = 170  # most that the text left, or right, of the map may take
-SCALE = (90, 12)  # size of the colour bar
+WIDTH = 350  # of a card in TensorBoard, which scales other widths without smoothing
+MARGIN = 6
+LINE = 20  # height of a line of text, and of a row of a block's map
+GAP = 3  # between the decisions of the overview
+COLUMN = 120  # most that the text left, or right, of the map may take
+SCALE = (60, 12)  # size of the colour bar
 INK, FAINT, PAPER = "#1f1f1f", "#767676", "#ffffff"
 # viridis, which has equal steps of brightness, at 0, 1/8 ... 1
 COLOURS = "440154 472d7b 3b528b 2c728e 21918c 28ae80 5ec962 addc30 fde725"
@@ -47,24 +48,24 @@ class _Strip:
 def draw_block(block: Block) -> Image.Image:
     """One row per option, one column per epoch; on the right the last epoch's probabilities."""
     strips = [
-        _Strip(option, values[None], f"{values[-1]:.2f}", strong=k == block.best)
+        _Strip(_fit(option), values[None], f"{values[-1]:.2f}", strong=k == block.best)
         for k, (option, values) in enumerate(zip(block.options, block.probabilities.T, strict=True))
     ]
-    return _draw(block.name, strips, height=LINE)
+    return _draw(block.name, strips, height=LINE, gap=1)
 
 
 def draw_overview(blocks: Sequence[Block]) -> Image.Image:
     """One strip per decision, options from top to bottom in it; on the right the best one."""
     strips = [
         _Strip(
-            block.name,
+            _fit(block.name, tail=True),
             block.probabilities.T,
-            f"{block.probabilities[-1, block.best]:.2f} {block.options[block.best]}",
+            _fit(f"{block.probabilities[-1, block.best]:.2f} {block.options[block.best]}"),
         )
         for block in blocks
     ]
     most = max(len(block.options) for block in blocks)
-    return _draw("all decisions", strips, height=max(LINE, 4 * most))
+    return _draw("all decisions", strips, height=max(LINE, 4 * most), gap=GAP)
 
 
 def colour(values: Values) -> NDArray[np.uint8]:
@@ -75,23 +76,22 @@ def colour(values: Values) -> NDArray[np.uint8]:
     return np.stack(channels, -1).round().astype(np.uint8)
 
 
-def _draw(title: str, strips: Sequence[_Strip], height: int) -> Image.Image:
+def _draw(title: str, strips: Sequence[_Strip], height: int, gap: int) -> Image.Image:
     font = _font()
     left = 2 * MARGIN + _widest([strip.label for strip in strips])
     right = WIDTH - 2 * MARGIN - _widest([strip.result for strip in strips])
     top = MARGIN + LINE + 4
-    bottom = top + len(strips) * (height + 1)
+    bottom = top + len(strips) * (height + gap)
     image = Image.new("RGB", (WIDTH, bottom + LINE + MARGIN), PAPER)
     pen = ImageDraw.Draw(image)
-    pen.text((MARGIN, MARGIN), _fit(title, WIDTH - 200, tail=True), INK, font)
+    pen.text((MARGIN, MARGIN), _fit(title, WIDTH - 120, tail=True), INK, font)
     _scale(image, pen)
     for index, strip in enumerate(strips):
-        y = top + index * (height + 1)
+        y = top + index * (height + gap)
         image.paste(_map(strip.values, right - left, height), (left, y))
         middle, ink = y + height // 2, INK if strip.strong else FAINT
-        label = _fit(strip.label, COLUMN, tail=True)
-        pen.text((left - MARGIN, middle), label, ink, font, anchor="rm")
-        pen.text((right + MARGIN, middle), _fit(strip.result, COLUMN), ink, font, anchor="lm")
+        pen.text((left - MARGIN, middle), strip.label, ink, font, anchor="rm")
+        pen.text((right + MARGIN, middle), strip.result, ink, font, anchor="lm")
     _axis(pen, left, right, bottom + 3, epochs=strips[0].values.shape[1])
     return image
 
@@ -103,7 +103,8 @@ def _map(values: Values, width: int, height: int) -> Image.Image:
 def _axis(pen: ImageDraw.ImageDraw, left: int, right: int, y: int, epochs: int) -> None:
     pen.text((left, y), "0", FAINT, _font())
     pen.text(((left + right) // 2, y), "epoch", FAINT, _font(), anchor="ma")
-    pen.text((right, y), str(epochs - 1), FAINT, _font(), anchor="ra")
+    if epochs > 1:
+        pen.text((right, y), str(epochs - 1), FAINT, _font(), anchor="ra")
 
 
 def _scale(image: Image.Image, pen: ImageDraw.ImageDraw) -> None:
@@ -119,14 +120,14 @@ def _scale(image: Image.Image, pen: ImageDraw.ImageDraw) -> None:
 
 @cache
 def _font() -> Font:
-    return ImageFont.load_default(size=14)
+    return ImageFont.load_default(size=13)
 
 
 def _widest(texts: Sequence[str]) -> int:
-    return min(COLUMN, int(max(_font().getlength(text) for text in texts)) + 1)
+    return int(max(_font().getlength(text) for text in texts)) + 1
 
 
-def _fit(text: str, width: int, tail: bool = False) -> str:
+def _fit(text: str, width: int = COLUMN, tail: bool = False) -> str:
     """`text`, cut to `width` pixels; `tail` keeps its end, which tells module paths apart."""
     if _font().getlength(text) <= width:
         return text

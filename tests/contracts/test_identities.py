@@ -71,7 +71,7 @@ def test_the_penalty_moves_every_alpha_to_the_cheaper_option(net):
         net.zero_grad()
         ExpectedCost(net, cost, net.input_shape)().backward()
         for name, decision in decisions(net):
-            means = torch.tensor(conditional_means(net, exact, name, cost.name))
+            means = torch.tensor(conditional_means(net, exact, name, cost.name)).double()
             theta = softmax(decision.alpha.detach().double())
             # d/dalpha_k of sum_j theta_j c_j
             gradient = theta * (means - theta @ means)

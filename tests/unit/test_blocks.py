@@ -131,10 +131,12 @@ def test_scaled_does_not_read_or_write_the_output_once_more():
     assert shapes == [(5,), (5,)]  # weight and bias of the BatchNorm, nothing larger
 
 
-def test_hooks_see_a_scaled_call():
-    op, calls = make("mb_k3_e3", 2, (4, 4), 1), []
+@pytest.mark.parametrize("name", ["conv_k3", "mb_k3_e3"])
+def test_hooks_see_a_scaled_call(name):
+    op, calls = make(name, 2, (4, 4), 1), []
     op.register_forward_hook(lambda *_: calls.append("op"))
-    op.branch[1].register_forward_hook(lambda *_: calls.append("norm"))
+    norm = [layer for layer in op.modules() if isinstance(layer, nn.BatchNorm2d)][-1]
+    norm.register_forward_hook(lambda *_: calls.append("norm"))
     op.scaled(sample(2, 4), torch.ones((), dtype=torch.float64))
     assert calls == ["norm", "op"]
 

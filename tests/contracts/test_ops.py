@@ -1,0 +1,78 @@
+"""What every op of the catalogue must do, found by its name alone."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from nas.cost.analytic import MACs, Params
+from nas.cost.expected import ExpectedCost
+from nas.ops.catalogue import allowed, build, known_names
+from nas.supernet.choice import Scalable
+
+from .drawn import counted, randomized
+
+SIDES = {1: (9,), 2: (7, 6)}
+SITES = [(8, 8, 1, 2), (8, 16, 2, 1)]  # in, out, stride, ndim
+OPS = [(name, site) for name in known_names() for site in SITES if allowed(name, *site)]
+every_op = pytest.mark.parametrize(("name", "site"), OPS)
+
+
+def made(name: str, site: tuple[int, int, int, int]) -> nn.Module:
+    op = randomized(build(name, *site))
+    op.input_shape = (site[0], *SIDES[site[3]])
+    return op
+
+
+def sample(op: nn.Module) -> Tensor:
+    return torch.randn(2, *op.input_shape)
+
+
+def test_every_op_stands_somewhere():
+    assert {name for name, _ in OPS} == set(known_names())
+
+
+@every_op
+def test_shape(name, site):
+    op = made(name, site)
+    sides = [-(-side // site[2]) for side in op.input_shape[1:]]
+    assert op(sample(op)).shape == (2, site[1], *sides)
+
+
+@every_op
+def test_eval_is_deterministic_and_changes_nothing(name, site):
+    op = made(name, site).eval()
+    before, x = copy.deepcopy(op.state_dict()), sample(op)
+    assert torch.equal(op(x), op(x))
+    assert_close(op.state_dict(), before, rtol=0, atol=0)
+
+
+@every_op
+def test_a_copy_or_a_loaded_state_computes_the_same(name, site):
+    op = made(name, site)
+    x = sample(op)
+    op(x.requires_grad_()).sum().backward()
+    op.eval()
+    loaded = made(name, site).eval()
+    loaded.load_state_dict(op.state_dict())
+    assert torch.equal(copy.deepcopy(op)(x), op(x))
+    assert torch.equal(loaded(x), op(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "site"), [o for o in OPS if isinstance(build(o[0], 8, 8), Scalable)]
+)
+def test_scaled_is_scale_times_forward(name, site):
+    op = made(name, site).eval()
+    x = sample(op)
+    assert_close(op.scaled(x, torch.tensor(0.3)), 0.3 * op(x))
+    assert torch.equal(op.scaled(x, torch.ones(())), op(x))
+
+
+@every_op
+def test_price_is_that_of_an_independent_counter(name, site):
+    op = made(name, site).eval()
+    costs = {c.name: ExpectedCost(op, c, op.input_shape)().item() for c in (Params(), MACs())}
+    assert costs == counted(op)

@@ -1,0 +1,109 @@
+"""What every space in `configs/space` must do; found by listing the folder."""
+
+import copy
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from nas.arch import Arch
+from nas.cost.analytic import MACs, Params
+from nas.cost.expected import ExpectedCost
+from nas.cost.trace import trace
+from nas.decision import apply, decisions, free
+from nas.discrete import discretize
+
+from .drawn import counted, randomized, sample
+
+CONFIGS = {
+    path.stem: path for path in (Path(__file__).parents[2] / "configs" / "space").glob("*.yaml")
+}
+CLASSES = 3
+
+
+def built(name: str, shape: tuple[int, ...], **overrides: float) -> nn.Module:
+    table = yaml.safe_load(CONFIGS[name].read_text(encoding="utf-8")) | overrides
+    module, _, attribute = table["_target_"].rpartition(".")
+    arguments = {key: value for key, value in table.items() if not key.startswith("_")}
+    make = getattr(import_module(module), attribute)
+    return make(input_shape=shape, num_classes=CLASSES, **arguments)
+
+
+@pytest.fixture(scope="module", params=sorted(CONFIGS))
+def space(request) -> nn.Module:
+    """Narrow, on small images, in eval mode."""
+    return randomized(built(request.param, (2, 8, 8), width=0.1)).eval()
+
+
+@pytest.fixture(scope="module", params=sorted(CONFIGS))
+def whole(request) -> nn.Module:
+    """At full width on 32 x 32, without memory or arithmetic."""
+    with torch.device("meta"):
+        return built(request.param, (3, 32, 32)).eval()
+
+
+def covering(space: nn.Module) -> Iterator[Arch]:
+    """A few architectures in which every option of every decision is taken once."""
+    own = dict(decisions(space))
+    for k in range(max(len(decision.options) for decision in own.values())):
+        # Not option k everywhere: neighbours must fit whatever is beside them.
+        taken = {n: d.options[(k + i) % len(d.options)] for i, (n, d) in enumerate(own.items())}
+        yield Arch(space.name, taken)
+
+
+def test_the_listing_finds_them():
+    assert {"chain", "chain_tiny", "mobilenet", "mobilenet_tiny"} <= set(CONFIGS)
+
+
+def test_forward_gives_logits(space):
+    assert space(sample(space, batch=2)).shape == (2, CLASSES)
+
+
+def test_names_are_unique_and_lead_to_the_decision(space):
+    names = [name for name, _ in decisions(space)]
+    assert 0 < len(set(names)) == len(names)
+    assert all(space.get_submodule(name) is decision for name, decision in decisions(space))
+
+
+def test_every_option_runs_and_extracts(space):
+    x = sample(space)
+    for arch in covering(space):
+        network = discretize(space, arch)
+        apply(space, arch)
+        assert torch.equal(space(x), network(x))
+        assert not any(decisions(network))
+        assert counted(network)["macs"] > 0
+    free(space)
+
+
+def test_every_arch_survives_a_file(space, tmp_path):
+    for arch in covering(space):
+        arch.save(tmp_path / "arch.json")
+        assert Arch.load(tmp_path / "arch.json") == arch
+
+
+def test_costs_at_full_width_are_exact(whole):
+    traced = trace(whole, whole.input_shape)
+    expected = {cost.name: ExpectedCost(whole, cost, traced) for cost in (Params(), MACs())}
+    for arch in covering(whole):
+        with torch.device("meta"):
+            exact = counted(discretize(whole, arch))
+        assert {name: cost.of(arch.choices) for name, cost in expected.items()} == exact
+
+
+def test_trace_names_the_decisions_and_leaves_the_space_alone(space):
+    before = copy.deepcopy(space.state_dict())
+    traced = trace(space, space.input_shape)
+    assert dict(traced.options) == {n: len(d.options) for n, d in decisions(space)}
+    assert all(torch.equal(value, before[key]) for key, value in space.state_dict().items())
+
+
+def test_a_step_trains_weights_and_alphas(space):
+    network = copy.deepcopy(space).train()
+    network(sample(network, batch=2)).square().sum().backward()
+    assert all(d.alpha.grad.abs().sum() > 0 for _, d in decisions(network))
+    assert network.classifier.weight.grad.abs().sum() > 0

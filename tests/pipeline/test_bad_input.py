@@ -1,0 +1,155 @@
+"""Every mistake that a user is known to make: one clear line, exit code 2, nothing trained."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from nas.cli import run
+
+QUICK = ["search.epochs=1", "search.warmup_epochs=0", "finetune.epochs=1", "onnx=false"]
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    code = run(list(arguments))
+    captured = capsys.readouterr()
+    assert code == 2, captured
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("nas: error: ")
+    assert "Traceback" not in captured.out + captured.err
+    return lines[0]
+
+
+def image_folder(root: Path, classes: int, images: int) -> Path:
+    for c in range(classes):
+        (root / f"class{c}").mkdir(parents=True)
+        for i in range(images):
+            Image.new("RGB", (10, 9), (20 * i % 256, 60 * c, 9)).save(root / f"class{c}/{i}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["serach"], ["'serach'", "search"]),
+        (["search", "data=digit"], ["data/digit", "digits", "fashion_mnist"]),
+        (["search", "sede=3"], ["'sede'", "'seed'"]),
+        (["search", "search.epoch=3"], ["epoch", "epochs"]),
+        (["search", "seed=abc"], ["abc", "seed"]),
+        (["search", "search.epochs=many"], ["search.epochs", "'many'", "int"]),
+        (["search", "finetune.optimizer.lr=fast"], ["finetune.optimizer.lr", "'fast'"]),
+        (["search", "weights=random"], ["random", "inherited", "fresh"]),
+        (["search", "space.width=-1"], ["width", "-1"]),
+        (["search", "data.batch_size=4096"], ["data.batch_size=4096", "train split"]),
+        (["search", "objective.strength=-0.1"], ["objective.strength=-0.1", "at least 0"]),
+        (["search", "relax.function=softmin"], ["softmin", "softmax"]),
+        (["search", "search.warmup_epochs=99"], ["search.warmup_epochs=99", "below"]),
+        (["search", "stable_epochs=0"], ["0"]),
+        (["search", "seed=-1"], ["seed=-1"]),
+        (["search", "data=image_folder"], ["data.root"]),
+        (["search", "data=image_folder", "data.root=/no/such/folder"], ["/no/such/folder"]),
+        (
+            ["search", "data=fashion_mnist", "data.root=/no/such", "data.download=false"],
+            ["/no/such", "data.root"],
+        ),
+        (["finetune"], ["arch=FILE"]),
+        (["finetune", "arch=/no/such/arch.json"], ["/no/such/arch.json"]),
+        (["search", "arch=x.json"], ["nas finetune"]),
+        (["search", "resume=/no/such/run"], ["/no/such/run"]),
+        (["report", "/no/such/folder"], ["/no/such/folder"]),
+        (["export", "/no/such/run"], ["/no/such/run"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_one_line_and_exit_code_2(
+    arguments: list[str],
+    said: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = complaint(capsys, *arguments)
+    for words in said:
+        assert words in line
+    assert not list(tmp_path.rglob("*.ckpt"))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_empty_image_folder_and_a_single_class(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    line = complaint(capsys, "search", "data=image_folder", "data.root=empty")
+    assert "empty" in line
+    image_folder(tmp_path / "one", classes=1, images=6)
+    line = complaint(capsys, "search", "data=image_folder", "data.root=one")
+    assert "class0" in line
+
+
+def test_arch_that_is_no_json_or_of_another_space(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.json").write_text("{not json", encoding="utf-8")
+    assert "bad.json" in complaint(capsys, "finetune", "arch=bad.json")
+    other = {"schema": 1, "space": "elsewhere", "choices": {"blocks.s0b0": "conv_k3"}}
+    Path("other.json").write_text(json.dumps(other), encoding="utf-8")
+    line = complaint(capsys, "finetune", "arch=other.json")
+    assert "'elsewhere'" in line
+    assert "'chain_tiny'" in line
+
+
+def test_checkpoint_of_another_space(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["search", *QUICK, "space.width=0.25", "name=narrow"]) == 0
+    capsys.readouterr()
+    line = complaint(
+        capsys,
+        "finetune",
+        "arch=runs/narrow/arch.json",
+        "checkpoint=runs/narrow/last.ckpt",
+        "name=second",
+    )
+    assert "runs/narrow/last.ckpt" in line
+    assert "another space" in line
+    assert not Path("runs/second").exists()
+
+
+def test_candidates_of_different_shapes_are_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine_bad.py").write_text(
+        "from torch import nn\n"
+        "from nas import ChoiceBlock\n"
+        "def net(input_shape, num_classes):\n"
+        "    c = input_shape[0]\n"
+        "    block = ChoiceBlock({'a': nn.Conv2d(c, 8, 3), 'b': nn.Conv2d(c, 8, 1)})\n"
+        "    tail = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes)]\n"
+        "    return nn.Sequential(nn.Identity(), block, *tail)\n",
+        encoding="utf-8",
+    )
+    configs = tmp_path / "confs" / "space"
+    configs.mkdir(parents=True)
+    (configs / "mine_bad.yaml").write_text("_target_: mine_bad.net\n_partial_: true\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    line = complaint(capsys, "search", f"--config-dir={tmp_path / 'confs'}", "space=mine_bad")
+    assert "'b'" in line
+    assert "(1, 8, 8, 8)" in line
+    assert "1:" in line  # the block's name in the model
+
+
+def test_unwritable_output_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("taken").write_text("a file, not a folder", encoding="utf-8")
+    line = complaint(capsys, "search", *QUICK, "out=taken")
+    assert "taken" in line
+    assert "out=FOLDER" in line
