@@ -20,14 +20,16 @@ class Objective(Protocol):
 
 
 class Plain(nn.Module):
-    """``L = task + strength * sum_i c_i`` (relative: ``c_i / c_i(start)``).
+    """``L = task + strength * sum_i c_i`` (relative: ``c_i / c_i(start)``; log: ``log`` of it).
 
     Relative costs are 1 at the start of every search, whatever the space and the unit, so that one
-    default strength is sensible everywhere.
+    default strength is sensible everywhere. In log scale a strength is the loss that a cost smaller
+    by a factor e is worth, at any size: a sweep of strengths then spreads over a whole front.
 
     Args:
         strength: lambda; 0 searches for accuracy alone.
         relative: divide each cost by its value for the untrained supernet.
+        log: penalise the logarithm of the cost.
 
     Raises:
         UserError: a negative strength, or one that is not a number.
@@ -35,14 +37,14 @@ class Plain(nn.Module):
 
     reference: Tensor  # (number of costs,), 0 until `start`
 
-    def __init__(self, strength: float = 0.3, relative: bool = True) -> None:
+    def __init__(self, strength: float = 0.3, relative: bool = True, log: bool = False) -> None:
         super().__init__()
         if not 0 <= strength < float("inf"):
             raise UserError(
                 f"objective.strength={strength} must be a finite number of at least 0 "
                 "(0 ignores the cost; larger values give smaller networks)"
             )
-        self.strength, self.relative = strength, relative
+        self.strength, self.relative, self.log = strength, relative, log
         self.register_buffer("reference", torch.zeros(0))
 
     def start(self, costs: Mapping[str, Tensor]) -> None:
@@ -56,8 +58,8 @@ class Plain(nn.Module):
         if not self.strength:
             return task
         pairs = zip(costs.values(), self.reference, strict=True)
-        penalty = torch.stack([(cost / reference).to(task) for cost, reference in pairs]).sum()
-        return task + self.strength * penalty
+        penalties = torch.stack([(cost / reference).to(task) for cost, reference in pairs])
+        return task + self.strength * (penalties.log() if self.log else penalties).sum()
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: object) -> None:
         # The buffer has as many entries as there are costs, known only once a search starts.

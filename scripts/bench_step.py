@@ -1,7 +1,7 @@
 """What searching costs: training steps of a supernet against plain networks without decisions.
 
     python scripts/bench_step.py
-    python scripts/bench_step.py --batch 32 128 --threads 1 --rounds 12 --json bench.json
+    python scripts/bench_step.py --batch 32 128 --threads 1 --rounds 6 --json bench.json
 
 The supernet is the five-block `chain` space on random 3 x 32 x 32 images. A step is draw, forward,
 cross-entropy, backward, SGD on the weights, and Adam on the alphas unless they are frozen.
@@ -12,9 +12,11 @@ cross-entropy, backward, SGD on the weights, and Adam on the alphas unless they 
     cost   parameters and MACs under theta, and their gradient / a whole soft step
 
 The steps that are compared follow one another at once, in turning order, so that what else the
-machine does meets all of them. "ratio" divides medians (for `hard`: means over paths of medians),
-"p20" 20th percentiles, "cpu" medians of processor time, which leaves out what other processes took;
-"pairs" is the median, and "quartiles" the spread, of the ratios within each round.
+machine does meets all of them; six times, each with another path (`hard`) or fresh copies (`soft`),
+as copies differ by some per cent in where they lie in memory. "ratio" divides means over these six
+of medians over rounds, "p20" of 20th percentiles, "cpu" of medians of processor time, which leaves
+out what other processes took; "pairs" is the median, and "quartiles" the spread, of the ratios
+within each round.
 """
 
 import argparse
@@ -51,7 +53,10 @@ SPACE = Path(__file__).parents[1] / "configs" / "space" / "chain.yaml"
 INPUT_SHAPE, NUM_CLASSES = (3, 32, 32), 10
 LIMITS = {"soft": 1.05, "hard": 1.10, "bytes": 1.02, "cost": 0.02}
 
+REPEATS = 6
+
 Step = Callable[[], object]
+Statistic = Callable[[list[float]], float]
 Batch = tuple[Tensor, Tensor]  # x (N, C, H, W), labels (N,)
 
 
@@ -62,11 +67,11 @@ class Row:
     name: str
     batch: int
     ratio: float
-    p20: float | None
-    cpu: float | None
     pairs: tuple[float, float, float]  # quartiles of the ratios of neighbours
-    ours: float | None
-    plain: float | None
+    p20: float | None = None
+    cpu: float | None = None
+    ours: float | None = None
+    plain: float | None = None
 
     @property
     def missed(self) -> bool:
@@ -149,6 +154,13 @@ def network_drawn(supernet: nn.Module, seed: int) -> nn.Module:
     return discretize(one_path)
 
 
+def cost_step(supernet: nn.Module) -> Step:
+    """Expected parameters and MACs of `supernet`, and what they give its alphas."""
+    layers = trace(supernet, INPUT_SHAPE)
+    costs = [ExpectedCost(supernet, cost, layers) for cost in (Params(), MACs())]
+    return lambda: torch.autograd.backward([cost() for cost in costs])
+
+
 def saved_bytes(trainee: Trainee) -> int:
     """Bytes that autograd keeps for the backward pass, parameters left out."""
     own = {parameter.untyped_storage().data_ptr() for parameter in trainee.net.parameters()}
@@ -189,27 +201,29 @@ def interleave(steps: dict[str, Step], rounds: int) -> Times:
     return times
 
 
-def compare(name: str, plain: str, batch: int, paths: Sequence[Times]) -> Row:
-    """Step `name` against step `plain`, timed on each of `paths`."""
+def compare(name: str, plain: str, batch: int, repeats: Sequence[Times]) -> Row:
+    """Step `name` against step `plain`."""
 
-    def ratio(of: Callable[[list[float]], float], clock: str = "wall") -> float:
-        return mean(name, of, clock) / mean(plain, of, clock)
+    def mean(of: Statistic, step: str, clock: str) -> float:
+        return statistics.fmean(of(getattr(times, clock)[step]) for times in repeats)
 
-    def mean(step: str, of: Callable[[list[float]], float], clock: str = "wall") -> float:
-        return statistics.fmean(of(getattr(times, clock)[step]) for times in paths)
+    def ratio(of: Statistic, clock: str = "wall") -> float:
+        return mean(of, name, clock) / mean(of, plain, clock)
 
     pairs = [
-        a / b for path in paths for a, b in zip(path.wall[name], path.wall[plain], strict=True)
+        ours / theirs
+        for times in repeats
+        for ours, theirs in zip(times.wall[name], times.wall[plain], strict=True)
     ]
     return Row(
         name,
         batch,
         ratio(statistics.median),
+        quartiles(pairs),
         ratio(percentile_20),
         ratio(statistics.median, "cpu"),
-        quartiles(pairs),
-        mean(name, statistics.median),
-        mean(plain, statistics.median),
+        mean(statistics.median, name, "wall"),
+        mean(statistics.median, plain, "wall"),
     )
 
 
@@ -224,27 +238,26 @@ def percentile_20(values: list[float]) -> float:
 
 def bench_soft(batch: Batch, rounds: int) -> list[Row]:
     """All paths: searched, with alphas frozen, and added without theta; and the cost."""
-    supernet = build_supernet(softmax)
-    layers = trace(supernet, INPUT_SHAPE)
-    costs = [ExpectedCost(supernet, cost, layers) for cost in (Params(), MACs())]
-    steps: dict[str, Step] = {
-        "soft": Trainee(supernet, batch).step,
-        "soft, alphas frozen": Trainee(copy.deepcopy(supernet), batch, frozen=True).step,
-        "plain": Trainee(sum_of_branches(supernet), batch).step,
-        "cost": lambda: torch.autograd.backward([cost() for cost in costs]),
-    }
-    times = [interleave(steps, rounds)]
-    size = len(batch[0])
+    times, size = [], len(batch[0])
+    for _ in range(REPEATS):
+        supernet = build_supernet(softmax)
+        steps: dict[str, Step] = {
+            "soft": Trainee(supernet, batch).step,
+            "soft, alphas frozen": Trainee(copy.deepcopy(supernet), batch, frozen=True).step,
+            "plain": Trainee(sum_of_branches(supernet), batch).step,
+            "cost": cost_step(supernet),
+        }
+        times.append(interleave(steps, rounds))
     rows = [compare(name, "plain", size, times) for name in ("soft", "soft, alphas frozen")]
     return [*rows, compare("cost", "soft", size, times)]
 
 
-def bench_hard(batch: Batch, rounds: int, n_paths: int) -> list[Row]:
+def bench_hard(batch: Batch, rounds: int) -> list[Row]:
     """One path: searched, with alphas frozen, and its plain network; and the bytes kept."""
+    times, kept, size = [], [], len(batch[0])
     supernet = build_supernet(straight_through, gumbel=True)
     searched, fixed = Trainee(supernet, batch), Trainee(copy.deepcopy(supernet), batch, frozen=True)
-    times, kept = [], []
-    for seed in range(n_paths):
+    for seed in range(REPEATS):
         plain = Trainee(network_drawn(supernet, seed), batch)
         steps: dict[str, Step] = {
             "hard": partial(searched.drawn_step, seed),
@@ -253,12 +266,8 @@ def bench_hard(batch: Batch, rounds: int, n_paths: int) -> list[Row]:
         }
         times.append(interleave(steps, rounds))
         kept.append(saved_bytes(searched) / saved_bytes(plain))
-    size = len(batch[0])
     rows = [compare(name, "plain", size, times) for name in ("hard", "hard, alphas frozen")]
-    return [
-        *rows,
-        Row("bytes", size, statistics.fmean(kept), None, None, quartiles(kept), None, None),
-    ]
+    return [*rows, Row("bytes", size, statistics.fmean(kept), quartiles(kept))]
 
 
 def machine() -> dict[str, str | float]:
@@ -310,8 +319,7 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, nargs="+", default=[32, 128])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=12, help="of each comparison (default 12)")
-    parser.add_argument("--paths", type=int, default=6, help="that `hard` draws (default 6)")
+    parser.add_argument("--rounds", type=int, default=6, help="of each repeat, at least 2")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args()
 
@@ -323,7 +331,7 @@ def main() -> None:
     for size in args.batch:
         torch.manual_seed(0)
         batch = torch.randn(size, *INPUT_SHAPE), torch.randint(NUM_CLASSES, (size,))
-        for bench in (bench_soft, partial(bench_hard, n_paths=args.paths)):
+        for bench in (bench_soft, bench_hard):
             rows += bench(batch, args.rounds)
             gc.collect()
     show(rows)

@@ -34,7 +34,7 @@ class LastCheckpoint(Checkpoint):
         # Beside the target: a rename is atomic within one file system only. Always the same name,
         # so that what a killed run left is overwritten.
         partial = self.path.with_name(f".{self.path.name}.partial")
-        # On every rank: it ends with a barrier. `weights_only` of its own accord would be announced.
+        # On every rank: it ends with a barrier. Left to itself, `weights_only` would be announced.
         trainer.save_checkpoint(partial, weights_only=False)
         if trainer.is_global_zero:
             with partial.open("rb") as file:

@@ -66,10 +66,10 @@ class ChoiceBlock(Decision):
 
     def forward(self, x: Tensor) -> Tensor:
         theta = self.theta
-        live = [True] * len(self.options) if self.unrolled else (theta != 0).tolist()
+        values = [1.0] * len(self.options) if self.unrolled else theta.tolist()
         total: Tensor | None = None
-        for runs, weight, (name, op) in zip(live, theta, self.candidates.items(), strict=True):
-            if not runs:
+        for value, weight, (name, op) in zip(values, theta, self.candidates.items(), strict=True):
+            if value == 0:
                 continue
             term = self._term(op, x, weight)
             if total is not None and term.shape != total.shape:
@@ -104,8 +104,14 @@ def _check(candidates: Mapping[str, nn.Module]) -> None:
     for name, op in candidates.items():
         if not isinstance(op, nn.Module):
             raise UserError(f"candidate {name!r} must be an nn.Module, got {type(op).__name__}")
-        if "." in name or not name:
-            raise UserError(f"candidate name {name!r} must not be empty or contain a dot")
+        if not isinstance(name, str) or "." in name or not name:
+            raise UserError(
+                f"candidate name {name!r} must be a string, not empty and without a dot"
+            )
+        if hasattr(nn.ModuleDict(), name):
+            raise UserError(
+                f"candidate name {name!r} is an attribute of nn.ModuleDict: choose another"
+            )
     if len({id(op) for op in candidates.values()}) < len(candidates):
         raise UserError(
             f"two of the candidates {list(candidates)} are the same module object: "

@@ -17,6 +17,7 @@ from .drawn import counted, randomized
 SIDES = {1: (9,), 2: (7, 6)}
 SITES = [(8, 8, 1, 2), (8, 16, 2, 1)]  # in, out, stride, ndim
 OPS = [(name, site) for name in known_names() for site in SITES if allowed(name, *site)]
+SCALABLE = [(name, site) for name, site in OPS if isinstance(build(name, *site), Scalable)]
 every_op = pytest.mark.parametrize(("name", "site"), OPS)
 
 
@@ -53,7 +54,9 @@ def test_eval_is_deterministic_and_changes_nothing(name, site):
 def test_a_copy_or_a_loaded_state_computes_the_same(name, site):
     op = made(name, site)
     x = sample(op)
-    op(x.requires_grad_()).sum().backward()
+    y = op(x.requires_grad_())
+    if y.requires_grad:  # zero is a constant
+        y.sum().backward()
     op.eval()
     loaded = made(name, site).eval()
     loaded.load_state_dict(op.state_dict())
@@ -61,9 +64,7 @@ def test_a_copy_or_a_loaded_state_computes_the_same(name, site):
     assert torch.equal(loaded(x), op(x))
 
 
-@pytest.mark.parametrize(
-    ("name", "site"), [o for o in OPS if isinstance(build(o[0], 8, 8), Scalable)]
-)
+@pytest.mark.parametrize(("name", "site"), SCALABLE)
 def test_scaled_is_scale_times_forward(name, site):
     op = made(name, site).eval()
     x = sample(op)

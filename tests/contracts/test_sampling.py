@@ -18,7 +18,7 @@ from .drawn import randomized, sample, some_archs, supernets
 
 STAGES = {
     "conv": {"ops": ["conv_k3", "conv_k5", "sep_k3"], "channels": 16, "repeat": 2},
-    "mb": {"ops": ["mb_k3_e3", "mb_k5_e3_se", "identity"], "channels": 16, "repeat": 2},
+    "mb": {"ops": ["mb_k3_e3", "mb_k5_e3", "mb_k5_e3_se"], "channels": 16, "repeat": 2},
 }
 
 

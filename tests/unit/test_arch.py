@@ -4,7 +4,7 @@ import json
 import pickle
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nas.arch import Arch
@@ -20,6 +20,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("arch")
 
 
+@settings(max_examples=25)  # each waits for the disk
 @given(arch=ARCHS)
 def test_a_file_gives_back_the_value(arch, folder):
     arch.save(folder / "sub" / "arch.json")

@@ -35,7 +35,7 @@ SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 Module = DifferentiableSearch | Training
 
 
-class Killed(RuntimeError):
+class KilledError(RuntimeError):
     pass
 
 
@@ -47,7 +47,7 @@ class KillInEpoch(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
         if trainer.current_epoch == self.epoch:
-            raise Killed
+            raise KilledError
 
 
 def supernet(relax: Callable[..., Any] = softmax, gumbel: bool = False) -> nn.Module:
@@ -135,7 +135,7 @@ def test_a_killed_and_resumed_run_ends_bit_for_bit_as_an_unbroken_one(
 
     whole, broken = tmp_path / "whole.ckpt", tmp_path / "broken.ckpt"
     run(whole)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(broken, KillInEpoch(killed_in))
     assert torch.load(broken, weights_only=True)["epoch"] == killed_in - 1
     run(broken, ckpt=broken)
@@ -154,10 +154,10 @@ def test_a_crash_while_saving_leaves_the_last_checkpoint_whole(
         save(trainer, to, **options)
         if trainer.current_epoch == 1:
             Path(to).write_bytes(Path(to).read_bytes()[:100])
-            raise Killed
+            raise KilledError
 
     monkeypatch.setattr(pl.Trainer, "save_checkpoint", crash)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         fit(search(), LastCheckpoint(path))
 
     assert torch.load(path, weights_only=True)["epoch"] == 0
@@ -267,7 +267,7 @@ def test_heat_maps_are_drawn_about_eight_times_and_at_the_end(tmp_path: Path) ->
 
 def test_a_resumed_search_draws_its_whole_history(tmp_path: Path) -> None:
     path, telemetry = tmp_path / "last.ckpt", SearchTelemetry()
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         fit(search(), SearchTelemetry(), LastCheckpoint(path), KillInEpoch(2))
     module = search()
     fit(module, telemetry, ckpt=path)

@@ -3,8 +3,6 @@
 import subprocess
 import sys
 
-import pytest
-
 OWN_LOOP = """
 import torch
 from torch import nn
@@ -25,7 +23,7 @@ weights, alphas = split_parameters(model)
 optimizers = torch.optim.SGD(weights, 0.05), torch.optim.Adam(alphas, 0.05)
 start = cost().item()
 for x, y in batches():
-    loss = nn.functional.cross_entropy(model(x), y) + STRENGTH * cost() / start
+    loss = nn.functional.cross_entropy(model(x), y) + 3.0 * cost() / start
     for optimizer in optimizers:
         optimizer.zero_grad()
     loss.backward()
@@ -37,21 +35,18 @@ CHECK = """
 import sys
 assert not {"pytorch_lightning", "lightning", "hydra", "omegaconf"} & set(sys.modules)
 assert network.eval()(x).shape == (8, 10)
-print(*[f"{float(alpha[1] - alpha[0]):.3f}" for alpha in alphas])
+# How far sep_k3, the cheaper op, ends above conv_k5 in each block.
+print(*[float(alpha[1] - alpha[0]) for alpha in alphas])
 """
 
 
-def preferences(strength: float, cwd) -> list[float]:
-    """How much the alpha of sep_k3, the cheaper op, ends above that of conv_k5, in each block."""
-    script = OWN_LOOP.replace("STRENGTH", str(strength)) + CHECK
+def test_the_penalty_decides_in_an_own_loop(tmp_path):
+    script = OWN_LOOP + CHECK
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=cwd, capture_output=True, text=True, check=False
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    return [float(word) for word in done.stdout.split()]
-
-
-@pytest.mark.parametrize("strength", [3.0])
-def test_the_penalty_decides_in_an_own_loop(strength, tmp_path):
-    assert min(preferences(strength, tmp_path)) > 1
-    assert max(preferences(-strength, tmp_path)) < -1
+    # Labels are random: without the penalty neither op is better.
+    ahead = [float(word) for word in done.stdout.split()]
+    assert len(ahead) == 2
+    assert min(ahead) > 1

@@ -36,5 +36,5 @@ def test_a_temperature_must_be_positive(value):
     for make in (lambda: constant(value), lambda: linear(1.0, value), lambda: linear(value, 1.0)):
         with pytest.raises(UserError, match="must be above 0"):
             make()
-    with pytest.raises(UserError, match="end=.* must be above 0"):
+    with pytest.raises(UserError, match=r"end=.* must be above 0"):
         exponential(1.0, value)
