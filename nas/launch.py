@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nas.config import Weights, check, check_trusted, config_dir, register
+from nas.config import Weights, check, check_trusted, config_dir, groups, register
 from nas.errors import UserError
 from nas.run import RunDir, find_runs, fingerprint, write_atomic, write_json
 
@@ -40,7 +40,7 @@ def launch(verb: str, arguments: list[str]) -> int:
     # Hydra then lets exceptions through instead of printing them and exiting with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     os.environ[COMMAND] = f"nas {verb}"  # jobs of a sweep may run in other processes
-    sys.argv = [f"nas {verb}", *arguments]
+    sys.argv = [f"nas {verb}", *_flags_first(arguments)]
     ended: list[Exception] = []
 
     def job(config: DictConfig) -> None:
@@ -58,7 +58,7 @@ def launch(verb: str, arguments: list[str]) -> int:
         for error in ended:
             raise error
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error)) from None
+        raise UserError(explain(error, arguments)) from None
     except OSError as error:
         if error.filename is None:
             raise
@@ -75,21 +75,32 @@ def launch(verb: str, arguments: list[str]) -> int:
     return 0
 
 
-def explain(error: Exception) -> str:
+def _flags_first(arguments: Sequence[str]) -> list[str]:
+    """Hydra's parser refuses a flag between overrides; people write them anywhere."""
+    overrides = [word for word in arguments if word[0] != "-" and (word[0] == "~" or "=" in word)]
+    return [*(word for word in arguments if word not in overrides), *overrides]
+
+
+def explain(error: Exception, arguments: Sequence[str] = ()) -> str:
     """Hydra's message in one line, with the alternatives to an unknown key."""
     causes = [error, error.__cause__] if error.__cause__ else [error]
     text = " ".join(" ".join(str(cause).split()) for cause in causes)
     unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", text)
     if unknown and "Available options" not in text:
-        text = f"unknown key {unknown[1] or unknown[2]!r}.{_alternatives(unknown[1] or '')}"
+        text = f"unknown key {unknown[1] or unknown[2]!r}.{_alternatives(unknown[1] or '', arguments)}"
     return re.sub(r"\s*(object_type=\S+|full_key: \S+|reference_type=\S+)", "", text)
 
 
-def _alternatives(key: str) -> str:
+def _alternatives(key: str, arguments: Sequence[str]) -> str:
     from hydra import compose, initialize_config_dir
 
+    # The keys of a group are those of the option that was chosen for it.
+    chosen = [word for word in arguments if word.partition("=")[0] in groups()]
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        config = compose("config")
+        try:
+            config = compose("config", chosen)
+        except HydraException:  # an option from the user's own --config-dir
+            config = compose("config")
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(config, parent) if parent else config
     known = [str(k) for k in node if not str(k).startswith("_")] if node is not None else []

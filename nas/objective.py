@@ -13,7 +13,7 @@ class Objective(Protocol):
     """Joins a task loss and costs to the scalar that alphas descend; state is in buffers."""
 
     def start(self, costs: Mapping[str, Tensor]) -> None:
-        """Told the costs of the untrained supernet, once, before the first step."""
+        """Told the mean costs over all architectures, once, before the first step."""
         ...
 
     def __call__(self, task: Tensor, costs: Mapping[str, Tensor]) -> Tensor: ...

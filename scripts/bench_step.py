@@ -1,7 +1,7 @@
 """What searching costs: training steps of a supernet against plain networks without decisions.
 
     python scripts/bench_step.py
-    python scripts/bench_step.py --batch 32 128 --threads 1 --rounds 6 --json bench.json
+    python scripts/bench_step.py --batch 32 128 --threads 1 --rounds 5 --json bench.json
 
 The supernet is the five-block `chain` space on random 3 x 32 x 32 images. A step is draw, forward,
 cross-entropy, backward, SGD on the weights, and Adam on the alphas unless they are frozen.
@@ -319,7 +319,7 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, nargs="+", default=[32, 128])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=6, help="of each repeat, at least 2")
+    parser.add_argument("--rounds", type=int, default=5, help="of each repeat, at least 2")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args()
 

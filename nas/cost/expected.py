@@ -44,6 +44,11 @@ class ExpectedCost:
         """Expected cost, a float64 scalar (float32 where the device has no float64)."""
         return self._polynomial({name: d.theta for name, d in self._decisions.items()})
 
+    def mean(self) -> Tensor:
+        """Mean over all architectures: the cost of the untrained supernet under any relaxation."""
+        uniform = {n: torch.full((k,), 1 / k, dtype=torch.float64) for n, k in self.options.items()}
+        return self._polynomial(uniform)
+
     def of(self, choices: Mapping[str, object]) -> float:
         """Exact cost of the architecture that takes `choices` (decision name -> option)."""
         picked = {

@@ -107,8 +107,10 @@ class DifferentiableSearch(pl.LightningModule):
         return [weight_optimizer, self.alpha_factory(alphas)], [schedule]
 
     def on_fit_start(self) -> None:
-        if self.current_epoch == 0:
-            cast(Objective, self.objective).start({n: c() for n, c in self.costs.items()})
+        # A checkpoint brings the reference along; the epoch is not restored yet at this point.
+        if self.trainer.ckpt_path is None:
+            start = {name: cost.mean() for name, cost in self.costs.items()}
+            cast(Objective, self.objective).start(start)
 
     def on_train_epoch_start(self) -> None:
         torch.manual_seed(self.seed + self.current_epoch + 1000 * self.global_rank)

@@ -181,6 +181,14 @@ def test_a_list_of_candidates_is_named_by_place_and_class():
     assert ChoiceBlock([nn.ReLU(), nn.Tanh(), nn.ReLU()]).options == ("0_ReLU", "1_Tanh", "2_ReLU")
 
 
+def test_theta_is_relaxed_at_the_temperature():
+    made = block(1, 3, 5, gumbel=True)
+    nn.init.normal_(made.alpha)
+    made.resample()
+    made.tau.fill_(0.5)
+    torch.testing.assert_close(made.theta, (2 * (made.alpha + made.noise)).softmax(0))
+
+
 def test_forward_is_the_weighted_sum():
     made, x = block(1, 3, 5), torch.randn(2, 2, 8)
     nn.init.normal_(made.alpha)

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "nas"
 
 # A module may import from its own layer or an earlier one.
 LAYERS = (
-    "errors arch pareto run",
+    "errors arch pareto run schedule",
     "config data",
     "decision",
     "ops supernet",
@@ -22,7 +22,9 @@ LAYERS = (
     "train",
     "search",
     "export",
-    "report",
+    "report result describe",
+    "pipeline",
+    "launch",
     "cli",
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer.split()}
@@ -31,9 +33,9 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer.split(
 SEARCH_FREE = {"export", "report"}
 # Third-party package -> the only parts of nas that may know of it.
 CONFINED = {
-    "hydra": {"config", "cli"},
-    "omegaconf": {"config", "cli"},
-    "pytorch_lightning": {"data", "train", "search", "cli"},
+    "hydra": {"config", "launch"},
+    "omegaconf": {"config", "launch"},
+    "pytorch_lightning": {"data", "train", "search", "pipeline"},
     "lightning": set(),
 }
 # In extras: a module-level import would break an installation without the extra.

@@ -1,0 +1,115 @@
+"""A run that was killed, interrupted or went wrong, and how it goes on."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from nas.cli import run
+from nas.run import RunDir
+from nas.search.differentiable import BilevelSearch
+
+Nas = Callable[..., int]
+
+# Ends the process the hard way once the n-th checkpoint, over both stages, is on disk.
+KILLED = """
+import os, signal, sys
+from nas.cli import run
+from nas.search.callbacks import LastCheckpoint
+
+saves, save = [], LastCheckpoint.on_train_epoch_end
+
+def save_and_die(self, *args):
+    save(self, *args)
+    saves.append(1)
+    if len(saves) == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+LastCheckpoint.on_train_epoch_end = save_and_die
+sys.exit(run(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("saves", "relax"), [(1, "gumbel"), (2, "hard_gumbel"), (4, "softmax")], ids=str
+)
+def test_killed_run_ends_as_an_unbroken_one(
+    saves: int, relax: str, nas_command: Nas, small: list[str]
+) -> None:
+    arguments = [f"relax={relax}", "onnx=false", "search.epochs=3"]
+    assert nas_command("search", *arguments, "out=whole", "name=a") == 0
+    broken = ["search", *small, *arguments, "out=broken", "name=a"]
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(saves), *broken], check=False)
+    assert killed.returncode == -9
+    assert not Path("broken/a/result.json").exists()
+
+    assert nas_command("search", *arguments, "out=broken", "resume=true") == 0
+
+    assert [path.name for path in Path("broken").iterdir()] == ["a"]
+    states = [torch.load(f"{out}/a/network.pt", weights_only=True) for out in ("whole", "broken")]
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+    whole, resumed = (RunDir(Path(out) / "a").read_result() for out in ("whole", "broken"))
+    assert whole is not None
+    assert resumed is not None
+    assert whole["arch"] == resumed["arch"]
+    assert whole["metrics"] == resumed["metrics"]
+
+
+def test_a_finished_run_is_not_repeated(
+    nas_command: Nas, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert nas_command("search", "search=random", "onnx=false", "name=a") == 0
+    written = Path("runs/a/result.json").read_text()
+    assert nas_command("search", "search=random", "onnx=false", "resume=true") == 0
+    assert "already finished: runs/a" in capsys.readouterr().out
+    assert Path("runs/a/result.json").read_text() == written
+    assert nas_command("search", "search=random", "onnx=false", "seed=1", "name=b") == 0
+
+
+def test_interrupt_says_how_to_go_on_and_the_folder_does(
+    nas_command: Nas, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = BilevelSearch.training_step
+
+    def interrupted(self: BilevelSearch, batch: object, batch_idx: int) -> None:
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+        step(self, batch, batch_idx)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(BilevelSearch, "training_step", interrupted)
+    assert nas_command("search", "onnx=false", "name=a") == 130
+    said = capsys.readouterr().err.strip().splitlines()
+    assert "interrupted" in said[-1]
+    assert "last.ckpt" in said[-1]
+    assert "nas search resume=runs/a" in said[-1]
+    monkeypatch.undo()
+
+    folder = next(Path.cwd().glob("runs/a"))
+    assert run(["search", f"resume={folder}"]) == 0
+    assert RunDir(folder).finished
+
+
+def test_nan_loss_ends_with_one_line(
+    nas_command: Nas, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = nas_command("search", "search.weight_optimizer.lr=1e30", "search.clip=0", "onnx=false")
+    assert code == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len([line for line in said if line.startswith("nas: ")]) == 1
+    assert "nan" in said[-1] or "inf" in said[-1]
+    assert "learning rate" in said[-1]
+
+
+def test_a_saved_config_may_not_name_foreign_code(
+    nas_command: Nas, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("evil").mkdir()
+    Path("evil/config.yaml").write_text("space: {_target_: os.system, command: touch hacked}\n")
+    assert run(["search", "resume=evil"]) == 2
+    assert "os.system" in capsys.readouterr().err
+    assert not Path("hacked").exists()

@@ -1,0 +1,164 @@
+"""The main job through the command line: what a run leaves, and that it can be read back."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+import nas
+from nas.cli import run
+from nas.data import digits
+from nas.run import RunDir
+
+Nas = Callable[..., int]
+
+
+def test_search_leaves_a_network_that_is_what_the_result_says(
+    nas_command: Nas, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert nas_command("search", "name=a", "relax=hard_gumbel") == 0
+    said = capsys.readouterr().out
+    assert "files: runs/a" in said
+    assert "nas report runs" in said
+    folder = RunDir(Path("runs/a"))
+    result = folder.read_result()
+    assert result is not None
+    assert result["status"] == "finished"
+
+    network = nas.load("runs/a")
+
+    assert not network.training
+    assert not any(nas.decisions(network))
+    assert result["costs"]["params"] == sum(p.numel() for p in network.parameters())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, *result["input"]["shape"]))
+    assert result["costs"]["macs"] == counter.get_total_flops() // 2
+    assert result["least"]["params"] <= result["costs"]["params"] <= result["largest"]["params"]
+    data = digits(seed=0, limit=400)
+    right = [(network(x).argmax(-1) == y) for x, y in data.test_dataloader()]
+    assert float(torch.cat(right).float().mean()) == pytest.approx(result["metrics"]["test_acc"])
+    assert result["onnx_max_abs_diff"] <= 1e-4
+    assert folder.onnx.exists()
+    assert nas.Arch.load(folder.arch).choices == result["arch"]
+    assert list(folder.tensorboard.glob("events*"))
+    assert not folder.finetune_checkpoint.exists()
+
+
+def test_export_writes_the_onnx_file_again(
+    nas_command: Nas, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert nas_command("search", "name=a", "onnx=false", "search=random") == 0
+    assert not Path("runs/a/network.onnx").exists()
+    assert run(["export", "runs/a"]) == 0
+    assert Path("runs/a/network.onnx").exists()
+    assert "largest difference" in capsys.readouterr().out
+
+
+def test_sweep_goes_on_after_a_failing_job_and_reports(nas_command: Nas) -> None:
+    code = nas_command("search", "-m", "name=s", "objective.strength=0.1,-1,3", "onnx=false")
+    assert code == 2
+    results = {path.name: RunDir(path).read_result() for path in Path("runs/s").iterdir()}
+    results = {name: result for name, result in results.items() if result}
+    assert [results[k]["status"] for k in "012"] == ["finished", "failed", "finished"]
+    assert "-1" in results["1"]["message"]
+
+    assert run(["report", "runs/s"]) == 0
+    assert {"report.csv", "front.png", "report.html"} <= {p.name for p in Path("runs/s").iterdir()}
+
+
+def test_finetune_trains_a_given_architecture_from_a_searches_weights(nas_command: Nas) -> None:
+    assert nas_command("search", "name=a", "onnx=false") == 0
+    wanted = dict.fromkeys(json.loads(Path("runs/a/arch.json").read_text())["choices"], "sep_k3")
+    nas.Arch("chain_tiny", wanted).save(Path("mine.json"))
+    given = ["name=b", "arch=mine.json", "checkpoint=runs/a/last.ckpt", "onnx=false"]
+    assert nas_command("finetune", *given) == 0
+    result = RunDir(Path("runs/b")).read_result()
+    assert result is not None
+    assert result["arch"] == wanted
+    assert result["costs"]["params"] == result["least"]["params"]
+
+
+MINE = """
+from torch import nn
+from nas import ChoiceBlock, build_op
+
+class Mine(nn.Module):
+    def __init__(self, input_shape, num_classes, channels=4):
+        super().__init__()
+        c = input_shape[0]
+        self.name = "mine"
+        self.first = ChoiceBlock([nn.Conv2d(c, channels, 3, padding=1), nn.Conv2d(c, channels, 1)])
+        self.second = ChoiceBlock({n: build_op(n, channels, channels) for n in ("sep_k5", "zero")})
+        self.last = nn.Linear(channels, num_classes)
+
+    def forward(self, x):
+        x = self.second(self.first(x))
+        return self.last(x.mean((2, 3)))
+"""
+
+
+def test_a_space_of_the_users_own_in_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nas_command: Nas
+) -> None:
+    Path("mine.py").write_text(MINE, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("confs/space").mkdir(parents=True)
+    Path("confs/space/mine.yaml").write_text(
+        "_target_: mine.Mine\n_partial_: true\nchannels: 6\nwidth: 1\n", encoding="utf-8"
+    )
+    arguments = [f"--config-dir={tmp_path / 'confs'}", "space=mine", "name=a"]
+    assert nas_command("search", *arguments) == 2  # Mine takes no width: named before training
+
+    Path("confs/space/mine.yaml").write_text(
+        "_target_: mine.Mine\n_partial_: true\nchannels: 6\n", encoding="utf-8"
+    )
+    small = ["data.limit=400", "search.epochs=2", "search.warmup_epochs=1", "finetune.epochs=1"]
+    assert run(["search", *small, "threads=1", *arguments]) == 0
+    from mine import Mine  # type: ignore[import-not-found]
+
+    with pytest.raises(nas.UserError, match="not run from a file"):
+        nas.load("runs/a")
+    assert not any(nas.decisions(nas.load("runs/a", space=lambda s, n: Mine(s, n, channels=6))))
+
+
+def test_own_images_and_a_space_in_yaml(tmp_path: Path, nas_command: Nas) -> None:
+    for c in range(2):
+        Path(f"photos/class{c}").mkdir(parents=True)
+        for i in range(30):
+            colour = (200 * c + i, 40, 255 - 8 * i)
+            Image.new("RGB", (20 + i, 30), colour).save(f"photos/class{c}/{i}.png")
+    Path("photos/class0/broken.png").write_bytes(b"no image")
+    Path("confs/space").mkdir(parents=True)
+    Path("confs/space/tiny.yaml").write_text(
+        "_target_: nas.spaces.staged.StagedSpace\n_partial_: true\nname: tiny\nwidth: 1.0\n"
+        "stages:\n  - {ops: [conv_k3, sep_k3, mb_k3_e2_se], channels: 8, stride: 2}\n"
+        "  - {ops: [identity, sep_k3], channels: 8, repeat: 2}\n",
+        encoding="utf-8",
+    )
+    code = nas_command(
+        "search",
+        f"--config-dir={tmp_path / 'confs'}",
+        "space=tiny",
+        "data=image_folder",
+        "data.root=photos",
+        "data.size=16",
+        "data.batch_size=4",
+        "name=a",
+    )
+    assert code == 0
+    result = RunDir(Path("runs/a")).read_result()
+    assert result is not None
+    assert result["input"]["shape"] == [3, 16, 16]
+    assert result["input"]["classes"] == ["class0", "class1"]
+    nas.load("runs/a")
+
+
+def test_describe_counts_the_space(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["describe", "space=chain_tiny"]) == 0
+    said = capsys.readouterr().out
+    assert "243 architectures" in said
+    assert "blocks.s0b0" in said
