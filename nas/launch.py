@@ -87,7 +87,9 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> str:
     text = " ".join(" ".join(str(cause).split()) for cause in causes)
     unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", text)
     if unknown and "Available options" not in text:
-        text = f"unknown key {unknown[1] or unknown[2]!r}.{_alternatives(unknown[1] or '', arguments)}"
+        text = (
+            f"unknown key {unknown[1] or unknown[2]!r}.{_alternatives(unknown[1] or '', arguments)}"
+        )
     return re.sub(r"\s*(object_type=\S+|full_key: \S+|reference_type=\S+)", "", text)
 
 
@@ -279,7 +281,7 @@ def _quiet() -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     for text in (".*does not have many workers.*", ".*smaller than the logging interval.*"):
         warnings.filterwarnings("ignore", text)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch|pytorch_lightning")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 

@@ -115,13 +115,17 @@ class DifferentiableSearch(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         torch.manual_seed(self.seed + self.current_epoch + 1000 * self.global_rank)
         self.generator.manual_seed(self.seed + self.current_epoch)
-        searched = max(1, self.epochs - self.warmup_epochs - 1)
-        progress = (self.current_epoch - self.warmup_epochs) / searched
-        tau = self.temperature(min(1.0, max(0.0, progress)))
-        for _, decision in decisions(self.supernet):
-            decision.tau.fill_(tau)
         if not self.warming_up:
             free(self.supernet)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # By step, so that a search of a single alpha epoch anneals too.
+        epoch = (
+            self.current_epoch - self.warmup_epochs + batch_idx / self.trainer.num_training_batches
+        )
+        tau = self.temperature(max(0.0, epoch / (self.epochs - self.warmup_epochs)))
+        for _, decision in decisions(self.supernet):
+            decision.tau.fill_(tau)
 
     def on_train_epoch_end(self) -> None:
         cast(Any, self.lr_schedulers()).step()

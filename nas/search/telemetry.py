@@ -38,7 +38,9 @@ class SearchTelemetry(Checkpoint):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         # A resumed run has its state, and trained alphas, by now.
-        self.start = self.start or {name: float(cost.mean()) for name, cost in pl_module.costs.items()}
+        self.start = self.start or {
+            name: float(cost.mean()) for name, cost in pl_module.costs.items()
+        }
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Schedules have stepped on by the end of the epoch.

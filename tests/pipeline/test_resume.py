@@ -94,9 +94,7 @@ def test_interrupt_says_how_to_go_on_and_the_folder_does(
     assert RunDir(folder).finished
 
 
-def test_nan_loss_ends_with_one_line(
-    nas_command: Nas, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nan_loss_ends_with_one_line(nas_command: Nas, capsys: pytest.CaptureFixture[str]) -> None:
     code = nas_command("search", "search.weight_optimizer.lr=1e30", "search.clip=0", "onnx=false")
     assert code == 1
     said = capsys.readouterr().err.strip().splitlines()
