@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""What can end a run, each with a message for the user and an exit code of its own."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,11 @@ class UserError(ValueError):
 
     The command line prints it as one line and ends with exit code 2.
     """
+
+
+class FailedRunError(RuntimeError):
+    """A run began and did not end well; the message says how to go on. Exit code 1."""
+
+
+class InterruptedRunError(RuntimeError):
+    """Ctrl-C, or a scheduler's signal, ended a run. Exit code 130."""

@@ -1,15 +1,15 @@
 """From a run directory to a network: `load`, and files that deploy, each checked against eager."""
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 from torch import Tensor, nn
 
 from nas.arch import Arch
+from nas.decision import free
 from nas.discrete import discretize
 from nas.errors import UserError
 from nas.run import RunDir, write_atomic
@@ -69,6 +69,30 @@ def load_weights(network: nn.Module, path: Path) -> None:
         raise UserError(f"{path} holds no weights that fit this network: {reason}") from None
 
 
+def load_supernet(supernet: nn.Module, checkpoint: Path) -> None:
+    """Read the weights and alphas of a search's last.ckpt into `supernet`; only tensors are read.
+
+    Raises:
+        UserError: no such file, no checkpoint of a search, or one of another space.
+    """
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:
+        raise UserError(f"{checkpoint} is not the last.ckpt of a search: {error}") from None
+    prefix = "supernet."
+    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    try:
+        supernet.load_state_dict(own)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        name = getattr(supernet, "name", type(supernet).__name__)
+        raise UserError(
+            f"{checkpoint} is of another space than {name!r}: {reason}... Pass the space and the "
+            "data that the search was run with"
+        ) from None
+    free(supernet)
+
+
 def state_bytes(module: nn.Module) -> bytes:
     """The module's state dict as the content of a file."""
     buffer = io.BytesIO()
@@ -96,7 +120,7 @@ def onnx(network: nn.Module, example: Tensor, path: Path) -> float:
         dynamo=True,
         input_names=["input"],
         output_names=["logits"],
-        dynamic_shapes={"x": {0: torch.export.Dim("batch", min=1)}},
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         verbose=False,
     )
     assert program is not None
@@ -112,12 +136,3 @@ def onnx(network: nn.Module, example: Tensor, path: Path) -> float:
         )
     write_atomic(path, content)
     return difference
-
-
-def describe_input(result: Mapping[str, Any]) -> str:
-    """One line on how images must be prepared for the network."""
-    given = result["input"]
-    return (
-        f"input {tuple(given['shape'])}, pixels in 0..1 normalised by mean {given['mean']} and "
-        f"std {given['std']}"
-    )

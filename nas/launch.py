@@ -1,12 +1,10 @@
 """From the command line's words to runs: Hydra composes, this instantiates and launches."""
 
-import difflib
 import logging
 import os
-import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +17,16 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nas.config import Weights, check, check_trusted, config_dir, groups, register
-from nas.errors import UserError
+from nas.config import Weights, check, check_trusted, config_dir, register
+from nas.errors import FailedRunError, InterruptedRunError, UserError
+from nas.explain import explain, flags_first
 from nas.run import RunDir, find_runs, fingerprint, write_atomic, write_json
 
 # Keys that say where and how a run is made, not what comes out of it.
 _UNIMPORTANT = ("out", "name", "resume", "threads", "trainer")
 
-
+# Environment variable: jobs of a sweep may run in processes that know no command line.
 COMMAND = "NAS_COMMAND"
-
-
-class FailedRunError(RuntimeError):
-    """A run began and did not end well; the message says how to go on."""
 
 
 def launch(verb: str, arguments: list[str]) -> int:
@@ -39,14 +34,14 @@ def launch(verb: str, arguments: list[str]) -> int:
     register()
     # Hydra then lets exceptions through instead of printing them and exiting with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    os.environ[COMMAND] = f"nas {verb}"  # jobs of a sweep may run in other processes
-    sys.argv = [f"nas {verb}", *_flags_first(arguments)]
+    os.environ[COMMAND] = f"nas {verb}"
+    sys.argv = [f"nas {verb}", *flags_first(arguments)]
     ended: list[Exception] = []
 
     def job(config: DictConfig) -> None:
         try:
             VERBS[verb](config)
-        except (UserError, FailedRunError, InterruptedError) as error:
+        except (UserError, FailedRunError, InterruptedRunError) as error:
             # Of a sweep Hydra must hear of it; of a single job it would only print more lines.
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
@@ -60,8 +55,7 @@ def launch(verb: str, arguments: list[str]) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, arguments)) from None
     except OSError as error:
-        if error.filename is None:
-            raise
+        # Hydra's own, as it makes the output folder; those of a job are failed runs.
         raise UserError(
             f"cannot write to {error.filename} ({error.strerror}); choose another output folder "
             "with out=FOLDER"
@@ -69,46 +63,10 @@ def launch(verb: str, arguments: list[str]) -> int:
     except FailedRunError as error:
         print(f"nas: {error}", file=sys.stderr)
         return 1
-    except InterruptedError as error:
+    except InterruptedRunError as error:
         print(f"nas: {error}", file=sys.stderr)
         return 130
     return 0
-
-
-def _flags_first(arguments: Sequence[str]) -> list[str]:
-    """Hydra's parser refuses a flag between overrides; people write them anywhere."""
-    overrides = [word for word in arguments if word[0] != "-" and (word[0] == "~" or "=" in word)]
-    return [*(word for word in arguments if word not in overrides), *overrides]
-
-
-def explain(error: Exception, arguments: Sequence[str] = ()) -> str:
-    """Hydra's message in one line, with the alternatives to an unknown key."""
-    causes = [error, error.__cause__] if error.__cause__ else [error]
-    text = " ".join(" ".join(str(cause).split()) for cause in causes)
-    unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", text)
-    if unknown and "Available options" not in text:
-        text = (
-            f"unknown key {unknown[1] or unknown[2]!r}.{_alternatives(unknown[1] or '', arguments)}"
-        )
-    return re.sub(r"\s*(object_type=\S+|full_key: \S+|reference_type=\S+)", "", text)
-
-
-def _alternatives(key: str, arguments: Sequence[str]) -> str:
-    from hydra import compose, initialize_config_dir
-
-    # The keys of a group are those of the option that was chosen for it.
-    chosen = [word for word in arguments if word.partition("=")[0] in groups()]
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        try:
-            config = compose("config", chosen)
-        except HydraException:  # an option from the user's own --config-dir
-            config = compose("config")
-    parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
-    known = [str(k) for k in node if not str(k).startswith("_")] if node is not None else []
-    near = difflib.get_close_matches(name, known, n=1)
-    meant = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{meant} Known keys{f' of {parent}' if parent else ''}: {', '.join(known)}"
 
 
 def _search(config: DictConfig) -> None:
@@ -135,8 +93,8 @@ def _carry_out(config: DictConfig) -> None:
         return
     try:
         _run(config, run)
-    except (KeyboardInterrupt, InterruptedError):
-        raise InterruptedError(f"interrupted. {_how_to_go_on(run)}") from None
+    except (KeyboardInterrupt, InterruptedRunError):
+        raise InterruptedRunError(f"interrupted. {_how_to_go_on(run)}") from None
     except Exception as error:
         if sweep or run.checkpoint.exists():
             _record_failure(run, config, error)
@@ -149,6 +107,8 @@ def _carry_out(config: DictConfig) -> None:
                 f"{error}: lower the learning rate (search.weight_optimizer.lr, "
                 f"finetune.optimizer.lr) or raise clip. {_how_to_go_on(run)}"
             ) from None
+        if isinstance(error, OSError):  # e.g. the disk is full
+            raise FailedRunError(f"{error}. {_how_to_go_on(run)}") from error
         raise
 
 
@@ -207,7 +167,8 @@ def _run(config: DictConfig, run: RunDir) -> None:
     import torch
 
     from nas.arch import Arch
-    from nas.pipeline import InterruptedRunError, Run, load_supernet
+    from nas.export import load_supernet
+    from nas.pipeline import Run
     from nas.result import announce
 
     torch.set_num_threads(config.threads or _threads())
@@ -217,10 +178,7 @@ def _run(config: DictConfig, run: RunDir) -> None:
         load_supernet(pipeline.supernet, Path(config.checkpoint))
     run.create()
     write_atomic(run.config, OmegaConf.to_yaml(config, resolve=True))
-    try:
-        result = pipeline()
-    except InterruptedRunError:
-        raise InterruptedError from None
+    result = pipeline()
     announce(run, result)
 
 

@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -20,8 +19,8 @@ from nas.cost.trace import trace
 from nas.data import DataModule
 from nas.decision import apply, free
 from nas.discrete import arch_of, discretize
-from nas.errors import UserError
-from nas.export import onnx, state_bytes
+from nas.errors import InterruptedRunError, UserError
+from nas.export import load_supernet, onnx, state_bytes
 from nas.result import SCHEMA, cost_fields, input_fields, read_json, versions
 from nas.run import RunDir, write_atomic, write_json
 from nas.search.callbacks import LastCheckpoint, StopWhenStable
@@ -49,10 +48,6 @@ class Plan:
     onnx: bool
     stable_epochs: int | None
     about: Mapping[str, Any] = field(default_factory=dict)  # goes into result.json as it is
-
-
-class InterruptedRunError(RuntimeError):
-    """Ctrl-C, or a scheduler's signal, ended a stage."""
 
 
 class Run:
@@ -260,27 +255,3 @@ class Run:
             },
             "versions": versions(),
         }
-
-
-def load_supernet(supernet: nn.Module, checkpoint: Path) -> None:
-    """Read the weights and alphas of a search's last.ckpt into `supernet`; only tensors are read.
-
-    Raises:
-        UserError: no such file, no checkpoint of a search, or one of another space.
-    """
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:
-        raise UserError(f"{checkpoint} is not the last.ckpt of a search: {error}") from None
-    prefix = "supernet."
-    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    try:
-        supernet.load_state_dict(own)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        name = getattr(supernet, "name", type(supernet).__name__)
-        raise UserError(
-            f"{checkpoint} is of another space than {name!r}: {reason}... Pass the space and the "
-            "data that the search was run with"
-        ) from None
-    free(supernet)

@@ -322,6 +322,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of each repeat, at least 2")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args()
+    if args.rounds < 2:
+        parser.error(f"--rounds must be at least 2 to have a spread, got {args.rounds}")
 
     torch.set_num_threads(args.threads)
     facts = machine()

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "nas"
 # A module may import from its own layer or an earlier one.
 LAYERS = (
     "errors arch pareto run schedule",
-    "config data",
+    "config data explain",
     "decision",
     "ops supernet",
     "spaces discrete",
@@ -33,8 +33,8 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer.split(
 SEARCH_FREE = {"export", "report"}
 # Third-party package -> the only parts of nas that may know of it.
 CONFINED = {
-    "hydra": {"config", "launch"},
-    "omegaconf": {"config", "launch"},
+    "hydra": {"config", "explain", "launch"},
+    "omegaconf": {"config", "explain", "launch"},
     "pytorch_lightning": {"data", "train", "search", "pipeline"},
     "lightning": set(),
 }

@@ -1,0 +1,45 @@
+"""Hydra's command line and Hydra's messages, made fit for people."""
+
+import difflib
+import re
+from collections.abc import Sequence
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from nas.config import config_dir, groups
+
+
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """Hydra's parser refuses a flag between overrides; people write them anywhere."""
+    overrides = [word for word in arguments if word[0] != "-" and (word[0] == "~" or "=" in word)]
+    return [*(word for word in arguments if word not in overrides), *overrides]
+
+
+def explain(error: Exception, arguments: Sequence[str] = ()) -> str:
+    """Hydra's message in one line, with the alternatives to an unknown key."""
+    causes = [error, error.__cause__] if error.__cause__ else [error]
+    text = " ".join(" ".join(str(cause).split()) for cause in causes)
+    unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", text)
+    if unknown and "Available options" not in text:
+        text = (
+            f"unknown key {unknown[1] or unknown[2]!r}.{_alternatives(unknown[1] or '', arguments)}"
+        )
+    return re.sub(r"\s*(object_type=\S+|full_key: \S+|reference_type=\S+)", "", text)
+
+
+def _alternatives(key: str, arguments: Sequence[str]) -> str:
+    # The keys of a group are those of the option that was chosen for it.
+    chosen = [word for word in arguments if word.partition("=")[0] in groups()]
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        try:
+            config = compose("config", chosen)
+        except HydraException:  # an option from the user's own --config-dir
+            config = compose("config")
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    known = [str(k) for k in node if not str(k).startswith("_")] if node is not None else []
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{meant} Known keys{f' of {parent}' if parent else ''}: {', '.join(known)}"

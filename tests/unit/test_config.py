@@ -1,0 +1,70 @@
+"""Configurations are checked against the constructors that they are for."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from nas.config import _fits, check, check_trusted, config_dir, groups, register
+from nas.errors import UserError
+
+
+def composed(*overrides: str) -> Any:
+    register()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return compose("config", [*overrides, "name=x"])
+
+
+SHIPPED = [
+    f"{group}=[{option}]" if group == "cost" else f"{group}={option}"
+    for group, options in groups().items()
+    if group != "experiment"
+    for option in options
+] + [f"+experiment={option}" for option in groups()["experiment"]]
+
+
+@pytest.mark.parametrize("override", SHIPPED)
+def test_every_shipped_configuration_passes(override: str) -> None:
+    check(composed(override))
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "fits"),
+    [
+        (3, int, True),
+        (3, float, True),
+        (3.5, int, False),
+        (True, int, False),
+        (True, bool, True),
+        ("3", int, False),
+        (None, int | None, True),
+        ("x", int | None, False),
+        ([1, 2], tuple[float, float], True),
+        ("ab", tuple[float, float], False),
+        ("a", Literal["a", "b"], True),
+        ("c", Literal["a", "b"], False),
+        ("some/file", Path, True),
+        ({"_target_": "x"}, float, True),
+        ("fast", Any, True),
+    ],
+)
+def test_fits(value: object, hint: Any, fits: bool) -> None:
+    assert _fits(value, hint) is fits
+
+
+def test_unknown_keys_and_wrong_types_are_named_with_their_path() -> None:
+    config = composed("+data.colour=red")
+    with pytest.raises(UserError, match=r"data\.colour.*batch_size"):
+        check(config)
+    with pytest.raises(UserError, match=r"search\.weight_optimizer\.momentum='high'.*float"):
+        check(composed("search.weight_optimizer.momentum=high"))
+
+
+def test_only_own_code_is_resumed() -> None:
+    config = composed()
+    check_trusted(config, Path("config.yaml"))
+    evil = OmegaConf.create({"space": {"_target_": "os.system", "command": "true"}})
+    with pytest.raises(UserError, match=r"os\.system"):
+        check_trusted(evil, Path("config.yaml"))
