@@ -216,3 +216,9 @@ def test_inputs_that_are_not_float_are_given_as_tensors():
 def test_no_decision_is_an_exact_number():
     assert not any(decisions(conv(1)))
     assert costs(conv(1)) == (4, 32)
+
+
+def test_a_model_in_training_mode_is_traced_as_it_will_be_deployed():
+    # In training mode a BatchNorm refuses the single value per channel that one sample leaves.
+    net = nn.Sequential(nn.AdaptiveAvgPool1d(1), conv(1), nn.BatchNorm1d(2)).train()
+    assert costs(net) == (4 + 4, 4)
