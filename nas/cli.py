@@ -49,9 +49,9 @@ def run(arguments: Sequence[str]) -> int:
         print(USAGE)
         return 0
     if arguments[0] == "--version":
-        import nas
+        from nas import __version__
 
-        print(f"nas {nas.__version__}")
+        print(f"nas {__version__}")
         return 0
     verb, rest = arguments[0], list(arguments[1:])
     if verb not in VERBS:

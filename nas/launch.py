@@ -84,7 +84,7 @@ def _finetune(config: DictConfig) -> None:
 
 def _carry_out(config: DictConfig) -> None:
     """One job: single, or one of a sweep. A failure is recorded in its folder."""
-    made = Path(HydraConfig.get().runtime.output_dir)
+    made = _shown(Path(HydraConfig.get().runtime.output_dir))
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     config, folder = _resumed(config, made)
     run = RunDir(folder)
@@ -112,10 +112,16 @@ def _carry_out(config: DictConfig) -> None:
         raise
 
 
+def _shown(path: Path) -> Path:
+    """The path as people would type it here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def _how_to_go_on(run: RunDir) -> str:
     for checkpoint in (run.finetune_checkpoint, run.checkpoint):
         if checkpoint.exists():
-            return f"Last checkpoint: {checkpoint}. Go on with: nas search resume={run.path}"
+            verb = os.environ.get(COMMAND, "nas search")
+            return f"Last checkpoint: {checkpoint}. Go on with: {verb} resume={run.path}"
     return "No epoch was completed, so there is no checkpoint yet: start again"
 
 

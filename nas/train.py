@@ -32,7 +32,7 @@ def check_finite(loss: Tensor, epoch: int) -> Tensor:
         NotFiniteError: it is NaN or infinite.
     """
     if not bool(torch.isfinite(loss)):
-        raise NotFiniteError(f"the loss became {float(loss)} in epoch {epoch}")
+        raise NotFiniteError(f"the loss became {float(loss.detach())} in epoch {epoch}")
     return loss
 
 

@@ -20,16 +20,17 @@ import os, signal, sys
 from nas.cli import run
 from nas.search.callbacks import LastCheckpoint
 
+wanted, words = int(sys.argv[1]), sys.argv[2:]
 saves, save = [], LastCheckpoint.on_train_epoch_end
 
 def save_and_die(self, *args):
     save(self, *args)
     saves.append(1)
-    if len(saves) == int(sys.argv[1]):
+    if len(saves) == wanted:
         os.kill(os.getpid(), signal.SIGKILL)
 
 LastCheckpoint.on_train_epoch_end = save_and_die
-sys.exit(run(sys.argv[2:]))
+sys.exit(run(words))
 """
 
 
@@ -81,15 +82,15 @@ def test_interrupt_says_how_to_go_on_and_the_folder_does(
             raise KeyboardInterrupt
         step(self, batch, batch_idx)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(BilevelSearch, "training_step", interrupted)
-    assert nas_command("search", "onnx=false", "name=a") == 130
+    with monkeypatch.context() as patched:
+        patched.setattr(BilevelSearch, "training_step", interrupted)
+        assert nas_command("search", "onnx=false", "name=a") == 130
     said = capsys.readouterr().err.strip().splitlines()
     assert "interrupted" in said[-1]
     assert "last.ckpt" in said[-1]
     assert "nas search resume=runs/a" in said[-1]
-    monkeypatch.undo()
 
-    folder = next(Path.cwd().glob("runs/a"))
+    folder = Path("runs/a")
     assert run(["search", f"resume={folder}"]) == 0
     assert RunDir(folder).finished
 

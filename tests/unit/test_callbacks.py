@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -83,13 +84,14 @@ def training() -> Training:
 def fit(module: Module, *callbacks: pl.Callback, ckpt: Path | None = None, **options: Any) -> Any:
     data = digits(limit=100, batch_size=16, augment="crop")
     loaders = module.loaders(data) if isinstance(module, DifferentiableSearch) else None
+    saving = any(isinstance(callback, Checkpoint) for callback in callbacks)
     trainer = pl.Trainer(
         max_epochs=module.epochs,
         accelerator="cpu",
         callbacks=list(callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
-        **({"logger": False, "enable_checkpointing": None} | options),
+        **({"logger": False, "enable_checkpointing": saving} | options),
     )
     trainer.fit(
         module,
@@ -224,7 +226,7 @@ def series(events: EventAccumulator, tag: str) -> list[float]:
 
 def test_search_telemetry_writes_each_epoch_once(tmp_path: Path) -> None:
     module = search(warmup=1)
-    fit(module, SearchTelemetry(), logger=TensorBoardLogger(tmp_path, "", ""))
+    trainer = fit(module, SearchTelemetry(), logger=TensorBoardLogger(tmp_path, "", ""))
 
     events = written(tmp_path)
     assert set(events.Tags()["scalars"]) >= {
@@ -239,7 +241,9 @@ def test_search_telemetry_writes_each_epoch_once(tmp_path: Path) -> None:
     assert series(events, "cost/params_relative") == pytest.approx([c / cost[0] for c in cost])
     assert series(events, "lr/weights")[0] == pytest.approx(0.1)
     assert series(events, "lr/alphas") == pytest.approx([0.1] * EPOCHS)
-    assert series(events, "search/tau") == pytest.approx([5.0, 5.0, 0.5])
+    last = 1 - 1 / trainer.num_training_batches  # of the last step, in parts of an epoch
+    annealed = [module.temperature((epoch + last) / (EPOCHS - 1)) for epoch in range(EPOCHS - 1)]
+    assert series(events, "search/tau") == pytest.approx([5.0, *annealed])
 
 
 def test_entropy_and_probability_are_those_of_the_alphas(tmp_path: Path) -> None:

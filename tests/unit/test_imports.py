@@ -144,7 +144,7 @@ def test_a_wrong_arrow_is_found(module, source):
         ("nas.cost.trace", "from nas.supernet.choice import ChoiceBlock"),
         ("nas.cost.trace", "from .base import LayerSpec\nfrom . import base"),
         ("nas.search.bayes", "import pytorch_lightning as pl\nfrom nas.cost import base"),
-        ("nas.cli", "from nas import __version__, report\nimport hydra"),
+        ("nas.cli", "from nas import __version__, report"),
         ("nas.report", "def draw():\n    import plotly.express"),
         ("nas.report", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import plotly"),
     ],
