@@ -109,7 +109,7 @@ class Trainee:
             torch.optim.SGD(weights, lr=0.0, momentum=0.9, weight_decay=3e-4)
         ]
         if alphas and not frozen:
-            self.optimizers.append(torch.optim.Adam(alphas, lr=0.0, betas=(0.5, 0.999)))
+            self.optimizers.append(torch.optim.Adam(alphas, lr=0.0, betas=(0.5, 0.999), fused=True))
 
     def loss(self) -> Tensor:
         return F.cross_entropy(self.net(self.x), self.labels)

@@ -71,7 +71,8 @@ class ChoiceBlock(Decision):
         for value, weight, (name, op) in zip(values, theta, self.candidates.items(), strict=True):
             if value == 0:
                 continue
-            term = self._term(op, x, weight)
+            plain = value == 1 and not weight.requires_grad  # e.g. one path, alphas frozen
+            term = op(x) if plain else self._term(op, x, weight)
             if total is not None and term.shape != total.shape:
                 raise UserError(self._mismatch(x, name, term, total))
             total = term if total is None else total + term

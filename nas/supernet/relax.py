@@ -25,8 +25,9 @@ def straight_through(logits: Tensor) -> Tensor:
     With Gumbel noise in the logits this is the hard Gumbel-softmax (Jang et al. 2017).
     """
     soft = softmax(logits)
-    hard = F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft)
-    # one_hot(argmax) alone is constant in alpha: the search would run and never move.
+    best = soft.argmax(-1, keepdim=True)
+    hard = torch.zeros_like(soft, requires_grad=False).scatter_(-1, best, 1.0)
+    # The one-hot vector alone is constant in alpha: the search would run and never move.
     return hard + (soft - soft.detach())
 
 
