@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nas.config import Weights, check, check_trusted, config_dir, register
 from nas.errors import FailedRunError, InterruptedRunError, UserError
 from nas.explain import explain, flags_first
-from nas.run import RunDir, find_runs, fingerprint, write_atomic, write_json
+from nas.run import RunDir, find_runs, fingerprint, shown, write_atomic, write_json
 
 # Keys that say where and how a run is made, not what comes out of it.
 _UNIMPORTANT = ("out", "name", "resume", "threads", "trainer")
@@ -84,7 +84,7 @@ def _finetune(config: DictConfig) -> None:
 
 def _carry_out(config: DictConfig) -> None:
     """One job: single, or one of a sweep. A failure is recorded in its folder."""
-    made = _shown(Path(HydraConfig.get().runtime.output_dir))
+    made = shown(Path(HydraConfig.get().runtime.output_dir))
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     config, folder = _resumed(config, made)
     run = RunDir(folder)
@@ -110,11 +110,6 @@ def _carry_out(config: DictConfig) -> None:
         if isinstance(error, OSError):  # e.g. the disk is full
             raise FailedRunError(f"{error}. {_how_to_go_on(run)}") from error
         raise
-
-
-def _shown(path: Path) -> Path:
-    """The path as people would type it here."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _how_to_go_on(run: RunDir) -> str:

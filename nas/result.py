@@ -10,7 +10,7 @@ from nas.arch import Arch
 from nas.cost.expected import ExpectedCost
 from nas.cost.extremes import largest, least
 from nas.errors import UserError
-from nas.run import RunDir
+from nas.run import RunDir, shown
 
 SCHEMA = 1
 
@@ -86,9 +86,3 @@ def announce(run: RunDir, result: Mapping[str, Any]) -> None:
         f"  in Python:             nas.load({str(folder)!r})\n"
         f"  all runs on one front: nas report {folder.parent}"
     )
-
-
-def shown(path: Path) -> Path:
-    """As the user would write it: relative where it lies below the working folder."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path

@@ -127,6 +127,12 @@ def find_runs(folder: Path) -> list[RunDir]:
     return [RunDir(path) for path in sorted(found) if path.name != ".hydra"]
 
 
+def shown(path: Path) -> Path:
+    """As the user would write it: relative where it lies below the working folder."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
+
+
 def fingerprint(config: Mapping[str, Any], without: tuple[str, ...] = ()) -> str:
     """A hash of a resolved configuration, leaving out keys that do not change the result."""
     kept = {key: value for key, value in config.items() if key not in without}
