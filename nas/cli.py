@@ -16,6 +16,7 @@ nas: search for the network that fits your device
   nas search    [options]            search, fine-tune, test and export one network
   nas finetune  arch=FILE [options]  train a known architecture (checkpoint=FILE inherits weights)
   nas describe  [options]            decisions of a space, number of architectures, cost ranges
+  nas extract   RUN [options]        other networks from a finished search: budget.params=20k, front=8
   nas report    DIR [DIR ...]        all runs below a folder: front, table, CSV, pictures, HTML
   nas export    RUN                  write a finished run's network again, as ONNX
 
@@ -35,6 +36,19 @@ keys:
 Inside a group: group.key=value, e.g. search.epochs=20, data.batch_size=128, space.width=0.5.
   --cfg job   print the whole configuration, run nothing
   -m          sweep: key=a,b,c; hydra/launcher=joblib runs jobs side by side
+"""
+
+
+EXTRACT = """\
+nas extract RUN [options]: networks out of a finished search, without searching again
+
+  budget.NAME=AMOUNT   at most so much, e.g. budget.params=20k budget.macs=30%
+  front=N              at most N networks, from the smallest to the most probable
+  along=NAME           the cost that they are spread over (params)
+  fine_tune=true       train each; else the supernet's weights are taken as they are
+  out=FOLDER           where their folders go (RUN/extracts)
+  trust=true           run code from outside this package that the run's config.yaml names
+  KEY=VALUE            any key of the run's own config.yaml, e.g. finetune.epochs=10
 """
 
 
@@ -103,6 +117,19 @@ def _report(verb: str, arguments: list[str]) -> int:
     return 0
 
 
+def _extract(verb: str, arguments: list[str]) -> int:
+    words = [word.removeprefix("--") for word in arguments]
+    if "--front" in arguments[:-1]:  # the only flag with a value: --front 8
+        at = arguments.index("--front")
+        words[at : at + 2] = [f"front={arguments[at + 1]}"]
+    if not words or "help" in words or "-h" in words or "=" in words[0]:
+        print(EXTRACT)
+        return 0 if "help" in words or "-h" in words else 2
+    from nas.launch import extract
+
+    return extract(words)
+
+
 def _export(verb: str, arguments: list[str]) -> int:
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print("nas export RUN   writes RUN/network.onnx and compares it with the network")
@@ -125,6 +152,7 @@ VERBS: dict[str, Callable[[str, list[str]], int]] = {
     "search": _configured,
     "finetune": _configured,
     "describe": _configured,
+    "extract": _extract,
     "report": _report,
     "export": _export,
 }

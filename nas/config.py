@@ -34,6 +34,7 @@ class RunConfig:
     objective: Any = MISSING
     finetune: Any = MISSING
     trainer: Any = MISSING
+    budget: Any = MISSING
     seed: int = 0
     weights: Weights = Weights.inherited
     onnx: bool = True

@@ -10,9 +10,9 @@ from torch import nn
 from nas.cost.analytic import MACs, Params
 from nas.cost.base import LayerCost
 from nas.cost.expected import ExpectedCost
-from nas.cost.extremes import largest, least
 from nas.cost.trace import Example, trace
 from nas.decision import decisions
+from nas.selection import largest_of, least_of
 
 
 def describe(
@@ -42,7 +42,7 @@ def _decisions(model: nn.Module) -> Table:
 def _ranges(costs: list[ExpectedCost]) -> Table:
     table = Table("cost", "least", "largest", "largest / least", "unit")
     for cost in costs:
-        low, high = least(cost.terms, cost.options), largest(cost.terms, cost.options)
+        low, high = least_of(cost), largest_of(cost)
         ratio = f"{high / low:.1f}" if low > 0 else "-"
         table.add_row(cost.name, f"{low:,.0f}", f"{high:,.0f}", ratio, cost.unit)
     return table

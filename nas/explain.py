@@ -17,6 +17,28 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
     return [*(word for word in arguments if word not in overrides), *overrides]
 
 
+def with_budgets(arguments: Sequence[str]) -> list[str]:
+    """The costs that budgets name are computed, and by default the search keeps the budgets.
+
+    ``budget.macs=5M`` alone means ``cost=[macs] objective=augmented_lagrangian`` as well.
+    """
+    given = dict(word.partition("=")[::2] for word in arguments if "=" in word)
+    named = {
+        key.lstrip("+").removeprefix("budget."): value
+        for key, value in given.items()
+        if key.lstrip("+").startswith("budget.")
+    }
+    budgets = [name for name, value in named.items() if value not in ("null", "")]
+    if not budgets:
+        return list(arguments)
+    kept = [word for word in arguments if word.partition("=")[0] != "cost"]
+    costs = [name for name in given.get("cost", "").strip("[]").split(",") if name]
+    added = [f"cost=[{','.join(dict.fromkeys([*costs, *budgets]))}]"]
+    if "objective" not in given:
+        added.append("objective=augmented_lagrangian")
+    return [*kept, *added]
+
+
 def explain(error: Exception, arguments: Sequence[str] = ()) -> str:
     """Hydra's message in one line, with the alternatives to an unknown key."""
     causes = [error, error.__cause__] if error.__cause__ else [error]

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nas.config import Weights, check, check_trusted, config_dir, register
+from nas.config import Weights, check, config_dir, register
 from nas.errors import FailedRunError, InterruptedRunError, UserError
-from nas.explain import explain, flags_first
+from nas.explain import explain, flags_first, with_budgets
 from nas.run import RunDir, find_runs, fingerprint, shown, write_atomic, write_json
+from nas.saved import change, saved_config
 
 # Keys that say where and how a run is made, not what comes out of it.
 _UNIMPORTANT = ("out", "name", "resume", "threads", "trainer")
+
+# Keys of `nas extract` that are not the run's own.
+_EXTRACTION = ("front", "along", "fine_tune", "out", "trust")
 
 # Environment variable: jobs of a sweep may run in processes that know no command line.
 COMMAND = "NAS_COMMAND"
@@ -35,7 +39,7 @@ def launch(verb: str, arguments: list[str]) -> int:
     # Hydra then lets exceptions through instead of printing them and exiting with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     os.environ[COMMAND] = f"nas {verb}"
-    sys.argv = [f"nas {verb}", *flags_first(arguments)]
+    sys.argv = [f"nas {verb}", *flags_first(with_budgets(arguments))]
     ended: list[Exception] = []
 
     def job(config: DictConfig) -> None:
@@ -132,14 +136,7 @@ def _resumed(config: DictConfig, made: Path) -> tuple[DictConfig, Path]:
         return config, made
     if config.resume is not True:
         source = RunDir(Path(str(config.resume)))
-        if not source.config.is_file():
-            raise UserError(
-                f"resume={source.path} is not a run's folder (no config.yaml in it); pass true "
-                "or the folder of a run"
-            )
-        saved = OmegaConf.load(source.config)
-        assert isinstance(saved, DictConfig)
-        check_trusted(saved, source.config)
+        saved = saved_config(source)
         _remove_if_empty(made)
         return saved, source.path
     wanted = _fingerprint(config)
@@ -183,8 +180,8 @@ def _run(config: DictConfig, run: RunDir) -> None:
     announce(run, result)
 
 
-def _plan(config: DictConfig) -> Any:
-    from nas.pipeline import Plan
+def _plan(config: DictConfig, about: Mapping[str, Any] | None = None) -> Any:
+    from nas.plan import Plan
 
     try:
         return Plan(
@@ -193,6 +190,7 @@ def _plan(config: DictConfig) -> Any:
             relax=instantiate(config.relax),
             search=instantiate(config.search, _convert_="all"),
             costs=instantiate(config.cost, _convert_="all"),
+            budgets=dict(config.budget),
             objective=instantiate(config.objective),
             finetune=instantiate(config.finetune, _convert_="all"),
             trainer=instantiate(config.trainer, _convert_="all"),
@@ -200,7 +198,7 @@ def _plan(config: DictConfig) -> Any:
             inherit=config.weights in (Weights.inherited, "inherited"),
             onnx=config.onnx,
             stable_epochs=config.stable_epochs,
-            about=_about(config),
+            about=about or _about(config),
         )
     except hydra.errors.InstantiationException as error:
         # Hydra wraps what a constructor raised; its own words are the useful ones.
@@ -225,13 +223,19 @@ def _about(config: DictConfig) -> dict[str, Any]:
 
 def _threads() -> int:
     """The cores of this machine, shared by the jobs that a launcher runs at once."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = _cores()
     settings = HydraConfig.get()
     jobs = 1
     if settings.mode == RunMode.MULTIRUN:
         jobs = int(settings.launcher.get("n_jobs") or 1)
-    cores = cores or 1
     return max(1, cores // (cores if jobs < 0 else jobs))
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _quiet() -> None:
@@ -256,6 +260,41 @@ def _describe(config: DictConfig) -> None:
         plan.data.input_shape,
         plan.costs,
     )
+
+
+def extract(arguments: Sequence[str]) -> int:
+    """``nas extract RUN key=value ...``: see `nas.extract.Extraction`; the exit code."""
+    words = dict(word.partition("=")[::2] for word in arguments[1:] if "=" in word)
+    own = {key: yaml.safe_load(words.pop(key)) for key in _EXTRACTION if key in words}
+    source = RunDir(Path(arguments[0]))
+    config = saved_config(source, trust=bool(own.pop("trust", False)))
+    register()
+    change(config, [f"{key}={value}" for key, value in words.items()])
+    check(config)
+    _quiet()
+    import torch
+
+    from nas.extract import Extraction
+
+    torch.set_num_threads(config.threads or _cores())
+    extraction = Extraction(
+        own.get("front", 0),
+        own.get("along", "params"),
+        bool(own.get("fine_tune", False)),
+        Path(own["out"]) if "out" in own else None,
+    )
+    about = {
+        "seed": config.seed,
+        "overrides": {key: yaml.safe_load(value) for key, value in words.items()},
+        "command": " ".join(["nas extract", *arguments]),
+    }
+    try:
+        runs = extraction(_plan(config, about), source, OmegaConf.to_yaml(config, resolve=True))
+    except InterruptedRunError as error:
+        print(f"nas: {error}; the same command goes on", file=sys.stderr)
+        return 130
+    print(f"{len(runs)} network(s) in {shown(runs[0].path.parent)}")
+    return 0
 
 
 VERBS: dict[str, Callable[[DictConfig], None]] = {

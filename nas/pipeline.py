@@ -2,52 +2,26 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
 from nas.arch import Arch
-from nas.cost.analytic import MACs, Params
-from nas.cost.base import LayerCost
-from nas.cost.expected import ExpectedCost
-from nas.cost.trace import trace
-from nas.data import DataModule
-from nas.decision import apply, free
-from nas.discrete import arch_of, discretize
+from nas.decision import free
+from nas.discrete import discretize
 from nas.errors import InterruptedRunError, UserError
 from nas.export import load_supernet, onnx, state_bytes
+from nas.plan import Plan, Problem
 from nas.result import SCHEMA, cost_fields, input_fields, read_json, versions
 from nas.run import RunDir, write_atomic, write_json
 from nas.search.callbacks import LastCheckpoint, StopWhenStable
 from nas.search.differentiable import DifferentiableSearch
 from nas.search.stopwatch import Stopwatch
 from nas.search.telemetry import SearchTelemetry, TrainingTelemetry
-from nas.supernet.choice import Relaxing
 from nas.train import Training
-
-
-@dataclass
-class Plan:
-    """All that a run is made of, instantiated but for what needs data or a model first."""
-
-    data: DataModule
-    space: Callable[..., nn.Module]
-    relax: Relaxing
-    search: Callable[..., Any]
-    costs: Mapping[str, LayerCost]
-    objective: Any
-    finetune: Callable[..., Training]
-    trainer: Callable[..., pl.Trainer]
-    seed: int
-    inherit: bool
-    onnx: bool
-    stable_epochs: int | None
-    about: Mapping[str, Any] = field(default_factory=dict)  # goes into result.json as it is
 
 
 class Run:
@@ -55,39 +29,41 @@ class Run:
 
     Everything that can be wrong with the input is found in the constructor, before any training.
 
+    Args:
+        plan: what the run is made of.
+        run: where its files go.
+        arch: the architecture, where it is known and nothing is searched.
+        problem: of this plan, where it has been built before.
+        train: train the network found; else it is evaluated as the supernet leaves it.
+
     Raises:
         UserError: see `DataModule`, the space, `trace` and the search.
     """
 
-    def __init__(self, plan: Plan, run: RunDir, arch: Arch | None = None) -> None:
-        self.plan, self.run = plan, run
-        plan.data.setup()
-        self.supernet = self._build()
-        traced = trace(self.supernet, plan.data.input_shape)
-        reported: dict[str, LayerCost] = {"params": Params(), "macs": MACs(), **plan.costs}
-        self.all_costs = {n: ExpectedCost(self.supernet, c, traced) for n, c in reported.items()}
-        self.space = str(getattr(self.supernet, "name", type(self.supernet).__name__))
-        self.arch = arch
+    def __init__(
+        self,
+        plan: Plan,
+        run: RunDir,
+        arch: Arch | None = None,
+        problem: Problem | None = None,
+        train: bool = True,
+    ) -> None:
+        self.plan, self.run, self.arch, self.train = plan, run, arch, train
+        self.problem = problem or Problem(plan)
+        self.supernet = self.problem.supernet
         if arch is not None:
-            apply(self.supernet, arch)
-            free(self.supernet)
+            self.problem.check(arch)
         self.search = None if arch else self._searcher()
         self._training(discretize(self.supernet, arch))
 
-    def _build(self) -> nn.Module:
-        torch.manual_seed(self.plan.seed)
-        data = self.plan.data
-        supernet = self.plan.space(input_shape=data.input_shape, num_classes=data.num_classes)
-        self.plan.relax(supernet)
-        return supernet
-
     def _searcher(self) -> Any:
-        costs = {name: self.all_costs[name] for name in self.plan.costs}
+        costs = {name: self.problem.costs[name] for name in self.plan.costs}
         target = getattr(self.plan.search, "func", self.plan.search)
         if isinstance(target, type) and issubclass(target, DifferentiableSearch):
             module = self.plan.search(
                 supernet=self.supernet,
                 costs=costs,
+                targets=self.problem.budgets,
                 objective=self.plan.objective,
                 temperature=self.plan.relax.temperature,
                 seed=self.plan.seed,
@@ -125,10 +101,10 @@ class Run:
         known: dict[str, Any] = {"seconds": 0.0, "metrics": {}}
         if self.arch is None and isinstance(self.search, DifferentiableSearch):
             known = self._fit_search(self.search, logger)
-            self.arch = arch_of(self.supernet, self.space)
+            self.arch = self.problem.select()
         elif self.arch is None:
             assert self.search is not None
-            self.arch = self.search.pick(self.space)
+            self.arch = self.search.pick(self.problem)
         write_json(stage, known)
         self.arch.save(self.run.arch)
         return known
@@ -156,7 +132,7 @@ class Run:
     ) -> tuple[nn.Module, dict[str, Any]]:
         assert self.arch is not None
         metrics: dict[str, float] = {}
-        source = self.supernet if self.plan.inherit else self._build()
+        source = self.supernet if self.plan.inherit else self.problem.build()
         module = self._training(discretize(source, self.arch))
         data, watch = self.plan.data, Stopwatch()
         callbacks = [watch, TrainingTelemetry(), LastCheckpoint(self.run.finetune_checkpoint)]
@@ -165,7 +141,8 @@ class Run:
             trainer.validate(module, data.val_dataloader(), verbose=False)
             metrics["inherited_val_acc"] = float(trainer.callback_metrics["val_acc"])
         saved = self.run.finetune_checkpoint
-        self._fit(trainer, module, data.weight_loader(), saved if saved.exists() else None)
+        if self.train:
+            self._fit(trainer, module, data.weight_loader(), saved if saved.exists() else None)
         for evaluate, loader in (
             (trainer.validate, data.val_dataloader()),
             (trainer.test, data.test_dataloader()),
@@ -206,20 +183,20 @@ class Run:
         logger = TensorBoardLogger(
             self.run.path, name="tensorboard", version="", default_hp_metric=False
         )
-        names = ("test_acc", "val_acc", *self.all_costs)
+        names = ("test_acc", "val_acc", *self.problem.costs)
         logger.log_hyperparams(
             self._hyper_parameters(), {f"final/{n}": float("nan") for n in names}
         )
         return logger
 
     def _hyper_parameters(self) -> dict[str, Any]:
-        shown = {"space": self.space, "data": self.plan.data.name, "seed": self.plan.seed}
+        shown = {"space": self.problem.space, "data": self.plan.data.name, "seed": self.plan.seed}
         strength = getattr(self.plan.objective, "strength", None)
         return {**shown, "strength": strength, **self.plan.about.get("overrides", {})}
 
     def _log_final(self, logger: TensorBoardLogger, result: Mapping[str, Any]) -> None:
         final = {**result["metrics"], **result["costs"]}
-        names = ("test_acc", "val_acc", *self.all_costs)
+        names = ("test_acc", "val_acc", *self.problem.costs)
         logger.log_metrics({f"final/{name}": final[name] for name in names}, step=0)
         logger.finalize("success")
 
@@ -239,14 +216,15 @@ class Run:
             "schema": SCHEMA,
             "status": "finished",
             "message": None,
-            "space": self.space,
+            "space": self.problem.space,
             "data": self.plan.data.name,
             "seed": self.plan.seed,
             **self.plan.about,
             "arch": dict(self.arch.choices),
             "arch_hash": self.arch.hash,
+            "trained": self.train,
             "metrics": {**found["metrics"], **trained["metrics"]},
-            **cost_fields(self.all_costs, self.arch),
+            **cost_fields(self.problem.costs, self.problem.budgets, self.arch),
             "input": input_fields(self.plan.data),
             "seconds": {
                 "search": found["seconds"],

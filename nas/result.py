@@ -7,20 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from nas.arch import Arch
+from nas.budget import shown as amount
 from nas.cost.expected import ExpectedCost
-from nas.cost.extremes import largest, least
 from nas.errors import UserError
 from nas.run import RunDir, shown
+from nas.selection import largest_of, least_of
 
 SCHEMA = 1
 
 
-def cost_fields(costs: Mapping[str, ExpectedCost], arch: Arch) -> dict[str, dict[str, float]]:
-    """Exact costs of the network, and the least and the largest of its space."""
+def cost_fields(
+    costs: Mapping[str, ExpectedCost], budgets: Mapping[str, float], arch: Arch
+) -> dict[str, Any]:
+    """Exact costs of the network, the least and the largest of its space, and the budgets."""
     return {
         "costs": {name: _exact(cost.of(arch.choices)) for name, cost in costs.items()},
-        "least": {name: _exact(least(c.terms, c.options)) for name, c in costs.items()},
-        "largest": {name: _exact(largest(c.terms, c.options)) for name, c in costs.items()},
+        "least": {name: _exact(least_of(cost)) for name, cost in costs.items()},
+        "budgets": {name: _exact(bound) for name, bound in budgets.items()},
+        "units": {name: cost.unit for name, cost in costs.items()},
+        "largest": {name: _exact(largest_of(cost)) for name, cost in costs.items()},
     }
 
 
@@ -67,13 +72,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def announce(run: RunDir, result: Mapping[str, Any]) -> None:
     """Tell what was found, where its files are, and what to do next."""
-    metrics, costs, largest_ = result["metrics"], result["costs"], result["largest"]
+    metrics, costs = result["metrics"], result["costs"]
     print(f"\nnetwork found in space {result['space']!r} (data {result['data']!r}):")
     for name, option in result["arch"].items():
         print(f"  {name:24} {option}")
     print(f"test accuracy {metrics['test_acc']:.2%}, validation {metrics['val_acc']:.2%}")
     for name, value in costs.items():
-        print(f"{name:6} {value:,.0f} = {value / largest_[name]:.1%} of the largest network")
+        print(f"{name:6} {_beside(name, value, result)}")
     seconds = result["seconds"]
     print(f"search {seconds['search']:.0f} s, training of the network {seconds['finetune']:.0f} s")
     difference = result.get("onnx_max_abs_diff")
@@ -86,3 +91,15 @@ def announce(run: RunDir, result: Mapping[str, Any]) -> None:
         f"  in Python:             nas.load({str(folder)!r})\n"
         f"  all runs on one front: nas report {folder.parent}"
     )
+
+
+def _beside(name: str, value: float, result: Mapping[str, Any]) -> str:
+    """A cost beside the largest of the space and, where there is one, beside its budget."""
+    unit, largest = result["units"][name], result["largest"][name]
+    text = amount(value, unit)
+    if largest:
+        text += f" = {value / largest:.1%} of the largest network"
+    if name in result["budgets"]:
+        budget = result["budgets"][name]
+        text += f", {value / budget:.1%} of the budget {amount(budget, unit)}"
+    return text

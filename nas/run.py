@@ -55,6 +55,11 @@ class RunDir:
         return self.path / "tensorboard"
 
     @property
+    def extracts(self) -> Path:
+        """Folder of the runs that `nas extract` makes of this one."""
+        return self.path / "extracts"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 

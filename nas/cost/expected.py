@@ -12,6 +12,8 @@ from nas.cost.trace import Event, Example, Gates, Trace, trace
 from nas.decision import decisions
 from nas.errors import UserError
 
+Monomial = Gates  # product of thetas, at most one option of each decision
+
 
 class ExpectedCost:
     """The cost of `model` under its present theta, differentiable in every alpha.
@@ -40,6 +42,11 @@ class ExpectedCost:
         self.options = dict(traced.options)
         self._polynomial = Polynomial(self.terms, self.options)
 
+    @property
+    def constraints(self) -> tuple[Mapping[Monomial, float], ...]:
+        """Polynomials of the choices whose largest is the cost of an architecture."""
+        return (self.terms,)
+
     def __call__(self) -> Tensor:
         """Expected cost, a float64 scalar (float32 where the device has no float64)."""
         return self._polynomial({name: d.theta for name, d in self._decisions.items()})
@@ -56,9 +63,6 @@ class ExpectedCost:
             for name, d in self._decisions.items()
         }
         return float(self._polynomial(picked))
-
-
-Monomial = Gates  # product of thetas, at most one option of each decision
 
 
 def _monomials(traced: Trace, cost: LayerCost) -> dict[Monomial, float]:

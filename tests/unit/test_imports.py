@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "nas"
 
 # A module may import from its own layer or an earlier one.
 LAYERS = (
-    "errors arch pareto run schedule",
+    "errors arch pareto run schedule budget",
     "config data explain",
     "decision",
     "ops supernet",
@@ -22,6 +22,7 @@ LAYERS = (
     "train",
     "search",
     "export",
+    "selection",
     "report result describe",
     "pipeline",
     "launch",

@@ -1,0 +1,103 @@
+"""What a run is made of, and what it searches: supernet, exact costs and budgets."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from nas.arch import Arch
+from nas.budget import parse_all, shown
+from nas.cost.analytic import MACs, Params
+from nas.cost.base import LayerCost
+from nas.cost.expected import ExpectedCost
+from nas.cost.trace import trace
+from nas.data import DataModule
+from nas.decision import apply, free
+from nas.errors import UserError
+from nas.selection import check_feasible, check_known, largest_of, select
+from nas.supernet.choice import Relaxing
+from nas.train import Training
+
+Amount = str | float
+
+
+@dataclass
+class Plan:
+    """All that a run is made of, instantiated but for what needs data or a model first."""
+
+    data: DataModule
+    space: Callable[..., nn.Module]
+    relax: Relaxing
+    search: Callable[..., Any]
+    costs: Mapping[str, LayerCost]  # what the objective joins to the loss
+    budgets: Mapping[str, Amount]  # name of a cost -> at most so much
+    objective: Any
+    finetune: Callable[..., Training]
+    trainer: Callable[..., pl.Trainer]
+    seed: int
+    inherit: bool
+    onnx: bool
+    stable_epochs: int | None
+    about: Mapping[str, Any] = field(default_factory=dict)  # goes into result.json as it is
+
+
+class Problem:
+    """A plan's supernet with its costs and budgets.
+
+    Attributes:
+        costs: every cost that is reported, params and MACs among them.
+        budgets: cost name -> at most so much, in the unit of the cost.
+
+    Raises:
+        UserError: see `DataModule`, the space, `trace`, `nas.budget.parse`, and
+            `nas.selection.check_feasible`.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        plan.data.setup()
+        self.supernet = self.build()
+        self.space = str(getattr(self.supernet, "name", type(self.supernet).__name__))
+        traced = trace(self.supernet, plan.data.input_shape)
+        reported: dict[str, LayerCost] = {"params": Params(), "macs": MACs(), **plan.costs}
+        self.costs = {n: ExpectedCost(self.supernet, c, traced) for n, c in reported.items()}
+        self.budgets = self._budgets()
+
+    def build(self) -> nn.Module:
+        """A supernet as `seed` initialises it."""
+        torch.manual_seed(self.plan.seed)
+        data = self.plan.data
+        supernet = self.plan.space(input_shape=data.input_shape, num_classes=data.num_classes)
+        self.plan.relax(supernet)
+        return supernet
+
+    def _budgets(self) -> dict[str, float]:
+        given = {name: text for name, text in self.plan.budgets.items() if text is not None}
+        check_known(self.costs, given)
+        units = {name: self.costs[name].unit for name in given}
+        found = parse_all(given, units, {name: largest_of(self.costs[name]) for name in given})
+        check_feasible(self.costs, found)
+        return found
+
+    def select(self) -> Arch:
+        """The most probable architecture inside the budgets."""
+        return select(self.supernet, self.space, self.costs, self.budgets)
+
+    def check(self, arch: Arch) -> None:
+        """Refuse an architecture of another space, or one outside the budgets.
+
+        Raises:
+            UserError: saying which decision or which budget.
+        """
+        apply(self.supernet, arch)
+        free(self.supernet)
+        for name, bound in self.budgets.items():
+            value, unit = self.costs[name].of(arch.choices), self.costs[name].unit
+            if value > bound:
+                raise UserError(
+                    f"this architecture has {name} {shown(value, unit)}, more than "
+                    f"budget.{name}={shown(bound, unit)}"
+                )

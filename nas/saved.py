@@ -1,0 +1,79 @@
+"""The configuration that a run has saved, read back and changed from the command line."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nas.config import check_trusted, config_dir, groups
+from nas.errors import UserError
+from nas.run import RunDir
+
+
+def saved_config(run: RunDir, trust: bool = False) -> DictConfig:
+    """A run's config.yaml.
+
+    Args:
+        trust: let it name code from outside this package, such as a space of the user's own.
+
+    Raises:
+        UserError: there is none, it is damaged, or it names foreign code that is not trusted.
+    """
+    try:
+        config = OmegaConf.load(run.config)
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{run.path} is not a run's folder (cannot read its config.yaml: {error})"
+        ) from None
+    if not isinstance(config, DictConfig):
+        raise UserError(f"{run.config} is damaged: it must hold a mapping")
+    if not trust:
+        check_trusted(config, run.config)
+    return config
+
+
+def change(config: DictConfig, words: Sequence[str]) -> None:
+    """Apply ``key=value`` and ``group=option`` words to a saved configuration, in place.
+
+    A budget of a cost that the run did not compute brings the cost along.
+
+    Raises:
+        UserError: a word of another form, an unknown key or option, or a wrong value.
+    """
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise UserError(f"{word!r} is not of the form key=value")
+        if key in groups() and key != "cost":
+            OmegaConf.update(config, key, _option(key, text), force_add=True)
+        else:
+            _set(config, key, text)
+    for name, amount in config.get("budget", {}).items():
+        if amount is not None and name not in config.cost:
+            config.cost = OmegaConf.merge(config.cost, _option("cost", str(name)))
+
+
+def _set(config: DictConfig, key: str, text: str) -> None:
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    known = [str(k) for k in node if not str(k).startswith("_")] if node is not None else []
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        meant = f" Did you mean {near[0]!r}?" if near else ""
+        of = f" of {parent}" if parent else ""
+        raise UserError(f"unknown key {key!r}.{meant} Known keys{of}: {', '.join(known)}")
+    try:
+        OmegaConf.update(config, key, yaml.safe_load(text))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{key}={text}: {' '.join(str(error).split())}") from None
+
+
+def _option(group: str, name: str) -> Any:
+    path = config_dir() / group / f"{name}.yaml"
+    if not path.is_file() or Path(name).name != name:
+        raise UserError(f"{group}={name} is not one of {', '.join(groups().get(group, []))}")
+    return OmegaConf.load(path)

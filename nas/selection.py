@@ -1,0 +1,178 @@
+"""The most probable architecture inside every budget, exactly; or why there is none.
+
+Picking one option per decision to maximise ``sum log p`` under ``c_i <= T_i`` is a multiple-choice
+knapsack, solved to the optimum by `nas.cost.programme`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from nas.arch import Arch
+from nas.budget import shown
+from nas.cost.programme import Limit, Optimum, Programme, Terms, worst
+from nas.decision import decisions
+from nas.discrete import arch_of
+from nas.errors import UserError
+
+
+class Priced(Protocol):
+    """What selection needs of a cost: exact values of architectures, as polynomials."""
+
+    @property
+    def unit(self) -> str: ...
+    @property
+    def options(self) -> Mapping[str, int]: ...
+    @property
+    def constraints(self) -> Sequence[Terms]: ...
+
+
+Costs = Mapping[str, Priced]
+Budgets = Mapping[str, float]  # name of a cost -> at most so much, in its unit
+
+
+def least_of(cost: Priced) -> float:
+    """The smallest cost that an architecture of the space has."""
+    found = Programme(cost.options).minimise(cost.constraints)
+    assert found is not None
+    return found.value
+
+
+def largest_of(cost: Priced) -> float:
+    """The largest cost that an architecture of the space has."""
+    found = Programme(cost.options).maximise(cost.constraints)
+    assert found is not None
+    return found.value
+
+
+def check_feasible(costs: Costs, budgets: Budgets) -> None:
+    """Refuse budgets that no network of the space meets.
+
+    Raises:
+        UserError: which budget cannot be met, alone or together with others, and by how much.
+    """
+    least = {name: least_of(costs[name]) for name in budgets}
+    alone = [
+        f"budget.{name}={shown(bound, costs[name].unit)} cannot be met: the smallest network of "
+        f"this space has {name} {shown(least[name], costs[name].unit)}"
+        for name, bound in budgets.items()
+        if least[name] > bound
+    ]
+    if alone:
+        raise UserError("; ".join(alone) + ". Raise the budget or choose a space with smaller ops")
+    if len(budgets) < 2:
+        return
+    nearest = _nearest(costs, budgets)
+    if nearest.value > 1 + 1e-12:
+        parts = [
+            f"{name} {shown(worst(costs[name].constraints, nearest.choices), costs[name].unit)} "
+            f"(budget {shown(bound, costs[name].unit)}, alone reachable: "
+            f"{shown(least[name], costs[name].unit)})"
+            for name, bound in budgets.items()
+        ]
+        raise UserError(
+            "no network of this space meets all budgets at once; the nearest has "
+            f"{', '.join(parts)}. Raise them by a factor {nearest.value:.3f} or choose another "
+            "space"
+        )
+
+
+def _nearest(costs: Costs, budgets: Budgets) -> Optimum:
+    """The architecture of the least ``max_i c_i / T_i``."""
+    scaled = [
+        {monomial: c / bound for monomial, c in terms.items()}
+        for name, bound in budgets.items()
+        for terms in costs[name].constraints
+    ]
+    options = next(iter(costs.values())).options
+    found = Programme(options).minimise(scaled)
+    assert found is not None
+    return found
+
+
+def log_probabilities(supernet: nn.Module) -> dict[str, Tensor]:
+    """Decision -> log softmax(alpha) over its options, without noise."""
+    return {
+        name: decision.alpha.detach().double().cpu().log_softmax(-1)
+        for name, decision in decisions(supernet)
+    }
+
+
+def select(supernet: nn.Module, space: str, costs: Costs, budgets: Budgets) -> Arch:
+    """The architecture of the largest ``prod p`` inside all budgets.
+
+    Without budgets that is the best option of every decision.
+
+    Raises:
+        UserError: no architecture is inside, see `check_feasible`.
+    """
+    check_known(costs, budgets)
+    if not budgets:
+        return arch_of(supernet, space)
+    score = {
+        frozenset({(name, k)}): -float(p)
+        for name, found in log_probabilities(supernet).items()
+        for k, p in enumerate(found)
+    }
+    options = {name: len(decision.options) for name, decision in decisions(supernet)}
+    found = Programme(options).minimise([score], limits(costs, budgets))
+    if found is None:
+        check_feasible(costs, budgets)
+        raise UserError(f"no network of this space meets the budgets {dict(budgets)}")
+    return Arch(space, {name: d.options[found.choices[name]] for name, d in decisions(supernet)})
+
+
+def front(
+    supernet: nn.Module, space: str, costs: Costs, budgets: Budgets, along: str, size: int
+) -> list[Arch]:
+    """At most `size` architectures inside the budgets, from the smallest to the most probable.
+
+    One `select` for each of `size` budgets of the cost `along`, spread evenly in log scale from the
+    least reachable to what the most probable network inside the budgets has. Equal ones count once.
+
+    Raises:
+        UserError: `size` below 1, an unknown cost, or budgets that no network meets.
+    """
+    if size < 1:
+        raise UserError(f"front={size} must be at least 1")
+    check_known(costs, {along: 0.0, **budgets})
+    top = _cost(costs[along], supernet, select(supernet, space, costs, budgets))
+    inner = Programme(costs[along].options).minimise(
+        costs[along].constraints, limits(costs, budgets)
+    )
+    assert inner is not None
+    found: dict[str, Arch] = {}
+    for bound in np.geomspace(inner.value, max(top, inner.value), size):
+        # geomspace rounds: its ends must let the two networks themselves in.
+        arch = select(supernet, space, costs, {**budgets, along: float(bound) * (1 + 1e-12)})
+        found.setdefault(arch.hash, arch)
+    return list(found.values())
+
+
+def limits(costs: Costs, budgets: Budgets) -> list[Limit]:
+    """The budgets as limits of an integer programme."""
+    return [
+        Limit(terms, bound) for name, bound in budgets.items() for terms in costs[name].constraints
+    ]
+
+
+def check_known(costs: Costs, budgets: Mapping[str, object]) -> None:
+    """Refuse a budget of a cost that is not computed.
+
+    Raises:
+        UserError: naming it, and the costs there are.
+    """
+    for name in budgets:
+        if name not in costs:
+            raise UserError(
+                f"budget.{name}: cost {name!r} is not computed in this run, only {sorted(costs)}; "
+                f"add it with cost=[{','.join([*costs, name])}]"
+            )
+
+
+def _cost(cost: Priced, supernet: nn.Module, arch: Arch) -> float:
+    found = dict(decisions(supernet))
+    choices = {name: found[name].options.index(option) for name, option in arch.choices.items()}
+    return worst(cost.constraints, choices)
