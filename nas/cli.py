@@ -16,7 +16,7 @@ nas: search for the network that fits your device
   nas search    [options]            search, fine-tune, test and export one network
   nas finetune  arch=FILE [options]  train a known architecture (checkpoint=FILE inherits weights)
   nas describe  [options]            decisions of a space, number of architectures, cost ranges
-  nas extract   RUN [options]        other networks from a finished search: budget.params=20k, front=8
+  nas extract   RUN [options]        other networks of a finished search: budget.params=20k, front=8
   nas report    DIR [DIR ...]        all runs below a folder: front, table, CSV, pictures, HTML
   nas export    RUN                  write a finished run's network again, as ONNX
 

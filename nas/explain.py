@@ -28,7 +28,9 @@ def with_budgets(arguments: Sequence[str]) -> list[str]:
         for key, value in given.items()
         if key.lstrip("+").startswith("budget.")
     }
-    budgets = [name for name, value in named.items() if value not in ("null", "")]
+    # Of names that are no cost Hydra complains, and says which there are.
+    known = groups()["cost"]
+    budgets = [n for n, value in named.items() if n in known and value not in ("null", "")]
     if not budgets:
         return list(arguments)
     kept = [word for word in arguments if word.partition("=")[0] != "cost"]

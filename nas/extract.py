@@ -1,4 +1,4 @@
-"""`nas extract`: other networks out of a finished search, under other budgets, without searching."""
+"""`nas extract`: other networks out of a finished search, without searching again."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -191,8 +191,11 @@ class Run:
 
     def _hyper_parameters(self) -> dict[str, Any]:
         shown = {"space": self.problem.space, "data": self.plan.data.name, "seed": self.plan.seed}
+        shown["objective"] = type(self.plan.objective).__name__
         strength = getattr(self.plan.objective, "strength", None)
-        return {**shown, "strength": strength, **self.plan.about.get("overrides", {})}
+        if isinstance(strength, float):  # of the others it changes while they search
+            shown["strength"] = strength
+        return {**shown, **self.plan.about.get("overrides", {})}
 
     def _log_final(self, logger: TensorBoardLogger, result: Mapping[str, Any]) -> None:
         final = {**result["metrics"], **result["costs"]}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import ceil
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -18,6 +19,8 @@ from nas.objective import Objective
 from nas.schedule import warmup_cosine
 from nas.supernet.temperature import Schedule, constant
 from nas.train import Batch, OptimizerFactory, accuracy, check_finite
+
+UPDATES = 20  # of the objective's strengths in a search, at least
 
 
 @contextmanager
@@ -39,6 +42,8 @@ class DifferentiableSearch(pl.LightningModule):
     The first `warmup_epochs` train weights alone, on paths sampled uniformly, so that no candidate
     is judged before it has learned. Then alphas move too, while tau follows `temperature`.
 
+    The objective adapts its strengths once an epoch, and more often in a search of few epochs.
+
     Args:
         supernet: a model that holds decisions.
         costs: name -> expected cost of `supernet`; what `objective` joins to the loss.
@@ -50,6 +55,7 @@ class DifferentiableSearch(pl.LightningModule):
         clip: largest norm of the weights' gradient; 0 does not clip.
         label_smoothing: in the weights' loss only, as in ProxylessNAS.
         seed: of every random draw; each epoch starts from ``seed + epoch``.
+        targets: cost name -> budget, for the objectives that know budgets.
 
     Raises:
         UserError: nothing to search, or epochs that leave no time for alphas.
@@ -68,6 +74,7 @@ class DifferentiableSearch(pl.LightningModule):
         clip: float = 5.0,
         label_smoothing: float = 0.0,
         seed: int = 0,
+        targets: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         if not any(decisions(supernet)):
@@ -87,6 +94,7 @@ class DifferentiableSearch(pl.LightningModule):
         self.epochs, self.warmup_epochs = epochs, warmup_epochs
         self.temperature = temperature or constant()
         self.clip, self.label_smoothing, self.seed = clip, label_smoothing, seed
+        self.targets = dict(targets or {})
         self.parameters_of = split_parameters(supernet)
         # Not the global generator: under data parallel training every rank must draw alike here
         # while dropout must not.
@@ -109,8 +117,8 @@ class DifferentiableSearch(pl.LightningModule):
     def on_fit_start(self) -> None:
         # A checkpoint brings the reference along; the epoch is not restored yet at this point.
         if self.trainer.ckpt_path is None:
-            start = {name: cost.mean() for name, cost in self.costs.items()}
-            cast(Objective, self.objective).start(start)
+            reference = {name: cost.mean() for name, cost in self.costs.items()}
+            cast(Objective, self.objective).start(reference, self.targets)
 
     def on_train_epoch_start(self) -> None:
         torch.manual_seed(self.seed + self.current_epoch + 1000 * self.global_rank)
@@ -120,19 +128,36 @@ class DifferentiableSearch(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # By step, so that a search of a single alpha epoch anneals too.
-        epoch = (
-            self.current_epoch - self.warmup_epochs + batch_idx / self.trainer.num_training_batches
-        )
-        tau = self.temperature(max(0.0, epoch / (self.epochs - self.warmup_epochs)))
+        tau = self.temperature(max(0.0, self.progress(batch_idx)))
         for _, decision in decisions(self.supernet):
             decision.tau.fill_(tau)
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.warming_up:
+            return
+        often = ceil(UPDATES / (self.epochs - self.warmup_epochs))  # updates in this epoch
+        batches = self.trainer.num_training_batches
+        if (batch_idx + 1) * often // batches > batch_idx * often // batches:
+            with torch.no_grad():
+                objective = cast(Objective, self.objective)
+                objective.update(self.noise_free_costs(), self.progress(batch_idx + 1))
+
     def on_train_epoch_end(self) -> None:
         cast(Any, self.lr_schedulers()).step()
-        self.log_dict(
-            {f"cost_{name}": cost().detach().float() for name, cost in self.costs.items()},
-            logger=False,
+        costs = self.noise_free_costs().items()
+        self.log_dict({f"cost_{name}": c.detach().float() for name, c in costs}, logger=False)
+
+    def progress(self, batches: int) -> float:
+        """Of the steps in which alphas move, the share done after `batches` of this epoch."""
+        epoch = (
+            self.current_epoch - self.warmup_epochs + batches / self.trainer.num_training_batches
         )
+        return epoch / (self.epochs - self.warmup_epochs)
+
+    def noise_free_costs(self) -> dict[str, Tensor]:
+        """Expected costs of the alphas as they are, whatever was drawn last."""
+        free(self.supernet)  # every step draws anew, so none reads what is forgotten here
+        return {name: cost() for name, cost in self.costs.items()}
 
     def draw(self) -> None:
         """The random choices of one step: a path while warming up, else the relaxation's noise."""
@@ -166,8 +191,16 @@ class DifferentiableSearch(pl.LightningModule):
         return loss
 
     def alpha_loss(self, task: Tensor) -> Tensor:
-        """The objective of one draw: the cost is that of the same theta as the task loss."""
-        joined: Tensor = self.objective(task, {name: cost() for name, cost in self.costs.items()})
+        """The objective of one draw: the cost is that of the same theta as the task loss.
+
+        But a budget is for the distribution: the draws around it, some of which exceed it, would
+        be penalised for ever.
+        """
+        if cast(Objective, self.objective).needs_targets:
+            costs = self.noise_free_costs()
+        else:
+            costs = {name: cost() for name, cost in self.costs.items()}
+        joined: Tensor = self.objective(task, costs)
         return joined
 
     def on_validation_epoch_start(self) -> None:

@@ -23,8 +23,8 @@ class SearchTelemetry(Checkpoint):
 
     Scalars ``loss/*``, ``accuracy/*``, ``cost/*`` (also relative to the untrained supernet),
     ``lr/weights``, ``lr/alphas``, ``search/tau``, ``search/entropy`` (0 decided, 1 uniform) and
-    ``search/max_probability``; images ``theta/<decision>`` and ``theta/overview``. Without a
-    TensorBoard logger it writes nothing.
+    ``search/max_probability``, ``objective/*`` (multipliers, strengths); images
+    ``theta/<decision>`` and ``theta/overview``. Without a TensorBoard logger it writes nothing.
 
     A `Checkpoint` by type, because only those run after the module's own `on_train_epoch_end`,
     where costs are logged. It must precede `LastCheckpoint` in the trainer's list.
@@ -59,6 +59,7 @@ class SearchTelemetry(Checkpoint):
             "search/tau": float(found[0].tau),
             "search/entropy": mean_entropy(theta),
             "search/max_probability": mean_confidence(pl_module.supernet),
+            **{f"objective/{name}": v for name, v in pl_module.objective.state().items()},
         }
         write(trainer, scalars)
         if len(self.history) - self._drawn >= ceil((trainer.max_epochs or 1) / PICTURES):

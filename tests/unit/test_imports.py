@@ -24,8 +24,10 @@ LAYERS = (
     "export",
     "selection",
     "report result describe",
+    "plan",
     "pipeline",
-    "launch",
+    "extract",
+    "saved launch",
     "cli",
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer.split()}
@@ -35,8 +37,8 @@ SEARCH_FREE = {"export", "report"}
 # Third-party package -> the only parts of nas that may know of it.
 CONFINED = {
     "hydra": {"config", "explain", "launch"},
-    "omegaconf": {"config", "explain", "launch"},
-    "pytorch_lightning": {"data", "train", "search", "pipeline"},
+    "omegaconf": {"config", "explain", "launch", "saved"},
+    "pytorch_lightning": {"data", "train", "search", "plan", "pipeline"},
     "lightning": set(),
 }
 # In extras: a module-level import would break an installation without the extra.

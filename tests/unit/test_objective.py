@@ -8,7 +8,7 @@ from nas.objective import Plain
 
 
 def joined(objective: Plain, start: float, now: float) -> torch.Tensor:
-    objective.start({"macs": torch.tensor(start)})
+    objective.start({"macs": torch.tensor(start)}, {})
     return objective(torch.tensor(2.0), {"macs": torch.tensor(now, dtype=torch.float64)})
 
 
@@ -33,14 +33,14 @@ def test_a_change_of_unit_changes_nothing_when_relative(log: bool) -> None:
 
 def test_costs_add_up_each_relative_to_its_own_start() -> None:
     objective = Plain(1.0)
-    objective.start({"params": torch.tensor(10.0), "macs": torch.tensor(1000.0)})
+    objective.start({"params": torch.tensor(10.0), "macs": torch.tensor(1000.0)}, {})
     costs = {"params": torch.tensor(5.0), "macs": torch.tensor(250.0)}
     assert float(objective(torch.tensor(0.0), costs)) == pytest.approx(0.75)
 
 
 def test_reference_is_part_of_the_checkpoint() -> None:
     saved = Plain(1.0)
-    saved.start({"params": torch.tensor(10.0)})
+    saved.start({"params": torch.tensor(10.0)}, {})
     loaded = Plain(1.0)
     loaded.load_state_dict(saved.state_dict())
     assert float(loaded(torch.tensor(0.0), {"params": torch.tensor(5.0)})) == pytest.approx(0.5)
