@@ -277,8 +277,11 @@ def extract(arguments: Sequence[str]) -> int:
     from nas.extract import Extraction
 
     torch.set_num_threads(config.threads or _cores())
+    size = own.get("front", 0)
+    if not isinstance(size, int) or size < 0:
+        raise UserError(f"front={size} must be a whole number of networks, e.g. front=8")
     extraction = Extraction(
-        own.get("front", 0),
+        size,
         own.get("along", "params"),
         bool(own.get("fine_tune", False)),
         Path(own["out"]) if "out" in own else None,

@@ -1,0 +1,125 @@
+"""A budget on the command line: a network inside it, or a clear no before training."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import nas
+from nas.cli import run
+from nas.run import RunDir, find_runs
+
+Nas = Callable[..., int]
+
+
+def result_of(folder: str | Path) -> dict:
+    result = RunDir(Path(folder)).read_result()
+    assert result is not None
+    return result
+
+
+def test_the_network_is_inside_every_budget_and_counted_exactly(
+    nas_command: Nas, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert nas_command("search", "budget.params=30%", "budget.macs=20k", "name=a") == 0
+    result = result_of("runs/a")
+    assert result["budgets"] == {"params": 0.3 * result["largest"]["params"], "macs": 20_000}
+    assert result["costs"]["macs"] <= 20_000
+    network = nas.load("runs/a")
+    assert sum(p.numel() for p in network.parameters()) == result["costs"]["params"]
+    assert result["costs"]["params"] <= result["budgets"]["params"]
+    assert "% of the budget 20,000" in capsys.readouterr().out
+
+
+def test_a_random_network_is_inside_too(nas_command: Nas) -> None:
+    for seed in range(3):
+        assert (
+            nas_command(
+                "search", "search=random", "budget.params=20%", f"seed={seed}", f"name={seed}"
+            )
+            == 0
+        )
+    found = [result_of(f"runs/{seed}") for seed in range(3)]
+    assert all(r["costs"]["params"] <= r["budgets"]["params"] for r in found)
+    assert len({r["arch_hash"] for r in found}) > 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["budget.params=100"], "smallest network of this space has params"),
+        (["budget.params=-1"], "above 0"),
+        (["budget.params=12q"], "50k"),
+        (["budget.parms=12k"], "Did you mean 'params'"),
+        (["budget.params=7%", "budget.macs=100"], "budget.macs=100 cannot be met"),
+    ],
+)
+def test_a_senseless_budget_ends_before_training(
+    words: list[str], said: str, nas_command: Nas, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert nas_command("search", "name=a", *words) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("nas: error: ")
+    assert said in line
+    assert not Path("runs/a/last.ckpt").exists()
+
+
+def test_other_networks_come_out_of_one_search(
+    nas_command: Nas, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert nas_command("search", "name=a") == 0
+    whole = result_of("runs/a")
+    bound = whole["least"]["params"] * 1.2
+    assert run(["extract", "runs/a", f"budget.params={bound}"]) == 0
+    (inside,) = find_runs(Path("runs/a/extracts"))
+    result = result_of(inside.path)
+    assert result["costs"]["params"] <= bound
+    assert not result["trained"]
+    network = nas.load(inside.path)
+    assert sum(p.numel() for p in network.parameters()) == result["costs"]["params"]
+
+    written = inside.result.read_text()
+    assert run(["extract", "runs/a", f"budget.params={bound}"]) == 0
+    assert inside.result.read_text() == written
+    assert run(["extract", "runs/a", f"budget.params={bound}", "fine_tune=true"]) == 0
+    assert result_of(inside.path)["trained"]
+
+    assert run(["extract", "runs/a", "--front", "4", "out=front", "onnx=false"]) == 0
+    sizes = [result_of(r.path)["costs"]["params"] for r in find_runs(Path("front"))]
+    assert len(set(sizes)) == len(sizes) > 1
+    assert min(sizes) == whole["least"]["params"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere"], "not a run's folder"),
+        (["runs/a", "budget.params=1"], "smallest network"),
+        (["runs/a", "budget.parms=1k"], "Did you mean 'params'"),
+        (["runs/a", "front=0.5"], "front"),
+        (["runs/a", "seach.epochs=1"], "unknown key"),
+        (["runs/a"], "last.ckpt"),
+    ],
+)
+def test_what_cannot_be_extracted(
+    words: list[str], said: str, nas_command: Nas, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert nas_command("search", "search=random", "onnx=false", "name=a") == 0
+    if len(words) > 1:
+        Path("runs/a/last.ckpt").touch()
+    capsys.readouterr()
+    assert run(["extract", *words]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert said in line
+
+
+def test_foreign_code_runs_only_when_trusted(
+    nas_command: Nas, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert nas_command("search", "search=random", "onnx=false", "name=a") == 0
+    config = Path("runs/a/config.yaml")
+    config.write_text(config.read_text().replace("nas.spaces.", "elsewhere.spaces.", 1))
+    assert run(["extract", "runs/a"]) == 2
+    assert "elsewhere.spaces" in capsys.readouterr().err
+    assert json.loads(Path("runs/a/result.json").read_text())["status"] == "finished"
