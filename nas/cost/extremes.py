@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import lil_matrix
 
-from nas.cost.expected import Monomial
+from nas.cost.base import Monomial
 
 
 def least(terms: Mapping[Monomial, float], options: Mapping[str, int]) -> float:
