@@ -8,8 +8,8 @@ from rich.table import Table
 from torch import nn
 
 from nas.cost.analytic import MACs, Params
-from nas.cost.base import LayerCost
-from nas.cost.expected import ExpectedCost
+from nas.cost.base import Expected, LayerCost, NetworkCost
+from nas.cost.expected import expected
 from nas.cost.trace import Example, trace
 from nas.decision import decisions
 from nas.selection import largest_of, least_of
@@ -18,7 +18,7 @@ from nas.selection import largest_of, least_of
 def describe(
     model: nn.Module,
     example: Example,
-    costs: Mapping[str, LayerCost],
+    costs: Mapping[str, LayerCost | NetworkCost],
     console: Console | None = None,
 ) -> None:
     """Print the decisions with their options, the number of architectures, the range of costs."""
@@ -27,9 +27,9 @@ def describe(
     console.print(_decisions(model))
     count = prod(len(decision.options) for _, decision in decisions(model))
     console.print(f"{count:,} architectures")
-    priced: dict[str, LayerCost] = {cost.name: cost for cost in (Params(), MACs())}
+    priced: dict[str, LayerCost | NetworkCost] = {cost.name: cost for cost in (Params(), MACs())}
     priced |= {cost.name: cost for cost in costs.values()}
-    console.print(_ranges([ExpectedCost(model, cost, traced) for cost in priced.values()]))
+    console.print(_ranges([expected(model, cost, traced) for cost in priced.values()]))
 
 
 def _decisions(model: nn.Module) -> Table:
@@ -39,7 +39,7 @@ def _decisions(model: nn.Module) -> Table:
     return table
 
 
-def _ranges(costs: list[ExpectedCost]) -> Table:
+def _ranges(costs: list[Expected]) -> Table:
     table = Table("cost", "least", "largest", "largest / least", "unit")
     for cost in costs:
         low, high = least_of(cost), largest_of(cost)

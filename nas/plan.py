@@ -11,8 +11,8 @@ from torch import nn
 from nas.arch import Arch
 from nas.budget import parse_all, shown
 from nas.cost.analytic import MACs, Params
-from nas.cost.base import LayerCost
-from nas.cost.expected import ExpectedCost
+from nas.cost.base import LayerCost, NetworkCost
+from nas.cost.expected import expected
 from nas.cost.trace import trace
 from nas.data import DataModule
 from nas.decision import apply, free
@@ -32,7 +32,7 @@ class Plan:
     space: Callable[..., nn.Module]
     relax: Relaxing
     search: Callable[..., Any]
-    costs: Mapping[str, LayerCost]  # what the objective joins to the loss
+    costs: Mapping[str, LayerCost | NetworkCost]  # what the objective joins to the loss
     budgets: Mapping[str, Amount]  # name of a cost -> at most so much
     objective: Any
     finetune: Callable[..., Training]
@@ -62,8 +62,8 @@ class Problem:
         self.supernet = self.build()
         self.space = str(getattr(self.supernet, "name", type(self.supernet).__name__))
         traced = trace(self.supernet, plan.data.input_shape)
-        reported: dict[str, LayerCost] = {"params": Params(), "macs": MACs(), **plan.costs}
-        self.costs = {n: ExpectedCost(self.supernet, c, traced) for n, c in reported.items()}
+        reported = {"params": Params(), "macs": MACs(), **plan.costs}
+        self.costs = {n: expected(self.supernet, c, traced) for n, c in reported.items()}
         self.budgets = self._budgets()
 
     def build(self) -> nn.Module:

@@ -8,7 +8,7 @@ from typing import Any
 
 from nas.arch import Arch
 from nas.budget import shown as amount
-from nas.cost.expected import ExpectedCost
+from nas.cost.base import Expected
 from nas.errors import UserError
 from nas.run import RunDir, shown
 from nas.selection import largest_of, least_of
@@ -17,7 +17,7 @@ SCHEMA = 1
 
 
 def cost_fields(
-    costs: Mapping[str, ExpectedCost], budgets: Mapping[str, float], arch: Arch
+    costs: Mapping[str, Expected], budgets: Mapping[str, float], arch: Arch
 ) -> dict[str, Any]:
     """Exact costs of the network, the least and the largest of its space, and the budgets."""
     return {

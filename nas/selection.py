@@ -4,43 +4,31 @@ Picking one option per decision to maximise ``sum log p`` under ``c_i <= T_i`` i
 knapsack, solved to the optimum by `nas.cost.programme`.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Mapping
 
 import numpy as np
 from torch import Tensor, nn
 
 from nas.arch import Arch
 from nas.budget import shown
-from nas.cost.programme import Limit, Optimum, Programme, Terms, worst
+from nas.cost.base import Expected
+from nas.cost.programme import Limit, Optimum, Programme, worst
 from nas.decision import decisions
 from nas.discrete import arch_of
 from nas.errors import UserError
 
-
-class Priced(Protocol):
-    """What selection needs of a cost: exact values of architectures, as polynomials."""
-
-    @property
-    def unit(self) -> str: ...
-    @property
-    def options(self) -> Mapping[str, int]: ...
-    @property
-    def constraints(self) -> Sequence[Terms]: ...
-
-
-Costs = Mapping[str, Priced]
+Costs = Mapping[str, Expected]
 Budgets = Mapping[str, float]  # name of a cost -> at most so much, in its unit
 
 
-def least_of(cost: Priced) -> float:
+def least_of(cost: Expected) -> float:
     """The smallest cost that an architecture of the space has."""
     found = Programme(cost.options).minimise(cost.constraints)
     assert found is not None
     return found.value
 
 
-def largest_of(cost: Priced) -> float:
+def largest_of(cost: Expected) -> float:
     """The largest cost that an architecture of the space has."""
     found = Programme(cost.options).maximise(cost.constraints)
     assert found is not None
@@ -172,7 +160,7 @@ def check_known(costs: Costs, budgets: Mapping[str, object]) -> None:
             )
 
 
-def _cost(cost: Priced, supernet: nn.Module, arch: Arch) -> float:
+def _cost(cost: Expected, supernet: nn.Module, arch: Arch) -> float:
     found = dict(decisions(supernet))
     choices = {name: found[name].options.index(option) for name, option in arch.choices.items()}
     return worst(cost.constraints, choices)

@@ -1,11 +1,19 @@
-"""What a cost model sees of a layer, and what it must answer."""
+"""What a cost model sees of a layer or of a whole network, and what it must answer."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from nas.cost.trace import Example, Trace
 
 Scalar = int | float | Tensor
+Gate = tuple[str, int]  # decision name and option index
+Gates = frozenset[Gate]  # conjunction: all must hold
+Monomial = Gates  # product of thetas, at most one option of each decision
+Terms = Mapping[Monomial, float]  # polynomial in thetas: monomial -> coefficient
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +50,53 @@ class LayerCost(Protocol):
     def unit(self) -> str: ...
 
     def __call__(self, layer: LayerSpec) -> Scalar: ...
+
+
+class Expected(Protocol):
+    """A cost of one supernet, under the thetas its decisions have at the time of a call."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def unit(self) -> str: ...
+
+    @property
+    def options(self) -> Mapping[str, int]:
+        """Decision name -> number of its options."""
+        ...
+
+    @property
+    def constraints(self) -> tuple[Terms, ...]:
+        """Polynomials whose largest is the cost, exactly, where thetas are one-hot.
+
+        Thus the cost is at most a budget where each of them is.
+        """
+        ...
+
+    def __call__(self) -> Tensor:
+        """A float64 scalar, differentiable in the alphas; exact where thetas are one-hot."""
+        ...
+
+    def mean(self) -> Tensor:
+        """Mean over all architectures."""
+        ...
+
+    def of(self, choices: Mapping[str, object]) -> float:
+        """Exact cost of the architecture that takes `choices` (decision name -> option)."""
+        ...
+
+
+@runtime_checkable
+class NetworkCost(Protocol):
+    """A cost that is no sum over layers: it takes the whole trace."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def unit(self) -> str: ...
+
+    def expected(self, model: nn.Module, example: "Example | Trace") -> Expected:
+        """The cost of the supernet `model`, as the sum over layers has its `ExpectedCost`."""
+        ...

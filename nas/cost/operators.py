@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from nas.cost.schedule import ScheduleRecorder
 from nas.errors import UserError
 
 Fields = dict[str, Any]  # the fields of a LayerSpec, without `module`
@@ -102,16 +103,22 @@ class OperatorRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         on_call: told the fields of a `LayerSpec`, `module` left out.
         where: the path of the module that runs now.
         weights: id of every parameter of the model.
+        schedule: told every operator that runs.
 
     Raises:
         UserError: a matrix of weights goes into an operator that is neither priced nor free.
     """
 
     def __init__(
-        self, on_call: Callable[[Fields], None], where: Callable[[], str], weights: set[int]
+        self,
+        on_call: Callable[[Fields], None],
+        where: Callable[[], str],
+        weights: set[int],
+        schedule: ScheduleRecorder,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.on_call, self.where, self.weights = on_call, where, weights
+        self.schedule = schedule
 
     def __torch_dispatch__(
         self,
@@ -133,7 +140,7 @@ class OperatorRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 "lambda args, out: {'kind': 'linear', ...}), or None in place of the function "
                 "if it multiplies nothing"
             )
-        return out
+        return self.schedule.operator(func, args, kwargs, out)
 
     def _is_matrix(self, value: object) -> bool:
         return isinstance(value, Tensor) and value.ndim > 1 and id(value) in self.weights

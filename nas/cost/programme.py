@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
 
-from nas.cost.expected import Monomial
+from nas.cost.base import Monomial, Terms
 
-Terms = Mapping[Monomial, float]  # a polynomial of the choices: product of options -> coefficient
 Floats = NDArray[np.float64]
 
 

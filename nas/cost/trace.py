@@ -1,7 +1,8 @@
 """The one bridge from modules to `LayerSpec`s: a dry forward pass that every option takes part in.
 
 Calls are read from the operators that really run (so `F.conv2d` inside a user's module counts),
-parameters from the module tree (so what is stored counts, used or not).
+parameters from the module tree (so what is stored counts, used or not). The same pass writes down
+the schedule: which activations each operator reads and makes.
 """
 
 import copy
@@ -13,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas.cost.base import LayerSpec
+from nas.cost.base import Gate, Gates, LayerSpec
 from nas.cost.operators import OperatorRecorder
+from nas.cost.schedule import Schedule, ScheduleRecorder
 from nas.decision import Decision, decisions
 from nas.errors import UserError
 
-Gates = frozenset[tuple[str, int]]  # conjunction: decision name and option index, all must hold
 Event = frozenset[Gates]  # disjunction of conjunctions
 ALWAYS: Event = frozenset({frozenset()})
 
@@ -35,10 +36,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class Trace:
-    """Layers in execution order (calls, then stored parameters), the options of each decision."""
+    """Layers (calls in execution order, then stored parameters), options, and the schedule."""
 
     layers: tuple[Layer, ...]
     options: Mapping[str, int]  # decision name -> number of options
+    schedule: Schedule
 
 
 def trace(model: nn.Module, example: Example) -> Trace:
@@ -53,10 +55,11 @@ def trace(model: nn.Module, example: Example) -> Trace:
     """
     names = {id(decision): name for name, decision in decisions(model)}
     with torch.random.fork_rng(devices=[]):  # a forward pass may draw
-        calls = _dry_run(model, _inputs(example))
+        calls, schedule = _dry_run(model, _inputs(example))
     return Trace(
         tuple(calls) + tuple(_stored(model, names)),
         {name: len(decision.options) for name, decision in decisions(model)},
+        schedule,
     )
 
 
@@ -69,7 +72,7 @@ def _inputs(example: Example) -> tuple[Tensor, ...]:
     return (torch.zeros(1, *(int(size) for size in example if isinstance(size, int))),)
 
 
-def _dry_run(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Layer]:
+def _dry_run(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Layer], Schedule]:
     """On the meta device where the model can run there, else on a CPU copy."""
     try:
         return _record(copy.deepcopy(model).to("meta"), tuple(x.to("meta") for x in inputs))
@@ -89,9 +92,9 @@ def _dry_run(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Layer]:
             ) from error
 
 
-def _record(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Layer]:
+def _record(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Layer], Schedule]:
     model.eval()  # a BatchNorm in training mode refuses a single value per channel
-    open_gates: list[tuple[str, int] | None] = []
+    open_gates: list[Gate | None] = []
     layers: list[Layer] = []
     path: list[str] = [""]
 
@@ -99,48 +102,74 @@ def _record(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Layer]:
         spec = LayerSpec(module=path[-1], **fields)
         layers.append(Layer(spec, frozenset({frozenset(filter(None, open_gates))})))
 
+    choices = {name: decision for name, decision in decisions(model) if decision.gated()}
+    schedule = ScheduleRecorder(open_gates, lambda: path[-1], choices)
     weights = {id(parameter) for parameter in model.parameters()}
-    recorder = OperatorRecorder(on_call, lambda: path[-1], weights)
     with ExitStack() as stack, torch.no_grad():
-        # Gates first: they look at the module that calls, which is then the last of `path`.
-        for name, decision in decisions(model):
+        # Choices first: one that is an option of another must have joined its own options by then.
+        for decision in choices.values():
+            stack.enter_context(_joined(decision, schedule))
+        # Then gates: they look at the module that calls, which is then the last of `path`.
+        for name, decision in choices.items():
             decision.unrolled = True
             for index, candidate in enumerate(decision.gated().values()):
-                stack.enter_context(_gated(candidate, open_gates, (name, index), path))
+                stack.enter_context(_gated(candidate, open_gates, (name, index), path, schedule))
         for name, module in model.named_modules():
             stack.enter_context(_pushed(module, path, name))
-        stack.enter_context(recorder)
+        stack.enter_context(OperatorRecorder(on_call, lambda: path[-1], weights, schedule))
         try:
-            model(*inputs)
+            return layers, schedule.run(model, [x.contiguous() for x in inputs])
         except UserError as error:
             raise UserError(f"{path[-1] or type(model).__name__}: {error}") from None
-    return layers
 
 
 def _pushed(module: nn.Module, stack: list[Any], item: Any) -> AbstractContextManager[None]:
     """Keep `item` on `stack` while `module` runs."""
-    return _stacked(module, stack, lambda: item)
+    return _hooked(module, lambda: stack.append(item), lambda out: stack.pop())
 
 
 def _gated(
-    module: nn.Module, stack: list[Any], gate: tuple[str, int], path: list[str]
+    module: nn.Module,
+    stack: list[Gate | None],
+    gate: Gate,
+    path: list[str],
+    schedule: ScheduleRecorder,
 ) -> AbstractContextManager[None]:
     """Keep `gate` on `stack` while the decision that `gate` names runs `module`.
 
     None in its place while another caller does: one module may be an option of two decisions.
     """
-    return _stacked(module, stack, lambda: gate if path[-1] == gate[0] else None)
+
+    def pop(out: Any) -> None:
+        stack.pop()
+        if path[-2] == gate[0]:  # the last is `module` itself, still
+            schedule.option(gate, out)
+
+    return _hooked(module, lambda: stack.append(gate if path[-1] == gate[0] else None), pop)
+
+
+def _joined(decision: Decision, schedule: ScheduleRecorder) -> AbstractContextManager[None]:
+    """Let the outputs of the options of `decision` stand for one another."""
+    return _hooked(decision, schedule.enter, schedule.leave, replace=True)
 
 
 @contextmanager
-def _stacked(module: nn.Module, stack: list[Any], item: Callable[[], Any]) -> Iterator[None]:
-    def push(*_: object) -> None:
-        stack.append(item())
+def _hooked(
+    module: nn.Module,
+    before: Callable[[], None],
+    after: Callable[[Any], Any],
+    replace: bool = False,
+) -> Iterator[None]:
+    """Call `before` and `after` (with the output) around `module`."""
 
-    def pop(*_: object) -> None:
-        stack.pop()
+    def post(_module: nn.Module, _inputs: Any, out: Any) -> Any:
+        result = after(out)
+        return result if replace else None
 
-    handles = (module.register_forward_pre_hook(push), module.register_forward_hook(pop))
+    handles = (
+        module.register_forward_pre_hook(lambda *_: before()),
+        module.register_forward_hook(post),
+    )
     try:
         yield
     finally:

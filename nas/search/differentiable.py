@@ -12,7 +12,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from nas.cost.expected import ExpectedCost
+from nas.cost.base import Expected
 from nas.decision import decisions, free, resample, sample_path, split_parameters
 from nas.errors import UserError
 from nas.objective import Objective
@@ -64,7 +64,7 @@ class DifferentiableSearch(pl.LightningModule):
     def __init__(
         self,
         supernet: nn.Module,
-        costs: Mapping[str, ExpectedCost],
+        costs: Mapping[str, Expected],
         objective: Objective,
         weight_optimizer: OptimizerFactory,
         alpha_optimizer: OptimizerFactory,

@@ -3,7 +3,7 @@
 from itertools import product
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nas.cost.programme import Limit, Programme, value, worst
@@ -21,6 +21,7 @@ polynomials = st.dictionaries(
 )
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(polynomials, min_size=1, max_size=3))
 def test_ends_are_those_of_all_architectures(objective):
     values = [worst(objective, arch) for arch in ARCHS]
@@ -32,6 +33,7 @@ def test_ends_are_those_of_all_architectures(objective):
         assert found.value == expected == worst(objective, found.choices)
 
 
+@settings(max_examples=40, deadline=None)
 @given(polynomials, st.lists(st.tuples(polynomials, st.integers(0, 60).map(float)), max_size=3))
 def test_the_best_inside_limits_is_the_best_of_all_that_are_inside(objective, drawn):
     limits = [Limit(*limit) for limit in drawn]

@@ -1,0 +1,179 @@
+"""Live memory at each step of a supernet's schedule, as polynomials in thetas.
+
+Whether a buffer is needed at a step depends on what is taken later: it is a disjunction of
+conjunctions of gates, whose probability is a polynomial. The peak of a network is the largest of
+the polynomials of `peak_terms` at its one-hot thetas.
+"""
+
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+from nas.cost.base import Gate, Gates, Monomial, Terms
+from nas.cost.polynomial import consistent, reduced, times, upper_bound, weighted_sum
+from nas.cost.schedule import Schedule, Step
+
+Event = frozenset[Gates]
+Probability = Callable[[Event], Terms]
+
+
+def peak_terms(
+    schedule: Schedule, sizes: Sequence[int], options: Mapping[str, int], fuse: bool
+) -> list[dict[Monomial, float]]:
+    """Polynomials whose largest, at one-hot thetas, is the peak of live memory of that network.
+
+    Each is 0 where its step does not exist. Steps of different options of one decision share a
+    polynomial, as no network has two of them.
+
+    Args:
+        sizes: of each buffer, in the unit of the result.
+        fuse: a pointwise step writes over its input where nothing needs that any more.
+    """
+    root = _Node()
+    probability = _probabilities(options)
+    for path, terms in _live(schedule, sizes, fuse, probability):
+        node = root
+        for gate in path:
+            node = node.children[gate]
+        node.steps.append(reduced(terms, options))
+    return _combined(root, options)
+
+
+@dataclass
+class _Node:
+    """The steps directly under some gates, and the nodes one gate further in."""
+
+    steps: list[dict[Monomial, float]] = field(default_factory=list)
+    children: dict[Gate, "_Node"] = field(default_factory=lambda: defaultdict(_Node))
+
+
+def _combined(node: _Node, options: Mapping[str, int]) -> list[dict[Monomial, float]]:
+    """The polynomials of `node`: its steps, and for each decision below the options' i-th ones.
+
+    Sums over options rather than one polynomial for each: as a relaxation they bound the cost more
+    tightly, and three options at a third each do not look like a third of the memory.
+    """
+    inner: dict[str, list[tuple[Gate, list[dict[Monomial, float]]]]] = defaultdict(list)
+    for gate, child in node.children.items():
+        inner[gate[0]].append((gate, _combined(child, options)))
+    found = list(node.steps)
+    for branches in inner.values():
+        for i in range(max(len(terms) for _, terms in branches)):
+            joined = [times(gate, terms[min(i, len(terms) - 1)]) for gate, terms in branches]
+            found.append(reduced(weighted_sum((1, terms) for terms in joined), options))
+    return _undominated(found, options)
+
+
+def _undominated(
+    found: Sequence[dict[Monomial, float]], options: Mapping[str, int]
+) -> list[dict[Monomial, float]]:
+    """Without those that another is never below; the largest at uniform thetas first."""
+    unique = {frozenset(terms.items()): terms for terms in found}
+    kept: list[dict[Monomial, float]] = []
+    for terms in sorted(unique.values(), key=lambda terms: -_at_uniform(terms, options)):
+        excess = (weighted_sum([(1, terms), (-1, other)]) for other in kept)
+        if all(upper_bound(difference, options) > 0 for difference in excess):
+            kept.append(terms)
+    return kept
+
+
+def _at_uniform(terms: Terms, options: Mapping[str, int]) -> float:
+    total = 0.0
+    for monomial, value in terms.items():
+        for name, _ in monomial:
+            value /= options[name]
+        total += value
+    return total
+
+
+def _live(
+    schedule: Schedule, sizes: Sequence[int], fuse: bool, probability: Probability
+) -> Iterator[tuple[tuple[Gate, ...], Terms]]:
+    """The gates of each step and the memory that lives while it runs, given that they hold."""
+    # At the end the outputs are there, even of a network without an operator.
+    steps = (*schedule.steps, Step("output", "", (), (), ()))
+    made = _makers(schedule)
+    uses = _uses(schedule, sizes, fuse)
+    last = {buffer: times_[-1] for buffer, (times_, _) in uses.items()}
+    alive: dict[int, None] = dict.fromkeys(b for b in schedule.inputs if b in uses)
+    # Steps of one candidate mostly see the same of what was made outside it.
+    seen: dict[tuple[int, int, Gates], Terms] = {}
+    for now, step in enumerate(steps):
+        given = frozenset(step.path)
+        parts: list[tuple[float, Terms]] = []
+        for buffer in alive:
+            first = bisect_left(uses[buffer][0], now)
+            key = (buffer, first, given)
+            if key not in seen:
+                later = uses[buffer][1][first:]
+                needed = (made[buffer] | gates for gates in later)
+                seen[key] = probability(_condition(needed, given))
+            parts.append((sizes[buffer], seen[key]))
+        parts += [(sizes[buffer], {frozenset(): 1.0}) for buffer in step.makes]
+        yield step.path, weighted_sum(parts)
+        alive.update(dict.fromkeys(b for b in step.makes if b in uses))
+        alive = {buffer: None for buffer in alive if last[buffer] > now}
+
+
+def _makers(schedule: Schedule) -> dict[int, Gates]:
+    """Buffer -> the gates under which it is made."""
+    made = {buffer: frozenset(step.path) for step in schedule.steps for buffer in step.makes}
+    return {**dict.fromkeys(schedule.inputs, frozenset()), **made}
+
+
+def _uses(
+    schedule: Schedule, sizes: Sequence[int], fuse: bool
+) -> dict[int, tuple[list[int], list[Gates]]]:
+    """Buffer -> until which steps it is needed, in order, and under which gates."""
+    found: dict[int, tuple[list[int], list[Gates]]] = defaultdict(lambda: ([], []))
+    uses: list[tuple[int, int, Gates]] = []
+    for now, step in enumerate(schedule.steps):
+        for gates, buffer in step.reads:
+            over = fuse and _written_over(step, buffer, sizes)
+            uses.append((now - over, buffer, gates.union(step.path)))
+    uses += [(len(schedule.steps), buffer, gates) for gates, buffer in schedule.outputs]
+    for until, buffer, gates in uses:
+        found[buffer][0].append(until)
+        found[buffer][1].append(gates)
+    return found
+
+
+def _written_over(step: Step, buffer: int, sizes: Sequence[int]) -> bool:
+    """Whether `step` may put its output where its input is."""
+    return step.pointwise and [sizes[made] for made in step.makes] == [sizes[buffer]]
+
+
+def _condition(conjunctions: Iterator[Gates], given: Gates) -> Event:
+    """The disjunction of `conjunctions` where `given` holds."""
+    return frozenset(gates - given for gates in conjunctions if consistent(gates | given))
+
+
+def _probabilities(options: Mapping[str, int]) -> Probability:
+    """Event -> its probability, by expansion in one decision after the other.
+
+    Inclusion and exclusion would take time exponential in the number of conjunctions; here events
+    that are equal are expanded once, and options that lead to the same event stay together.
+    """
+    order = {name: place for place, name in enumerate(options)}
+
+    @cache
+    def probability(event: Event) -> Terms:
+        if not event or frozenset() in event:
+            return {frozenset(): 1.0} if event else {}
+        name = min((name for gates in event for name, _ in gates), key=order.__getitem__)
+        cases = [
+            probability(_condition(iter(event), frozenset({(name, option)})))
+            for option in range(options[name])
+        ]
+        most = Counter(frozenset(case.items()) for case in cases).most_common(1)[0][0]
+        usual = dict(most)
+        parts: list[tuple[float, Terms]] = [(1, usual)]
+        for option, case in enumerate(cases):
+            if case != usual:
+                difference = weighted_sum([(1, case), (-1, usual)])
+                parts.append((1, times((name, option), difference)))
+        return weighted_sum(parts)
+
+    return probability

@@ -1,0 +1,148 @@
+"""Polynomials in thetas: what every cost of a supernet is, or is the maximum of."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from nas.cost.base import Gates, Monomial, Terms
+
+
+def probability(event: Iterable[Gates]) -> dict[Monomial, float]:
+    """``P(A or B or ...)`` by inclusion and exclusion: a signed sum of products of thetas."""
+    total: dict[Monomial, float] = defaultdict(float)
+    conjunctions = sorted(event, key=sorted)
+    for size in range(1, len(conjunctions) + 1):
+        for gates in combinations(conjunctions, size):
+            union = frozenset().union(*gates)
+            if consistent(union):
+                total[union] += -1 if size % 2 == 0 else 1
+    return total
+
+
+def consistent(gates: Gates) -> bool:
+    """Whether some network has all of `gates`: two options of one decision exclude each other."""
+    return len({name for name, _ in gates}) == len(gates)
+
+
+def weighted_sum(parts: Iterable[tuple[float, Terms]]) -> dict[Monomial, float]:
+    """``sum_i factor_i * polynomial_i``, without the terms that cancel."""
+    total: dict[Monomial, float] = defaultdict(float)
+    for factor, terms in parts:
+        for monomial, value in terms.items():
+            total[monomial] += factor * value
+    return {monomial: value for monomial, value in total.items() if value}
+
+
+def times(gate: tuple[str, int], terms: Terms) -> dict[Monomial, float]:
+    """``theta_gate * polynomial``; no decision of `terms` is that of `gate`."""
+    return {monomial | {gate}: value for monomial, value in terms.items()}
+
+
+def reduced(terms: Terms, options: Mapping[str, int]) -> dict[Monomial, float]:
+    """The same polynomial in fewer terms, by ``sum_k theta_k = 1``.
+
+    What all options of a decision have in common leaves it: ``3 a + 5 b = 3 + 2 b``.
+    """
+    total, before = dict(terms), -1
+    while before != len(total):
+        before = len(total)
+        for name in {name for monomial in total for name, _ in monomial}:
+            _take_out(total, name, options[name])
+    return total
+
+
+def _take_out(total: dict[Monomial, float], name: str, count: int) -> None:
+    groups: dict[Monomial, list[Monomial]] = defaultdict(list)
+    for monomial in total:
+        for gate in monomial:
+            if gate[0] == name:
+                groups[monomial - {gate}].append(monomial)
+    for rest, monomials in groups.items():
+        values = [total[monomial] for monomial in monomials]
+        if len(values) < count or min(values) < 0 < max(values):
+            continue
+        common = min(values) if min(values) > 0 else max(values)
+        for monomial in (*monomials, rest):
+            shift = common if monomial == rest else -common
+            total[monomial] = total.get(monomial, 0.0) + shift
+            if not total[monomial]:
+                del total[monomial]
+
+
+def upper_bound(terms: Terms, options: Mapping[str, int]) -> float:
+    """At least the largest value over one-hot thetas; that value itself for a linear polynomial."""
+    bound = 0.0
+    linear: dict[str, list[float]] = defaultdict(list)
+    for monomial, value in terms.items():
+        if len(monomial) == 1:
+            ((name, _),) = monomial
+            linear[name].append(value)
+        else:
+            bound += value if not monomial else max(value, 0.0)
+    for name, values in linear.items():
+        bound += max(values) if len(values) == options[name] else max(*values, 0.0)
+    return bound
+
+
+class Polynomials:
+    """``sum_m coefficient[r, m] * prod_{(d, k) in m} theta_d[k]`` for each row r, as few products.
+
+    Coefficients are float64: a count of parameters is exact there and not in float32.
+
+    Shapes: thetas ``(*, K_d)`` -> ``(*, R)``, R = number of polynomials.
+    """
+
+    def __init__(self, rows: Sequence[Terms], options: Mapping[str, int]) -> None:
+        self._names = list(options)
+        start, offsets = 0, {}
+        for name, count in options.items():
+            offsets[name] = start
+            start += count
+        self._constant = torch.tensor(
+            [row.get(frozenset(), 0.0) for row in rows], dtype=torch.float64
+        )
+        self._linear = torch.zeros(start, len(rows), dtype=torch.float64)
+        degrees: dict[int, dict[Monomial, None]] = defaultdict(dict)  # a dict keeps the order
+        for r, row in enumerate(rows):
+            for monomial, value in row.items():
+                if len(monomial) == 1:
+                    ((name, option),) = monomial
+                    self._linear[offsets[name] + option, r] = value
+                elif monomial:
+                    degrees[len(monomial)][monomial] = None
+        self._products = [
+            (
+                torch.tensor(
+                    [[offsets[n] + k for n, k in sorted(m)] for m in found]
+                ).T.contiguous(),
+                torch.tensor(
+                    [[row.get(m, 0.0) for row in rows] for m in found], dtype=torch.float64
+                ),
+            )
+            for found in degrees.values()
+        ]
+
+    def __call__(self, thetas: Mapping[str, Tensor]) -> Tensor:
+        if not self._names:
+            return self._constant
+        theta = torch.cat([thetas[name] for name in self._names], dim=-1)
+        # Apple's GPUs have no float64.
+        theta = theta.to(torch.float32 if theta.device.type == "mps" else torch.float64)
+        self._follow(theta)
+        total = theta @ self._linear + self._constant
+        for places, values in self._products:
+            factors = theta[..., places[0]]
+            for row in places[1:]:
+                factors = factors * theta[..., row]
+            total = total + factors @ values
+        return total
+
+    def _follow(self, theta: Tensor) -> None:
+        """Keep the coefficients where theta is: once per move, not once per call."""
+        if self._linear.device == theta.device and self._linear.dtype == theta.dtype:
+            return
+        self._constant, self._linear = self._constant.to(theta), self._linear.to(theta)
+        self._products = [(p.to(theta.device), v.to(theta)) for p, v in self._products]

@@ -1,0 +1,185 @@
+"""The order in which a model runs: its operators, the activations they read, and those they make.
+
+Tensors are row-major, as in runtimes on devices: a view that is row-major too shares the memory of
+what it views, any other (a transposition, a slice across rows) is copied where it is made. Eager
+PyTorch may copy later, in whatever reads the view, and where depends on the layouts of the
+candidates before it: an unrolled supernet could not tell what each network does.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from nas.cost.base import Gate, Gates
+from nas.cost.polynomial import consistent
+
+# A buffer, and the gates (besides those of the reader) under which it is this one that is read:
+# the output of a choice is that of whichever candidate is taken.
+Read = tuple[Gates, int]
+
+# Operators that may write over their input though torch does not tag them as pointwise.
+_POINTWISE = {"hardswish", "_prelu_kernel", "log_sigmoid_forward"}
+_NORMS = {
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
+    "_batch_norm_no_update",
+    "cudnn_batch_norm",
+    "miopen_batch_norm",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One operator that runs; views are none.
+
+    `pointwise`: it has one activation to read and may write its output over it.
+    """
+
+    operator: str
+    module: str
+    path: tuple[Gate, ...]  # the gates it stands under, outermost first
+    reads: tuple[Read, ...]
+    makes: tuple[int, ...]
+    pointwise: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Steps in execution order, every option of every decision unrolled, and the buffers.
+
+    A buffer is the storage of a floating point activation: of an input, or made by a step. A number
+    (0-dim) is none.
+    """
+
+    steps: tuple[Step, ...]
+    sizes: tuple[int, ...]  # elements of each buffer
+    inputs: tuple[int, ...]
+    outputs: tuple[Read, ...]
+
+
+class ScheduleRecorder:
+    """Collects a `Schedule` while a model runs.
+
+    Args:
+        open_gates: the gates that are open now, outermost first; None entries do not count.
+        where: the path of the module that runs now.
+        mixers: paths of modules whose own operators are in no network: they mix candidates.
+    """
+
+    def __init__(
+        self,
+        open_gates: Sequence[Gate | None],
+        where: Callable[[], str],
+        mixers: Collection[str],
+    ) -> None:
+        self._open, self._where, self._mixers = open_gates, where, mixers
+        self._steps: list[Step] = []
+        self._sizes: list[int] = []
+        self._reads: dict[int, tuple[Read, ...]] = {}  # storage -> what reading it reads
+        self._kept: list[torch.UntypedStorage] = []  # so that no storage gets the address of one
+        self._choices: list[list[Read]] = []  # of each running decision, what it may return
+
+    def run(self, model: Callable[..., Any], inputs: Sequence[Tensor]) -> Schedule:
+        """Call `model` and return what it did."""
+        start = [made for x in inputs for made in self._make(x)]
+        outputs = [read for out in tree_leaves(model(*inputs)) for read in self._read(out)]
+        used = {buffer for step in self._steps for _, buffer in step.reads}
+        used |= {buffer for _, buffer in outputs}
+        steps = (_without_unused(step, used) for step in self._steps)
+        return Schedule(tuple(steps), tuple(self._sizes), tuple(start), tuple(outputs))
+
+    def operator(self, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
+        """Take note of one operator; gives its output, row-major."""
+        if self._where() in self._mixers:
+            return out
+        inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        old = {_key(x) for x in inputs}
+        if func._schema.is_mutable:  # in place: what it returns is what it was given
+            self._step(func, inputs, out, old)
+            return out
+        if all(_key(x) in old for x in tree_leaves(out) if isinstance(x, Tensor)):
+            return tree_map(self._view, out)
+        out = tree_map(_row_major, out)
+        self._step(func, inputs, out, old)
+        return out
+
+    def enter(self) -> None:
+        """A decision starts to run."""
+        self._choices.append([])
+
+    def option(self, gate: Gate, out: Any) -> None:
+        """The decision that runs has got `out` from the option that `gate` names."""
+        reads = ((gates | {gate}, buffer) for gates, buffer in self._read(out))
+        self._choices[-1] += [read for read in reads if consistent(read[0])]
+
+    def leave(self, out: Any) -> Any:
+        """The decision returns; gives a tensor that stands for whichever output is taken."""
+        alternatives = self._choices.pop()
+        if not isinstance(out, Tensor):
+            return out
+        # A storage of its own: with a single option `out` is what that option gave.
+        joined = out.clone(memory_format=torch.contiguous_format)
+        self._kept.append(joined.untyped_storage())
+        self._reads[_key(joined)] = tuple(dict.fromkeys(alternatives))
+        return joined
+
+    def _step(self, func: Any, inputs: list[Tensor], out: Any, old: set[int]) -> None:
+        name = func.overloadpacket.__name__
+        fresh = [x for x in tree_leaves(out) if isinstance(x, Tensor) and _key(x) not in old]
+        over = torch.Tag.pointwise in func.tags or name in _POINTWISE | _NORMS
+        one = sum(_key(x) in self._reads for x in inputs) == 1
+        self._add(name, inputs, fresh, over and one and not func._schema.is_mutable)
+
+    def _add(
+        self, name: str, inputs: list[Tensor], outputs: list[Tensor], pointwise: bool = False
+    ) -> None:
+        path = tuple(gate for gate in self._open if gate is not None)
+        reads = dict.fromkeys(read for x in inputs for read in self._read(x))
+        possible = (read for read in reads if consistent(read[0].union(path)))
+        # What it reads before what it makes: a storage is looked up and then entered.
+        step = (name, self._where(), path, tuple(possible))
+        made = tuple(buffer for x in outputs for buffer in self._make(x))
+        self._steps.append(Step(*step, made, pointwise))
+
+    def _view(self, x: Any) -> Any:
+        if not isinstance(x, Tensor) or _key(x) not in self._reads:
+            return x  # of a parameter
+        copy = _row_major(x)
+        if copy is not x:
+            self._add("copy", [x], [copy])
+        return copy
+
+    def _read(self, x: object) -> tuple[Read, ...]:
+        return self._reads.get(_key(x), ()) if isinstance(x, Tensor) else ()
+
+    def _make(self, x: Tensor) -> list[int]:
+        counted = x.ndim > 0 and (x.is_floating_point() or x.is_complex())
+        if not counted or not x.numel() or _key(x) in self._reads:
+            return []
+        storage, buffer = x.untyped_storage(), len(self._sizes)
+        self._kept.append(storage)
+        self._sizes.append(storage.nbytes() // x.itemsize * (2 if x.is_complex() else 1))
+        self._reads[_key(x)] = ((frozenset(), buffer),)
+        return [buffer]
+
+
+def _key(x: Tensor) -> int:
+    return int(x.untyped_storage()._cdata)
+
+
+def _row_major(x: Any) -> Any:
+    """`x`, or a row-major copy of it; a broadcast (strides of 0) stays one, as kernels read it."""
+    if not isinstance(x, Tensor) or x.is_contiguous() or 0 in x.stride():
+        return x
+    return x.contiguous()
+
+
+def _without_unused(step: Step, used: set[int]) -> Step:
+    """Leave out what only training reads, e.g. the statistics that a LayerNorm also returns."""
+    makes = tuple(b for i, b in enumerate(step.makes) if i == 0 or b in used)
+    return Step(step.operator, step.module, step.path, step.reads, makes, step.pointwise)
