@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas.cost.base import LayerSpec
+from nas.cost.base import LayerSpec, stored
+from nas.cost.folding import FoldRecorder
 from nas.cost.operators import OperatorRecorder
 from nas.decision import Decision, decisions
 from nas.errors import UserError
@@ -35,7 +36,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Trace:
-    """Layers in execution order (calls, then stored parameters), the options of each decision."""
+    """Layers in execution order (calls, folds, stored tensors), the options of each decision."""
 
     layers: tuple[Layer, ...]
     options: Mapping[str, int]  # decision name -> number of options
@@ -110,11 +111,12 @@ def _record(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Layer]:
         for name, module in model.named_modules():
             stack.enter_context(_pushed(module, path, name))
         stack.enter_context(recorder)
+        folds = stack.enter_context(FoldRecorder(model, open_gates, path))
         try:
             model(*inputs)
         except UserError as error:
             raise UserError(f"{path[-1] or type(model).__name__}: {error}") from None
-    return layers
+    return layers + [Layer(spec, event) for spec, event in folds.layers()]
 
 
 def _pushed(module: nn.Module, stack: list[Any], item: Any) -> AbstractContextManager[None]:
@@ -149,20 +151,26 @@ def _stacked(module: nn.Module, stack: list[Any], item: Callable[[], Any]) -> It
 
 
 def _stored(model: nn.Module, names: Mapping[int, str]) -> list[Layer]:
-    """One `parameter` layer for each tensor that some architecture stores."""
+    """One entry for each parameter and each persistent buffer that some architecture stores.
+
+    A decision's own alpha and buffers belong to the search: no network stores them.
+    """
     found: dict[int, tuple[LayerSpec, set[Gates]]] = {}
     for path, module, gates in _walk(model, "", frozenset(), names):
-        for key, parameter in module.named_parameters(recurse=False):
-            if isinstance(module, Decision) and parameter is module.alpha:
-                continue
-            spec = LayerSpec(
-                "parameter",
-                path,
-                numel=parameter.numel(),
-                role=f"{type(module).__name__}.{key}",
-            )
-            found.setdefault(id(parameter), (spec, set()))[1].add(gates)
+        for kind, key, tensor in _tensors(module):
+            spec = stored(kind, path, module, key, tensor)
+            found.setdefault(id(tensor), (spec, set()))[1].add(gates)
     return [Layer(spec, frozenset(events)) for spec, events in found.values()]
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+    for key, parameter in module.named_parameters(recurse=False):
+        if not (isinstance(module, Decision) and parameter is module.alpha):
+            yield "parameter", key, parameter
+    if not isinstance(module, Decision):
+        for key, buffer in module.named_buffers(recurse=False):
+            if key not in module._non_persistent_buffers_set:
+                yield "buffer", key, buffer
 
 
 def _walk(
