@@ -115,7 +115,8 @@ class FoldRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **(kwargs or {}))
         name, path = func.overloadpacket.__name__, self.path[-1]
         module = self.modules.get(path)
-        if name in _NORMS and isinstance(module, _BatchNorm) and args[3] is module.running_mean:
+        # Without running statistics there is nothing constant to fold.
+        if name in _NORMS and isinstance(module, _BatchNorm) and args[3] is not None:
             self.norms[path].append((self._gates, self._sources(args[0])))
             self._reads(args[0], norm=path)
         elif not (path in self.decisions and name in ("mul", "add")):

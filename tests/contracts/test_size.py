@@ -18,7 +18,7 @@ from nas.errors import UserError
 from nas.ops.catalogue import build
 from nas.supernet.choice import ChoiceBlock
 
-from .drawn import archs, counted, randomized, some_archs, supernets
+from .drawn import archs, counted, some_archs, supernets
 
 
 def stored_bytes(network: nn.Module) -> int:
@@ -125,16 +125,63 @@ def returned() -> nn.Module:
     return Tree(forward, conv=conv(), norm=norm(), block=ChoiceBlock([conv(), conv(bias=False)]))
 
 
+def two_norms() -> nn.Module:
+    block = ChoiceBlock({"norm": norm(), "none": nn.ReLU()})
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.norm(y) + self.block(y)
+
+    return Tree(forward, conv=conv(), norm=norm(), block=block)
+
+
+def identity_outside() -> nn.Module:
+    """An option of the block is called elsewhere as well."""
+    shared = nn.Identity()
+    block = ChoiceBlock({"none": shared, "conv": conv(bias=False)})
+
+    def forward(self, x):
+        return self.norm(self.shared(self.conv(x))) + self.last(self.block(x.relu()))
+
+    return Tree(forward, shared=shared, conv=conv(), norm=norm(), block=block, last=norm())
+
+
+def statistics_of_the_batch() -> nn.Module:
+    plain = nn.BatchNorm2d(4, track_running_stats=False)
+    block = ChoiceBlock({"plain": plain, "norm": nn.BatchNorm2d(4, affine=False)})
+    return Tree(lambda s, x: s.block(s.conv(x)), conv=conv(bias=False), block=block)
+
+
+def bare_product() -> nn.Module:
+    """No layer that could take up the norm."""
+    block = ChoiceBlock({"norm": nn.BatchNorm1d(4), "none": nn.ReLU()})
+    net = Tree(lambda s, x: s.block(x.mean((2, 3)) @ s.matrix), block=block)
+    net.matrix = nn.Parameter(torch.randn(4, 4))
+    return net
+
+
 def norm() -> nn.Module:
     return nn.BatchNorm2d(4)
 
 
-NETS = [choice_in_front, choice_behind, choice_beside, nested, in_place, linear, returned]
+NETS = [
+    choice_in_front,
+    choice_behind,
+    choice_beside,
+    nested,
+    in_place,
+    linear,
+    returned,
+    two_norms,
+    identity_outside,
+    statistics_of_the_batch,
+    bare_product,
+]
 
 
 @pytest.mark.parametrize("make", NETS)
 def test_what_folds_may_depend_on_the_choice(make):
-    net = randomized(make()).eval()
+    net = make().eval()
     expected = ExpectedCost(net, Size(fold_norm=True), net.input_shape)
     for arch in archs(net):
         network = discretize(net, arch)
@@ -166,6 +213,25 @@ def test_a_norm_shared_by_two_layers_folds_where_one_of_them_is_left():
         network = discretize(net, arch)
         alone = ExpectedCost(network, Size(fold_norm=True), net.input_shape)().item()
         assert expected.of(arch.choices) == alone
+
+
+def test_a_block_that_is_called_twice():
+    block = ChoiceBlock({"none": nn.Identity(), "conv": conv(bias=False)})
+
+    def forward(self, x):
+        y = self.second(self.block(self.first(x)).relu())
+        return self.norm_a(self.block(y)) + self.norm_b(self.block(self.third(x)))
+
+    layers = {"first": conv(), "second": conv(), "third": conv()}
+    net = Tree(forward, **layers, block=block, norm_a=norm(), norm_b=norm()).eval()
+    expected = ExpectedCost(net, Size(fold_norm=True), net.input_shape)
+    three, one, whole_norm = 3 * (4 * 4 * 9 + 4) * 4, 4 * 4 * 9 * 4, 4 * 4 * 4 + 8
+    # A norm for each of two calls: the block's convolution can take up neither.
+    assert expected.of({"block": "conv"}) == three + one + 2 * whole_norm
+    assert expected.of({"block": "none"}) == three
+    for arch in archs(net):
+        alone = ExpectedCost(discretize(net, arch), Size(fold_norm=True), net.input_shape)
+        assert expected.of(arch.choices) == alone().item()
 
 
 def test_a_file_is_larger_by_its_envelope_only():
@@ -201,11 +267,15 @@ def test_buffers_and_folds_are_nothing_to_other_costs():
 
 
 def test_a_buffer_that_is_not_saved_is_not_stored():
-    net = conv()
-    net.register_buffer("table", torch.zeros(100), persistent=False)
-    net.register_buffer("scale", torch.zeros(3))
-    size = ExpectedCost(net, Size(), Tree.input_shape)().item()
-    assert size == stored_bytes(net) == 4 * (4 * 4 * 9 + 4 + 3)
+    net = nn.Sequential(conv(), norm()).eval()
+    for layer in net:
+        layer.register_buffer("table", torch.zeros(100), persistent=False)
+    net[0].register_buffer("scale", torch.zeros(3))
+    size, folded = (
+        ExpectedCost(net, Size(fold_norm=fold), Tree.input_shape)().item() for fold in (False, True)
+    )
+    assert size == stored_bytes(net) == 4 * (4 * 4 * 9 + 4 + 3 + 16) + 8
+    assert folded == 4 * (4 * 4 * 9 + 4 + 3)
 
 
 @pytest.mark.parametrize("dtype", ["float8", "int1", "int32", "", "INT8", 8])
