@@ -54,11 +54,14 @@ def _programme(
             row += 1
         matrix[last, column], high[last] = -1, len(monomial) - 1
         row += 1
+    # The solver's tolerances are absolute: costs in seconds would all be zero to it.
+    scale = np.abs(objective).max()
     solved = milp(
-        objective,
+        objective / scale if scale > 0 else objective,
         integrality=np.ones(len(objective)),
         bounds=Bounds(0, 1),
         constraints=LinearConstraint(matrix.tocsr(), low, high),
+        options={"mip_rel_gap": 0},
     )
     taken = np.round(solved.x)
     return float(objective @ taken)
