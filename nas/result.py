@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,24 @@ from nas.cost.expected import ExpectedCost
 from nas.cost.extremes import largest, least
 from nas.errors import UserError
 from nas.run import RunDir, shown
+from nas.units import amount
 
 SCHEMA = 1
 
 
-def cost_fields(costs: Mapping[str, ExpectedCost], arch: Arch) -> dict[str, dict[str, float]]:
-    """Exact costs of the network, and the least and the largest of its space."""
+def cost_fields(costs: Mapping[str, ExpectedCost], arch: Arch) -> dict[str, dict[str, Any]]:
+    """Exact costs of the network, the least and the largest of its space, and their units."""
     return {
         "costs": {name: _exact(cost.of(arch.choices)) for name, cost in costs.items()},
         "least": {name: _exact(least(c.terms, c.options)) for name, c in costs.items()},
         "largest": {name: _exact(largest(c.terms, c.options)) for name, c in costs.items()},
+        "units": {name: cost.unit for name, cost in costs.items()},
     }
 
 
 def _exact(value: float) -> float:
-    """Counts as whole numbers; others, such as milliseconds, as they are."""
-    return round(value) if abs(value - round(value)) < 1e-6 else value
+    """Counts as whole numbers; others, such as microseconds in seconds, as they are."""
+    return round(value) if isclose(value, round(value), rel_tol=1e-9) else value
 
 
 def input_fields(data: Any) -> dict[str, Any]:
@@ -72,8 +75,11 @@ def announce(run: RunDir, result: Mapping[str, Any]) -> None:
     for name, option in result["arch"].items():
         print(f"  {name:24} {option}")
     print(f"test accuracy {metrics['test_acc']:.2%}, validation {metrics['val_acc']:.2%}")
+    width = max(map(len, costs))
     for name, value in costs.items():
-        print(f"{name:6} {value:,.0f} = {value / largest_[name]:.1%} of the largest network")
+        share = f"{value / largest_[name]:.1%}" if largest_[name] else "all"
+        written = amount(value, result.get("units", {}).get(name, ""))
+        print(f"{name:{width}} {written} = {share} of the largest network")
     seconds = result["seconds"]
     print(f"search {seconds['search']:.0f} s, training of the network {seconds['finetune']:.0f} s")
     difference = result.get("onnx_max_abs_diff")
