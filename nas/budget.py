@@ -56,16 +56,6 @@ def _examples(unit: str) -> str:
     return examples.get(unit, "50000, 50k, 1.5M or 60%") + " (of the largest network)"
 
 
-def shown(value: float, unit: str) -> str:
-    """A cost for people: ``22,234``, ``64.0 kB``, ``1.93 ms``."""
-    if unit not in WORDS:
-        return f"{value:,.0f}"
-    for prefix in ("G", "M", "k", "", "m", "u", "n"):
-        if abs(value) >= PREFIXES[prefix] and not (unit == "B" and prefix in "mun" and prefix):
-            return f"{value / PREFIXES[prefix]:.3g} {prefix}{unit}"
-    return f"{value:.3g} {unit}"
-
-
 def parse_all(
     budgets: Mapping[str, str | float], units: Mapping[str, str], largest: Mapping[str, float]
 ) -> dict[str, float]:

@@ -31,6 +31,7 @@ class RunConfig:
     relax: Any = MISSING
     search: Any = MISSING
     cost: Any = MISSING
+    device: Any = None
     objective: Any = MISSING
     finetune: Any = MISSING
     trainer: Any = MISSING
@@ -93,8 +94,20 @@ def check(config: DictConfig) -> None:
         raise UserError(f"seed={config.seed} must be at least 0")
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
+    _check_device(resolved)
     for key, node in _targets(resolved, ""):
         _check_call(key, node)
+
+
+def _check_device(config: Mapping[Any, Any]) -> None:
+    costs = config["cost"] if isinstance(config["cost"], Mapping) else {}
+    for name, cost in costs.items():
+        if isinstance(cost, Mapping) and "device" in cost and cost["device"] is None:
+            choices = ", ".join(f"device={option}" for option in groups()["device"])
+            raise UserError(
+                f"cost={name} is the cost on a device, and none is chosen: add one of {choices}, "
+                "or one of your own, FOLDER/device/NAME.yaml with --config-dir FOLDER"
+            )
 
 
 def _targets(node: object, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -13,6 +13,7 @@ from nas.cost.expected import expected
 from nas.cost.trace import Example, trace
 from nas.decision import decisions
 from nas.selection import largest_of, least_of
+from nas.units import amount
 
 
 def describe(
@@ -44,5 +45,6 @@ def _ranges(costs: list[Expected]) -> Table:
     for cost in costs:
         low, high = least_of(cost), largest_of(cost)
         ratio = f"{high / low:.1f}" if low > 0 else "-"
-        table.add_row(cost.name, f"{low:,.0f}", f"{high:,.0f}", ratio, cost.unit)
+        shown = (amount(value, cost.unit) for value in (low, high))
+        table.add_row(cost.name, *shown, ratio, cost.unit)
     return table

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nas.arch import Arch
-from nas.budget import parse_all, shown
+from nas.budget import parse_all
 from nas.cost.analytic import MACs, Params
 from nas.cost.base import LayerCost, NetworkCost
 from nas.cost.expected import expected
@@ -20,6 +20,7 @@ from nas.errors import UserError
 from nas.selection import check_feasible, check_known, largest_of, select
 from nas.supernet.choice import Relaxing
 from nas.train import Training
+from nas.units import amount
 
 Amount = str | float
 
@@ -98,6 +99,6 @@ class Problem:
             value, unit = self.costs[name].of(arch.choices), self.costs[name].unit
             if value > bound:
                 raise UserError(
-                    f"this architecture has {name} {shown(value, unit)}, more than "
-                    f"budget.{name}={shown(bound, unit)}"
+                    f"this architecture has {name} {amount(value, unit)}, more than "
+                    f"budget.{name}={amount(bound, unit)}"
                 )

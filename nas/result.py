@@ -3,15 +3,16 @@
 import json
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from math import isclose
 from pathlib import Path
 from typing import Any
 
 from nas.arch import Arch
-from nas.budget import shown as amount
 from nas.cost.base import Expected
 from nas.errors import UserError
 from nas.run import RunDir, shown
 from nas.selection import largest_of, least_of
+from nas.units import amount
 
 SCHEMA = 1
 
@@ -30,8 +31,8 @@ def cost_fields(
 
 
 def _exact(value: float) -> float:
-    """Counts as whole numbers; others, such as milliseconds, as they are."""
-    return round(value) if abs(value - round(value)) < 1e-6 else value
+    """Counts as whole numbers; others, such as microseconds in seconds, as they are."""
+    return round(value) if isclose(value, round(value), rel_tol=1e-9) else value
 
 
 def input_fields(data: Any) -> dict[str, Any]:
@@ -77,8 +78,9 @@ def announce(run: RunDir, result: Mapping[str, Any]) -> None:
     for name, option in result["arch"].items():
         print(f"  {name:24} {option}")
     print(f"test accuracy {metrics['test_acc']:.2%}, validation {metrics['val_acc']:.2%}")
+    width = max(map(len, costs))
     for name, value in costs.items():
-        print(f"{name:6} {_beside(name, value, result)}")
+        print(f"{name:{width}} {_beside(name, value, result)}")
     seconds = result["seconds"]
     print(f"search {seconds['search']:.0f} s, training of the network {seconds['finetune']:.0f} s")
     difference = result.get("onnx_max_abs_diff")

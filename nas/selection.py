@@ -10,12 +10,12 @@ import numpy as np
 from torch import Tensor, nn
 
 from nas.arch import Arch
-from nas.budget import shown
 from nas.cost.base import Expected
 from nas.cost.programme import Limit, Optimum, Programme, worst
 from nas.decision import decisions
 from nas.discrete import arch_of
 from nas.errors import UserError
+from nas.units import amount
 
 Costs = Mapping[str, Expected]
 Budgets = Mapping[str, float]  # name of a cost -> at most so much, in its unit
@@ -43,8 +43,8 @@ def check_feasible(costs: Costs, budgets: Budgets) -> None:
     """
     least = {name: least_of(costs[name]) for name in budgets}
     alone = [
-        f"budget.{name}={shown(bound, costs[name].unit)} cannot be met: the smallest network of "
-        f"this space has {name} {shown(least[name], costs[name].unit)}"
+        f"budget.{name}={amount(bound, costs[name].unit)} cannot be met: the smallest network of "
+        f"this space has {name} {amount(least[name], costs[name].unit)}"
         for name, bound in budgets.items()
         if least[name] > bound
     ]
@@ -55,9 +55,9 @@ def check_feasible(costs: Costs, budgets: Budgets) -> None:
     nearest = _nearest(costs, budgets)
     if nearest.value > 1 + 1e-12:
         parts = [
-            f"{name} {shown(worst(costs[name].constraints, nearest.choices), costs[name].unit)} "
-            f"(budget {shown(bound, costs[name].unit)}, alone reachable: "
-            f"{shown(least[name], costs[name].unit)})"
+            f"{name} {amount(worst(costs[name].constraints, nearest.choices), costs[name].unit)} "
+            f"(budget {amount(bound, costs[name].unit)}, alone reachable: "
+            f"{amount(least[name], costs[name].unit)})"
             for name, bound in budgets.items()
         ]
         raise UserError(

@@ -1,4 +1,4 @@
-"""Costs in closed form: parameters and multiply-accumulates."""
+"""Costs in closed form: parameters, multiply-accumulates and operations."""
 
 from dataclasses import dataclass
 from math import prod
@@ -29,7 +29,7 @@ class MACs:
     unit: str = "MAC"
 
     def __call__(self, layer: LayerSpec) -> Scalar:
-        if layer.kind == "parameter":
+        if not layer.is_call:
             return 0
         # A transposed convolution applies its kernel at every input position.
         places = layer.in_size if layer.kind == "conv_transpose" else layer.out_size
@@ -39,3 +39,17 @@ class MACs:
         return (
             pairs // layer.groups * taps if isinstance(pairs, int) else pairs * taps / layer.groups
         )
+
+
+@dataclass(frozen=True)
+class FLOPs:
+    """Operations for one sample: two for each multiply-accumulate, as `MACs` counts them.
+
+    Exactly what torch's `FlopCounterMode` counts.
+    """
+
+    name: str = "flops"
+    unit: str = "FLOP"
+
+    def __call__(self, layer: LayerSpec) -> Scalar:
+        return 2 * MACs()(layer)

@@ -15,19 +15,22 @@ Gates = frozenset[Gate]  # conjunction: all must hold
 Monomial = Gates  # product of thetas, at most one option of each decision
 Terms = Mapping[Monomial, float]  # polynomial in thetas: monomial -> coefficient
 
+CALLS = frozenset({"conv", "conv_transpose", "linear", "matmul"})
+
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
     """All a cost model may know of one layer, for one input sample.
 
-    Two kinds of entries describe a network. A *call* (`conv`, `conv_transpose`, `linear`,
-    `matmul`) stands for one execution, so a module called twice has two. A `parameter` stands for
-    one stored tensor, however often it is used.
+    Two sorts of entries describe a network. A *call* (`conv`, `conv_transpose`, `linear`,
+    `matmul`) stands for one execution, so a module called twice has two. A `parameter` or a
+    `buffer` stands for one stored tensor, however often it is used; `folded` and `gained` for one
+    that goes, or comes, when norms are folded into the convolutions in front of them.
 
     Under a channel mask the counts are 0-dim tensors: plain arithmetic on them is differentiable.
     """
 
-    kind: str  # "conv" | "conv_transpose" | "linear" | "matmul" | "parameter"
+    kind: str  # one of CALLS | "parameter" | "buffer" | "folded" | "gained"
     module: str  # path of the module it was found in, for messages and tables
     in_channels: Scalar = 0
     out_channels: Scalar = 0
@@ -36,8 +39,27 @@ class LayerSpec:
     in_size: tuple[int, ...] = ()  # (H, W) or (L,)
     out_size: tuple[int, ...] = ()
     batch: int = 1  # independent products, e.g. attention heads
-    numel: Scalar = 0  # parameter: number of its elements
-    role: str = ""  # parameter: its owner's class and its name there, e.g. "BatchNorm2d.weight"
+    numel: Scalar = 0  # stored tensor: number of its elements
+    role: str = ""  # stored tensor: its owner's class and its name there, "BatchNorm2d.weight"
+    ndim: int = 0  # stored tensor: number of its dimensions
+    dtype: str = ""  # stored tensor: type of its elements, e.g. "float32"
+
+    @property
+    def is_call(self) -> bool:
+        """Whether this is work to be done, not a tensor to be stored."""
+        return self.kind in CALLS
+
+
+def stored(kind: str, path: str, owner: nn.Module, name: str, tensor: Tensor) -> LayerSpec:
+    """The entry of a tensor that `owner`, the module at `path`, holds as `name`."""
+    return LayerSpec(
+        kind,
+        path,
+        numel=tensor.numel(),
+        role=f"{type(owner).__name__}.{name}",
+        ndim=tensor.ndim,
+        dtype=str(tensor.dtype).removeprefix("torch."),
+    )
 
 
 class LayerCost(Protocol):

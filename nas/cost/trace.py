@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas.cost.base import Gate, Gates, LayerSpec
+from nas.cost.base import Gate, Gates, LayerSpec, stored
+from nas.cost.folding import FoldRecorder
 from nas.cost.operators import OperatorRecorder
 from nas.cost.schedule import Schedule, ScheduleRecorder
 from nas.decision import Decision, decisions
@@ -36,7 +37,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Trace:
-    """Layers (calls in execution order, then stored parameters), options, and the schedule."""
+    """Layers (calls in execution order, folds, stored tensors), options, and the schedule."""
 
     layers: tuple[Layer, ...]
     options: Mapping[str, int]  # decision name -> number of options
@@ -117,10 +118,12 @@ def _record(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Layer], 
         for name, module in model.named_modules():
             stack.enter_context(_pushed(module, path, name))
         stack.enter_context(OperatorRecorder(on_call, lambda: path[-1], weights, schedule))
+        folds = stack.enter_context(FoldRecorder(model, open_gates, path))
         try:
-            return layers, schedule.run(model, [x.contiguous() for x in inputs])
+            ran = schedule.run(model, [x.contiguous() for x in inputs])
         except UserError as error:
             raise UserError(f"{path[-1] or type(model).__name__}: {error}") from None
+    return layers + [Layer(spec, event) for spec, event in folds.layers()], ran
 
 
 def _pushed(module: nn.Module, stack: list[Any], item: Any) -> AbstractContextManager[None]:
@@ -178,20 +181,26 @@ def _hooked(
 
 
 def _stored(model: nn.Module, names: Mapping[int, str]) -> list[Layer]:
-    """One `parameter` layer for each tensor that some architecture stores."""
+    """One entry for each parameter and each persistent buffer that some architecture stores.
+
+    A decision's own alpha and buffers belong to the search: no network stores them.
+    """
     found: dict[int, tuple[LayerSpec, set[Gates]]] = {}
     for path, module, gates in _walk(model, "", frozenset(), names):
-        for key, parameter in module.named_parameters(recurse=False):
-            if isinstance(module, Decision) and parameter is module.alpha:
-                continue
-            spec = LayerSpec(
-                "parameter",
-                path,
-                numel=parameter.numel(),
-                role=f"{type(module).__name__}.{key}",
-            )
-            found.setdefault(id(parameter), (spec, set()))[1].add(gates)
+        for kind, key, tensor in _tensors(module):
+            spec = stored(kind, path, module, key, tensor)
+            found.setdefault(id(tensor), (spec, set()))[1].add(gates)
     return [Layer(spec, frozenset(events)) for spec, events in found.values()]
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+    for key, parameter in module.named_parameters(recurse=False):
+        if not (isinstance(module, Decision) and parameter is module.alpha):
+            yield "parameter", key, parameter
+    if not isinstance(module, Decision):
+        for key, buffer in module.named_buffers(recurse=False):
+            if key not in module._non_persistent_buffers_set:
+                yield "buffer", key, buffer
 
 
 def _walk(

@@ -1,6 +1,14 @@
 """Names and numbers as a reader wants them: units spelled out, thousands grouped, percent."""
 
-COSTS = {"params": "parameters", "macs": "multiply-accumulates (MACs) per sample"}
+COSTS = {
+    "params": "parameters",
+    "macs": "multiply-accumulates (MACs) per sample",
+    "flops": "operations (FLOPs) per sample",
+    "size": "stored size (bytes)",
+    "peak_memory": "peak activation memory (bytes)",
+    "roofline": "latency bound (s)",
+    "energy": "energy per sample (J)",
+}
 UNITS = {"ms": "ms", "s": "s", "us": "µs", "bytes": "bytes", "kb": "kB", "mj": "mJ", "uj": "µJ"}
 
 

@@ -54,6 +54,18 @@ def image_folder(root: Path, classes: int, images: int) -> Path:
             ["search", "data=fashion_mnist", "data.root=/no/such", "data.download=false"],
             ["/no/such", "data.root"],
         ),
+        (["search", "cost=[roofline]"], ["cost=roofline", "device=cortex_m7", "--config-dir"]),
+        (["search", "cost=[energy]", "device=this_machine"], ["energy_pj_per_mac", "add `energy"]),
+        (["search", "device=cortex_m8"], ["device/cortex_m8", "cortex_m7"]),
+        (
+            ["search", "cost=[roofline]", "device=cortex_m7", "cost.roofline.dtype=float16"],
+            ["Cortex-M7", "peak_ops_per_s", "'float16'", "['float32', 'int8']"],
+        ),
+        (
+            ["search", "cost=[roofline]", "device=gap9", "device.on_chip_bytes=-1"],
+            ["GAP9", "on_chip_bytes=-1", "above 0"],
+        ),
+        (["search", "cost=[size]", "cost.size.dtype=int1"], ["size.dtype='int1'", "int8"]),
         (["finetune"], ["arch=FILE"]),
         (["finetune", "arch=/no/such/arch.json"], ["/no/such/arch.json"]),
         (["search", "arch=x.json"], ["nas finetune"]),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nas.budget import parse, shown
+from nas.budget import parse
 from nas.errors import UserError
 
 
@@ -58,20 +58,3 @@ def test_other_units_are_refused_with_examples(text, unit):
 def test_a_budget_is_above_nothing(text):
     with pytest.raises(UserError, match=r"budget\.params=.*above 0"):
         parse("params", text, "parameters", 200)
-
-
-@pytest.mark.parametrize(
-    ("value", "unit", "text"),
-    [
-        (22_234, "parameters", "22,234"),
-        (64_000, "B", "64 kB"),
-        (65_536, "B", "65.5 kB"),
-        (12, "B", "12 B"),
-        (0.00193, "s", "1.93 ms"),
-        (2.5e-7, "s", "250 ns"),
-        (0.5, "J", "500 mJ"),
-        (0, "B", "0 B"),
-    ],
-)
-def test_shown(value, unit, text):
-    assert shown(value, unit) == text

@@ -5,10 +5,12 @@ from typing import Any, Literal
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from nas.config import _fits, check, check_trusted, config_dir, groups, register
 from nas.errors import UserError
+from nas.run import fingerprint
 
 
 def composed(*overrides: str) -> Any:
@@ -18,9 +20,9 @@ def composed(*overrides: str) -> Any:
 
 
 SHIPPED = [
-    f"{group}=[{option}]" if group == "cost" else f"{group}={option}"
+    f"{group}={option}"
     for group, options in groups().items()
-    if group != "experiment"
+    if group not in ("cost", "experiment")
     for option in options
 ] + [f"+experiment={option}" for option in groups()["experiment"]]
 
@@ -28,6 +30,27 @@ SHIPPED = [
 @pytest.mark.parametrize("override", SHIPPED)
 def test_every_shipped_configuration_passes(override: str) -> None:
     check(composed(override))
+
+
+@pytest.mark.parametrize("device", groups()["device"])
+def test_every_shipped_cost_passes_on_every_device(device: str) -> None:
+    config = composed(f"cost=[{','.join(groups()['cost'])}]", f"device={device}")
+    check(config)
+    # Measured with a clock only.
+    names = [n for n in groups()["cost"] if (n, device) != ("energy", "this_machine")]
+    costs = {name: instantiate(config.cost[name], _convert_="all") for name in names}
+    assert {name: cost.name for name, cost in costs.items()} == {name: name for name in names}
+
+
+def test_a_cost_on_a_device_needs_one() -> None:
+    with pytest.raises(UserError, match=r"cost=energy .*: add one of .*device=gap9"):
+        check(composed("cost=[params,energy]"))
+    check(composed("cost=[params,size]"))
+
+
+def test_a_key_that_is_not_set_leaves_a_run_what_it_was() -> None:
+    assert fingerprint({"seed": 0}) == fingerprint({"seed": 0, "device": None})
+    assert fingerprint({"seed": 0}) != fingerprint({"seed": 0, "device": "gap9"})
 
 
 @pytest.mark.parametrize(

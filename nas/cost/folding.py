@@ -1,0 +1,176 @@
+"""Which BatchNorms a deployed network folds into the layer in front, in which architectures.
+
+A norm folds into the convolution or linear layer whose output it alone reads, in every call of
+both. Where a decision stands between the two, that depends on what is chosen.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, Self
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from nas.cost.base import LayerSpec, stored
+from nas.decision import decisions
+
+Gates = frozenset[tuple[str, int]]
+Event = frozenset[Gates]
+
+_NORMS = {"native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What made a tensor where `gates` hold; `key` is None unless it can take up a norm."""
+
+    gates: Gates
+    key: object = None
+    path: str = ""
+    has_bias: bool = False
+
+
+class FoldRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Watches one dry run of `model` with all options unrolled; `layers` then says what folds.
+
+    Args:
+        open_gates: gates of the candidates that run now, outermost first.
+        path: paths of the modules that run now, outermost first.
+    """
+
+    def __init__(
+        self, model: nn.Module, open_gates: list[tuple[str, int] | None], path: list[str]
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.modules = dict(model.named_modules())
+        self.model, self.open_gates, self.path = model, open_gates, path
+        self.decisions = dict(decisions(model))
+        self.made: dict[int, list[_Source]] = {}
+        self.read: dict[int, list[tuple[Gates, str | None]]] = defaultdict(list)  # None: no norm
+        self.norms: dict[str, list[tuple[Gates, list[_Source]]]] = defaultdict(list)
+        self.kept: list[Any] = []  # an id is a tensor's only while the tensor lives
+        self.handles: list[Any] = []
+
+    def __enter__(self) -> Self:
+        for name, decision in self.decisions.items():
+            gathered: list[_Source] = []
+            for index, candidate in enumerate(decision.gated().values()):
+                gather = self._gather(name, (name, index), gathered)
+                self.handles.append(candidate.register_forward_hook(gather))
+            self.handles.append(decision.register_forward_hook(self._pass_on(gathered)))
+        # A result of the network is read by whoever called it.
+        self.handles.append(self.model.register_forward_hook(lambda *args: self._reads(args[2])))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for handle in self.handles:
+            handle.remove()
+
+    def _gather(
+        self, name: str, gate: tuple[str, int], gathered: list[_Source]
+    ) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, out: Any) -> None:
+            if self.path[-1] == name:  # not where another caller uses the same module
+                for source in self._sources(out):
+                    gathered.append(replace(source, gates=source.gates | {gate}))
+
+        return hook
+
+    def _pass_on(self, gathered: list[_Source]) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, out: Any) -> None:
+            self._make(out, gathered)
+            gathered.clear()
+
+        return hook
+
+    @property
+    def _gates(self) -> Gates:
+        return frozenset(filter(None, self.open_gates))
+
+    def _sources(self, tensor: object) -> list[_Source]:
+        return self.made.get(id(tensor), [_Source(self._gates)])
+
+    def _make(self, tensor: Any, sources: Iterable[_Source]) -> None:
+        self.made[id(tensor)] = list(sources)
+        self.kept.append(tensor)
+
+    def _reads(self, value: Any, norm: str | None = None) -> None:
+        for tensor in tree_leaves(value):
+            if id(tensor) in self.made:
+                self.read[id(tensor)].append((self._gates, norm))
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name, path = func.overloadpacket.__name__, self.path[-1]
+        module = self.modules.get(path)
+        # Without running statistics there is nothing constant to fold.
+        if name in _NORMS and isinstance(module, _BatchNorm) and args[3] is not None:
+            self.norms[path].append((self._gates, self._sources(args[0])))
+            self._reads(args[0], norm=path)
+        elif not (path in self.decisions and name in ("mul", "add")):
+            # A decision's weighted sum is gone from the network that is deployed.
+            self._reads(args)
+        if name == "convolution":
+            self._make(out, [_Source(self._gates, id(args[1]), path, args[2] is not None)])
+        elif name in ("mm", "addmm") and isinstance(module, nn.Linear):
+            self._make(out, [_Source(self._gates, id(module.weight), path, name == "addmm")])
+        return out
+
+    def layers(self) -> Iterator[tuple[LayerSpec, Event]]:
+        """Tensors `folded` away, or `gained`, and the architectures in which they are.
+
+        Folds that something may prevent are taken back where it does.
+        """
+        for norm, calls in self.norms.items():
+            layers = {source.key: source for _, sources in calls for source in sources}
+            for key, source in layers.items():
+                if key is None:
+                    continue
+                folds, prevented = self._events(norm, key)
+                for kind, opposite, spec in self._changes(norm, source):
+                    for name, event in ((kind, folds), (opposite, prevented)):
+                        if event:
+                            yield replace(spec, kind=name), event
+
+    def _events(self, norm: str, key: object) -> tuple[Event, Event]:
+        """Where layer `key` feeds `norm`, and where it does but one has another partner too."""
+        fed: set[Gates] = set()
+        prevented: set[Gates] = set()
+        for gates, sources in self.norms[norm]:
+            for source in sources:
+                (fed if source.key == key else prevented).add(gates | source.gates)
+        for tensor, sources in self.made.items():
+            for source, (gates, reader) in product(sources, self.read[tensor]):
+                if source.key == key and reader != norm:
+                    prevented.add(gates | source.gates)
+        folds = {gates for gates in _least(fed) if not any(other <= gates for other in prevented)}
+        return frozenset(folds), _least(a | b for a, b in product(folds, prevented))
+
+    def _changes(self, norm: str, source: _Source) -> Iterator[tuple[str, str, LayerSpec]]:
+        module = self.modules[norm]
+        hidden = module._non_persistent_buffers_set
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            if name not in hidden:
+                yield "folded", "gained", stored("folded", norm, module, name, tensor)
+        if not source.has_bias:
+            mean: Tensor = module.running_mean  # one per channel
+            owner = self.modules[source.path]
+            yield "gained", "folded", stored("gained", source.path, owner, "bias", mean)
+
+
+def _least(events: Iterable[Gates]) -> Event:
+    """Without those that cannot happen, or that another one covers."""
+    possible = {gates for gates in events if len({name for name, _ in gates}) == len(gates)}
+    return frozenset(gates for gates in possible if not any(other < gates for other in possible))

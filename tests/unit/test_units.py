@@ -1,0 +1,92 @@
+"""Quantities as they are printed."""
+
+import io
+
+import pytest
+from rich.console import Console
+from torch import nn
+
+from nas.arch import Arch
+from nas.cost.analytic import Params
+from nas.cost.device import Device
+from nas.cost.expected import ExpectedCost
+from nas.cost.roofline import Roofline
+from nas.cost.size import Size
+from nas.describe import describe
+from nas.result import announce, cost_fields
+from nas.run import RunDir
+from nas.supernet.choice import ChoiceBlock
+from nas.units import amount
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.00193, "s", "1.93 ms"),
+        (0.0009999, "s", "1.00 ms"),
+        (0.000999, "s", "999 µs"),
+        (1e-12, "s", "1.00 ps"),
+        (3e-14, "J", "0.0300 pJ"),
+        (1e-9, "J", "1.00 nJ"),
+        (1.5, "s", "1.50 s"),
+        (5400.0, "s", "5400 s"),
+        (5400.0, "J", "5.40 kJ"),
+        (-0.02, "s", "-20.0 ms"),
+        (0, "s", "0 s"),
+        (64_000, "B", "64.0 kB"),
+        (999.6, "B", "1000 B"),
+        (1000, "B", "1.00 kB"),
+        (7, "B", "7 B"),
+        (2_345_678_901, "B", "2.35 GB"),
+        (22234, "parameters", "22,234"),
+        (22234.0, "parameters", "22,234"),
+        (1234.5, "MAC", "1,234"),
+        (12.345, "MAC", "12.3"),
+        (0.00193, "", "0.00193"),
+        (0, "MAC", "0"),
+        (float("nan"), "s", "nan"),
+        (float("inf"), "MAC", "inf"),
+    ],
+)
+def test_amount(value, unit, text):
+    assert amount(value, unit) == text
+
+
+def net() -> nn.Module:
+    return nn.Sequential(ChoiceBlock([nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, groups=4)]))
+
+
+def test_describe_prints_costs_in_their_units():
+    device = Device("toy", "int8", {"int8": 1e9}, 1e6, 10**6)
+    console = Console(width=120, record=True, file=io.StringIO())
+    describe(net(), (4, 5, 5), {"roofline": Roofline(device), "size": Size()}, console)
+    text = console.export_text()
+    for words in ("36.0 µs", "144 µs", "160 B", "592 B", "1,296", "MAC"):
+        assert words in text
+
+
+def test_a_result_keeps_small_costs_and_their_units(capsys, tmp_path):
+    device = Device("toy", "int8", {"int8": 1e9}, 1e9, 10**6)
+    costs = {"params": Params(), "roofline": Roofline(device)}
+    model = net()
+    expected = {name: ExpectedCost(model, cost, (4, 5, 5)) for name, cost in costs.items()}
+    option = model[0].options[1]
+    found = cost_fields(expected, Arch("toy", {"0": option}))
+    assert found["costs"] == {"params": 40, "roofline": pytest.approx(2 * 324 / 1e9)}
+    assert found["largest"]["roofline"] == pytest.approx(2 * 1296 / 1e9)
+    assert found["units"] == {"params": "parameters", "roofline": "s"}
+    assert isinstance(found["costs"]["params"], int)
+    announce(RunDir(tmp_path), found | RESULT)
+    assert "params   40 = 27.0% of the largest" in (text := capsys.readouterr().out)
+    assert "roofline 648 ns = 25.0% of the largest" in text
+    announce(RunDir(tmp_path), {k: v for k, v in found.items() if k != "units"} | RESULT)
+    assert "params   40 = 27.0%" in capsys.readouterr().out  # written before units were
+
+
+RESULT = {
+    "space": "toy",
+    "data": "none",
+    "arch": {},
+    "metrics": {"test_acc": 0.5, "val_acc": 0.5},
+    "seconds": {"search": 1.0, "finetune": 1.0},
+}
