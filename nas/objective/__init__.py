@@ -1,4 +1,4 @@
-"""What a search minimises: the task loss joined with costs, with or without budgets."""
+"""What a search minimises: the task loss joined with the expected costs."""
 
 from nas.objective.base import Objective, PerCost
 from nas.objective.constrained import Constrained

@@ -1,6 +1,7 @@
 """What every objective answers to, and the state and checks that they share."""
 
 from collections.abc import Iterable, Mapping
+from math import isfinite
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -122,8 +123,7 @@ def check_number(name: str, value: float, meaning: str, zero: bool = True) -> No
     Raises:
         UserError: saying what it must be and, by `meaning`, what it does.
     """
-    # Written so that NaN is refused.
-    if not (value >= 0 if zero else value > 0) or value == float("inf"):
+    if not isfinite(value) or value < 0 or (value == 0 and not zero):
         allowed = "of at least 0" if zero else "above 0"
         raise UserError(f"objective.{name}={value} must be a finite number {allowed} ({meaning})")
 
@@ -139,7 +139,7 @@ def _check_reference(reference: Mapping[str, float]) -> None:
 
 def _check_targets(reference: Mapping[str, float], targets: Mapping[str, float]) -> None:
     for name, value in reference.items():
-        example = f"budget.{name}={value / 2:.4g}"
+        example = f"budget.{name}={value / 2:.2g}"
         if targets.get(name) is None:
             raise UserError(
                 f"this objective needs a budget for every cost, and {name!r} has none: give it "

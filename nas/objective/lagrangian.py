@@ -40,7 +40,7 @@ class AugmentedLagrangian(PerCost):
     last: Tensor  # (I,) g at the last update
     budget: Tensor  # (I,) B, what is in force
 
-    def __init__(self, rho: float = 1.0, rho_max: float = 4.0, ramp: float = 0.6) -> None:
+    def __init__(self, rho: float = 1.0, rho_max: float = 4.0, ramp: float = 0.8) -> None:
         super().__init__("multiplier", "strength", "last", "budget")
         meaning = "the loss that each factor e of excess is worth"
         check_number("rho", rho, meaning, zero=False)

@@ -28,9 +28,10 @@ class Hinge(PerCost):
 
 
 class AddLinear(PerCost):
-    """``L = task + strength * sum_i (c_i - T_i) / T_i`` (ProxylessNAS `add#linear`, Cai 2019).
+    """``L = task + strength * sum_i (c_i - T_i) / T_i`` (ProxylessNAS, Cai et al. 2019).
 
-    The target only scales the price: below it a smaller cost goes on being rewarded.
+    `add#linear` of the reference code. The target only scales the price: below it, a smaller cost
+    goes on being rewarded.
 
     Args:
         strength: lambda.

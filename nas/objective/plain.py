@@ -36,8 +36,9 @@ class Plain(PerCost):
     def forward(self, task: Tensor, costs: Mapping[str, Tensor]) -> Tensor:
         if not self.strength:
             return task
-        values = self.vector(costs)
-        penalties = values / self.reference if self.relative else values
-        return wide(task) + self.strength * (penalties.log() if self.log else penalties).sum().to(
-            wide(task)
-        )
+        task, penalties = wide(task), self.vector(costs)
+        if self.relative:
+            penalties = penalties / self.reference
+        if self.log:
+            penalties = penalties.log()
+        return task + self.strength * penalties.sum().to(task)

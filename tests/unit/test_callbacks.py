@@ -1,10 +1,11 @@
 """Resuming a run exactly, stopping it early, and what is written to TensorBoard."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from functools import partial
 from math import log
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from nas.cost.expected import ExpectedCost
 from nas.data import digits
 from nas.decision import decisions
 from nas.errors import UserError
-from nas.objective import Plain
+from nas.objective import AugmentedLagrangian, Constrained, PerCost, Plain
 from nas.search.callbacks import LastCheckpoint, StopWhenStable, mean_confidence
 from nas.search.differentiable import BilevelSearch, DifferentiableSearch, SingleLevelSearch
 from nas.search.heatmap import Block, colour, draw_block, draw_overview
@@ -70,11 +71,22 @@ def search(
     warmup: int = 0,
     alpha_lr: float = 0.1,
     epochs: int = EPOCHS,
+    objective: Callable[[], PerCost] = Plain,
+    budget: float | None = None,  # in parts of the mean network
 ) -> DifferentiableSearch:
     model = supernet(relax, gumbel)
-    costs = {"params": ExpectedCost(model, Params(), (1, 8, 8))}
-    alphas = partial(torch.optim.Adam, lr=alpha_lr)
-    return kind(model, costs, Plain(0.3), SGD, alphas, epochs, warmup, exponential(5, 0.5))
+    cost = ExpectedCost(model, Params(), (1, 8, 8))
+    return kind(
+        model,
+        {"params": cost},
+        objective(),
+        SGD,
+        partial(torch.optim.Adam, lr=alpha_lr),
+        epochs,
+        warmup,
+        exponential(5, 0.5),
+        targets={"params": budget * float(cost.mean())} if budget else None,
+    )
 
 
 def training() -> Training:
@@ -122,6 +134,15 @@ RUNS: dict[str, Callable[[], Module]] = {
     f"{kind.__name__}, {relax.__name__}, gumbel={gumbel}": partial(search, kind, relax, gumbel)
     for kind in (BilevelSearch, SingleLevelSearch)
     for relax, gumbel in ((softmax, False), (softmax, True), (straight_through, True))
+}
+RUNS |= {
+    f"{kind.__name__}, {objective.__name__}": partial(
+        search, kind, gumbel=True, warmup=1, objective=objective, budget=0.8
+    )
+    for kind, objective in (
+        (BilevelSearch, AugmentedLagrangian),
+        (SingleLevelSearch, Constrained),
+    )
 }
 
 
@@ -244,6 +265,88 @@ def test_search_telemetry_writes_each_epoch_once(tmp_path: Path) -> None:
     last = 1 - 1 / trainer.num_training_batches  # of the last step, in parts of an epoch
     annealed = [module.temperature((epoch + last) / (EPOCHS - 1)) for epoch in range(EPOCHS - 1)]
     assert series(events, "search/tau") == pytest.approx([5.0, *annealed])
+
+
+def test_the_objectives_state_is_written_and_follows_the_budget(tmp_path: Path) -> None:
+    module = search(warmup=1, objective=AugmentedLagrangian, budget=0.8)
+    fit(module, SearchTelemetry(), logger=TensorBoardLogger(tmp_path, "", ""))
+
+    events = written(tmp_path)
+    state = cast(PerCost, module.objective).state()
+    assert set(state) == {f"{name}/params" for name in ("multiplier", "strength", "budget")}
+    for name, value in state.items():
+        assert series(events, f"objective/{name}")[-1] == pytest.approx(value)
+    assert series(events, "objective/budget/params")[-1] == pytest.approx(module.targets["params"])
+
+
+class Recording(Plain):
+    """Keeps what the search tells it."""
+
+    def __init__(self) -> None:
+        super().__init__(0.3)
+        self.told: list[tuple[float, float, float]] = []
+
+    def update(self, costs: Mapping[str, torch.Tensor], progress: float) -> None:
+        self.told.append((progress, float(costs["params"]), costs["params"].requires_grad))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "warmup", "updates"), [(2, 1, 5), (7, 2, 20), (22, 0, 22)], ids=str
+)
+def test_updates_are_spread_evenly_and_at_least_once_an_epoch(
+    epochs: int, warmup: int, updates: int
+) -> None:
+    module = search(epochs=epochs, warmup=warmup, objective=Recording)
+    assert fit(module).num_training_batches == 5
+    progress = [told for told, _, _ in cast(Recording, module.objective).told]
+    # No more often than there are steps.
+    assert len(progress) == updates
+    assert progress[-1] == pytest.approx(1)
+    assert np.diff([0, *progress]).max() <= 0.2 + 1e-9
+    assert np.diff([0, *progress]).min() > 0
+
+
+@pytest.mark.parametrize("kind", [BilevelSearch, SingleLevelSearch])
+@pytest.mark.parametrize("relax", [softmax, straight_through])
+def test_costs_are_told_and_logged_without_the_noise_of_the_last_draw(
+    kind: type[DifferentiableSearch], relax: Callable[..., Any]
+) -> None:
+    module = search(kind, relax, gumbel=True, objective=Recording)
+    costs: list[float] = []
+
+    class EachStep(pl.Callback):
+        def on_train_batch_end(self, *_: object) -> None:
+            theta = {n: relax(d.alpha / d.tau).double() for n, d in decisions(module.supernet)}
+            costs.append(float(module.costs["params"]._polynomial(theta)))
+
+    trainer = fit(module, EachStep(), limit_val_batches=0)
+    told = cast(Recording, module.objective).told
+    assert [cost for _, cost, _ in told] == pytest.approx(costs)
+    assert not any(grad for _, _, grad in told)
+    assert float(trainer.callback_metrics["cost_params"]) == pytest.approx(costs[-1])
+
+
+@pytest.mark.parametrize("relax", [softmax, straight_through])
+def test_a_budget_is_held_by_the_distribution_not_by_its_draws(relax: Callable[..., Any]) -> None:
+    seen: dict[str, list[float]] = {"Plain": [], "AugmentedLagrangian": []}
+    for kind in (Plain, AugmentedLagrangian):
+
+        class Seeing(kind):  # type: ignore[misc, valid-type]
+            def forward(self, task: Any, costs: Any) -> Any:
+                seen[type(self).__mro__[1].__name__].append(float(costs["params"].detach()))
+                return super().forward(task, costs)
+
+        fit(search(relax=relax, gumbel=True, alpha_lr=0, objective=Seeing, budget=2.0, epochs=1))
+    assert len(set(seen["Plain"])) > 1
+    assert len(set(seen["AugmentedLagrangian"])) == 1
+
+
+def test_a_missing_budget_ends_the_search_before_training() -> None:
+    module = search(objective=AugmentedLagrangian)
+    before = copy.deepcopy(module.supernet.state_dict())
+    with pytest.raises(UserError, match=r"budget\.params="):
+        fit(module)
+    assert differences(dict(module.supernet.state_dict()), dict(before)) == []
 
 
 def test_entropy_and_probability_are_those_of_the_alphas(tmp_path: Path) -> None:
