@@ -71,7 +71,7 @@ def test_a_result_keeps_small_costs_and_their_units(capsys, tmp_path):
     model = net()
     expected = {name: ExpectedCost(model, cost, (4, 5, 5)) for name, cost in costs.items()}
     option = model[0].options[1]
-    found = cost_fields(expected, Arch("toy", {"0": option}))
+    found = cost_fields(expected, {}, Arch("toy", {"0": option}))
     assert found["costs"] == {"params": 40, "roofline": pytest.approx(2 * 324 / 1e9)}
     assert found["largest"]["roofline"] == pytest.approx(2 * 1296 / 1e9)
     assert found["units"] == {"params": "parameters", "roofline": "s"}
