@@ -97,11 +97,12 @@ def announce(run: RunDir, result: Mapping[str, Any]) -> None:
 
 def _beside(name: str, value: float, result: Mapping[str, Any]) -> str:
     """A cost beside the largest of the space and, where there is one, beside its budget."""
-    unit, largest = result["units"][name], result["largest"][name]
+    # A run that an earlier version has written lacks units and budgets.
+    unit, largest = result.get("units", {}).get(name, ""), result["largest"][name]
     text = amount(value, unit)
     if largest:
         text += f" = {value / largest:.1%} of the largest network"
-    if name in result["budgets"]:
-        budget = result["budgets"][name]
+    budget = result.get("budgets", {}).get(name)
+    if budget:
         text += f", {value / budget:.1%} of the budget {amount(budget, unit)}"
     return text
