@@ -192,17 +192,6 @@ def test_the_step_of_the_peak_depends_on_another_decision():
         assert cost.of({"kept": "identity", "block": option}) == 16 + width + 8
 
 
-def test_the_gradient_where_steps_share_the_peak_is_that_of_the_value():
-    blocks = [ChoiceBlock([conv(2, 2), nn.Sequential(conv(2, 9), conv(9, 2))]) for _ in range(2)]
-    cost = PeakMemory().expected(nn.Sequential(*blocks), SHAPE)
-
-    def value(*alphas):
-        return cost._relaxed({n: alpha.softmax(-1) for n, alpha in zip("01", alphas, strict=True)})
-
-    alphas = [torch.tensor([1.0, 0.0]).double().requires_grad_() for _ in blocks]
-    assert torch.autograd.gradcheck(value, alphas)
-
-
 def test_the_expected_peak_does_not_dilute_options():
     wide = [conv(2, 16), conv(2, 16), conv(2, 16)]
     net = nn.Sequential(ChoiceBlock(wide), conv(16, 2))
