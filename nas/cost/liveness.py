@@ -7,7 +7,7 @@ the polynomials of `peak_terms` at its one-hot thetas.
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -94,7 +94,6 @@ def _live(
     """The gates of each step and the memory that lives while it runs, given that they hold."""
     # At the end the outputs are there, even of a network without an operator.
     steps = (*schedule.steps, Step("output", "", (), (), ()))
-    made = _makers(schedule)
     uses = _uses(schedule, sizes, fuse)
     last = {buffer: times_[-1] for buffer, (times_, _) in uses.items()}
     alive: dict[int, None] = dict.fromkeys(b for b in schedule.inputs if b in uses)
@@ -107,20 +106,13 @@ def _live(
             first = bisect_left(uses[buffer][0], now)
             key = (buffer, first, given)
             if key not in seen:
-                later = uses[buffer][1][first:]
-                needed = (made[buffer] | gates for gates in later)
-                seen[key] = probability(_condition(needed, given))
+                # The gates of a use hold those under which the buffer is made.
+                seen[key] = probability(_condition(uses[buffer][1][first:], given))
             parts.append((sizes[buffer], seen[key]))
         parts += [(sizes[buffer], {frozenset(): 1.0}) for buffer in step.makes]
         yield step.path, weighted_sum(parts)
         alive.update(dict.fromkeys(b for b in step.makes if b in uses))
         alive = {buffer: None for buffer in alive if last[buffer] > now}
-
-
-def _makers(schedule: Schedule) -> dict[int, Gates]:
-    """Buffer -> the gates under which it is made."""
-    made = {buffer: frozenset(step.path) for step in schedule.steps for buffer in step.makes}
-    return {**dict.fromkeys(schedule.inputs, frozenset()), **made}
 
 
 def _uses(
@@ -145,7 +137,7 @@ def _written_over(step: Step, buffer: int, sizes: Sequence[int]) -> bool:
     return step.pointwise and [sizes[made] for made in step.makes] == [sizes[buffer]]
 
 
-def _condition(conjunctions: Iterator[Gates], given: Gates) -> Event:
+def _condition(conjunctions: Iterable[Gates], given: Gates) -> Event:
     """The disjunction of `conjunctions` where `given` holds."""
     return frozenset(gates - given for gates in conjunctions if consistent(gates | given))
 
@@ -164,7 +156,7 @@ def _probabilities(options: Mapping[str, int]) -> Probability:
             return {frozenset(): 1.0} if event else {}
         name = min((name for gates in event for name, _ in gates), key=order.__getitem__)
         cases = [
-            probability(_condition(iter(event), frozenset({(name, option)})))
+            probability(_condition(event, frozenset({(name, option)})))
             for option in range(options[name])
         ]
         most = Counter(frozenset(case.items()) for case in cases).most_common(1)[0][0]

@@ -2,23 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import product
-from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from nas.cost.analytic import Params
-from nas.cost.base import Terms
+from nas.cost.base import Monomial, Terms
 from nas.cost.expected import layer_terms, one_hot
 from nas.cost.liveness import peak_terms
+from nas.cost.maximum import ExpectedMaximum
 from nas.cost.polynomial import Polynomials, reduced, weighted_sum
 from nas.cost.trace import Example, Trace, trace
 from nas.decision import decisions
 from nas.errors import UserError
-
-_SHARPNESS = 0.02  # steps within this part of the peak share its gradient while thetas are even
-_ENUMERATED = 4096  # up to as many architectures the mean is over all, else over so many draws
 
 
 @dataclass(frozen=True)
@@ -73,10 +69,9 @@ class PeakMemory:
 class ExpectedPeak:
     """The peak memory of `model` under its present thetas, differentiable in every alpha.
 
-    The cost is the maximum of polynomials in the thetas, `constraints`, and exact where thetas are
-    one-hot. In between it is their smooth maximum ``t log sum_r exp(p_r / t)``, whose temperature
-    ``t = 0.02 * c * mean_d(1 - sum_k theta_dk^2)`` falls to zero as thetas become one-hot; c is
-    the largest p_r at uniform thetas.
+    ``E[max_r p_r]``: the mean over architectures, each with its probability, of the exact peak,
+    which is the maximum of polynomials in thetas; see `nas.cost.maximum` for what is approximated
+    where many decisions act on one step. One-hot thetas give the exact peak of that network.
 
     Args:
         model: holds the decisions; their theta is read at every call.
@@ -91,60 +86,38 @@ class ExpectedPeak:
         self.cost = cost
         self.name, self.unit = cost.name, cost.unit
         self.options = dict(traced.options)
-        self.constraints = _constraints(traced, cost)
         self._decisions = dict(decisions(model))
-        self._polynomials = Polynomials(self.constraints, self.options)
-        uniform = {n: torch.full((k,), 1 / k, dtype=torch.float64) for n, k in self.options.items()}
-        self._sharpness = _SHARPNESS * float(self._polynomials(uniform).amax())
+        sizes = [-(-size * cost.bits // 8) for size in traced.schedule.sizes]
+        self._peaks = peak_terms(traced.schedule, sizes, traced.options, cost.fuse)
+        self._peak = ExpectedMaximum(self._peaks, self.options)
+        self._stored = _stored(traced, cost.weight_bits) if cost.weights else {}
+        self._weights = Polynomials([self._stored], self.options)
+
+    @property
+    def constraints(self) -> tuple[Terms, ...]:
+        """Polynomials that are all at most a budget where the cost is; the cost is the largest."""
+        sums = (weighted_sum([(1, peak), (1, self._stored)]) for peak in self._peaks)
+        return tuple(reduced(terms, self.options) for terms in sums)
 
     def __call__(self) -> Tensor:
-        """Peak bytes, a float64 scalar (float32 where the device has no float64)."""
-        return self._relaxed({name: d.theta for name, d in self._decisions.items()})
+        """Expected peak bytes, a float64 scalar (float32 where the device has no float64)."""
+        return self._at({name: d.theta for name, d in self._decisions.items()})
 
     def mean(self) -> Tensor:
-        """Mean over all architectures; over 4096 of them, drawn, where there are more."""
-        return self._polynomials(self._architectures()).amax(-1).mean()
+        """Mean over all architectures: the cost of the untrained supernet under any relaxation."""
+        return self._at(
+            {n: torch.full((k,), 1 / k, dtype=torch.float64) for n, k in self.options.items()}
+        )
 
     def of(self, choices: Mapping[str, object]) -> float:
         """Exact peak of the architecture that takes `choices` (decision name -> option)."""
-        return float(self._polynomials(one_hot(self._decisions, choices)).amax())
+        return float(self._at(one_hot(self._decisions, choices)))
 
-    def _relaxed(self, thetas: Mapping[str, Tensor]) -> Tensor:
-        values = self._polynomials(thetas)
-        if not thetas:
-            return values.amax()
-        flat = torch.cat(list(thetas.values())).to(values)
-        # One number of all decisions, so that this takes no loop: mean_d(1 - sum_k theta_dk^2).
-        spread = 1 - flat.square().sum() / len(thetas)
-        # Not zero, by which nothing can be divided; but so small that nothing is added to the
-        # maximum, and that its square, in the gradient, is still a number.
-        least = torch.finfo(values.dtype).eps ** 2
-        temperature = self._sharpness * spread.clamp(min=least)
-        top = values.detach().amax()
-        return top + temperature * torch.logsumexp((values - top) / temperature, dim=0)
-
-    def _architectures(self) -> dict[str, Tensor]:
-        """One-hot thetas ``(B, K)`` of B architectures."""
-        counts = self.options.values()
-        if prod(counts) <= _ENUMERATED:
-            picked = torch.tensor(list(product(*(range(count) for count in counts))))
-        else:
-            generator = torch.Generator().manual_seed(0)
-            columns = [torch.randint(k, (_ENUMERATED,), generator=generator) for k in counts]
-            picked = torch.stack(columns, dim=1)
-        return {
-            name: torch.eye(count, dtype=torch.float64)[picked[:, column]]
-            for column, (name, count) in enumerate(self.options.items())
-        }
+    def _at(self, thetas: Mapping[str, Tensor]) -> Tensor:
+        peak = self._peak(thetas)
+        return peak + self._weights(thetas)[0] if self._stored else peak
 
 
-def _constraints(traced: Trace, cost: PeakMemory) -> tuple[Terms, ...]:
-    sizes = [-(-size * cost.bits // 8) for size in traced.schedule.sizes]
-    peaks = peak_terms(traced.schedule, sizes, traced.options, cost.fuse)
-    if not cost.weights:
-        return tuple(peaks)
-    stored = layer_terms(traced, Params())
-    return tuple(
-        reduced(weighted_sum([(1, terms), (cost.weight_bits / 8, stored)]), traced.options)
-        for terms in peaks
-    )
+def _stored(traced: Trace, bits: int) -> dict[Monomial, float]:
+    """Bytes of the parameters that are stored."""
+    return weighted_sum([(bits / 8, layer_terms(traced, Params()))])

@@ -1,5 +1,6 @@
 """`peak_memory` against networks that are played node by node, see `played`."""
 
+import math
 from importlib import import_module
 from pathlib import Path
 
@@ -136,13 +137,13 @@ def check_exact(net: nn.Module, chosen: list) -> None:
         free(net)
 
 
-@settings(max_examples=25)
+@settings(max_examples=20)
 @given(supernets())
 def test_one_hot_peak_is_that_of_the_extracted_network(net):
     check_exact(net, some_archs(net))
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(graphs())
 def test_skips_and_outputs_that_are_inputs(net):
     check_exact(net, some_archs(net, 6))
@@ -160,21 +161,25 @@ def test_random_architectures_of_every_space(path):
     net = built(path, (2, 16, 16), width=0.2).eval()
     generator = torch.Generator().manual_seed(0)
     chosen = []
-    for _ in range(4):
+    for _ in range(3):
         sample_path(net, generator)
         chosen.append(arch_of(net))
     free(net)
     check_exact(net, chosen)
 
 
-@settings(max_examples=10)
-@given(graphs(), st.sampled_from(BOTH))
-def test_the_mean_is_over_all_architectures(net, cost):
-    for _, decision in decisions(net):
-        nn.init.zeros_(decision.alpha)
+def small(net: nn.Module) -> bool:
+    return math.prod(len(d.options) for _, d in decisions(net)) <= 100
+
+
+@settings(max_examples=15)
+@given(st.one_of(graphs(), supernets()).filter(small), st.sampled_from(BOTH))
+def test_the_expected_peak_is_the_mean_over_all_architectures(net, cost):
     expected = cost.expected(net, net.input_shape)
-    mean = sum(probability(net, arch) * expected.of(arch.choices) for arch in archs(net))
-    assert expected.mean().item() == pytest.approx(mean)
+    peaks = {arch: expected.of(arch.choices) for arch in archs(net)}
+    mean = sum(probability(net, arch) * value for arch, value in peaks.items())
+    assert expected().item() == pytest.approx(mean)
+    assert expected.mean().item() == pytest.approx(sum(peaks.values()) / len(peaks))
 
 
 @settings(max_examples=20)
@@ -186,7 +191,7 @@ def test_the_gradient_is_that_of_the_value(net, cost):
 
     def value(*alphas: Tensor) -> Tensor:
         thetas = {n: alpha.softmax(-1) for n, alpha in zip(own, alphas, strict=True)}
-        return expected._relaxed(thetas) / 1e3
+        return expected._at(thetas) / 1e3
 
     torch.autograd.gradcheck(value, tuple(logits.values()), eps=1e-6, atol=1e-4)
     # And that of alphas is this one, through the theta of float32 that the forward pass uses.
@@ -197,20 +202,19 @@ def test_the_gradient_is_that_of_the_value(net, cost):
         torch.testing.assert_close(decision.alpha.grad, right, rtol=1e-3, atol=0.5)
 
 
-@settings(max_examples=15)
-@given(st.one_of(graphs(), supernets()), st.sampled_from(BOTH))
+@settings(max_examples=10)
+@given(st.one_of(graphs(), supernets()).filter(small), st.sampled_from(BOTH))
 def test_descending_the_penalty_alone_finds_less_memory(net, cost):
     expected = cost.expected(net, net.input_shape)
     peaks = [expected.of(arch.choices) for arch in archs(net)]
     before = expected().item()
     optimizer = torch.optim.Adam([d.alpha for _, d in decisions(net)], lr=0.2)
-    for _ in range(80):
+    for _ in range(60):
         optimizer.zero_grad()
         expected().backward()
         optimizer.step()
-    if max(peaks) > min(peaks):
-        assert expected().item() < before
-    assert expected.of(arch_of(net).choices) <= sum(peaks) / len(peaks)
+    assert max(peaks) == min(peaks) or expected().item() < before
+    assert expected.of(arch_of(net).choices) <= before * 1.001
 
 
 @settings(max_examples=10)

@@ -64,6 +64,17 @@ def test_an_in_place_operator_makes_nothing_either_way():
     assert both(net) == (16 + 32, 16 + 32)
 
 
+def test_an_in_place_operator_needs_what_it_writes():
+    def forward(self, x):
+        early = self.a(x)
+        late = self.c(self.b(early))
+        early.relu_()
+        return late
+
+    net = Forward(forward, a=conv(2, 4), b=conv(4, 8), c=conv(8, 1))
+    assert both(net) == (32 + 64 + 8, 32 + 64 + 8)
+
+
 def test_a_long_skip_lives_until_it_is_joined():
     def forward(self, x):
         return torch.cat([self.c(self.b(self.a(x))), x], dim=1)
@@ -164,6 +175,21 @@ def test_an_option_that_passes_its_input_on_keeps_it():
     cost = PeakMemory(bits=8).expected(Forward(forward, a=conv(2, 2), block=block), SHAPE)
     assert cost.of({"block": "conv"}) == 48
     assert cost.of({"block": "identity"}) == 32
+
+
+def test_the_step_of_the_peak_depends_on_another_decision():
+    def forward(self, x):
+        y = self.a(x)
+        return torch.cat([self.kept(y), self.block(y)], dim=1)
+
+    # While `block` runs its first layer, y is there besides what `kept` gives, if that is another.
+    kept = ChoiceBlock({"conv": conv(2, 2), "identity": nn.Identity()})
+    block = ChoiceBlock([nn.Sequential(conv(2, c), conv(c, 1)) for c in (4, 8)])
+    net = Forward(forward, a=conv(2, 2), kept=kept, block=block)
+    cost = PeakMemory(bits=8).expected(net, SHAPE)
+    for option, width in (("0_Sequential", 32), ("1_Sequential", 64)):
+        assert cost.of({"kept": "conv", "block": option}) == 16 + 16 + width
+        assert cost.of({"kept": "identity", "block": option}) == 16 + width + 8
 
 
 def test_the_expected_peak_does_not_dilute_options():
