@@ -39,16 +39,16 @@ class ExpectedMaximum:
         every = torch.cat([floor[None], *(table.values for table in tables)])
         levels: Tensor = torch.unique(every.clamp(min=float(floor)))
         self._top, self._steps = levels[-1], levels.diff()
-        below = [torch.searchsorted(t.values, levels[:-1], right=True) for t in tables]
-        self._below = torch.stack(below) if below else torch.zeros(0, 0).long()
+        # The last row that is at most each level; there is one, as no level is below the floor.
+        last = [torch.searchsorted(t.values, levels[:-1], right=True) - 1 for t in tables]
+        self._last = torch.stack(last) if last else torch.zeros(0, 0).long()
         self._places = _places(tables, options)
 
     def __call__(self, thetas: Mapping[str, Tensor]) -> Tensor:
         if not self._names:
             return self._top
-        # A factor 1 for a decision that a table has not, 0 for a row that it has not.
-        last = thetas[self._names[0]].new_tensor([1.0, 0.0])
-        theta = torch.cat([*(thetas[name] for name in self._names), last])
+        one = thetas[self._names[0]].new_ones(1)  # the factor for a decision that a table has not
+        theta = torch.cat([*(thetas[name] for name in self._names), one])
         # Apple's GPUs have no float64.
         theta = theta.to(torch.float32 if theta.device.type == "mps" else torch.float64)
         self._follow(theta)
@@ -56,7 +56,7 @@ class ExpectedMaximum:
         for row in self._places[1:]:
             chance = chance * theta[row]
         # The rows of a table ascend: P(value <= v) is a sum of the first ones.
-        sums = torch.nn.functional.pad(chance.cumsum(1), (1, 0)).gather(1, self._below)
+        sums = chance.cumsum(1).gather(1, self._last)
         under = sums[0]
         for other in sums[1:]:
             under = under * other
@@ -67,7 +67,7 @@ class ExpectedMaximum:
         """Keep the constants where theta is: once per move, not once per call."""
         if self._top.device != theta.device or self._top.dtype != theta.dtype:
             self._top, self._steps = self._top.to(theta), self._steps.to(theta)
-            self._below, self._places = (t.to(theta.device) for t in (self._below, self._places))
+            self._last, self._places = (t.to(theta.device) for t in (self._last, self._places))
 
 
 @dataclass
@@ -136,7 +136,7 @@ def _largest_constant(rows: Sequence[Terms]) -> float:
 
 
 def _places(tables: Sequence[_Table], options: Mapping[str, int]) -> Tensor:
-    """Where the factors of each row of each table are among all thetas, 1 and 0.
+    """Where the factors of each row of each table are among all thetas and, behind them, 1.
 
     Shape: ``(largest number of decisions, tables, largest number of rows)``.
     """
@@ -146,10 +146,10 @@ def _places(tables: Sequence[_Table], options: Mapping[str, int]) -> Tensor:
         start += count
     deepest = max((len(table.names) for table in tables), default=0)
     longest = max((len(table.values) for table in tables), default=0)
-    places = torch.full((deepest, len(tables), longest), start + 1)
+    places = torch.full((deepest, len(tables), longest), start)
     for index, table in enumerate(tables):
-        count = len(table.values)
-        places[:, index, :count] = start
         for column, name in enumerate(table.names):
-            places[column, index, :count] = offsets[name] + table.combinations[:, column]
+            places[column, index, : len(table.values)] = (
+                offsets[name] + table.combinations[:, column]
+            )
     return places
