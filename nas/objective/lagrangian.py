@@ -36,12 +36,12 @@ class AugmentedLagrangian(PerCost):
     """
 
     multiplier: Tensor  # (I,) mu
-    strength: Tensor  # (I,) rho
+    quadratic: Tensor  # (I,) rho
     last: Tensor  # (I,) g at the last update
     budget: Tensor  # (I,) B, what is in force
 
     def __init__(self, rho: float = 1.0, rho_max: float = 4.0, ramp: float = 0.8) -> None:
-        super().__init__("multiplier", "strength", "last", "budget")
+        super().__init__("multiplier", "quadratic", "last", "budget")
         meaning = "the loss that each factor e of excess is worth"
         check_number("rho", rho, meaning, zero=False)
         check_number("rho_max", rho_max, meaning, zero=False)
@@ -57,28 +57,28 @@ class AugmentedLagrangian(PerCost):
     def start(self, reference: Mapping[str, Tensor], targets: Mapping[str, float]) -> None:
         super().start(reference, targets)
         self.multiplier = torch.zeros_like(self.target)
-        self.strength = torch.full_like(self.target, self.rho)
+        self.quadratic = torch.full_like(self.target, self.rho)
         self.budget = self._in_force(0.0)
         self.last = (self.reference / self.budget).log()
 
     def forward(self, task: Tensor, costs: Mapping[str, Tensor]) -> Tensor:
         task = wide(task)
-        force = (self.multiplier + self.strength * self._violation(costs)).relu()
-        penalties = (force**2 - self.multiplier**2) / (2 * self.strength)
+        force = (self.multiplier + self.quadratic * self._violation(costs)).relu()
+        penalties = (force**2 - self.multiplier**2) / (2 * self.quadratic)
         return task + penalties.sum().to(task)
 
     def update(self, costs: Mapping[str, Tensor], progress: float) -> None:
         now = self._violation(costs).detach().to(self.last)
-        self.multiplier = (self.multiplier + self.strength * now).relu()
+        self.multiplier = (self.multiplier + self.quadratic * now).relu()
         stuck = (now > 0) & (now > 0.9 * self.last)
-        doubled = (2 * self.strength).clamp_max(self.rho_max)
-        self.strength = torch.where(stuck, doubled, self.strength)
+        doubled = (2 * self.quadratic).clamp_max(self.rho_max)
+        self.quadratic = torch.where(stuck, doubled, self.quadratic)
         self.last, self.budget = now, self._in_force(progress)
 
     def state(self) -> Mapping[str, float]:
         return {
             **self.by_name("multiplier", self.multiplier),
-            **self.by_name("strength", self.strength),
+            **self.by_name("strength", self.quadratic),
             **self.by_name("budget", self.budget),
         }
 

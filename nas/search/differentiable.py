@@ -58,7 +58,8 @@ class DifferentiableSearch(pl.LightningModule):
         targets: cost name -> budget, for the objectives that know budgets.
 
     Raises:
-        UserError: nothing to search, or epochs that leave no time for alphas.
+        UserError: nothing to search, epochs that leave no time for alphas, or budgets that the
+            objective cannot work with.
     """
 
     def __init__(
@@ -90,11 +91,12 @@ class DifferentiableSearch(pl.LightningModule):
         self.automatic_optimization = False
         self.supernet, self.costs = supernet, dict(costs)
         self.objective = cast(nn.Module, objective)
+        # Here, where a wrong budget ends the run before it has begun; a checkpoint is loaded later.
+        objective.start({name: cost.mean() for name, cost in self.costs.items()}, targets or {})
         self.weight_factory, self.alpha_factory = weight_optimizer, alpha_optimizer
         self.epochs, self.warmup_epochs = epochs, warmup_epochs
         self.temperature = temperature or constant()
         self.clip, self.label_smoothing, self.seed = clip, label_smoothing, seed
-        self.targets = dict(targets or {})
         self.parameters_of = split_parameters(supernet)
         # Not the global generator: under data parallel training every rank must draw alike here
         # while dropout must not.
@@ -113,12 +115,6 @@ class DifferentiableSearch(pl.LightningModule):
         weight_optimizer = self.weight_factory([p for p in weights if p.requires_grad])
         schedule = LambdaLR(weight_optimizer, warmup_cosine(0, self.epochs, floor=0.04))
         return [weight_optimizer, self.alpha_factory(alphas)], [schedule]
-
-    def on_fit_start(self) -> None:
-        # A checkpoint brings the reference along; the epoch is not restored yet at this point.
-        if self.trainer.ckpt_path is None:
-            reference = {name: cost.mean() for name, cost in self.costs.items()}
-            cast(Objective, self.objective).start(reference, self.targets)
 
     def on_train_epoch_start(self) -> None:
         torch.manual_seed(self.seed + self.current_epoch + 1000 * self.global_rank)

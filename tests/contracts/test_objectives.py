@@ -193,6 +193,11 @@ def test_the_task_loss_may_be_in_half_precision(objective, dtype):
     assert all(float(cost.grad) > 0 for cost in costs.values())
 
 
+def test_a_strength_is_the_number_that_was_configured(objective):
+    # It is shown as a hyper-parameter of the run.
+    assert isinstance(getattr(started(objective), "strength", 0.0), float)
+
+
 def test_its_state_is_loaded_before_it_is_started(objective):
     costs = tensors(COSTS)
     late(started(objective), costs)

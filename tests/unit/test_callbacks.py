@@ -1,6 +1,5 @@
 """Resuming a run exactly, stopping it early, and what is written to TensorBoard."""
 
-import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from math import log
@@ -276,7 +275,9 @@ def test_the_objectives_state_is_written_and_follows_the_budget(tmp_path: Path) 
     assert set(state) == {f"{name}/params" for name in ("multiplier", "strength", "budget")}
     for name, value in state.items():
         assert series(events, f"objective/{name}")[-1] == pytest.approx(value)
-    assert series(events, "objective/budget/params")[-1] == pytest.approx(module.targets["params"])
+    assert series(events, "objective/budget/params")[-1] == pytest.approx(
+        0.8 * float(module.costs["params"].mean())
+    )
 
 
 class Recording(Plain):
@@ -341,12 +342,9 @@ def test_a_budget_is_held_by_the_distribution_not_by_its_draws(relax: Callable[.
     assert len(set(seen["AugmentedLagrangian"])) == 1
 
 
-def test_a_missing_budget_ends_the_search_before_training() -> None:
-    module = search(objective=AugmentedLagrangian)
-    before = copy.deepcopy(module.supernet.state_dict())
+def test_a_missing_budget_is_found_before_training() -> None:
     with pytest.raises(UserError, match=r"budget\.params="):
-        fit(module)
-    assert differences(dict(module.supernet.state_dict()), dict(before)) == []
+        search(objective=AugmentedLagrangian)
 
 
 def test_entropy_and_probability_are_those_of_the_alphas(tmp_path: Path) -> None:
