@@ -1,7 +1,6 @@
 """Budgets as people write them: ``50k``, ``5M``, ``64kB``, ``3ms``, ``60%``."""
 
 import re
-from collections.abc import Mapping
 
 from nas.errors import UserError
 
@@ -54,10 +53,3 @@ def _examples(unit: str) -> str:
     examples = {"B": "64000, 64kB, 64KiB or 60%", "s": "0.003, 3ms, 3000us or 60%"}
     examples["J"] = "0.002, 2mJ or 60%"
     return examples.get(unit, "50000, 50k, 1.5M or 60%") + " (of the largest network)"
-
-
-def parse_all(
-    budgets: Mapping[str, str | float], units: Mapping[str, str], largest: Mapping[str, float]
-) -> dict[str, float]:
-    """`parse` for every budget that is given; cost name -> amount in the cost's unit."""
-    return {n: parse(n, text, units[n], largest[n]) for n, text in budgets.items()}

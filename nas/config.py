@@ -1,5 +1,6 @@
 """The run's schema for Hydra, where the configs lie, and checks that Hydra does not make."""
 
+import difflib
 import inspect
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,6 +72,16 @@ def groups() -> dict[str, list[str]]:
         for folder in sorted(config_dir().iterdir())
         if folder.is_dir()
     }
+
+
+def alternatives(config: DictConfig, key: str) -> str:
+    """What to write instead of the unknown `key`: the nearest key, and all beside it."""
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    known = [str(k) for k in node if not str(k).startswith("_")] if node is not None else []
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{meant} Known keys{f' of {parent}' if parent else ''}: {', '.join(known)}"
 
 
 def top_level_help() -> str:

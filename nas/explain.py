@@ -1,14 +1,12 @@
 """Hydra's command line and Hydra's messages, made fit for people."""
 
-import difflib
 import re
 from collections.abc import Sequence
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 
-from nas.config import config_dir, groups
+from nas.config import alternatives, config_dir, groups
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
@@ -61,9 +59,4 @@ def _alternatives(key: str, arguments: Sequence[str]) -> str:
             config = compose("config", chosen)
         except HydraException:  # an option from the user's own --config-dir
             config = compose("config")
-    parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
-    known = [str(k) for k in node if not str(k).startswith("_")] if node is not None else []
-    near = difflib.get_close_matches(name, known, n=1)
-    meant = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{meant} Known keys{f' of {parent}' if parent else ''}: {', '.join(known)}"
+    return alternatives(config, key)

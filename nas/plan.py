@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nas.arch import Arch
-from nas.budget import parse_all
+from nas.budget import parse
 from nas.cost.analytic import MACs, Params
 from nas.cost.base import LayerCost, NetworkCost
 from nas.cost.expected import expected
@@ -78,8 +78,10 @@ class Problem:
     def _budgets(self) -> dict[str, float]:
         given = {name: text for name, text in self.plan.budgets.items() if text is not None}
         check_known(self.costs, given)
-        units = {name: self.costs[name].unit for name in given}
-        found = parse_all(given, units, {name: largest_of(self.costs[name]) for name in given})
+        found = {
+            name: parse(name, text, self.costs[name].unit, largest_of(self.costs[name]))
+            for name, text in given.items()
+        }
         check_feasible(self.costs, found)
         return found
 

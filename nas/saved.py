@@ -1,6 +1,5 @@
 """The configuration that a run has saved, read back and changed from the command line."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nas.config import check_trusted, config_dir, groups
+from nas.config import alternatives, check_trusted, config_dir, groups
 from nas.errors import UserError
 from nas.run import RunDir
 
@@ -60,12 +59,8 @@ def change(config: DictConfig, words: Sequence[str]) -> None:
 def _set(config: DictConfig, key: str, text: str) -> None:
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(config, parent) if parent else config
-    known = [str(k) for k in node if not str(k).startswith("_")] if node is not None else []
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        meant = f" Did you mean {near[0]!r}?" if near else ""
-        of = f" of {parent}" if parent else ""
-        raise UserError(f"unknown key {key!r}.{meant} Known keys{of}: {', '.join(known)}")
+    if node is None or name.startswith("_") or name not in node:
+        raise UserError(f"unknown key {key!r}.{alternatives(config, key)}")
     try:
         OmegaConf.update(config, key, yaml.safe_load(text))
     except (yaml.YAMLError, OmegaConfBaseException) as error:

@@ -126,7 +126,7 @@ def front(
     if size < 1:
         raise UserError(f"front={size} must be at least 1")
     check_known(costs, {along: 0.0, **budgets})
-    top = _cost(costs[along], supernet, select(supernet, space, costs, budgets))
+    top = costs[along].of(select(supernet, space, costs, budgets).choices)
     inner = Programme(costs[along].options).minimise(
         costs[along].constraints, limits(costs, budgets)
     )
@@ -158,9 +158,3 @@ def check_known(costs: Costs, budgets: Mapping[str, object]) -> None:
                 f"budget.{name}: cost {name!r} is not computed in this run, only {sorted(costs)}; "
                 f"add it with cost=[{','.join([*costs, name])}]"
             )
-
-
-def _cost(cost: Expected, supernet: nn.Module, arch: Arch) -> float:
-    found = dict(decisions(supernet))
-    choices = {name: found[name].options.index(option) for name, option in arch.choices.items()}
-    return worst(cost.constraints, choices)

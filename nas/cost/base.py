@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 Scalar = int | float | Tensor
 Gate = tuple[str, int]  # decision name and option index
 Gates = frozenset[Gate]  # conjunction: all must hold
+Event = frozenset[Gates]  # disjunction of conjunctions
 Monomial = Gates  # product of thetas, at most one option of each decision
 Terms = Mapping[Monomial, float]  # polynomial in thetas: monomial -> coefficient
 

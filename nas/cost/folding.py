@@ -15,11 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nas.cost.base import LayerSpec, stored
+from nas.cost.base import Event, Gates, LayerSpec, stored
 from nas.decision import decisions
-
-Gates = frozenset[tuple[str, int]]
-Event = frozenset[Gates]
 
 _NORMS = {"native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"}
 

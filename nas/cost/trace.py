@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas.cost.base import Gate, Gates, LayerSpec, stored
+from nas.cost.base import Event, Gate, Gates, LayerSpec, stored
 from nas.cost.folding import FoldRecorder
 from nas.cost.operators import OperatorRecorder
 from nas.cost.schedule import Schedule, ScheduleRecorder
 from nas.decision import Decision, decisions
 from nas.errors import UserError
 
-Event = frozenset[Gates]  # disjunction of conjunctions
 ALWAYS: Event = frozenset({frozenset()})
 
 Example = Tensor | tuple[Tensor, ...] | tuple[int, ...]

@@ -12,20 +12,9 @@ from nas.cost.trace import trace
 from nas.errors import UserError
 from nas.supernet.choice import ChoiceBlock
 
+from .forward import Forward
+
 SHAPE = (2, 8)  # 16 values
-
-
-class Forward(nn.Module):
-    """`function(self, x)` as the forward pass of a module that holds `layers`."""
-
-    def __init__(self, function, **layers: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, *inputs):
-        return self.function(self, *inputs)
 
 
 def conv(c_in: int, c_out: int) -> nn.Conv1d:

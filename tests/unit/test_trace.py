@@ -17,6 +17,8 @@ from nas.decision import decisions
 from nas.errors import UserError
 from nas.supernet.choice import ChoiceBlock
 
+from .forward import Forward
+
 SHAPE = (2, 8)
 
 
@@ -27,19 +29,6 @@ def conv(kernel: int, **more) -> nn.Conv1d:
 def costs(model: nn.Module, example=SHAPE) -> tuple[float, float]:
     traced = trace(model, example)
     return tuple(ExpectedCost(model, cost, traced)().item() for cost in (Params(), MACs()))
-
-
-class Forward(nn.Module):
-    """`function(self, x)` as the forward pass of a module that holds `layers`."""
-
-    def __init__(self, function, **layers: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, *inputs):
-        return self.function(self, *inputs)
 
 
 def test_a_layer_called_twice_counts_its_macs_per_call_and_its_params_once():
