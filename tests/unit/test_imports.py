@@ -20,7 +20,7 @@ LAYERS = (
     "spaces discrete",
     "cost",
     "objective",
-    "train",
+    "recalibrate train",
     "search",
     "export",
     "selection",
