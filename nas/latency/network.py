@@ -102,6 +102,8 @@ class Encoding:
     def from_json(cls, stored: Stored) -> "Encoding":
         options = stored.child("options")
         known = {name: options.texts(name) for name in options}
+        if not known or not all(known.values()):
+            raise UserError(f"{stored.what}: decisions without options: {known}")
         return cls(known, stored.text("basis"), stored.text("left_out"))
 
 
