@@ -245,7 +245,9 @@ def test_the_cost_of_a_supernet_is_the_mean_over_its_networks(kind):
         float(torch.stack([t[k] for t, k in zip(thetas, at, strict=True)]).prod()) for at in places
     ]
 
-    assert float(of().detach()) == pytest.approx(float(np.dot(chance, model.predict(ALL))), rel=1e-6)
+    assert float(of().detach()) == pytest.approx(
+        float(np.dot(chance, model.predict(ALL))), rel=1e-6
+    )
     assert float(of.mean()) == pytest.approx(float(model.predict(ALL).mean()), rel=1e-6)
     for taken, value in zip(ALL, model.predict(ALL), strict=True):
         assert of.of(dict(zip(OPTIONS, taken, strict=True))) == pytest.approx(value, rel=1e-6)
