@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
+from nas.anatomy import anatomy
 from nas.arch import Arch
 from nas.decision import free
 from nas.discrete import discretize
@@ -221,6 +222,12 @@ class Run:
             logging.getLogger("nas").warning("no ONNX file: %s", error)
             return None
 
+    def _parts(self) -> list[dict[str, Any]]:
+        assert self.arch is not None
+        shape = self.plan.data.input_shape
+        found = anatomy(self.supernet, self.arch, shape, self.problem.priced)
+        return [part.to_json() for part in found]
+
     def _result(
         self, found: Mapping[str, Any], trained: Mapping[str, Any], seconds: float
     ) -> dict[str, Any]:
@@ -235,6 +242,7 @@ class Run:
             **self.plan.about,
             "arch": dict(self.arch.choices),
             "arch_hash": self.arch.hash,
+            "parts": self._parts(),
             "trained": self.train,
             "metrics": {**found["metrics"], **trained["metrics"]},
             **cost_fields(self.problem.costs, self.problem.budgets, self.arch),

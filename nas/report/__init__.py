@@ -7,12 +7,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from nas.drawing import console
 from nas.report.figure import pictures
 from nas.report.front import Front, Sweep, fronts, labelled
 from nas.report.page import page
 from nas.report.runs import gather
 from nas.report.spreadsheet import csv_text
-from nas.report.table import console, print_table
+from nas.report.table import print_table
 from nas.report.tensorboard import write_entry
 from nas.run import RunDir, write_atomic
 

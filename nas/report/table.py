@@ -12,13 +12,6 @@ from nas.report.runs import Run, differing, settings
 
 MOST_DOMINATED = 30  # a terminal shows so many; report.csv and the page show all
 TEXTUAL = ("sweep", "run", "settings", "place")  # columns set to the left
-PIPE_WIDTH = 140  # columns where the output is no terminal that has a width
-
-
-def console() -> Console:
-    """Where the report is printed: the terminal at its width, a pipe or a log at a fixed one."""
-    plain = Console(highlight=False)
-    return plain if plain.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
 
 
 def print_table(out: Console, sweeps: Sequence[Sweep], fronts: Sequence[Front]) -> None:
