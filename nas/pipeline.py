@@ -2,6 +2,7 @@
 
 import logging
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -89,7 +90,7 @@ class Run:
         if self.plan.onnx:
             result["onnx_max_abs_diff"] = self._onnx(network)
         write_json(self.run.result, result)
-        self._log_final(logger, result)
+        self._log_final(logger, result, network)
         self.run.finetune_checkpoint.unlink(missing_ok=True)
         return result
 
@@ -208,7 +209,18 @@ class Run:
             shown["strength"] = strength
         return {**shown, **self.plan.about.get("overrides", {})}
 
-    def _log_final(self, logger: TensorBoardLogger, result: Mapping[str, Any]) -> None:
+    def _log_final(
+        self, logger: TensorBoardLogger, result: Mapping[str, Any], network: nn.Module
+    ) -> None:
+        example = torch.zeros(1, *self.plan.data.input_shape)
+        with warnings.catch_warnings():
+            # Drawn by tracing with TorchScript, which torch has deprecated without a successor
+            # that TensorBoard reads.
+            warnings.simplefilter("ignore")
+            try:
+                logger.experiment.add_graph(network, example)
+            except RuntimeError as error:  # control flow that tracing cannot follow
+                logging.getLogger("nas").info("no graph for TensorBoard: %s", error)
         final = {**result["metrics"], **result["costs"]}
         names = ("test_acc", "val_acc", *self.problem.costs)
         logger.log_metrics({f"final/{name}": final[name] for name in names}, step=0)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 INCHES = (6.0, 4.2)
 DPI = 200  # 1200 pixels wide: sharp where it is shown 600 wide
+SMALL = (3.7, 3.0)  # TensorBoard shows it about 310 pixels wide: letters must be large in it
 STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -28,24 +29,27 @@ STYLE = {
 }
 
 
-def pictures(fronts: Sequence[Front]) -> tuple[bytes, bytes]:
+def pictures(fronts: Sequence[Front], small: bool = False) -> tuple[bytes, bytes]:
     """The figure as PNG and as SVG.
+
+    Args:
+        small: for where it is shown small.
 
     Raises:
         UserError: matplotlib is not installed.
     """
     matplotlib = load_optional("matplotlib")
     with matplotlib.rc_context(STYLE):
-        figure = _draw(fronts)
+        figure = _draw(fronts, SMALL if small else INCHES)
         png, svg = io.BytesIO(), io.BytesIO()
         figure.savefig(png, format="png", dpi=DPI)
         figure.savefig(svg, format="svg", metadata={"Date": None})
     return png.getvalue(), svg.getvalue()
 
 
-def _draw(fronts: Sequence[Front]) -> "Figure":
+def _draw(fronts: Sequence[Front], inches: tuple[float, float]) -> "Figure":
     # A Figure without pyplot: no window system, no global state, safe in a thread.
-    figure: Figure = load_optional("matplotlib.figure").Figure(figsize=INCHES, layout="constrained")
+    figure: Figure = load_optional("matplotlib.figure").Figure(figsize=inches, layout="constrained")
     axes = figure.add_subplot()
     for index, front in enumerate(fronts):
         _line(axes, front, line_colour(fronts, index))

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nas.report.detail import commands
 from nas.report.front import Front, Sweep
 from nas.report.labels import cost_text, metric_text, plural
 from nas.report.runs import Run, differing, settings
@@ -54,7 +55,14 @@ def markdown(fronts: Sequence[Front]) -> str:
     rows += [_cells(run, front, names, head) for front in fronts for run in front.members]
     lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
     notes = [f"{front.label}: {front.summary()}" for front in fronts] + [fronts[0].definition()]
-    return "\n".join(lines) + "\n\n" + "\n\n".join(notes)
+    found = "\n\n".join(_how(run) for front in fronts for run in front.members)
+    return "\n".join(lines) + "\n\n" + "\n\n".join(notes) + "\n\n" + found
+
+
+def _how(run: Run) -> str:
+    """How to take one network of the front along, as Markdown."""
+    lines = "\n".join(f"    {command}" for command, _ in commands(run))
+    return f"**{run.name}**\n\n{lines}"
 
 
 def _header(fronts: Sequence[Front]) -> list[str]:

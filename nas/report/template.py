@@ -36,10 +36,11 @@ tbody tr[tabindex] { cursor: pointer; }
 tbody tr:focus-visible { outline: 2px solid var(--accent); outline-offset: -2px; }
 #detail { border: 1px solid var(--line); border-radius: 6px; padding: .2rem 1rem 1rem;
   margin: .8rem 0; }
-#detail .pair { display: flex; flex-wrap: wrap; gap: 1rem 2rem; align-items: flex-start; }
-#detail svg { flex: 1 1 20rem; min-width: min(30rem, 100%); max-width: 42rem; }
-#detail dl { display: grid; grid-template-columns: fit-content(11rem) minmax(8rem, 1fr); gap: .1rem .9rem; margin: 0;
-  font-size: .875rem; }
+#detail .pair { display: flex; flex-wrap: wrap; gap: 1rem 2rem; align-items: flex-start;
+  overflow-x: auto; }
+#detail svg { flex: 1 1 26rem; min-width: 26rem; max-width: 42rem; }
+#detail dl { display: grid; grid-template-columns: fit-content(11rem) minmax(8rem, 1fr);
+  gap: .1rem .9rem; margin: 0; font-size: .875rem; }
 #detail dt { color: var(--soft); } #detail dd { margin: 0; overflow-wrap: anywhere; }
 #curves { height: 19rem; }
 .choices td { background: color-mix(in srgb, var(--accent) calc(var(--share) * .7), transparent);
