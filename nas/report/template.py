@@ -69,13 +69,15 @@ const detail = document.getElementById('detail');
 const rowsOf = () => document.querySelectorAll('tr[data-places]');
 
 // A row's own text, and the choices that only its details hold.
-const words = new Map([...rowsOf()].map(row => [row.id,
-  (row.textContent + ' ' + JSON.stringify(runs[row.id].facts.concat(runs[row.id].choices)) + ' '
-    + (drawings[runs[row.id].arch] ?? '').replace(/<[^>]*>/g, ' ')).toLowerCase()]));
+const words = new Map([...rowsOf()].map(row => {
+  const {facts, choices, arch} = runs[row.id];
+  const drawn = (drawings[arch] ?? '').replace(/<[^>]*>/g, ' ');
+  const given = facts.concat(choices).map(pair => pair.join('='));
+  return [row.id, [row.textContent, ...given, drawn].join(' ').toLowerCase()];
+}));
 
 function wanted(id) {
-  return filter.value.toLowerCase().split(/[\\s,]+/).every(word =>
-    words.get(id)?.includes(word) || words.get(id)?.includes(word.replace('=', ' ')));
+  return filter.value.toLowerCase().split(/[\\s,]+/).every(word => words.get(id)?.includes(word));
 }
 
 function filtered(trace) {
