@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "nas"
 
 # A module may import from its own layer or an earlier one.
 LAYERS = (
-    "errors arch pareto run schedule units",
+    "errors arch pareto run schedule units drawing",
     "budget",
     "config data explain",
     "decision",
@@ -20,7 +20,7 @@ LAYERS = (
     "spaces discrete",
     "cost",
     "latency",
-    "objective",
+    "objective anatomy",
     "recalibrate train",
     "search",
     "export",
