@@ -117,8 +117,8 @@ class _Writer:
         return _Tree(self._class(module, name, list(children)), children | own, "=")
 
     def _own_tensors(self, module: nn.Module) -> dict[str, "_Tree"]:
-        tensors = {**dict(module.named_parameters(recurse=False))}
-        tensors |= dict(module.named_buffers(recurse=False))
+        tensors: dict[str, Tensor] = dict(module.named_buffers(recurse=False))
+        tensors |= dict(module.named_parameters(recurse=False))
         return {k: _Tree(f"torch.empty({tuple(v.shape)})") for k, v in tensors.items()}
 
     def _is_chain(self, module: nn.Sequential) -> bool:

@@ -56,7 +56,7 @@ def quantized(source: Source) -> nn.Module:
     )
     prepared = prepare_pt2e(program.module(), quantizer)
     with torch.no_grad():
-        for batch in source.calibration.split(_BATCH):
+        for batch in torch.split(source.calibration, _BATCH):
             prepared(batch)
     converted: nn.Module = convert_pt2e(prepared)
     return converted
@@ -72,7 +72,7 @@ def open_pte(path: Path) -> Model:
 
     def run(x: torch.Tensor) -> torch.Tensor:
         # Cloned: the next image's output is written where this one's was.
-        outputs = [program.forward((image,))[0].clone() for image in x.split(1)]
+        outputs = [program.forward((image,))[0].clone() for image in torch.split(x, 1)]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     return run

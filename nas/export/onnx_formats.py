@@ -103,7 +103,7 @@ class _Reader:
     """What onnxruntime asks for batches, until there is None."""
 
     def __init__(self, images: Tensor) -> None:
-        self.batches: Iterator[Tensor] = iter(images.split(_BATCH))
+        self.batches: Iterator[Tensor] = iter(torch.split(images, _BATCH))
 
     def get_next(self) -> dict[str, Any] | None:
         batch = next(self.batches, None)

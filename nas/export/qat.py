@@ -99,6 +99,6 @@ def _train(
         for x, labels in loader:
             loss = check_finite(F.cross_entropy(network(x), labels), epoch)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters, 5.0)
             optimizer.step()

@@ -34,7 +34,6 @@ class _Writer:
     def __init__(self, graph: fx.Graph) -> None:
         self.nodes = list(graph.nodes)
         self.at = {node: i for i, node in enumerate(self.nodes)}
-        self.last = {node: max(map(self.at.get, node.users), default=-1) for node in self.nodes}
         self.texts: dict[fx.Node, str] = {}
         self.names: dict[fx.Node, str] = {}
 

@@ -116,6 +116,7 @@ class _Valued(fx.Proxy):
     """A proxy beside the value it stands for on the example."""
 
     value: Any = None
+    tracer: Any
 
     @property
     def shape(self) -> Any:
@@ -155,7 +156,7 @@ class _Tracer(fx.Tracer):
         return _Valued(node, self)
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
-        made = super().create_proxy(*args, **kwargs)
+        made: Any = super().create_proxy(*args, **kwargs)
         with torch.no_grad():
             made.value = self.values[made.node] = self._value(made.node)
         return made
