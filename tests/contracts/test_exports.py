@@ -14,6 +14,7 @@ from nas.discrete import discretize
 from nas.export.formats import FORMATS, chosen
 from nas.export.parity import compare, complaint
 from nas.export.source import Source
+from nas.spaces.staged import StagedSpace
 
 from .drawn import randomized, sample
 from .test_spaces import CONFIGS, built, covering
@@ -29,8 +30,7 @@ def network(request) -> nn.Module:
 
 def check(name: str, network: nn.Module, folder: Path) -> None:
     assert not any(decisions(network))
-    x = sample(network, batch=4) if hasattr(network, "input_shape") else torch.randn(4, 2, 8, 8)
-    source = Source(network, x, "a test", INPUT)
+    source = Source(network, sample(network, batch=4), "a test", INPUT)
     form = chosen([name], network)[name]
     form.write(source, folder)
     model = form.open(folder / form.files[0])
@@ -41,15 +41,17 @@ def check(name: str, network: nn.Module, folder: Path) -> None:
     assert found.argmax_agreement == 1
 
 
-@pytest.mark.parametrize("name", ["state_dict", "python", "onnx", "pt2"])
+@pytest.mark.parametrize("name", ["state_dict", "python"])
 def test_the_file_computes_what_the_network_computes(name, network, tmp_path):
     check(name, network, tmp_path)
 
 
-@pytest.mark.slow
-def test_executorch(tmp_path):
-    space = randomized(built("mobilenet_tiny", (2, 8, 8), width=0.1)).eval()
-    check("pte", discretize(space, list(covering(space))[1]), tmp_path)
+# Of every space they are exported by scripts/deploy_study.py; here each exporter takes its seconds.
+@pytest.mark.parametrize("name", ["onnx", "pt2", pytest.param("pte", marks=pytest.mark.slow)])
+def test_exporters_with_every_operation(name, tmp_path):
+    ops = ["mb_k3_e2_se", "grp_k3_g2", "avgpool_k3", "zero", "identity"]
+    space = StagedSpace((2, 8, 8), 3, [{"ops": [op], "channels": 4} for op in ops])
+    check(name, discretize(randomized(space).eval()), tmp_path)
 
 
 def test_the_list_of_formats_is_whole():
