@@ -41,7 +41,6 @@ def card(result: Mapping[str, Any], trained: bool, exported: Mapping[str, Any]) 
         "exported_by": exported["command"],
         "exported_with": _versions(),
         "machine": platform.processor() or platform.machine(),
-        "qat": exported["qat"],
         "eager_latency": exported["eager_latency"],
         "formats": exported["formats"],
     }
@@ -121,11 +120,12 @@ def _files(card: Mapping[str, Any]) -> str:
     header = ("format", "runtime", "files", "max abs diff", "same class", "accuracy")
     text = "## Files\n\n" + _table(header, rows)
     text += f"\n\nCompared with PyTorch in eager mode on {samples:,} test samples."
-    if card["qat"]:
-        text += (
-            f" The int8 files hold weights trained on for int8 ({card['qat']['epochs']} epochs), "
-            "compared with the network before."
-        )
+    for name, row in card["formats"].items():
+        if found := row.get("qat"):
+            text += (
+                f" {name} holds weights trained on for int8 ({found['epochs']} epochs), compared "
+                "with the network before."
+            )
     return text
 
 

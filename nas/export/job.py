@@ -1,5 +1,7 @@
 """`nas export`: one network in several formats, each kept only if it computes what it should."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from nas.data import DataModule
 from nas.errors import UserError
 from nas.export.card import card, markdown
 from nas.export.formats import chosen
+from nas.export.loading import state_bytes
 from nas.export.parity import Batch, Parity, compare, complaint
 from nas.export.qat import fine_tune
 from nas.export.source import Format, Model, Source
@@ -222,6 +225,7 @@ class Export:
             "files": sizes,
             "tolerance": form.tolerance,
             **found.fields(),
+            **({"qat": made.qat} if form.int8 else {}),
         }
         listed = ", ".join(f"{shown(self.out / file)} ({n:,} bytes)" for file, n in sizes.items())
         print(f"{name:10} {listed}\n{'':10} {found}")
@@ -238,15 +242,25 @@ class Export:
 
     eager: Mapping[str, Any] | None = None  # latency of the network as it is
 
+    def _earlier(self, network: str) -> dict[str, Any]:
+        """Rows of formats of this very network that lie in the folder already."""
+        try:
+            content = json.loads((self.out / "export.json").read_text(encoding="utf-8"))
+            rows = dict(content["formats"]) if content["network"] == network else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+        return {n: r for n, r in rows.items() if all((self.out / f).exists() for f in r["files"])}
+
     def _write(self, made: Exported) -> dict[str, Any]:
+        network = hashlib.sha256(state_bytes(self.subject.network)).hexdigest()
         content = {
             "schema": 1,
+            "network": network,
             "command": self.subject.command,
             "options": asdict(self.options),
             "samples": sum(len(y) for _, y in self.batches),
-            "qat": made.qat,
             "eager_latency": self.eager,
-            "formats": made.rows,
+            "formats": {**self._earlier(network), **made.rows},
             "refused": made.refused,
         }
         write_json(self.out / "export.json", content)

@@ -109,6 +109,8 @@ def test_nothing_is_overwritten_unless_asked(
     assert file.read_text() == "mine"
     assert run(["export", "a", "format=python", "latency=false", "overwrite=true"]) == 0
     assert "class Network" in file.read_text()
+    card = json.loads((exported / "export" / "card.json").read_text())
+    assert set(card["formats"]) == set(FORMATS.split(","))  # the others are still there
     assert "same class 100.00%" in capsys.readouterr().out
 
 
@@ -161,7 +163,7 @@ def test_int8_in_executorch_after_training_for_it(finished: Path) -> None:
     row = content["formats"]["int8_pte"]
     assert row["eager_accuracy"] - row["accuracy"] <= 0.02
     assert row["max_abs_diff"] > 1e-3
-    assert content["qat"]["float_accuracy_after"] > 0.8
+    assert row["qat"]["float_accuracy_after"] > 0.8
     floats = (finished / "network.pt").stat().st_size
     assert row["files"]["network_int8.pte"] < 0.6 * floats
 
