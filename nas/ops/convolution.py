@@ -68,9 +68,11 @@ class Conv2d(nn.Conv2d):
 
 
 def _product(x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: list[int]) -> Tensor:
-    columns = F.unfold(x, weight.shape[2:], padding=padding, stride=stride)  # (N, C_in k k, L)
+    # (N, C_in k k, L)
+    columns = F.unfold(x, weight.shape[2:], padding=tuple(padding), stride=stride)
     places = [-(-side // s) for side, s in zip(x.shape[2:], stride, strict=True)]
-    return (weight.flatten(1) @ columns).unflatten(2, places)
+    y = weight.flatten(1) @ columns
+    return y.view(len(x), len(weight), *places)
 
 
 class _Depthwise(torch.autograd.Function):

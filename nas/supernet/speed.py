@@ -17,7 +17,7 @@ shared read of the input saves.
 import copy
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -70,14 +70,15 @@ def compiled(model: nn.Module, x: Tensor) -> Callable[..., Any]:
 
     Sampled paths, evaluation and other shapes go through `model` as it is.
     """
-    graph = torch.compile(model._call_impl, dynamic=False)
+    eager = cast(Callable[..., Any], model._call_impl)
+    graph = torch.compile(eager, dynamic=False)
     shape, blocks = x.shape, [m for m in model.modules() if isinstance(m, ChoiceBlock)]
 
     def call(*inputs: Any, **options: Any) -> Any:
         alike = len(inputs) == 1 and not options and inputs[0].shape == shape
         if model.training and torch.is_grad_enabled() and alike and all(map(_all_run, blocks)):
             return graph(*inputs)
-        return model._call_impl(*inputs, **options)
+        return eager(*inputs, **options)
 
     model._compiled_call_impl = call  # what `nn.Module.compile` sets; never copied nor saved
     return call
