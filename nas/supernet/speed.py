@@ -17,7 +17,7 @@ shared read of the input saves.
 import copy
 import time
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +70,7 @@ def compiled(model: nn.Module, x: Tensor) -> Callable[..., Any]:
 
     Sampled paths, evaluation and other shapes go through `model` as it is.
     """
-    eager = cast(Callable[..., Any], model._call_impl)
+    eager: Callable[..., Any] = model._call_impl
     graph = torch.compile(eager, dynamic=False)
     shape, blocks = x.shape, [m for m in model.modules() if isinstance(m, ChoiceBlock)]
 
