@@ -23,6 +23,7 @@ from nas.result import SCHEMA, cost_fields, input_fields, read_json, versions
 from nas.run import RunDir, write_atomic, write_json
 from nas.search.callbacks import LastCheckpoint, StopWhenStable
 from nas.search.differentiable import DifferentiableSearch
+from nas.search.speed import SpeedUp
 from nas.search.stopwatch import Stopwatch
 from nas.search.telemetry import SearchTelemetry, TrainingTelemetry
 from nas.train import Training
@@ -118,12 +119,14 @@ class Run:
     ) -> dict[str, Any]:
         watch = Stopwatch()
         stable = StopWhenStable(self.plan.stable_epochs)
-        callbacks = [watch, stable, SearchTelemetry(), LastCheckpoint(self.run.checkpoint)]
+        data = self.plan.data
+        speed = SpeedUp(self.plan.speed, (data.batch_size, *data.input_shape))
+        callbacks = [watch, stable, speed, SearchTelemetry(), LastCheckpoint(self.run.checkpoint)]
         trainer = self._trainer(module.epochs, callbacks, logger)
         self._fit(
             trainer,
             module,
-            module.loaders(self.plan.data),
+            module.loaders(data),
             self.run.checkpoint if self.run.checkpoint.exists() else None,
         )
         free(self.supernet)
