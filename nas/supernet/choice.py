@@ -23,6 +23,18 @@ class Scalable(Protocol):
         ...
 
 
+class Mixing(Protocol):
+    """What a block does instead of its weighted sum, for the time of one step."""
+
+    def theta(self, block: "ChoiceBlock") -> Tensor:
+        """The probabilities ``(K,)`` that costs are expected under."""
+        ...
+
+    def __call__(self, block: "ChoiceBlock", x: Tensor) -> Tensor:
+        """The block's output."""
+        ...
+
+
 class ChoiceBlock(Decision):
     """One searchable layer: the theta-weighted sum of its candidate ops.
 
@@ -52,9 +64,12 @@ class ChoiceBlock(Decision):
         super().__init__(tuple(named))
         self.candidates = nn.ModuleDict(dict(named))
         self.relax, self.gumbel = relax, gumbel
+        self.mixing: Mixing | None = None  # see `nas.supernet.proxyless`
 
     @property
     def theta(self) -> Tensor:
+        if self.mixing is not None:
+            return self.mixing.theta(self)
         return self.relax(self.logits)
 
     def resample(self, generator: torch.Generator | None = None) -> None:
@@ -65,6 +80,8 @@ class ChoiceBlock(Decision):
         return {option: self.candidates[str(option)] for option in self.options}
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.mixing is not None and not self.unrolled:
+            return self.mixing(self, x)
         theta = self.theta
         values = [1.0] * len(self.options) if self.unrolled else theta.tolist()
         total: Tensor | None = None
