@@ -19,6 +19,7 @@ LAYERS = (
     "ops supernet",
     "spaces discrete",
     "cost",
+    "latency",
     "objective",
     "recalibrate train",
     "search",
