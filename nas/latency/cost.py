@@ -29,7 +29,7 @@ class Latency:
     Args:
         profile: the profile's file.
         fallback: predict the units that the profile lacks by its regression, with a warning.
-        device: refuse a profile of another device than this; None: take any.
+        expect_device: refuse a profile of another device than this; None: take any.
 
     Raises:
         UserError: no profile, one that cannot be read, or one of another device.
@@ -42,7 +42,7 @@ class Latency:
         self,
         profile: str | Path | Profile | None = None,
         fallback: bool = False,
-        device: str | None = None,
+        expect_device: str | None = None,
     ) -> None:
         if profile is None:
             raise UserError(
@@ -53,11 +53,11 @@ class Latency:
         self.profile = profile if isinstance(profile, Profile) else Profile.load(Path(profile))
         self.fallback = fallback
         own = self.profile.about.device
-        if device is not None and device != own:
+        if expect_device is not None and expect_device != own:
             raise UserError(
                 f"{self.source} was measured on device {own!r}, and the device chosen is "
-                f"{device!r}: take a profile of that device, or cost.latency.device=null to use "
-                "this one all the same"
+                f"{expect_device!r}: take a profile of that device, or "
+                "cost.latency.expect_device=null to use this one all the same"
             )
 
     def expected(self, model: nn.Module, example: Example | Trace) -> "ExpectedLatency":

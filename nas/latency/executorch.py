@@ -43,9 +43,7 @@ def _import(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError:
-        raise UserError(
-            "ExecuTorch is not installed: pip install 'dnas[executorch]'"
-        ) from None
+        raise UserError("ExecuTorch is not installed: pip install 'dnas[executorch]'") from None
 
 
 def pte_bytes(module: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
@@ -67,5 +65,7 @@ def pte_bytes(module: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
             content: bytes = lowered.to_executorch().buffer
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{type(module).__name__} cannot be lowered to ExecuTorch: {reason}") from None
+        raise UserError(
+            f"{type(module).__name__} cannot be lowered to ExecuTorch: {reason}"
+        ) from None
     return content

@@ -1,6 +1,6 @@
 """Measurements -> profile: the regression, the correction, and how right both are."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,7 +29,7 @@ class Whole:
 
 
 def fit_profile(
-    about: About, units: Mapping[str, UnitTime], wholes: Iterable[Whole], quiet: Mapping[str, Any]
+    about: About, units: Mapping[str, UnitTime], wholes: Sequence[Whole], quiet: Mapping[str, Any]
 ) -> Profile:
     """Fit what `units` and the calibration networks say; check it on the validation networks.
 

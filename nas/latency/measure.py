@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -81,10 +81,8 @@ def timing(nanoseconds: Sequence[int]) -> Timing:
     )
 
 
-class Progress(Protocol):
-    """Told what is done, for a bar with the time left."""
-
-    def __call__(self, done: int, total: int) -> None: ...
+# Told what is done, of how much; for a bar with the time left.
+Tell = Callable[[int, int], None]
 
 
 def measure(
@@ -92,7 +90,7 @@ def measure(
     log: MeasurementLog,
     deadline: float,
     schedule: Schedule,
-    progress: Progress,
+    tell: Tell,
     at_once: int,
 ) -> None:
     """Time all `jobs` that `log` does not hold yet, and write each round into it.
@@ -107,13 +105,13 @@ def measure(
     done = len(jobs) - len(left)
     for index, group in enumerate(groups):
         share = max(0.0, deadline - time.monotonic()) / (len(groups) - index)
-        _Group(group, log, schedule).run(
-            time.monotonic() + share,
-            lambda part, done=done, size=len(group): progress(  # type: ignore[misc]
-                round(1000 * (done + part * size)), 1000 * len(jobs)
-            ),
-        )
-        done += len(group)
+        before, size = done, len(group)
+
+        def progress(part: float, before: int = before, size: int = size) -> None:
+            tell(round(1000 * (before + part * size)), 1000 * len(jobs))
+
+        _Group(group, log, schedule).run(time.monotonic() + share, progress)
+        done += size
 
 
 class _Group:

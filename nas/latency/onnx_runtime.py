@@ -92,7 +92,8 @@ def _by_tracing(module: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
     if "dynamo" not in inspect.signature(torch.onnx.export).parameters:
         raise RuntimeError("no exporter by tracing")
     buffer = io.BytesIO()
-    torch.onnx.export(module, inputs, buffer, dynamo=False, input_names=_names(inputs))
+    export: Callable[..., object] = torch.onnx.export
+    export(module, inputs, buffer, dynamo=False, input_names=_names(inputs))
     return buffer.getvalue()
 
 

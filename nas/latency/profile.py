@@ -156,7 +156,9 @@ class Profile:
         try:
             write_json(path, self.to_json())
         except OSError as error:
-            raise UserError(f"cannot write {path} ({error.strerror}); choose another out=") from None
+            raise UserError(
+                f"cannot write {path} ({error.strerror}); choose another out=FILE"
+            ) from None
 
     @classmethod
     def load(cls, path: Path) -> "Profile":

@@ -32,7 +32,7 @@ class Unit:
     Attributes:
         key: see `nas.latency.key.key_of`; modules that do the same work have the same.
         module: takes the tensors of `inputs`; shares its weights with the model.
-        inputs: shapes for one sample, batch dimension included.
+        inputs: shapes for one sample, batch dimension included; and their number formats.
         layers: its calls and its stored tensors.
         free: it computes nothing (an identity, a view), so it needs no measurement.
     """
@@ -40,6 +40,7 @@ class Unit:
     key: str
     module: nn.Module
     inputs: tuple[tuple[int, ...], ...]
+    dtypes: tuple[torch.dtype, ...]
     layers: tuple[LayerSpec, ...]
     free: bool
 
@@ -128,7 +129,7 @@ def _unit(model: nn.Module, call: _Call, conditions: Conditions) -> Unit:
         module = Bound(module, [not isinstance(leaf, Tensor) for leaf in leaves], others, spec)
     layers = tuple(call.layers) + tuple(_stored(modules))
     key = key_of(call.layers, call.operators, shapes, conditions)
-    return Unit(key, module, shapes, layers, call.free)
+    return Unit(key, module, shapes, tuple(x.dtype for x in tensors), layers, call.free)
 
 
 class Bound(nn.Module):

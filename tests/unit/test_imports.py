@@ -19,13 +19,13 @@ LAYERS = (
     "ops supernet",
     "spaces discrete",
     "cost",
-    "latency",
     "objective",
     "recalibrate train",
     "search",
     "export",
     "selection",
     "report result describe",
+    "latency",
     "plan",
     "pipeline",
     "extract",
@@ -44,7 +44,7 @@ CONFINED = {
     "lightning": set(),
 }
 # In extras: a module-level import would break an installation without the extra.
-OPTIONAL = {"joblib", "matplotlib", "onnx", "onnxruntime", "onnxscript", "plotly"}
+OPTIONAL = {"executorch", "joblib", "matplotlib", "onnx", "onnxruntime", "onnxscript", "plotly"}
 HEAVY = {"torch", "torchvision", "pytorch_lightning", "sklearn", "matplotlib", "plotly", "onnx"}
 
 

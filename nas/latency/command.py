@@ -1,0 +1,145 @@
+"""`nas profile`: what the command's keys mean, what it prints, where its files go."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from nas.errors import UserError
+from nas.latency.accuracy import Accuracy
+from nas.latency.exchange import export, read_csv
+from nas.latency.figure import picture, write_tensorboard
+from nas.latency.job import Measuring
+from nas.latency.key import Conditions
+from nas.latency.machine import quiet_text
+from nas.latency.profile import Profile
+from nas.run import write_atomic
+from nas.units import amount
+
+Build = Callable[[], tuple[nn.Module, tuple[int, ...]]]  # the supernet and its input's shape
+
+
+@dataclass(frozen=True)
+class Profiling:
+    """The keys of `nas profile`; see `configs/measure/default.yaml`.
+
+    Raises:
+        UserError: a number that cannot be, or keys that exclude each other.
+    """
+
+    runtime: str = "torch"
+    accelerator: str = "cpu"
+    threads: int = 1
+    batch: int = 1
+    dtype: str = "float32"
+    device: str | None = None
+    networks: int = 40
+    calibrate: int = 10
+    seconds: float = 600.0
+    calls: int = 200
+    seed: int = 0
+    out: str | None = None
+    export_to: str | None = None
+    pte: bool = False
+    import_csv: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.export_to and self.import_csv:
+            raise UserError("export_to= writes files and import_csv= reads figures: give one")
+
+    @property
+    def plan(self) -> Measuring:
+        """What to measure and how."""
+        return Measuring(
+            self.runtime,
+            self.accelerator,
+            Conditions(self.batch, self.dtype, self.threads),
+            self.device,
+            self.networks,
+            self.calibrate,
+            self.seconds,
+            self.calls,
+            self.seed,
+        )
+
+    def __call__(self, build: Build, console: Console | None = None) -> Profile | None:
+        """Export, import or measure; the profile, where one is made."""
+        plan, console = self.plan, console or Console(highlight=False)
+        if self.import_csv:
+            profile = read_csv(Path(self.import_csv), self.device, build)
+            self._write(profile, self._out(profile.about.space, profile.about.runtime), console)
+            return profile
+        model, shape = build()
+        space = str(getattr(model, "name", type(model).__name__))
+        if self.export_to:
+            folder = Path(self.export_to)
+            count = export(plan, model, shape, folder, self.pte)
+            _say(console, f"{count} files in {folder}; how to measure them: {folder / 'README.md'}")
+            return None
+        out = self._out(space, self.runtime)
+        profile = plan(model, shape, out.with_suffix(".jsonl"))
+        self._write(profile, out, console)
+        return profile
+
+    def _out(self, space: str, runtime: str) -> Path:
+        return Path(self.out or f"profiles/{space}_{runtime}.json")
+
+    def _write(self, profile: Profile, out: Path, console: Console) -> None:
+        profile.save(out)
+        show(profile, console)
+        written = [out]
+        try:
+            png = picture(profile) if profile.networks else None
+        except UserError as error:
+            _say(console, f"no picture: {error}")
+            png = None
+        if png is not None:
+            write_atomic(out.with_suffix(".png"), png)
+            write_tensorboard(out.with_suffix(".tensorboard"), png, profile)
+            written += [out.with_suffix(".png"), out.with_suffix(".tensorboard")]
+        _say(console, f"\nwritten: {', '.join(map(str, written))}")
+        _say(console, f"next: nas search cost=[latency] profile={out}, with the same space= and")
+        _say(console, "      data=; or budget.latency=3ms in place of cost=[latency]")
+
+
+def show(profile: Profile, console: Console) -> None:
+    """Print what was measured, and how right predictions are."""
+    about = profile.about
+    _say(
+        console,
+        f"space {about.space!r} on {about.device}: {about.runtime} ({about.accelerator}), "
+        f"{about.conditions}; {len(profile.units)} units, {len(profile.networks)} networks",
+    )
+    table = Table("predicted", "by", "n", "MAPE", "within 5 %", "within 10 %", "tau", "Spearman")
+    best = profile.regression.kind if profile.regression else ""
+    for kind, score in profile.scores.items():
+        chosen = f"{kind} (chosen)" if kind == best else kind
+        table.add_row("units left out", chosen, *_cells(score))
+    if profile.sum_accuracy is not None:
+        table.add_row("unseen networks", "plain sum of units", *_cells(profile.sum_accuracy))
+    if profile.networks_accuracy is not None:
+        table.add_row("unseen networks", "corrected sum", *_cells(profile.networks_accuracy))
+    console.print(table)
+    correction = profile.correction
+    _say(
+        console,
+        f"network = {correction.scale:.3f} x sum + {amount(correction.per_unit, 's')} x units + "
+        f"{amount(correction.offset, 's')}",
+    )
+    if profile.quiet:
+        counts = "{outliers} outliers in {calls} calls, {unstable} unstable"
+        _say(console, f"{quiet_text(profile.quiet)} ({counts.format(**profile.quiet)})")
+
+
+def _cells(score: Accuracy) -> list[str]:
+    shares = (score.mape, score.within_5, score.within_10)
+    ranks = (score.kendall, score.spearman)
+    return [str(score.count), *(f"{s:.1%}" for s in shares), *(f"{r:.3f}" for r in ranks)]
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(Text(line), soft_wrap=True)
