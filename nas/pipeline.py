@@ -15,6 +15,8 @@ from nas.decision import free
 from nas.discrete import discretize
 from nas.errors import InterruptedRunError, UserError
 from nas.export import load_supernet, onnx, state_bytes
+from nas.latency.found import NAME as LATENCY
+from nas.latency.found import measured_fields, write_picture
 from nas.plan import Plan, Problem
 from nas.recalibrate import recalibrate
 from nas.result import SCHEMA, cost_fields, input_fields, read_json, versions
@@ -84,6 +86,7 @@ class Run:
         found = self._find(logger)
         network, trained = self._finetune(found, logger)
         result = self._result(found, trained, time.monotonic() - started)
+        self._measure(network, result)
         write_atomic(self.run.network, state_bytes(network))
         if self.plan.onnx:
             result["onnx_max_abs_diff"] = self._onnx(network)
@@ -220,6 +223,18 @@ class Run:
         except UserError as error:
             logging.getLogger("nas").warning("no ONNX file: %s", error)
             return None
+
+    def _measure(self, network: nn.Module, result: dict[str, Any]) -> None:
+        """Where latency is a cost: that of the network itself, beside the prediction."""
+        inputs = (torch.zeros(1, *self.plan.data.input_shape),)
+        fields = measured_fields(network, inputs, self.problem.costs, self.arch)
+        if not fields:
+            return
+        result["latency"] = fields
+        if fields["measured"] is not None:
+            result["costs"][LATENCY] = fields["measured"]
+            result["units"][LATENCY] = "s"
+        write_picture(self.run.path, self.problem.costs, fields)
 
     def _result(
         self, found: Mapping[str, Any], trained: Mapping[str, Any], seconds: float

@@ -11,11 +11,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
-BLUE, GREY = "#2f6db5", "#9a9a9a"
+BLUE, GREY, RED = "#2f6db5", "#9a9a9a", "#c0392b"
 
 
-def picture(profile: Profile) -> bytes:
+def picture(profile: Profile, found: tuple[float, float] | None = None) -> bytes:
     """A PNG: every network measured as a whole, beside the plain sum of its units.
+
+    Args:
+        found: measured and predicted seconds of one more network, marked.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -24,6 +27,10 @@ def picture(profile: Profile) -> bytes:
         figure = load_optional("matplotlib.figure").Figure(figsize=(5.4, 4.6), layout="constrained")
         axes = figure.add_subplot()
         _draw(axes, profile)
+        if found is not None:
+            x, y = 1e3 * found[0], 1e3 * found[1]
+            axes.scatter([x], [y], s=110, marker="*", color=RED, label="network found", zorder=4)
+        axes.legend(frameon=False, fontsize=9)
         out = io.BytesIO()
         figure.savefig(out, format="png", dpi=200)
     return out.getvalue()
@@ -53,7 +60,6 @@ def _draw(axes: "Axes", profile: Profile) -> None:
     if accuracy is not None:
         title += f"\nMAPE {accuracy.mape:.1%}, Kendall tau {accuracy.kendall:.3f}"
     axes.set_title(title, loc="left", fontsize=10)
-    axes.legend(frameon=False, fontsize=9)
     axes.grid(alpha=0.25, linewidth=0.6)
 
 

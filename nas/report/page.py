@@ -9,6 +9,7 @@ from typing import Any
 from nas.report.chart import chart
 from nas.report.front import Front, Sweep, costs_of, fronts
 from nas.report.labels import cost_label, cost_text, metric_text, plural
+from nas.report.latency import latencies
 from nas.report.optional import load_optional
 from nas.report.rows import left_out_table, runs_table
 from nas.report.runs import Run, text_of
@@ -46,6 +47,7 @@ def page(sweeps: Sequence[Sweep], shown: Sequence[Front]) -> str:
 <div id="chart"></div>
 <p class="soft">Drag to zoom, double click to go back; click a point to find its row.</p>
 {"".join(_front_part(found, name == cost) for name, found in by_cost.items())}
+{latencies(sweeps)}
 <h2>All runs</h2>
 {runs_table(by_cost, rows, cost)}
 {_left_out_part(sweeps, cost, metric)}
