@@ -1,6 +1,6 @@
 """Reading fitted models back from JSON: plain values only, each checked."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import isfinite
 from typing import Any
 
@@ -33,6 +33,12 @@ class Stored:
             raise self._wrong(key, value, "text")
         return value
 
+    def flag(self, key: str) -> bool:
+        value = self._get(key)
+        if not isinstance(value, bool):
+            raise self._wrong(key, value, "true or false")
+        return value
+
     def texts(self, key: str) -> tuple[str, ...]:
         value = self._get(key)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
@@ -55,8 +61,8 @@ class Stored:
     def child(self, key: str) -> "Stored":
         return Stored(self._get(key), f"{self.what}.{key}")
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._raw
+    def __iter__(self) -> Iterator[str]:
+        return map(str, self._raw)
 
     def _get(self, key: str) -> Any:
         if key not in self._raw:
