@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from rich.console import Console
@@ -9,14 +10,17 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from nas.decision import decisions
 from nas.errors import UserError
 from nas.latency.accuracy import Accuracy
-from nas.latency.exchange import export, read_csv
+from nas.latency.exchange import export, is_times, read_csv
 from nas.latency.figure import picture, write_tensorboard
 from nas.latency.job import Measuring
 from nas.latency.key import Conditions
 from nas.latency.machine import quiet_text
+from nas.latency.network_cost import LARGEST
 from nas.latency.profile import Profile
+from nas.latency.table_profile import fit_table
 from nas.run import write_atomic
 from nas.units import amount
 
@@ -46,6 +50,8 @@ class Profiling:
     export_to: str | None = None
     pte: bool = False
     import_csv: str | None = None
+    column: str = "latency"
+    unit: str = "ms"
 
     def __post_init__(self) -> None:
         if self.export_to and self.import_csv:
@@ -66,27 +72,46 @@ class Profiling:
             self.seed,
         )
 
-    def __call__(self, build: Build, console: Console | None = None) -> Profile | None:
-        """Export, import or measure; the profile, where one is made."""
-        plan, console = self.plan, console or Console(highlight=False)
-        if self.import_csv:
-            profile = read_csv(Path(self.import_csv), self.device, build)
+    def __call__(self, build: Build, console: Console | None = None) -> None:
+        """Export, import or measure; write the profile, where one is made."""
+        plan, console = self.plan, console or _console()
+        if self.import_csv and is_times(Path(self.import_csv)):
+            profile = read_csv(Path(self.import_csv), self.device)
             self._write(profile, self._out(profile.about.space, profile.about.runtime), console)
-            return profile
+            return
         model, shape = build()
+        if self.import_csv:
+            self._fit_table(Path(self.import_csv), model, console)
+            return
         space = str(getattr(model, "name", type(model).__name__))
         if self.export_to:
             folder = Path(self.export_to)
             count = export(plan, model, shape, folder, self.pte)
             _say(console, f"{count} files in {folder}; how to measure them: {folder / 'README.md'}")
-            return None
+            return
         out = self._out(space, self.runtime)
         profile = plan(model, shape, out.with_suffix(".jsonl"))
         self._write(profile, out, console)
-        return profile
 
     def _out(self, space: str, runtime: str) -> Path:
         return Path(self.out or f"profiles/{space}_{runtime}.json")
+
+    def _fit_table(self, path: Path, model: nn.Module, console: Console) -> None:
+        space = str(getattr(model, "name", type(model).__name__))
+        options = {name: decision.options for name, decision in decisions(model)}
+        count = prod(map(len, options.values()))
+        device = self.device or "unknown"
+        table = fit_table(
+            path, self.column, self.unit, space, device, options, additive=count > LARGEST
+        )
+        out = self._out(space, "networks")
+        table.save(out)
+        _say(console, f"{table.rows} networks of space {space!r}; {table.dropped} implausible")
+        for name, error in sorted(table.errors.items(), key=lambda item: item[1]):
+            chosen = " (chosen)" if name == table.chosen else ""
+            _say(console, f"  {name}: {error:.1%} off on rows left out{chosen}")
+        _say(console, f"written: {out}")
+        _next(console, out)
 
     def _write(self, profile: Profile, out: Path, console: Console) -> None:
         profile.save(out)
@@ -102,8 +127,7 @@ class Profiling:
             write_tensorboard(out.with_suffix(".tensorboard"), png, profile)
             written += [out.with_suffix(".png"), out.with_suffix(".tensorboard")]
         _say(console, f"\nwritten: {', '.join(map(str, written))}")
-        _say(console, f"next: nas search cost=[latency] profile={out}, with the same space= and")
-        _say(console, "      data=; or budget.latency=3ms in place of cost=[latency]")
+        _next(console, out)
 
 
 def show(profile: Profile, console: Console) -> None:
@@ -133,6 +157,17 @@ def show(profile: Profile, console: Console) -> None:
     if profile.quiet:
         counts = "{outliers} outliers in {calls} calls, {unstable} unstable"
         _say(console, f"{quiet_text(profile.quiet)} ({counts.format(**profile.quiet)})")
+
+
+def _next(console: Console, out: Path) -> None:
+    _say(console, f"next: nas search cost=[latency] profile={out}, with the same space= and")
+    _say(console, "      data=; or budget.latency=3ms in place of cost=[latency]")
+
+
+def _console() -> Console:
+    """The terminal at its width; a pipe or a log wide enough for the table."""
+    plain = Console(highlight=False)
+    return plain if plain.is_terminal else Console(highlight=False, width=110)
 
 
 def _cells(score: Accuracy) -> list[str]:

@@ -2,19 +2,22 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from nas.cost.base import Monomial, Terms
+from nas.cost.base import Expected, Monomial, Terms
 from nas.cost.expected import one_hot
 from nas.cost.polynomial import Polynomials, weighted_sum
 from nas.cost.trace import Example, Trace, inputs_of
 from nas.decision import decisions
 from nas.errors import UserError
 from nas.latency.features import features
-from nas.latency.profile import Profile
+from nas.latency.network_cost import NetworkLatency
+from nas.latency.profile import Profile, read_json
+from nas.latency.table_profile import KIND, TableProfile
 from nas.latency.unit import Units, units_of
 
 _LISTED = 5  # missing keys that a message shows
@@ -40,7 +43,7 @@ class Latency:
 
     def __init__(
         self,
-        profile: str | Path | Profile | None = None,
+        profile: str | Path | Profile | TableProfile | None = None,
         fallback: bool = False,
         expect_device: str | None = None,
     ) -> None:
@@ -49,10 +52,11 @@ class Latency:
                 "cost=latency needs a profile of the device: make one with `nas profile "
                 "out=FILE`, and pass it as profile=FILE"
             )
-        self.source = "the profile" if isinstance(profile, Profile) else str(profile)
-        self.profile = profile if isinstance(profile, Profile) else Profile.load(Path(profile))
+        given = isinstance(profile, Profile | TableProfile)
+        self.source = "the profile" if given else str(profile)
+        self.profile = profile if isinstance(profile, Profile | TableProfile) else load(profile)
         self.fallback = fallback
-        own = self.profile.about.device
+        own = self.profile.device
         if expect_device is not None and expect_device != own:
             raise UserError(
                 f"{self.source} was measured on device {own!r}, and the device chosen is "
@@ -60,19 +64,47 @@ class Latency:
                 "cost.latency.expect_device=null to use this one all the same"
             )
 
-    def expected(self, model: nn.Module, example: Example | Trace) -> "ExpectedLatency":
+    def expected(self, model: nn.Module, example: Example | Trace) -> Expected:
         """The latency of the supernet `model`.
 
         Raises:
             UserError: the profile is of another space or input, or lacks units of `model`.
         """
-        return ExpectedLatency(model, self, example)
+        if isinstance(self.profile, TableProfile):
+            return NetworkLatency(self.profile.model).expected(model, example)
+        return ExpectedLatency(model, UnitSum(self.profile, self.source, self.fallback), example)
+
+
+def load(path: str | Path) -> Profile | TableProfile:
+    """Read a profile file, of units or of whole networks.
+
+    Raises:
+        UserError: no such file, or no profile.
+    """
+    raw = read_json(Path(path))
+    if isinstance(raw, dict) and raw.get("kind") == KIND:
+        return TableProfile.from_json(raw, str(path))
+    return Profile.from_json(raw, str(path))
+
+
+@dataclass(frozen=True)
+class UnitSum:
+    """What a profile of units says of the units of a model.
+
+    Args:
+        source: the profile's file, for messages.
+        fallback: predict the units that the profile lacks.
+    """
+
+    profile: Profile
+    source: str = "the profile"
+    fallback: bool = False
 
     def seconds(self, model: nn.Module, units: Units) -> dict[str, float]:
         """Uncorrected seconds of every unit that is to be paid for.
 
         Raises:
-            UserError: as `expected`.
+            UserError: the profile is of another space or input, or lacks units of `model`.
         """
         found = {key: u.seconds for key, u in self.profile.units.items() if key in units.to_measure}
         missing = [key for key in units.to_measure if key not in found]
@@ -119,10 +151,12 @@ class ExpectedLatency:
         UserError: as `Latency.expected`.
     """
 
-    def __init__(self, model: nn.Module, cost: Latency, example: Example | Trace) -> None:
+    name = Latency.name
+    unit = Latency.unit
+
+    def __init__(self, model: nn.Module, cost: UnitSum, example: Example | Trace) -> None:
         inputs = example.inputs if isinstance(example, Trace) else inputs_of(example)
-        self.cost = cost
-        self.name, self.unit = cost.name, cost.unit
+        self.profile = cost.profile
         self.units = units_of(model, inputs, cost.profile.about.conditions)
         self.options = dict(self.units.options)
         self._decisions = dict(decisions(model))
@@ -148,7 +182,7 @@ class ExpectedLatency:
         return float(self._polynomial(one_hot(self._decisions, choices))[0])
 
     def _terms(self, seconds: Mapping[str, float]) -> dict[Monomial, float]:
-        correction = self.cost.profile.correction
+        correction = self.profile.correction
         parts: list[tuple[float, Terms]] = [(correction.offset, {frozenset(): 1.0})]
         for use in self.units.uses:
             if use.key in seconds:

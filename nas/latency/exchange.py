@@ -126,9 +126,17 @@ def _readme(work: Work, first: str, pte: bool) -> str:
     )
 
 
-def read_csv(
-    path: Path, device: str | None, build: Callable[[], tuple[nn.Module, tuple[int, ...]]]
-) -> Profile:
+def is_times(path: Path) -> bool:
+    """Whether a CSV file is of an export's files; else it is a table of networks.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    rows = _rows(path)
+    return (path.parent / "manifest.json").is_file() or bool(rows and "name" in rows[0])
+
+
+def read_csv(path: Path, device: str | None) -> Profile:
     """The profile of times that were measured elsewhere.
 
     Args:
@@ -168,12 +176,8 @@ def read_csv(
 
 def _times(path: Path, names: list[str]) -> dict[str, float]:
     """Name -> seconds."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    head = [cell.strip() for cell in rows[0]] if rows else []
+    rows = _rows(path)
+    head = rows[0] if rows else []
     unit = next((cell for cell in head if cell in COLUMNS), None)
     if "name" not in head or unit is None:
         raise UserError(
@@ -183,9 +187,9 @@ def _times(path: Path, names: list[str]) -> dict[str, float]:
     times: dict[str, float] = {}
     faults = []
     for number, row in enumerate(rows[1:], start=2):
-        if not any(cell.strip() for cell in row):
+        if not any(row):
             continue
-        cells = dict(zip(head, (cell.strip() for cell in row), strict=False))
+        cells = dict(zip(head, row, strict=False))
         name = cells.get("name", "")
         fault, seconds = _read(name, cells.get(unit, ""), names, times)
         if fault:
@@ -199,6 +203,14 @@ def _times(path: Path, names: list[str]) -> dict[str, float]:
         more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise UserError(f"{path}: {'; '.join(faults[:_SHOWN])}{more}")
     return times
+
+
+def _rows(path: Path) -> list[list[str]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return [[cell.strip() for cell in row] for row in csv.reader(file)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
 
 
 def _read(name: str, text: str, names: list[str], times: Mapping[str, float]) -> tuple[str, float]:

@@ -60,7 +60,7 @@ def measured_fields(
     cost = costs.get("latency")
     if not isinstance(cost, ExpectedLatency):
         return {}
-    about = cost.cost.profile.about
+    about = cost.profile.about
     found = measure_network(network, inputs, about)
     return {
         "predicted": cost.of(arch.choices),
@@ -75,12 +75,12 @@ def measured_fields(
 def write_picture(folder: Path, costs: Mapping[str, Expected], fields: Mapping[str, Any]) -> None:
     """The profile's figure with the network found in it, where there is something to show."""
     cost = costs.get("latency")
-    if not isinstance(cost, ExpectedLatency) or not cost.cost.profile.networks:
+    if not isinstance(cost, ExpectedLatency) or not cost.profile.networks:
         return
     found = None
     if fields["measured"] is not None:
         found = (fields["measured"], fields["predicted"])
     try:
-        write_atomic(folder / PICTURE, picture(cost.cost.profile, found))
+        write_atomic(folder / PICTURE, picture(cost.profile, found))
     except UserError as error:  # no matplotlib
         logging.getLogger("nas").info("no picture of the latencies: %s", error)

@@ -129,6 +129,11 @@ class Profile:
     sum_accuracy: Accuracy | None
     quiet: Mapping[str, Any]
 
+    @property
+    def device(self) -> str:
+        """As the user calls it."""
+        return self.about.device
+
     def to_json(self) -> dict[str, Any]:
         return {
             "schema": SCHEMA,
