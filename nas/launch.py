@@ -267,7 +267,11 @@ def _profile(config: DictConfig) -> None:
     check(config)
     _quiet()
     _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
-    profiling = instantiate(config.measure)
+    try:
+        profiling = instantiate(config.measure)
+    except hydra.errors.InstantiationException as error:
+        cause = error.__cause__
+        raise cause if isinstance(cause, UserError) else UserError(explain(error)) from None
 
     def build() -> tuple[Any, tuple[int, ...]]:
         import torch

@@ -178,7 +178,6 @@ def _timed(call: Call) -> int:
 def _undisturbed() -> Iterator[None]:
     """Without garbage collection."""
     enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield
