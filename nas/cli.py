@@ -43,6 +43,7 @@ PROFILE = """\
 nas profile [options]: measure every candidate of a space on a device, fit, validate
 
   space=... data=...       what to measure: the space, at the size of the data's inputs
+  input=[3,224,224] classes=10  the size without any data
   runtime=torch            torch | torch_compile | onnxruntime | executorch
   threads=1 batch=1 dtype=float32 accelerator=cpu
   device=NAME              what the profile calls the device (the processor's own name)

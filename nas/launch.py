@@ -273,14 +273,15 @@ def _profile(config: DictConfig) -> None:
         cause = error.__cause__
         raise cause if isinstance(cause, UserError) else UserError(explain(error)) from None
 
-    def build() -> tuple[Any, tuple[int, ...]]:
+    def build(size: tuple[tuple[int, ...], int] | None) -> tuple[Any, tuple[int, ...]]:
         import torch
 
         plan = _plan(config)
-        plan.data.setup()
-        shape = plan.data.input_shape
+        if size is None:
+            plan.data.setup()
+            size = plan.data.input_shape, plan.data.num_classes
         torch.manual_seed(config.seed)
-        return plan.space(input_shape=shape, num_classes=plan.data.num_classes), shape
+        return plan.space(input_shape=size[0], num_classes=size[1]), size[0]
 
     try:
         profiling(build)

@@ -1,6 +1,6 @@
 """`nas profile`: what the command's keys mean, what it prints, where its files go."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import nn
 
 from nas.decision import decisions
 from nas.errors import UserError
-from nas.latency.accuracy import Accuracy
+from nas.latency.accuracy import Accuracy, kendall, spearman
 from nas.latency.exchange import export, is_times, read_csv
 from nas.latency.figure import picture, write_tensorboard
 from nas.latency.job import Measuring
@@ -24,7 +24,9 @@ from nas.latency.table_profile import fit_table
 from nas.run import write_atomic
 from nas.units import amount
 
-Build = Callable[[], tuple[nn.Module, tuple[int, ...]]]  # the supernet and its input's shape
+# Of (input shape, number of classes), or None for those of the data: the supernet and its input's
+# shape.
+Build = Callable[[tuple[tuple[int, ...], int] | None], tuple[nn.Module, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Profiling:
     threads: int = 1
     batch: int = 1
     dtype: str = "float32"
+    input: Sequence[int] | None = None
+    classes: int = 10
     device: str | None = None
     networks: int = 40
     calibrate: int = 10
@@ -54,6 +58,8 @@ class Profiling:
     unit: str = "ms"
 
     def __post_init__(self) -> None:
+        if self.input is not None and not all(type(n) is int and n > 0 for n in self.input):
+            raise UserError(f"input={list(self.input)} must be sizes above 0, e.g. [3,224,224]")
         if self.export_to and self.import_csv:
             raise UserError("export_to= writes files and import_csv= reads figures: give one")
 
@@ -79,7 +85,8 @@ class Profiling:
             profile = read_csv(Path(self.import_csv), self.device)
             self._write(profile, self._out(profile.about.space, profile.about.runtime), console)
             return
-        model, shape = build()
+        size = None if self.input is None else (tuple(self.input), self.classes)
+        model, shape = build(size)
         if self.import_csv:
             self._fit_table(Path(self.import_csv), model, console)
             return
@@ -143,7 +150,11 @@ def show(profile: Profile, console: Console) -> None:
     for kind, score in profile.scores.items():
         chosen = f"{kind} (chosen)" if kind == best else kind
         table.add_row("units left out", chosen, *_cells(score))
+    unseen = [network for network in profile.networks if network.role == "validation"]
     if profile.sum_accuracy is not None:
+        seconds, macs = [n.seconds for n in unseen], [n.macs for n in unseen]
+        ranks = (f"{rank(macs, seconds):.3f}" for rank in (kendall, spearman))
+        table.add_row("unseen networks", "MACs alone", str(len(unseen)), "-", "-", "-", *ranks)
         table.add_row("unseen networks", "plain sum of units", *_cells(profile.sum_accuracy))
     if profile.networks_accuracy is not None:
         table.add_row("unseen networks", "corrected sum", *_cells(profile.networks_accuracy))

@@ -61,7 +61,12 @@ def fit_profile(
 
 def _summed(whole: Whole, units: Mapping[str, UnitTime]) -> NetworkTime:
     total = sum(units[key].seconds for key in whole.keys)
-    return NetworkTime(whole.choices, whole.seconds, total, total, whole.role, whole.timing)
+    macs = sum(_macs(units[key]) for key in whole.keys)
+    return NetworkTime(whole.choices, whole.seconds, total, total, whole.role, macs, whole.timing)
+
+
+def _macs(unit: UnitTime) -> float:
+    return sum(value for name, value in unit.features.items() if name.endswith("_macs"))
 
 
 def _calibrated(networks: Sequence[NetworkTime], counts: Sequence[int]) -> Calibration:

@@ -95,6 +95,7 @@ class NetworkTime:
     Attributes:
         total: sum of the times of its units; `predicted` is that, corrected.
         role: one of `ROLES`.
+        macs: multiply-accumulates of its units, to compare with.
     """
 
     choices: Mapping[str, Any]
@@ -102,6 +103,7 @@ class NetworkTime:
     total: float
     predicted: float
     role: str
+    macs: float
     timing: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -248,7 +250,8 @@ def _networks(raw: Any, where: str) -> Iterator[NetworkTime]:
             )
         total, predicted = stored.number("total"), stored.number("predicted")
         timing = row.get("timing") or {}
-        yield NetworkTime(choices, _seconds(stored), total, predicted, role, timing)
+        macs = stored.number("macs")
+        yield NetworkTime(choices, _seconds(stored), total, predicted, role, macs, timing)
 
 
 def _seconds(stored: Stored) -> float:
