@@ -34,7 +34,9 @@ from nas.run import write_atomic, write_json
 COLUMNS = ("latency_raspi4", "latency_silver_4114", "latency_1080ti_1")
 SIZES = (50, 200, 900)
 # "dead" only where it costs nothing: it is worse than "unreachable" on every column.
-WAYS = dict.fromkeys(KINDS, ("nothing", "unreachable")) | dict.fromkeys(("counts", "onehot"), ("nothing", "unreachable", "dead"))
+WAYS = {kind: ("nothing", "unreachable") for kind in KINDS} | {
+    kind: ("nothing", "unreachable", "dead") for kind in ("counts", "onehot")
+}
 # Multiply-accumulates of an operation of a cell, in units of those of a 1 x 1 convolution.
 MACS = {"nor_conv_1x1": 1.0, "nor_conv_3x3": 9.0}
 
