@@ -86,7 +86,7 @@ class Run:
         found = self._find(logger)
         network, trained = self._finetune(found, logger)
         result = self._result(found, trained, time.monotonic() - started)
-        self._measure(network, result)
+        self._measure(network, result, logger)
         write_atomic(self.run.network, state_bytes(network))
         if self.plan.onnx:
             result["onnx_max_abs_diff"] = self._onnx(network)
@@ -224,7 +224,9 @@ class Run:
             logging.getLogger("nas").warning("no ONNX file: %s", error)
             return None
 
-    def _measure(self, network: nn.Module, result: dict[str, Any]) -> None:
+    def _measure(
+        self, network: nn.Module, result: dict[str, Any], logger: TensorBoardLogger
+    ) -> None:
         """Where latency is a cost: that of the network itself, beside the prediction."""
         inputs = (torch.zeros(1, *self.plan.data.input_shape),)
         fields = measured_fields(network, inputs, self.problem.costs, self.arch)
@@ -234,7 +236,7 @@ class Run:
         if fields["measured"] is not None:
             result["costs"][LATENCY] = fields["measured"]
             result["units"][LATENCY] = "s"
-        write_picture(self.run.path, self.problem.costs, fields)
+        write_picture(self.run.path, logger.experiment, self.problem.costs, fields)
 
     def _result(
         self, found: Mapping[str, Any], trained: Mapping[str, Any], seconds: float

@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nas.latency.profile import NetworkTime, Profile
 from nas.report.optional import load_optional
@@ -72,14 +72,19 @@ def _points(
     return [1e3 * n.seconds for n in networks], [1e3 * getattr(n, what) for n in networks]
 
 
+def add_picture(writer: Any, png: bytes) -> None:
+    """Show the picture in TensorBoard, through a writer of event files."""
+    image = load_optional("matplotlib.image").imread(io.BytesIO(png))[..., :3]  # H W RGB
+    writer.add_image("latency/predicted_and_measured", image, dataformats="HWC")
+
+
 def write_tensorboard(folder: Path, png: bytes, profile: Profile) -> None:
     """Replace the entry in `folder`: the picture, and the figures of the validation."""
     from torch.utils.tensorboard import SummaryWriter
 
-    image = load_optional("matplotlib.image").imread(io.BytesIO(png))[..., :3]
     before = list(folder.glob("events.out.tfevents.*"))
     with SummaryWriter(str(folder)) as writer:
-        writer.add_image("latency/predicted_and_measured", image, dataformats="HWC")
+        add_picture(writer, png)
         if profile.networks_accuracy is not None:
             for name, value in profile.networks_accuracy.to_json().items():
                 writer.add_scalar(f"latency/{name}", value, 0)

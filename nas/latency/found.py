@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nas.cost.base import Expected
 from nas.errors import UserError
 from nas.latency.cost import ExpectedLatency
-from nas.latency.figure import picture
+from nas.latency.figure import add_picture, picture
 from nas.latency.job import inputs_like, plain
 from nas.latency.log import MeasurementLog
 from nas.latency.machine import machine_name
@@ -72,8 +72,10 @@ def measured_fields(
     }
 
 
-def write_picture(folder: Path, costs: Mapping[str, Expected], fields: Mapping[str, Any]) -> None:
-    """The profile's figure with the network found in it, where there is something to show."""
+def write_picture(
+    folder: Path, writer: Any, costs: Mapping[str, Expected], fields: Mapping[str, Any]
+) -> None:
+    """The profile's figure with the network found in it, as a file and for TensorBoard."""
     cost = costs.get("latency")
     if not isinstance(cost, ExpectedLatency) or not cost.profile.networks:
         return
@@ -81,6 +83,8 @@ def write_picture(folder: Path, costs: Mapping[str, Expected], fields: Mapping[s
     if fields["measured"] is not None:
         found = (fields["measured"], fields["predicted"])
     try:
-        write_atomic(folder / PICTURE, picture(cost.profile, found))
+        png = picture(cost.profile, found)
+        write_atomic(folder / PICTURE, png)
+        add_picture(writer, png)
     except UserError as error:  # no matplotlib
         logging.getLogger("nas").info("no picture of the latencies: %s", error)
