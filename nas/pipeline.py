@@ -2,6 +2,7 @@
 
 import logging
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
+from nas.anatomy import anatomy
 from nas.arch import Arch
 from nas.decision import free
 from nas.discrete import discretize
@@ -23,6 +25,7 @@ from nas.result import SCHEMA, cost_fields, input_fields, read_json, versions
 from nas.run import RunDir, write_atomic, write_json
 from nas.search.callbacks import LastCheckpoint, StopWhenStable
 from nas.search.differentiable import DifferentiableSearch
+from nas.search.speed import SpeedUp
 from nas.search.stopwatch import Stopwatch
 from nas.search.telemetry import SearchTelemetry, TrainingTelemetry
 from nas.train import Training
@@ -91,7 +94,7 @@ class Run:
         if self.plan.onnx:
             result["onnx_max_abs_diff"] = self._onnx(network)
         write_json(self.run.result, result)
-        self._log_final(logger, result)
+        self._log_final(logger, result, network)
         self.run.finetune_checkpoint.unlink(missing_ok=True)
         return result
 
@@ -119,12 +122,14 @@ class Run:
     ) -> dict[str, Any]:
         watch = Stopwatch()
         stable = StopWhenStable(self.plan.stable_epochs)
-        callbacks = [watch, stable, SearchTelemetry(), LastCheckpoint(self.run.checkpoint)]
+        data = self.plan.data
+        speed = SpeedUp(self.plan.speed, (data.batch_size, *data.input_shape))
+        callbacks = [watch, stable, speed, SearchTelemetry(), LastCheckpoint(self.run.checkpoint)]
         trainer = self._trainer(module.epochs, callbacks, logger)
         self._fit(
             trainer,
             module,
-            module.loaders(self.plan.data),
+            module.loaders(data),
             self.run.checkpoint if self.run.checkpoint.exists() else None,
         )
         free(self.supernet)
@@ -210,7 +215,18 @@ class Run:
             shown["strength"] = strength
         return {**shown, **self.plan.about.get("overrides", {})}
 
-    def _log_final(self, logger: TensorBoardLogger, result: Mapping[str, Any]) -> None:
+    def _log_final(
+        self, logger: TensorBoardLogger, result: Mapping[str, Any], network: nn.Module
+    ) -> None:
+        example = torch.zeros(1, *self.plan.data.input_shape)
+        with warnings.catch_warnings():
+            # Drawn by tracing with TorchScript, which torch has deprecated without a successor
+            # that TensorBoard reads.
+            warnings.simplefilter("ignore")
+            try:
+                logger.experiment.add_graph(network, example)
+            except RuntimeError as error:  # control flow that tracing cannot follow
+                logging.getLogger("nas").info("no graph for TensorBoard: %s", error)
         final = {**result["metrics"], **result["costs"]}
         names = ("test_acc", "val_acc", *self.problem.costs)
         logger.log_metrics({f"final/{name}": final[name] for name in names}, step=0)
@@ -238,6 +254,12 @@ class Run:
             result["units"][LATENCY] = "s"
         write_picture(self.run.path, logger.experiment, self.problem.costs, fields)
 
+    def _parts(self) -> list[dict[str, Any]]:
+        assert self.arch is not None
+        shape = self.plan.data.input_shape
+        found = anatomy(self.supernet, self.arch, shape, self.problem.priced)
+        return [part.to_json() for part in found]
+
     def _result(
         self, found: Mapping[str, Any], trained: Mapping[str, Any], seconds: float
     ) -> dict[str, Any]:
@@ -252,6 +274,7 @@ class Run:
             **self.plan.about,
             "arch": dict(self.arch.choices),
             "arch_hash": self.arch.hash,
+            "parts": self._parts(),
             "trained": self.train,
             "metrics": {**found["metrics"], **trained["metrics"]},
             **cost_fields(self.problem.costs, self.problem.budgets, self.arch),

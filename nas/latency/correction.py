@@ -166,15 +166,17 @@ def _fitted(networks: Sequence[Network], extra: tuple[str, ...]) -> Correction:
         "offset": [1.0 for _ in networks],
     }
     names = ("scale", *extra)
-    seconds = np.array([n.seconds for n in networks])
-    design = np.column_stack([columns[name] for name in names]) / seconds[:, None]
+    # A share of what the sum says: of the measured time, a row far too low would outweigh all.
+    total = np.array([n.predicted for n in networks])
+    target = np.array([n.seconds for n in networks]) / total
+    design = np.column_stack([columns[name] for name in names]) / total[:, None]
     # Columns of one size, or the solver takes a count beside microseconds for rounding.
     size = np.sqrt((design**2).mean(0))
-    values, weights = np.ones(len(names)), np.ones(len(seconds))
+    values, weights = np.ones(len(names)), np.ones(len(total))
     for _ in range(20):
         root = np.sqrt(weights)
-        values = np.linalg.lstsq(design / size * root[:, None], root)[0]
-        weights = huber_weights(1 - design / size @ values)
+        values = np.linalg.lstsq(design / size * root[:, None], target * root)[0]
+        weights = huber_weights(target - design / size @ values)
     found = dict(zip(names, (values / size).tolist(), strict=True))
     if found["scale"] <= 0:  # nothing physical: longer units make a quicker network
         return Correction() if not extra else _fitted(networks, ())

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -60,7 +61,7 @@ class Encoding:
 
     def __call__(self, choices: Sequence[Choices]) -> Array:
         """``(n, P)``."""
-        onehot = self._onehot(choices)
+        onehot = _onehot(tuple(self.options.items()), self.left_out, tuple(choices))
         if self.basis == "onehot":
             return onehot
         counts = onehot @ self._sums()
@@ -68,23 +69,6 @@ class Encoding:
             return counts
         i, j = np.array([*combinations_with_replacement(range(counts.shape[1]), 2)]).T
         return np.concatenate([counts, counts[:, i] * counts[:, j]], axis=1)
-
-    def _onehot(self, choices: Sequence[Choices]) -> Array:
-        places = {
-            pair: i
-            for i, pair in enumerate((d, o) for d, known in self.options.items() for o in known)
-        }
-        out = np.zeros((len(choices), len(places)))
-        runs = LEFT_OUT[self.left_out]
-        for row, taken in zip(out, choices, strict=True):
-            present = runs(taken) if runs else (True,) * len(taken)
-            for name, option, here in zip(self.options, taken, present, strict=True):
-                if (name, option) not in places:
-                    raise UserError(
-                        f"option {option!r} of {name!r} must be one of {list(self.options[name])}"
-                    )
-                row[places[name, option]] = here
-        return out
 
     def _sums(self) -> Array:
         every = [option for known in self.options.values() for option in known]
@@ -102,7 +86,27 @@ class Encoding:
     def from_json(cls, stored: Stored) -> "Encoding":
         options = stored.child("options")
         known = {name: options.texts(name) for name in options}
+        if not known or not all(known.values()):
+            raise UserError(f"{stored.what}: decisions without options: {known}")
         return cls(known, stored.text("basis"), stored.text("left_out"))
+
+
+@lru_cache(maxsize=16)  # one table is encoded for many models
+def _onehot(
+    options: tuple[tuple[str, tuple[str, ...]], ...], left_out: str, choices: tuple[Choices, ...]
+) -> Array:
+    """``(n, P)``: 1 where a decision takes an option that runs."""
+    places = {pair: i for i, pair in enumerate((d, o) for d, known in options for o in known)}
+    out = np.zeros((len(choices), len(places)))
+    runs = LEFT_OUT[left_out]
+    for row, taken in zip(out, choices, strict=True):
+        present = runs(taken) if runs else (True,) * len(taken)
+        for (name, known), option, here in zip(options, taken, present, strict=True):
+            if option not in known:
+                raise UserError(f"option {option!r} of {name!r} must be one of {list(known)}")
+            row[places[name, option]] = here
+    out.flags.writeable = False
+    return out
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ class NetworkMLP:
 
     def predict(self, choices: Sequence[Choices]) -> Array:
         """Seconds ``(n,)``."""
-        x = torch.from_numpy(self.encoding(choices))
+        x = torch.tensor(self.encoding(choices))
         value: Array = (self.net(x) * self.deviation + self.mean).exp().numpy()
         return value
 
@@ -211,7 +215,7 @@ def fit_nonnegative(table: Table, basis: str, left_out: str = "nothing") -> Regr
 def fit_mlp(table: Table, left_out: str = "nothing", seed: int = 0) -> NetworkMLP:
     """The same table and seed give the same network."""
     encoding = Encoding(table.options, "onehot", left_out)
-    x = torch.from_numpy(encoding(table.choices))
+    x = torch.tensor(encoding(table.choices))
     logs = torch.tensor(table.seconds, dtype=torch.float64).log()
     mean, deviation = float(logs.median()), float(logs.std()) or 1.0
     net = Net.drawn(x.shape[1], HIDDEN, MEMBERS, seed)
