@@ -16,6 +16,7 @@ nas: search for the network that fits your device
   nas search    [options]            search, fine-tune, test and export one network
   nas finetune  arch=FILE [options]  train a known architecture (checkpoint=FILE inherits weights)
   nas describe  [options]            decisions of a space, number of architectures, cost ranges
+  nas profile   [options]            measure a space on a device: the cost latency reads the result
   nas extract   RUN [options]        other networks of a finished search: budget.params=20k, front=8
   nas report    DIR [DIR ...]        all runs below a folder: front, table, CSV, pictures, HTML;
                                      --serve shows them in TensorBoard
@@ -39,6 +40,23 @@ Inside a group: group.key=value, e.g. search.epochs=20, data.batch_size=128, spa
   -m          sweep: key=a,b,c; hydra/launcher=joblib runs jobs side by side
 """
 
+PROFILE = """\
+nas profile [options]: measure every candidate of a space on a device, fit, validate
+
+  space=... data=...       what to measure: the space, at the size of the data's inputs
+  input=[3,224,224] classes=10  the size without any data
+  runtime=torch            torch | torch_compile | onnxruntime | executorch
+  threads=1 batch=1 dtype=float32 accelerator=cpu
+  device=NAME              what the profile calls the device (the processor's own name)
+  networks=40 calibrate=10 random whole networks to measure; so many calibrate, the others validate
+  seconds=600 calls=200    time budget; calls of each thing where it allows
+  out=FILE                 the profile (profiles/SPACE_RUNTIME.json); the same command resumes
+  export_to=FOLDER         write ONNX files and a manifest to measure elsewhere; pte=true adds .pte
+  import_csv=FILE          fit what was measured elsewhere
+
+  nas profile space=mobilenet_tiny data=cifar10 runtime=onnxruntime out=here.json
+  nas search  space=mobilenet_tiny data=cifar10 cost=[latency] profile=here.json budget.latency=3ms
+"""
 
 EXTRACT = """\
 nas extract RUN [options]: networks out of a finished search, without searching again
@@ -102,7 +120,7 @@ def _complain(message: str) -> int:
 
 def _configured(verb: str, arguments: list[str]) -> int:
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(_options(verb))
+        print(PROFILE if verb == "profile" else _options(verb))
         return 0
     from nas.launch import launch
 
@@ -166,6 +184,7 @@ VERBS: dict[str, Callable[[str, list[str]], int]] = {
     "search": _configured,
     "finetune": _configured,
     "describe": _configured,
+    "profile": _configured,
     "extract": _extract,
     "report": _report,
     "export": _export,

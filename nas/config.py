@@ -43,6 +43,8 @@ class RunConfig:
     search: Any = MISSING
     cost: Any = MISSING
     device: Any = None
+    measure: Any = None
+    profile: str | None = None
     objective: Any = MISSING
     finetune: Any = MISSING
     trainer: Any = MISSING

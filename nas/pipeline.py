@@ -17,6 +17,8 @@ from nas.decision import free
 from nas.discrete import discretize
 from nas.errors import InterruptedRunError, UserError
 from nas.export import load_supernet, onnx, state_bytes
+from nas.latency.found import NAME as LATENCY
+from nas.latency.found import measured_fields, write_picture
 from nas.plan import Plan, Problem
 from nas.recalibrate import recalibrate
 from nas.result import SCHEMA, cost_fields, input_fields, read_json, versions
@@ -87,6 +89,7 @@ class Run:
         found = self._find(logger)
         network, trained = self._finetune(found, logger)
         result = self._result(found, trained, time.monotonic() - started)
+        self._measure(network, result, logger)
         write_atomic(self.run.network, state_bytes(network))
         if self.plan.onnx:
             result["onnx_max_abs_diff"] = self._onnx(network)
@@ -236,6 +239,20 @@ class Run:
         except UserError as error:
             logging.getLogger("nas").warning("no ONNX file: %s", error)
             return None
+
+    def _measure(
+        self, network: nn.Module, result: dict[str, Any], logger: TensorBoardLogger
+    ) -> None:
+        """Where latency is a cost: that of the network itself, beside the prediction."""
+        inputs = (torch.zeros(1, *self.plan.data.input_shape),)
+        fields = measured_fields(network, inputs, self.problem.costs, self.arch)
+        if not fields:
+            return
+        result["latency"] = fields
+        if fields["measured"] is not None:
+            result["costs"][LATENCY] = fields["measured"]
+            result["units"][LATENCY] = "s"
+        write_picture(self.run.path, logger.experiment, self.problem.costs, fields)
 
     def _parts(self) -> list[dict[str, Any]]:
         assert self.arch is not None

@@ -109,7 +109,8 @@ def _draw(result: Mapping[str, Any]) -> None:
 def _beside(name: str, value: float, result: Mapping[str, Any]) -> str:
     """A cost beside the largest of the space and, where there is one, beside its budget."""
     # A run that an earlier version has written lacks units and budgets.
-    unit, largest = result.get("units", {}).get(name, ""), result["largest"][name]
+    # The largest network is known where the cost is computed, not where it is measured.
+    unit, largest = result.get("units", {}).get(name, ""), result["largest"].get(name)
     text = amount(value, unit)
     if largest:
         text += f" = {value / largest:.1%} of the largest network"

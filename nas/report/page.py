@@ -11,6 +11,7 @@ from nas.report.curves import curves
 from nas.report.detail import details, load_command
 from nas.report.front import Front, Sweep, costs_of, fronts
 from nas.report.labels import cost_label, cost_text, metric_text, plural
+from nas.report.latency import latencies
 from nas.report.optional import load_optional
 from nas.report.rows import left_out_table, runs_table
 from nas.report.runs import Run
@@ -54,6 +55,7 @@ click a point, or a row below (or press Enter on it), to see the network.</p>
 <section id="detail" aria-live="polite" hidden></section>
 {"".join(_front_part(found, name == cost) for name, found in by_cost.items())}
 {_curves_part(searched)}
+{latencies(sweeps)}
 <h2>All runs</h2>
 {runs_table(by_cost, rows, cost)}
 {_left_out_part(sweeps, cost, metric)}

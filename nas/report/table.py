@@ -68,7 +68,8 @@ def _how(run: Run) -> str:
 def _header(fronts: Sequence[Front]) -> list[str]:
     first = fronts[0]
     known = {name for front in fronts for run in front.runs for name in run.costs}
-    costs = [first.cost] + [name for name in ("params", "macs") if name in known - {first.cost}]
+    beside = ("params", "macs", "latency", "latency_measured")
+    costs = [first.cost] + [name for name in beside if name in known - {first.cost}]
     sweep = ["sweep"] if len(fronts) > 1 else []
     return [*sweep, "run", "seed", "settings", first.metric, *costs, "place"]
 
