@@ -114,7 +114,9 @@ class Run:
     ) -> dict[str, Any]:
         watch = Stopwatch()
         stable = StopWhenStable(self.plan.stable_epochs)
-        callbacks = [watch, stable, SearchTelemetry(), LastCheckpoint(self.run.checkpoint)]
+        guards = self.plan.guards.values()
+        saving = [SearchTelemetry(), LastCheckpoint(self.run.checkpoint)]
+        callbacks = [watch, stable, *guards, *saving]
         trainer = self._trainer(module.epochs, callbacks, logger)
         self._fit(
             trainer,

@@ -42,6 +42,7 @@ class Plan:
     inherit: bool
     onnx: bool
     stable_epochs: int | None
+    guards: Mapping[str, pl.Callback] = field(default_factory=dict)  # against collapse
     about: Mapping[str, Any] = field(default_factory=dict)  # goes into result.json as it is
 
 

@@ -17,6 +17,7 @@ from nas.decision import decisions, free, resample, sample_path, split_parameter
 from nas.errors import UserError
 from nas.objective import Objective
 from nas.schedule import warmup_cosine
+from nas.supernet.auxiliary import AuxiliarySkip
 from nas.supernet.temperature import Schedule, constant
 from nas.train import Batch, OptimizerFactory, accuracy, check_finite
 
@@ -98,6 +99,7 @@ class DifferentiableSearch(pl.LightningModule):
         self.temperature = temperature or constant()
         self.clip, self.label_smoothing, self.seed = clip, label_smoothing, seed
         self.parameters_of = split_parameters(supernet)
+        self.skips = tuple(m for m in supernet.modules() if isinstance(m, AuxiliarySkip))
         # Not the global generator: under data parallel training every rank must draw alike here
         # while dropout must not.
         self.generator = torch.Generator()
@@ -124,9 +126,12 @@ class DifferentiableSearch(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # By step, so that a search of a single alpha epoch anneals too.
-        tau = self.temperature(max(0.0, self.progress(batch_idx)))
+        progress = max(0.0, self.progress(batch_idx))
+        tau = self.temperature(progress)
         for _, decision in decisions(self.supernet):
             decision.tau.fill_(tau)
+        for skip in self.skips:
+            skip.advance(progress)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.warming_up:

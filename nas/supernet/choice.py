@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from nas.arch import Option
 from nas.decision import Decision
 from nas.errors import UserError
+from nas.supernet.auxiliary import add_skips
+from nas.supernet.dirichlet import dirichlet_noise, log_dirichlet
 from nas.supernet.relax import RELAXATIONS, Relaxation, gumbel_noise, softmax
 from nas.supernet.temperature import Schedule
 
@@ -23,7 +25,46 @@ class Scalable(Protocol):
         ...
 
 
-class ChoiceBlock(Decision):
+class Relaxed(Decision):
+    """A decision whose theta is a function of its logits: ``relax((alpha + noise) / tau)``.
+
+    Args:
+        options: the names of the alternatives.
+        relax: logits ``(K,)`` -> weights ``(K,)``; see `nas.supernet.relax`.
+        gumbel: add Gumbel noise to alpha at every `resample`.
+        lead: a decision to follow, see `Decision`.
+    """
+
+    def __init__(
+        self,
+        options: Sequence[Option],
+        relax: Relaxation = softmax,
+        gumbel: bool = False,
+        lead: Decision | None = None,
+    ) -> None:
+        super().__init__(options, lead)
+        self.relax, self.gumbel = relax, gumbel
+        self.dirichlet = False  # draw from Dir(elu(alpha) + 1); noise is then log of the draw
+
+    @property
+    def logits(self) -> Tensor:
+        if not self.dirichlet:
+            return super().logits
+        drawn = log_dirichlet(self.alpha.float(), self.noise) / self.tau
+        return drawn.masked_fill(~self.open, -torch.inf)
+
+    @property
+    def theta(self) -> Tensor:
+        return self.relax(self.logits)
+
+    def resample(self, generator: torch.Generator | None = None) -> None:
+        if self.dirichlet:
+            self.noise.copy_(dirichlet_noise(self.alpha.detach(), generator))
+        elif self.gumbel:
+            self.noise.copy_(gumbel_noise(self.noise, generator))
+
+
+class ChoiceBlock(Relaxed):
     """One searchable layer: the theta-weighted sum of its candidate ops.
 
     ``y = sum_k theta[k] * op_k(x)``, ``theta = relax((alpha + noise) / tau)``. A candidate whose
@@ -34,6 +75,7 @@ class ChoiceBlock(Decision):
         candidates: name -> op, or ops alone. All map x to the same output shape.
         relax: logits ``(K,)`` -> weights ``(K,)``; see `nas.supernet.relax`.
         gumbel: add Gumbel noise to alpha at every `resample`.
+        lead: a block to share one decision with; it decides, this one follows.
 
     Shape: ``(N, C_in, *S_in) -> (N, C_out, *S_out)``, S = ``(H, W)`` or ``(L,)``.
 
@@ -46,20 +88,13 @@ class ChoiceBlock(Decision):
         candidates: Mapping[str, nn.Module] | Sequence[nn.Module],
         relax: Relaxation = softmax,
         gumbel: bool = False,
+        lead: "ChoiceBlock | None" = None,
     ) -> None:
         named = candidates if isinstance(candidates, Mapping) else _named(candidates)
         _check(named)
-        super().__init__(tuple(named))
+        super().__init__(tuple(named), relax, gumbel, lead)
         self.candidates = nn.ModuleDict(dict(named))
-        self.relax, self.gumbel = relax, gumbel
-
-    @property
-    def theta(self) -> Tensor:
-        return self.relax(self.logits)
-
-    def resample(self, generator: torch.Generator | None = None) -> None:
-        if self.gumbel:
-            self.noise.copy_(gumbel_noise(self.noise, generator))
+        self.auxiliary: nn.Module | None = None  # beside the candidates, and never in a network
 
     def gated(self) -> Mapping[Option, nn.Module]:
         return {option: self.candidates[str(option)] for option in self.options}
@@ -77,6 +112,8 @@ class ChoiceBlock(Decision):
                 raise UserError(self._mismatch(x, name, term, total))
             total = term if total is None else total + term
         assert total is not None  # relaxations never close every option
+        if self.auxiliary is not None and not self.unrolled and int(self.open.sum()) > 1:
+            total = total + self.auxiliary(x)
         return total
 
     def _term(self, op: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
@@ -125,24 +162,33 @@ class Relaxing:
     """How every choice block of a model relaxes its choice, and tau over the search.
 
     Args:
-        function: "softmax" or "straight_through", see `nas.supernet.relax`.
+        function: "softmax", "straight_through" or "sigmoid", see `nas.supernet.relax`.
         gumbel: add Gumbel noise at every draw.
         temperature: progress of the alpha phase in [0, 1] -> tau.
+        dirichlet: draw from a Dirichlet distribution instead, see `nas.supernet.dirichlet`.
+        skip: progress -> beta of a skip beside the candidates, see `nas.supernet.auxiliary`.
 
     Raises:
-        UserError: a function of another name.
+        UserError: a function of another name, or two kinds of draws.
     """
 
     function: str
     gumbel: bool
     temperature: Schedule
+    dirichlet: bool = False
+    skip: Schedule | None = None
 
     def __post_init__(self) -> None:
         if self.function not in RELAXATIONS:
             raise UserError(f"relax.function={self.function!r} is not one of {sorted(RELAXATIONS)}")
+        if self.gumbel and self.dirichlet:
+            raise UserError("relax.gumbel and relax.dirichlet are two kinds of draws: set one")
 
     def __call__(self, model: nn.Module) -> None:
-        """Set it on every choice block of `model`."""
+        """Set it on every relaxed decision of `model`."""
         for module in model.modules():
-            if isinstance(module, ChoiceBlock):
+            if isinstance(module, Relaxed):
                 module.relax, module.gumbel = RELAXATIONS[self.function], self.gumbel
+                module.dirichlet = self.dirichlet
+        if self.skip is not None:
+            add_skips((m for m in model.modules() if isinstance(m, ChoiceBlock)), self.skip)
