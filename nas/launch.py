@@ -198,7 +198,7 @@ def _plan(config: DictConfig, about: Mapping[str, Any] | None = None) -> Any:
             inherit=config.weights in (Weights.inherited, "inherited"),
             onnx=config.onnx,
             stable_epochs=config.stable_epochs,
-            guards=instantiate(config.guard, _convert_="all"),
+            guards=instantiate(config.get("guard") or {}, _convert_="all"),
             about=about or _about(config),
         )
     except hydra.errors.InstantiationException as error:

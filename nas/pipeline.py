@@ -19,6 +19,7 @@ from nas.result import SCHEMA, cost_fields, input_fields, read_json, versions
 from nas.run import RunDir, write_atomic, write_json
 from nas.search.callbacks import LastCheckpoint, StopWhenStable
 from nas.search.differentiable import DifferentiableSearch
+from nas.search.gap import DiscretizationGap
 from nas.search.stopwatch import Stopwatch
 from nas.search.telemetry import SearchTelemetry, TrainingTelemetry
 from nas.train import Training
@@ -116,7 +117,7 @@ class Run:
         stable = StopWhenStable(self.plan.stable_epochs)
         guards = self.plan.guards.values()
         saving = [SearchTelemetry(), LastCheckpoint(self.run.checkpoint)]
-        callbacks = [watch, stable, *guards, *saving]
+        callbacks = [watch, DiscretizationGap(), stable, *guards, *saving]
         trainer = self._trainer(module.epochs, callbacks, logger)
         self._fit(
             trainer,

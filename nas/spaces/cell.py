@@ -10,7 +10,7 @@ from nas.errors import UserError
 from nas.ops.blocks import ChannelShuffle
 from nas.ops.cell_ops import Factory
 from nas.spaces.table import check_positive
-from nas.supernet.choice import ChoiceBlock
+from nas.supernet.choice import ChoiceBlock, Shared
 
 
 class PartialChannels(nn.Module):
@@ -41,24 +41,13 @@ def edge(
     stride: int,
     affine: bool,
     partial: int,
-    like: nn.Module | None,
+    lead: nn.Module,
 ) -> nn.Module:
-    """A choice among `ops`.
-
-    Args:
-        like: the same edge of an earlier cell, whose decision is taken here too.
-    """
-    width = channels // partial
-    lead = block_of(like) if like is not None else None
-    block = ChoiceBlock({n: make(width, stride, affine) for n, make in ops.items()}, lead=lead)
+    """A choice among `ops`, the same as that of all blocks that follow the decision `lead`."""
+    assert isinstance(lead, Shared)
+    candidates = {name: make(channels // partial, stride, affine) for name, make in ops.items()}
+    block = ChoiceBlock(candidates, lead=lead)
     return block if partial == 1 else PartialChannels(block, channels, partial, stride)
-
-
-def block_of(edge: nn.Module) -> ChoiceBlock:
-    """The choice in an `edge`."""
-    block = edge.op if isinstance(edge, PartialChannels) else edge
-    assert isinstance(block, ChoiceBlock)
-    return block
 
 
 def check_cells(

@@ -9,6 +9,7 @@ from nas.errors import UserError
 from nas.ops.cell_ops import NAS_BENCH_201, relu_conv
 from nas.spaces.cell import check_cells, edge
 from nas.spaces.nas_bench_201_cell import EDGES, parse, render
+from nas.supernet.choice import Shared
 
 NAME = "nas_bench_201"
 STAGES = 3
@@ -20,19 +21,21 @@ class Cell(nn.Module):
     ``x_j = sum_{i < j} edge_ij(x_i)``.
 
     Args:
-        like: a cell before this one, whose decisions are taken here too.
+        decisions: edge -> the decision on it, see `edge_key`.
 
     Shape: ``(N, C, H, W) -> (N, C, H, W)``.
     """
 
     def __init__(
-        self, channels: int, affine: bool = True, partial: int = 1, like: "Cell | None" = None
+        self, decisions: nn.ModuleDict, channels: int, affine: bool = True, partial: int = 1
     ) -> None:
         super().__init__()
-        self.edges = nn.ModuleDict()
-        for key in map(edge_key, EDGES):
-            shared = None if like is None else like.edges[key]
-            self.edges[key] = edge(NAS_BENCH_201, channels, 1, affine, partial, shared)
+        self.edges = nn.ModuleDict(
+            {
+                key: edge(NAS_BENCH_201, channels, 1, affine, partial, lead)
+                for key, lead in decisions.items()
+            }
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         nodes: dict[int, Tensor] = {0: x}
@@ -100,7 +103,8 @@ class NasBench201(nn.Module):
         self.stem = nn.Sequential(
             nn.Conv2d(input_shape[0], channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
         )
-        self.cells = nn.ModuleList(_stages(widths, cells, affine, partial))
+        self.cell = nn.ModuleDict({edge_key(edge): Shared(tuple(NAS_BENCH_201)) for edge in EDGES})
+        self.cells = nn.ModuleList(_stages(self.cell, widths, cells, affine, partial))
         self.last = nn.Sequential(nn.BatchNorm2d(widths[-1]), nn.ReLU(inplace=True))
         self.classifier = nn.Linear(widths[-1], num_classes)
 
@@ -112,15 +116,14 @@ class NasBench201(nn.Module):
         return y
 
 
-def _stages(widths: Sequence[int], count: int, affine: bool, partial: int) -> Iterator[nn.Module]:
-    first: Cell | None = None
+def _stages(
+    cell: nn.ModuleDict, widths: Sequence[int], count: int, affine: bool, partial: int
+) -> Iterator[nn.Module]:
     for stage, width in enumerate(widths):
         if stage:
             yield Reduction(widths[stage - 1], width, affine)
         for _ in range(count):
-            cell = Cell(width, affine, partial, first)
-            first = first or cell
-            yield cell
+            yield Cell(cell, width, affine, partial)
 
 
 def edge_key(edge: tuple[int, int]) -> str:
@@ -128,14 +131,13 @@ def edge_key(edge: tuple[int, int]) -> str:
     return f"{edge[0]}_{edge[1]}"
 
 
-def arch_of_cell(text: str, space: str = NAME, partial: int = 1) -> Arch:
+def arch_of_cell(text: str, space: str = NAME) -> Arch:
     """The architecture of a cell in the published notation.
 
     Raises:
         UserError: not the text of a cell.
     """
-    inner = "" if partial == 1 else ".op"
-    names = [f"cells.0.edges.{edge_key(edge)}{inner}" for edge in EDGES]
+    names = [f"cell.{edge_key(edge)}" for edge in EDGES]
     return Arch(space, dict(zip(names, parse(text), strict=True)))
 
 
@@ -145,11 +147,10 @@ def cell_of(arch: Arch) -> str:
     Raises:
         UserError: an architecture of another space.
     """
-    by_edge = {name.removesuffix(".op").rpartition(".")[2]: op for name, op in arch.choices.items()}
-    try:
-        return render([str(by_edge[edge_key(edge)]) for edge in EDGES])
-    except KeyError:
+    names = [f"cell.{edge_key(edge)}" for edge in EDGES]
+    if set(names) != set(arch.choices):
         raise UserError(
-            f"an architecture of space {arch.space!r} is no NAS-Bench-201 cell: it lacks edges "
-            f"between four nodes among {sorted(arch.choices)}"
-        ) from None
+            f"an architecture of space {arch.space!r} is no NAS-Bench-201 cell: its decisions are "
+            f"{sorted(arch.choices)} and not {names}"
+        )
+    return render([str(arch.choices[name]) for name in names])

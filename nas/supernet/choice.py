@@ -64,6 +64,16 @@ class Relaxed(Decision):
             self.noise.copy_(gumbel_noise(self.noise, generator))
 
 
+class Shared(Relaxed):
+    """A decision that stands apart from the blocks that carry it out, all of which follow it.
+
+    So that its name does not depend on how many there are, or where.
+    """
+
+    def gated(self) -> Mapping[Option, nn.Module]:
+        return dict.fromkeys(self.options, nn.Identity())
+
+
 class ChoiceBlock(Relaxed):
     """One searchable layer: the theta-weighted sum of its candidate ops.
 
@@ -75,7 +85,7 @@ class ChoiceBlock(Relaxed):
         candidates: name -> op, or ops alone. All map x to the same output shape.
         relax: logits ``(K,)`` -> weights ``(K,)``; see `nas.supernet.relax`.
         gumbel: add Gumbel noise to alpha at every `resample`.
-        lead: a block to share one decision with; it decides, this one follows.
+        lead: a decision to follow, see `Decision`.
 
     Shape: ``(N, C_in, *S_in) -> (N, C_out, *S_out)``, S = ``(H, W)`` or ``(L,)``.
 
@@ -88,7 +98,7 @@ class ChoiceBlock(Relaxed):
         candidates: Mapping[str, nn.Module] | Sequence[nn.Module],
         relax: Relaxation = softmax,
         gumbel: bool = False,
-        lead: "ChoiceBlock | None" = None,
+        lead: Decision | None = None,
     ) -> None:
         named = candidates if isinstance(candidates, Mapping) else _named(candidates)
         _check(named)
