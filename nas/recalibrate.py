@@ -12,7 +12,10 @@ from nas.errors import UserError
 
 @contextmanager
 def kept_statistics(network: nn.Module) -> Iterator[None]:
-    """Put every running mean, variance and count of batches back afterwards, to the bit."""
+    """Put every running mean, variance and count of batches back afterwards, to the bit.
+
+    A backward pass must happen inside, too: autograd finds the statistics changed.
+    """
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm)]
     before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
     try:

@@ -187,9 +187,15 @@ class DifferentiableSearch(pl.LightningModule):
         if self.perturbation is None or self.warming_up:
             return self.task_loss(batch, "train")
         alphas = self.parameters_of.alphas
-        trial = partial(self.unlogged_loss, batch)
-        with self.perturbation.around(alphas, trial, self.done, self.generator):
+        slopes = partial(self._alpha_slopes, batch)
+        with self.perturbation.around(alphas, slopes, self.done, self.generator):
             return self.task_loss(batch, "train")
+
+    def _alpha_slopes(self, batch: Batch) -> Sequence[Tensor]:
+        with kept_statistics(self.supernet):
+            return torch.autograd.grad(
+                self.unlogged_loss(batch), self.parameters_of.alphas, materialize_grads=True
+            )
 
     def _descend(self, optimizer: LightningOptimizer, loss: Callable[[], Tensor]) -> None:
         self.draw()
@@ -211,11 +217,9 @@ class DifferentiableSearch(pl.LightningModule):
         return loss
 
     def unlogged_loss(self, batch: Batch) -> Tensor:
-        """The task loss of a pass that is no step of its own, and leaves no statistics behind."""
+        """The weights' task loss in a pass that is no step of its own."""
         x, labels = batch
-        with kept_statistics(self.supernet):
-            logits = self.supernet(x)
-        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        return F.cross_entropy(self.supernet(x), labels, label_smoothing=self.label_smoothing)
 
     def alpha_loss(self, task: Tensor) -> Tensor:
         """The objective of one draw: the cost is that of the same theta as the task loss.

@@ -15,21 +15,25 @@ from torch import Tensor, nn
 
 from nas.errors import UserError
 
-Loss = Callable[[], Tensor]
+Slopes = Callable[[], Sequence[Tensor]]  # the gradient of the weights' loss for each alpha
 
 
 class Perturbation(Protocol):
     """What is done to alphas during the weights' forward pass."""
 
     def __call__(
-        self, alphas: Sequence[nn.Parameter], loss: Loss, radius: float, generator: torch.Generator
+        self,
+        alphas: Sequence[nn.Parameter],
+        slopes: Slopes,
+        radius: float,
+        generator: torch.Generator,
     ) -> None:
-        """Move `alphas` in place by at most `radius`; `loss` is what weights descend."""
+        """Move `alphas` in place by at most `radius`."""
         ...
 
 
 def uniform(
-    alphas: Sequence[nn.Parameter], loss: Loss, radius: float, generator: torch.Generator
+    alphas: Sequence[nn.Parameter], slopes: Slopes, radius: float, generator: torch.Generator
 ) -> None:
     """``delta ~ U(-radius, radius)`` (SDARTS-RS)."""
     for alpha in alphas:
@@ -51,13 +55,17 @@ class Ascent:
             raise UserError(f"perturbation steps={self.steps} must be at least 1")
 
     def __call__(
-        self, alphas: Sequence[nn.Parameter], loss: Loss, radius: float, generator: torch.Generator
+        self,
+        alphas: Sequence[nn.Parameter],
+        slopes: Slopes,
+        radius: float,
+        generator: torch.Generator,
     ) -> None:
         centres = [alpha.detach().clone() for alpha in alphas]
-        uniform(alphas, loss, radius, generator)
+        uniform(alphas, slopes, radius, generator)
         for _ in range(self.steps):
             with _thawed(alphas):
-                gradients = torch.autograd.grad(loss(), alphas, materialize_grads=True)
+                gradients = slopes()
             for alpha, centre, gradient in zip(alphas, centres, gradients, strict=True):
                 moved = alpha.data + 2 * radius / self.steps * gradient.sign()
                 alpha.data.copy_(centre + (moved - centre).clamp(-radius, radius))
@@ -106,7 +114,7 @@ class Perturbing:
     def around(
         self,
         alphas: Sequence[nn.Parameter],
-        loss: Loss,
+        slopes: Slopes,
         progress: float,
         generator: torch.Generator,
     ) -> Iterator[None]:
@@ -115,7 +123,7 @@ class Perturbing:
         radius = self.start + (self.end - self.start) * progress
         move: Perturbation = uniform if self.by == "uniform" else Ascent(self.steps)
         try:
-            move(alphas, loss, radius, generator)
+            move(alphas, slopes, radius, generator)
             yield
         finally:
             for alpha, value in zip(alphas, before, strict=True):
