@@ -61,8 +61,8 @@ class CollapseGuard(pl.Callback):
 class EigenvalueStop(CollapseGuard):
     """Stops when the validation loss grows too curved in alpha (R-DARTS, Zela et al. 2020).
 
-    The dominant eigenvalue of ``d2 L_val / d alpha2`` on one validation batch, every `every`
-    epochs, averaged over the `window` measurements around each. When an average exceeds `ratio`
+    The size of the dominant eigenvalue of ``d2 L_val / d alpha2`` on one validation batch, every
+    `every` epochs, averaged over the `window` measurements around each. When an average exceeds `ratio`
     times the one `delta` measurements before it, which must lie at epoch `first` or later, the
     architecture is that of the earlier one.
 
@@ -108,12 +108,10 @@ class EigenvalueStop(CollapseGuard):
 
     def _verdict(self) -> tuple[int, str] | None:
         side = self.window // 2
+        sizes = torch.tensor(self.eigenvalues).abs()
         # Averages [j] are around measurement j + side.
-        averages = (
-            torch.tensor(self.eigenvalues).unfold(0, self.window, 1).mean(1).tolist()
-            if (len(self.eigenvalues) >= self.window)
-            else []
-        )
+        enough = len(sizes) >= self.window
+        averages = sizes.unfold(0, self.window, 1).mean(1).tolist() if enough else []
         if len(averages) <= self.delta:
             return None
         now, then = averages[-1], averages[-1 - self.delta]

@@ -55,6 +55,7 @@ def test_the_search_stops_where_the_average_has_risen():
     assert verdict(rising[:5]) is None  # 2 over 1, but that one is of epoch 2
     assert verdict(rising[:5], first=2) == (2, "the largest eigenvalue rose from 1 to 2")
     assert verdict(rising, ratio=3.5) is None
+    assert verdict([-1.0, -1.0, -1.0, -1.0, -4.0, -4.0]) == verdict(rising)  # as curved
     assert verdict([1.0] * 20) is None
     assert verdict([]) is None
 
