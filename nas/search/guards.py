@@ -62,9 +62,9 @@ class EigenvalueStop(CollapseGuard):
     """Stops when the validation loss grows too curved in alpha (R-DARTS, Zela et al. 2020).
 
     The size of the dominant eigenvalue of ``d2 L_val / d alpha2`` on one validation batch, every
-    `every` epochs, averaged over the `window` measurements around each. When an average exceeds `ratio`
-    times the one `delta` measurements before it, which must lie at epoch `first` or later, the
-    architecture is that of the earlier one.
+    `every` epochs, averaged over the `window` measurements around each. When an average exceeds
+    `ratio` times the one `delta` measurements before it, which must lie at epoch `first` or later,
+    the architecture is that of the earlier one.
 
     Args:
         samples: of the first validation batch, at most so many.
