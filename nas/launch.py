@@ -97,6 +97,10 @@ def _carry_out(config: DictConfig) -> None:
         return
     try:
         _run(config, run)
+        if sweep:
+            from nas.report import follow
+
+            follow(Path(HydraConfig.get().sweep.dir))
     except (KeyboardInterrupt, InterruptedRunError):
         raise InterruptedRunError(f"interrupted. {_how_to_go_on(run)}") from None
     except Exception as error:
@@ -199,6 +203,7 @@ def _plan(config: DictConfig, about: Mapping[str, Any] | None = None) -> Any:
             onnx=config.onnx,
             stable_epochs=config.stable_epochs,
             guards=instantiate(config.get("guard") or {}, _convert_="all"),
+            speed=getattr(config.speed, "name", config.speed),
             about=about or _about(config),
         )
     except hydra.errors.InstantiationException as error:

@@ -2,24 +2,29 @@
 
 import logging
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
+from nas.anatomy import anatomy
 from nas.arch import Arch
 from nas.decision import free
 from nas.discrete import discretize
 from nas.errors import InterruptedRunError, UserError
 from nas.export import load_supernet, onnx, state_bytes
 from nas.plan import Plan, Problem
+from nas.recalibrate import recalibrate
 from nas.result import SCHEMA, cost_fields, input_fields, read_json, versions
 from nas.run import RunDir, write_atomic, write_json
 from nas.search.callbacks import LastCheckpoint, StopWhenStable
 from nas.search.differentiable import DifferentiableSearch
 from nas.search.gap import DiscretizationGap
+from nas.search.speed import SpeedUp
 from nas.search.stopwatch import Stopwatch
 from nas.search.telemetry import SearchTelemetry, TrainingTelemetry
 from nas.train import Training
@@ -87,7 +92,7 @@ class Run:
         if self.plan.onnx:
             result["onnx_max_abs_diff"] = self._onnx(network)
         write_json(self.run.result, result)
-        self._log_final(logger, result)
+        self._log_final(logger, result, network)
         self.run.finetune_checkpoint.unlink(missing_ok=True)
         return result
 
@@ -115,14 +120,15 @@ class Run:
     ) -> dict[str, Any]:
         watch = Stopwatch()
         stable = StopWhenStable(self.plan.stable_epochs)
-        guards = self.plan.guards.values()
+        data = self.plan.data
+        speed = SpeedUp(self.plan.speed, (data.batch_size, *data.input_shape))
         saving = [SearchTelemetry(), LastCheckpoint(self.run.checkpoint)]
-        callbacks = [watch, DiscretizationGap(), stable, *guards, *saving]
+        callbacks = [watch, DiscretizationGap(), stable, *self.plan.guards.values(), speed, *saving]
         trainer = self._trainer(module.epochs, callbacks, logger)
         self._fit(
             trainer,
             module,
-            module.loaders(self.plan.data),
+            module.loaders(data),
             self.run.checkpoint if self.run.checkpoint.exists() else None,
         )
         free(self.supernet)
@@ -140,6 +146,8 @@ class Run:
         data, watch = self.plan.data, Stopwatch()
         callbacks = [watch, TrainingTelemetry(), LastCheckpoint(self.run.finetune_checkpoint)]
         trainer = self._trainer(module.epochs, callbacks, logger)
+        if self.plan.inherit:
+            self._recalibrate(module.network, trainer.strategy.root_device)
         if self.plan.inherit and isinstance(self.search, DifferentiableSearch):
             trainer.validate(module, data.val_dataloader(), verbose=False)
             metrics["inherited_val_acc"] = float(trainer.callback_metrics["val_acc"])
@@ -154,6 +162,12 @@ class Run:
             # Of this evaluation alone; Lightning returns only what went to a logger.
             metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         return module.network.cpu().eval(), {"metrics": metrics, "seconds": watch.seconds}
+
+    def _recalibrate(self, network: nn.Module, device: torch.device) -> None:
+        """The statistics inherited are those of a mixture of architectures."""
+        network.to(device)
+        recalibrate(network, (x.to(device) for x, _ in self.plan.data.calibration_loader()))
+        network.cpu()
 
     def _fit(self, trainer: pl.Trainer, module: Any, loaders: Any, checkpoint: Any) -> None:
         try:
@@ -200,7 +214,18 @@ class Run:
             shown["strength"] = strength
         return {**shown, **self.plan.about.get("overrides", {})}
 
-    def _log_final(self, logger: TensorBoardLogger, result: Mapping[str, Any]) -> None:
+    def _log_final(
+        self, logger: TensorBoardLogger, result: Mapping[str, Any], network: nn.Module
+    ) -> None:
+        example = torch.zeros(1, *self.plan.data.input_shape)
+        with warnings.catch_warnings():
+            # Drawn by tracing with TorchScript, which torch has deprecated without a successor
+            # that TensorBoard reads.
+            warnings.simplefilter("ignore")
+            try:
+                logger.experiment.add_graph(network, example)
+            except RuntimeError as error:  # control flow that tracing cannot follow
+                logging.getLogger("nas").info("no graph for TensorBoard: %s", error)
         final = {**result["metrics"], **result["costs"]}
         names = ("test_acc", "val_acc", *self.problem.costs)
         logger.log_metrics({f"final/{name}": final[name] for name in names}, step=0)
@@ -213,6 +238,12 @@ class Run:
         except UserError as error:
             logging.getLogger("nas").warning("no ONNX file: %s", error)
             return None
+
+    def _parts(self) -> list[dict[str, Any]]:
+        assert self.arch is not None
+        shape = self.plan.data.input_shape
+        found = anatomy(self.supernet, self.arch, shape, self.problem.priced)
+        return [part.to_json() for part in found]
 
     def _result(
         self, found: Mapping[str, Any], trained: Mapping[str, Any], seconds: float
@@ -228,6 +259,7 @@ class Run:
             **self.plan.about,
             "arch": dict(self.arch.choices),
             "arch_hash": self.arch.hash,
+            "parts": self._parts(),
             "trained": self.train,
             "metrics": {**found["metrics"], **trained["metrics"]},
             **cost_fields(self.problem.costs, self.problem.budgets, self.arch),

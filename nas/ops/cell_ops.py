@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.ops.blocks import Stack, Zero
+from nas.ops.convolution import Conv2d
 
 Factory = Callable[[int, int, bool], nn.Module]  # channels, stride, affine -> op
 
@@ -54,7 +55,7 @@ def relu_conv(
 def dilated(channels: int, kernel: int, stride: int, dilation: int, affine: bool) -> Stack:
     """ReLU, depthwise convolution, pointwise convolution, BatchNorm."""
     pad = dilation * (kernel // 2)
-    depthwise = nn.Conv2d(
+    depthwise = Conv2d(
         channels, channels, kernel, stride, pad, dilation, groups=channels, bias=False
     )
     pointwise = nn.Conv2d(channels, channels, 1, bias=False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import Protocol, cast, runtime_checkable
 
 import torch
@@ -111,7 +112,7 @@ class ChoiceBlock(Relaxed):
 
     def forward(self, x: Tensor) -> Tensor:
         theta = self.theta
-        values = [1.0] * len(self.options) if self.unrolled else theta.tolist()
+        values = [1.0] * len(self.options) if self.unrolled else self._values(theta)
         total: Tensor | None = None
         for value, weight, (name, op) in zip(values, theta, self.candidates.items(), strict=True):
             if value == 0:
@@ -125,6 +126,11 @@ class ChoiceBlock(Relaxed):
         if self.auxiliary is not None and not self.unrolled and int(self.open.sum()) > 1:
             total = total + self.auxiliary(x)
         return total
+
+    def _values(self, theta: Tensor) -> list[float]:
+        # A compiled graph holds every candidate, and cannot look at values: of all paths it
+        # needs none, see `nas.supernet.speed`.
+        return [nan] * len(theta) if torch.compiler.is_compiling() else theta.tolist()
 
     def _term(self, op: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
         # While tracing, layers are read off plain calls, through the hooks of the candidates.
