@@ -108,7 +108,7 @@ def test_the_two_strongest_edges_are_kept():
     choices = arch_of(space).choices
     for node in (3, 4, 5):
         strengths = [
-            float(space.reduction.ops[f"{state}_{node}"].alpha.softmax(0).max())
+            float(space.reduction.ops[f"{state}_{node}"].alpha.detach().softmax(0).max())
             for state in range(node)
         ]
         order = sorted(range(node), key=strengths.__getitem__)
