@@ -4,7 +4,7 @@ import difflib
 import inspect
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Union, Unpack, get_args, get_origin, get_type_hints
@@ -46,6 +46,7 @@ class RunConfig:
     measure: Any = None
     profile: str | None = None
     objective: Any = MISSING
+    guard: Any = field(default_factory=dict)
     finetune: Any = MISSING
     trainer: Any = MISSING
     budget: Any = MISSING

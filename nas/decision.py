@@ -1,13 +1,15 @@
 """`Decision`: one searchable thing, and the functions that act on all decisions of a model."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from nas.arch import Arch, Option
 from nas.errors import UserError
+
+_STATE = ("alpha", "noise", "tau", "open")
 
 
 class Decision(nn.Module):
@@ -16,25 +18,54 @@ class Decision(nn.Module):
     Subclasses define `theta` and `discretize`; the state that theta is computed from (`alpha`,
     `noise`, `tau`, `open`) lives here, so that a checkpoint holds all of it.
 
+    Several modules may stand for one decision, as the repeated cells of DARTS do: all but one
+    follow that one, have its state and no own, and take what it takes.
+
     Args:
         options: the names of the alternatives, in the order of `alpha`.
+        lead: the decision to follow, of the same options; None decides for itself.
+
+    Raises:
+        UserError: the one to follow has other options.
 
     Shapes: alpha, noise, open, theta ``(K,)``; tau ``()``.
     """
 
+    derived: ClassVar[bool] = False  # alpha follows from other decisions, and is not trained
     noise: Tensor  # added to alpha; zero unless the relaxation draws some
     tau: Tensor
     open: Tensor  # bool; a closed option has theta exactly 0
 
-    def __init__(self, options: Sequence[Option]) -> None:
+    def __init__(self, options: Sequence[Option], lead: "Decision | None" = None) -> None:
         super().__init__()
         self.options = tuple(options)
-        self.alpha = nn.Parameter(torch.zeros(len(self.options)))
+        # In a tuple, so that it is no submodule of its followers too.
+        self._lead = None if lead is None else (lead.lead,)
+        # Set on a private copy by `nas.cost.trace`: run every option, whatever theta is.
+        self.unrolled = False
+        if lead is not None:
+            if lead.options != self.options:
+                raise UserError(
+                    f"blocks that share a decision must offer the same options, but one has "
+                    f"{list(self.options)} and the other {list(lead.options)}"
+                )
+            return
+        if not self.derived:
+            self.alpha = nn.Parameter(torch.zeros(len(self.options)))
         self.register_buffer("noise", torch.zeros(len(self.options)))
         self.register_buffer("tau", torch.ones(()))
         self.register_buffer("open", torch.ones(len(self.options), dtype=torch.bool))
-        # Set on a private copy by `nas.cost.trace`: run every option, whatever theta is.
-        self.unrolled = False
+
+    @property
+    def lead(self) -> "Decision":
+        """The decision that this one follows; itself where it decides."""
+        return self if self._lead is None else self._lead[0]
+
+    def __getattr__(self, name: str) -> Any:
+        # Called only for what is not an attribute: of a follower, the state.
+        if name in _STATE and self._lead is not None:
+            return getattr(self._lead[0], name)
+        return super().__getattr__(name)
 
     @property
     def logits(self) -> Tensor:
@@ -83,7 +114,19 @@ class Decision(nn.Module):
 
 
 def decisions(model: nn.Module) -> Iterator[tuple[str, Decision]]:
-    """Name and decision, each decision once, named by the first path that leads to it."""
+    """Name and decision, each decision once, named by the first path that leads to it.
+
+    Modules that follow one decision lead to that one.
+    """
+    seen = set()
+    for name, site in sites(model):
+        if id(site.lead) not in seen:
+            seen.add(id(site.lead))
+            yield name, site.lead
+
+
+def sites(model: nn.Module) -> Iterator[tuple[str, Decision]]:
+    """Path and module of every place where a decision is carried out, followers among them."""
     for name, module in model.named_modules():
         if isinstance(module, Decision):
             yield name, module
@@ -145,6 +188,6 @@ def split_parameters(model: nn.Module) -> SplitParameters:
     """Network weights and architecture logits, each once, in the order of the modules."""
     # dict, not set: optimizer state is saved by position, and a set of tensors iterates in
     # memory-address order, so a resumed run would give alphas each other's Adam moments.
-    alphas = dict.fromkeys(decision.alpha for _, decision in decisions(model))
+    alphas = dict.fromkeys(d.alpha for _, d in decisions(model) if not d.derived)
     weights = [parameter for parameter in model.parameters() if parameter not in alphas]
     return SplitParameters(weights, list(alphas))

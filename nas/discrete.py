@@ -42,7 +42,7 @@ def _copy(module: nn.Module, options: Mapping[Decision, Option], memo: dict[int,
     """
     for decision in _outermost(module):
         if id(decision) not in memo:
-            chosen = decision.gated()[options[decision]]
+            chosen = decision.gated()[options[decision.lead]]
             memo[id(decision)] = _copy(chosen, options, memo)
     return copy.deepcopy(module, memo)
 

@@ -203,6 +203,7 @@ def _plan(config: DictConfig, about: Mapping[str, Any] | None = None) -> Any:
             inherit=config.weights in (Weights.inherited, "inherited"),
             onnx=config.onnx,
             stable_epochs=config.stable_epochs,
+            guards=instantiate(config.get("guard") or {}, _convert_="all"),
             speed=getattr(config.speed, "name", config.speed),
             about=about or _about(config),
         )

@@ -25,6 +25,7 @@ from nas.result import SCHEMA, cost_fields, input_fields, read_json, versions
 from nas.run import RunDir, write_atomic, write_json
 from nas.search.callbacks import LastCheckpoint, StopWhenStable
 from nas.search.differentiable import DifferentiableSearch
+from nas.search.gap import DiscretizationGap
 from nas.search.speed import SpeedUp
 from nas.search.stopwatch import Stopwatch
 from nas.search.telemetry import SearchTelemetry, TrainingTelemetry
@@ -124,7 +125,8 @@ class Run:
         stable = StopWhenStable(self.plan.stable_epochs)
         data = self.plan.data
         speed = SpeedUp(self.plan.speed, (data.batch_size, *data.input_shape))
-        callbacks = [watch, stable, speed, SearchTelemetry(), LastCheckpoint(self.run.checkpoint)]
+        saving = [SearchTelemetry(), LastCheckpoint(self.run.checkpoint)]
+        callbacks = [watch, DiscretizationGap(), stable, *self.plan.guards.values(), speed, *saving]
         trainer = self._trainer(module.epochs, callbacks, logger)
         self._fit(
             trainer,

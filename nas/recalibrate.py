@@ -1,12 +1,28 @@
 """BatchNorm statistics measured anew: those of a supernet are a mixture over architectures."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas.errors import UserError
+
+
+@contextmanager
+def kept_statistics(network: nn.Module) -> Iterator[None]:
+    """Put every running mean, variance and count of batches back afterwards, to the bit.
+
+    A backward pass must happen inside, too: autograd finds the statistics changed.
+    """
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm)]
+    before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
 
 
 def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:

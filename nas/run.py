@@ -141,7 +141,7 @@ def shown(path: Path) -> Path:
 def fingerprint(config: Mapping[str, Any], without: tuple[str, ...] = ()) -> str:
     """A hash of a resolved configuration, leaving out keys that do not change the result.
 
-    A key that is not set, null, is as if it were not there: runs outlive new options.
+    A key that is not set, null or empty, is as if it were not there: runs outlive new options.
     """
-    kept = {k: value for k, value in config.items() if k not in without and value is not None}
+    kept = {k: v for k, v in config.items() if k not in without and v is not None and v != {}}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]

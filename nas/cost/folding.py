@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nas.cost.base import Event, Gates, LayerSpec, stored
-from nas.decision import decisions
+from nas.decision import decisions, sites
 
 _NORMS = {"native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"}
 
@@ -45,7 +45,8 @@ class FoldRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.modules = dict(model.named_modules())
         self.model, self.open_gates, self.path = model, open_gates, path
-        self.decisions = dict(decisions(model))
+        self.names = {decision: name for name, decision in decisions(model)}
+        self.sites = dict(sites(model))
         self.made: dict[int, list[_Source]] = {}
         self.read: dict[int, list[tuple[Gates, str | None]]] = defaultdict(list)  # None: no norm
         self.norms: dict[str, list[tuple[Gates, list[_Source]]]] = defaultdict(list)
@@ -53,10 +54,10 @@ class FoldRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.handles: list[Any] = []
 
     def __enter__(self) -> Self:
-        for name, decision in self.decisions.items():
+        for path, decision in self.sites.items():
             gathered: list[_Source] = []
             for index, candidate in enumerate(decision.gated().values()):
-                gather = self._gather(name, (name, index), gathered)
+                gather = self._gather(path, (self.names[decision.lead], index), gathered)
                 self.handles.append(candidate.register_forward_hook(gather))
             self.handles.append(decision.register_forward_hook(self._pass_on(gathered)))
         # A result of the network is read by whoever called it.
@@ -70,10 +71,10 @@ class FoldRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             handle.remove()
 
     def _gather(
-        self, name: str, gate: tuple[str, int], gathered: list[_Source]
+        self, site: str, gate: tuple[str, int], gathered: list[_Source]
     ) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, out: Any) -> None:
-            if self.path[-1] == name:  # not where another caller uses the same module
+            if self.path[-1] == site:  # not where another caller uses the same module
                 for source in self._sources(out):
                     gathered.append(replace(source, gates=source.gates | {gate}))
 
@@ -116,7 +117,7 @@ class FoldRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in _NORMS and isinstance(module, _BatchNorm) and args[3] is not None:
             self.norms[path].append((self._gates, self._sources(args[0])))
             self._reads(args[0], norm=path)
-        elif not (path in self.decisions and name in ("mul", "add")):
+        elif not (path in self.sites and name in ("mul", "add")):
             # A decision's weighted sum is gone from the network that is deployed.
             self._reads(args)
         if name == "convolution":

@@ -18,7 +18,7 @@ from nas.cost.base import Event, Gate, Gates, LayerSpec, stored
 from nas.cost.folding import FoldRecorder
 from nas.cost.operators import OperatorRecorder
 from nas.cost.schedule import Schedule, ScheduleRecorder
-from nas.decision import Decision, decisions
+from nas.decision import Decision, decisions, sites
 from nas.errors import UserError
 
 ALWAYS: Event = frozenset({frozenset()})
@@ -106,7 +106,8 @@ def _record(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Layer], 
         spec = LayerSpec(module=path[-1], **fields)
         layers.append(Layer(spec, frozenset({frozenset(filter(None, open_gates))})))
 
-    choices = {name: decision for name, decision in decisions(model) if decision.gated()}
+    names = {id(decision): name for name, decision in decisions(model)}
+    choices = {path: site for path, site in sites(model) if site.gated()}
     schedule = ScheduleRecorder(open_gates, lambda: path[-1], choices)
     weights = {id(parameter) for parameter in model.parameters()}
     with ExitStack() as stack, torch.no_grad():
@@ -114,11 +115,15 @@ def _record(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Layer], 
         for decision in choices.values():
             stack.enter_context(_joined(decision, schedule))
         # Then gates: they look at the module that calls, which is then the last of `path`.
+        modules = {module: name for name, module in model.named_modules()}
         for name, decision in choices.items():
             decision.unrolled = True
-            for index, candidate in enumerate(decision.gated().values()):
-                stack.enter_context(_gated(candidate, open_gates, (name, index), path, schedule))
-        for name, module in model.named_modules():
+            for index, (option, candidate) in enumerate(decision.gated().items()):
+                gate = (names[id(decision.lead)], index)
+                stack.enter_context(_gated(candidate, open_gates, gate, name, path, schedule))
+                # An option may be put together of submodules, and be none itself.
+                modules.setdefault(candidate, f"{name}.{option}")
+        for module, name in modules.items():
             stack.enter_context(_pushed(module, path, name))
         stack.enter_context(OperatorRecorder(on_call, lambda: path[-1], weights, schedule))
         folds = stack.enter_context(FoldRecorder(model, open_gates, path))
@@ -138,20 +143,20 @@ def _gated(
     module: nn.Module,
     stack: list[Gate | None],
     gate: Gate,
+    site: str,
     path: list[str],
     schedule: ScheduleRecorder,
 ) -> AbstractContextManager[None]:
-    """Keep `gate` on `stack` while the decision that `gate` names runs `module`.
+    """Keep `gate` on `stack` while the decision at the path `site` runs `module`.
 
     None in its place while another caller does: one module may be an option of two decisions.
     """
 
     def pop(out: Any) -> None:
-        stack.pop()
-        if path[-2] == gate[0]:  # the last is `module` itself, still
+        if stack.pop() is not None:
             schedule.option(gate, out)
 
-    return _hooked(module, lambda: stack.append(gate if path[-1] == gate[0] else None), pop)
+    return _hooked(module, lambda: stack.append(gate if path[-1] == site else None), pop)
 
 
 def _joined(decision: Decision, schedule: ScheduleRecorder) -> AbstractContextManager[None]:
@@ -213,7 +218,7 @@ def _walk(
     yield path, module, gates
     if isinstance(module, Decision):
         for index, (option, candidate) in enumerate(module.gated().items()):
-            gate = (names[id(module)], index)
+            gate = (names[id(module.lead)], index)
             yield from _walk(candidate, f"{path}.{option}".lstrip("."), gates | {gate}, names)
         return
     for key, child in module.named_children():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import ceil
 from typing import Any, cast
 
@@ -16,7 +17,11 @@ from nas.cost.base import Expected
 from nas.decision import decisions, free, resample, sample_path, split_parameters
 from nas.errors import UserError
 from nas.objective import Objective
+from nas.recalibrate import kept_statistics
 from nas.schedule import warmup_cosine
+from nas.search.perturbation import Perturbing
+from nas.search.regularizers import Regularizer
+from nas.supernet.auxiliary import AuxiliarySkip
 from nas.supernet.temperature import Schedule, constant
 from nas.train import Batch, OptimizerFactory, accuracy, check_finite
 
@@ -56,6 +61,8 @@ class DifferentiableSearch(pl.LightningModule):
         label_smoothing: in the weights' loss only, as in ProxylessNAS.
         seed: of every random draw; each epoch starts from ``seed + epoch``.
         targets: cost name -> budget, for the objectives that know budgets.
+        regularizers: name -> a term that alphas descend too, see `nas.search.regularizers`.
+        perturbation: of alphas while weights learn, see `nas.search.perturbation`.
 
     Raises:
         UserError: nothing to search, epochs that leave no time for alphas, or budgets that the
@@ -76,6 +83,8 @@ class DifferentiableSearch(pl.LightningModule):
         label_smoothing: float = 0.0,
         seed: int = 0,
         targets: Mapping[str, float] | None = None,
+        regularizers: Mapping[str, Regularizer] | None = None,
+        perturbation: Perturbing | None = None,
     ) -> None:
         super().__init__()
         if not any(decisions(supernet)):
@@ -98,6 +107,9 @@ class DifferentiableSearch(pl.LightningModule):
         self.temperature = temperature or constant()
         self.clip, self.label_smoothing, self.seed = clip, label_smoothing, seed
         self.parameters_of = split_parameters(supernet)
+        self.regularizers, self.perturbation = dict(regularizers or {}), perturbation
+        self.done = 0.0  # of the steps in which alphas move, the share
+        self.skips = tuple(m for m in supernet.modules() if isinstance(m, AuxiliarySkip))
         # Not the global generator: under data parallel training every rank must draw alike here
         # while dropout must not.
         self.generator = torch.Generator()
@@ -124,9 +136,12 @@ class DifferentiableSearch(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # By step, so that a search of a single alpha epoch anneals too.
-        tau = self.temperature(max(0.0, self.progress(batch_idx)))
+        self.done = max(0.0, self.progress(batch_idx))
+        tau = self.temperature(self.done)
         for _, decision in decisions(self.supernet):
             decision.tau.fill_(tau)
+        for skip in self.skips:
+            skip.advance(self.done)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.warming_up:
@@ -165,7 +180,22 @@ class DifferentiableSearch(pl.LightningModule):
     def step_weights(self, batch: Batch) -> None:
         weight_optimizer, _ = cast(list[LightningOptimizer], self.optimizers())
         with frozen(self.parameters_of.alphas):
-            self._descend(weight_optimizer, lambda: self.task_loss(batch, "train"))
+            self._descend(weight_optimizer, lambda: self._weight_loss(batch))
+
+    def _weight_loss(self, batch: Batch) -> Tensor:
+        """The task loss, at perturbed alphas if there is a perturbation."""
+        if self.perturbation is None or self.warming_up:
+            return self.task_loss(batch, "train")
+        alphas = self.parameters_of.alphas
+        slopes = partial(self._alpha_slopes, batch)
+        with self.perturbation.around(alphas, slopes, self.done, self.generator):
+            return self.task_loss(batch, "train")
+
+    def _alpha_slopes(self, batch: Batch) -> Sequence[Tensor]:
+        with kept_statistics(self.supernet):
+            return torch.autograd.grad(
+                self.unlogged_loss(batch), self.parameters_of.alphas, materialize_grads=True
+            )
 
     def _descend(self, optimizer: LightningOptimizer, loss: Callable[[], Tensor]) -> None:
         self.draw()
@@ -186,6 +216,11 @@ class DifferentiableSearch(pl.LightningModule):
         self._log(split, loss, logits, labels)
         return loss
 
+    def unlogged_loss(self, batch: Batch) -> Tensor:
+        """The weights' task loss in a pass that is no step of its own."""
+        x, labels = batch
+        return F.cross_entropy(self.supernet(x), labels, label_smoothing=self.label_smoothing)
+
     def alpha_loss(self, task: Tensor) -> Tensor:
         """The objective of one draw: the cost is that of the same theta as the task loss.
 
@@ -197,6 +232,10 @@ class DifferentiableSearch(pl.LightningModule):
         else:
             costs = {name: cost() for name, cost in self.costs.items()}
         joined: Tensor = self.objective(task, costs)
+        if self.regularizers:
+            found = [d for _, d in decisions(self.supernet) if not d.derived]
+            for regularizer in self.regularizers.values():
+                joined = joined + regularizer(found, self.done)
         return joined
 
     def on_validation_epoch_start(self) -> None:
@@ -219,7 +258,7 @@ class BilevelSearch(DifferentiableSearch):
 
     Per step ``alpha <- alpha - xi * grad_alpha [L_val(w, alpha) + penalty]``, then
     ``w <- w - eta * grad_w L_train(w, alpha)`` (Liu et al. 2019, Algorithm 1 with xi = 0 in the
-    virtual step).
+    virtual step). See `nas.search.unrolled` for the second order.
     """
 
     def loaders(self, data: Any) -> dict[str, Any]:
@@ -227,12 +266,17 @@ class BilevelSearch(DifferentiableSearch):
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
         if not self.warming_up:
-            _, alpha_optimizer = cast(list[LightningOptimizer], self.optimizers())
-            with frozen(self.parameters_of.weights):
-                self._descend(
-                    alpha_optimizer, lambda: self.alpha_loss(self.task_loss(batch["val"], "alpha"))
-                )
+            self.step_alphas(batch)
         self.step_weights(batch["train"])
+
+    def step_alphas(self, batch: dict[str, Batch]) -> None:
+        _, alpha_optimizer = cast(list[LightningOptimizer], self.optimizers())
+        with frozen(self.parameters_of.weights):
+            self._descend(alpha_optimizer, lambda: self.val_loss(batch))
+
+    def val_loss(self, batch: dict[str, Batch]) -> Tensor:
+        """What alphas descend."""
+        return self.alpha_loss(self.task_loss(batch["val"], "alpha"))
 
 
 class SingleLevelSearch(DifferentiableSearch):

@@ -91,9 +91,9 @@ class PathSearch(BilevelSearch):
         # Over epochs: some hold fewer steps than lie between two of these.
         done = epoch * int(self.trainer.num_training_batches) + batch_idx + 1
         if done % self.alpha_every == 0:
-            self.step_alphas(batch["val"])
+            self.step_alphas(batch)
 
-    def step_alphas(self, batch: Batch) -> None:
+    def step_alphas(self, batch: dict[str, Batch]) -> None:
         raise NotImplementedError
 
     def on_validation_epoch_start(self) -> None:

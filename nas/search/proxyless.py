@@ -107,11 +107,11 @@ class ProxylessSearch(PathSearch):
         # What cannot be sampled is an error now.
         draw_mixing(self.supernet, TwoPaths.draw, self.generator)
 
-    def step_alphas(self, batch: Batch) -> None:
+    def step_alphas(self, batch: dict[str, Batch]) -> None:
         step = exact_step if self.exact else two_path_step
 
         def loss() -> Tensor:
-            task = self.task_loss(batch, "alpha")
+            task = self.task_loss(batch["val"], "alpha")
             return check_finite(self.alpha_loss(task), self.current_epoch)
 
         step(self.supernet, loss, self.alpha_optimizer, self.generator, self.manual_backward)

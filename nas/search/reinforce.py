@@ -147,18 +147,17 @@ class ReinforceSearch(PathSearch):
             )
         self.reward, self.samples, self.freeze_weights = reward, samples, freeze_weights
         self.policy = dict(decisions(self.supernet))
-        targets = dict(options.get("targets") or {})
-        self.targets = {n: targets.get(n, float(c.mean())) for n, c in self.costs.items()}
+        self.desired = {n: self.targets.get(n, float(c.mean())) for n, c in self.costs.items()}
         self.register_buffer("baseline", torch.tensor(torch.nan))
 
     def step_weights(self, batch: Batch) -> None:
         if self.warming_up or not self.freeze_weights:
             super().step_weights(batch)
 
-    def step_alphas(self, batch: Batch) -> None:
+    def step_alphas(self, batch: dict[str, Batch]) -> None:
         policy = list(self.policy.values())
         draws = draw_networks(policy, self.samples, self.generator)
-        scores = evaluate_each(policy, draws, lambda: self._scores(batch))
+        scores = evaluate_each(policy, draws, lambda: self._scores(batch["val"]))
         optimizer = self.alpha_optimizer
         optimizer.zero_grad()
         loss = self._policy_loss(draws, *scores.unbind(1))
@@ -176,7 +175,7 @@ class ReinforceSearch(PathSearch):
     def _policy_loss(self, draws: Tensor, losses: Tensor, accuracies: Tensor) -> Tensor:
         policy = list(self.policy.values())
         if self.reward is not None:
-            rewards = self.reward(accuracies, self._costs_of(draws), self.targets)
+            rewards = self.reward(accuracies, self._costs_of(draws), self.desired)
             return reinforce_loss(policy, draws, rewards, follow(self.baseline, rewards))
         task = losses.mean().requires_grad_()
         joined = self.alpha_loss(task)

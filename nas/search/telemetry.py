@@ -23,9 +23,9 @@ class SearchTelemetry(Checkpoint):
 
     Scalars ``loss/*``, ``accuracy/*``, ``cost/*`` (also relative to the untrained supernet),
     ``budget/*`` (expected cost over budget), ``lr/weights``, ``lr/alphas``, ``search/tau``,
-    ``search/entropy`` (0 decided, 1 uniform), ``search/max_probability``, ``objective/*``
-    (multipliers, strengths); images ``theta/<decision>`` and ``theta/overview``. Without a
-    TensorBoard logger it writes nothing.
+    ``search/entropy`` (0 decided, 1 uniform), ``search/max_probability``, ``search/gap`` (supernet
+    minus its best network), ``objective/*`` (multipliers, strengths); images ``theta/<decision>``
+    and ``theta/overview``. Without a TensorBoard logger it writes nothing.
 
     A `Checkpoint` by type, because only those run after the module's own `on_train_epoch_end`,
     where costs are logged. It must precede `LastCheckpoint` in the trainer's list.
@@ -61,6 +61,7 @@ class SearchTelemetry(Checkpoint):
             "search/tau": float(found[0].tau),
             "search/entropy": mean_entropy(theta),
             "search/max_probability": mean_confidence(pl_module.supernet),
+            **_gap(trainer.callback_metrics),
             **{f"objective/{name}": v for name, v in pl_module.objective.state().items()},
         }
         write(trainer, scalars)
@@ -153,6 +154,15 @@ def write(trainer: pl.Trainer, scalars: Mapping[str, float]) -> None:
 def grouped(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     """Logged name -> TensorBoard tag: ``alpha_loss`` -> ``loss/alpha``, and so on."""
     return {_tag(name): float(value) for name, value in metrics.items()}
+
+
+def _gap(metrics: Mapping[str, Tensor]) -> dict[str, float]:
+    """Accuracy that the supernet has more than its best network, see `nas.search.gap`."""
+    names = ("supernet_val_acc", "argmax_val_acc")
+    if not all(name in metrics for name in names):
+        return {}
+    soft, best = (float(metrics[name]) for name in names)
+    return {"search/gap": soft - best}
 
 
 def _tag(name: str) -> str:

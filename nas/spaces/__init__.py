@@ -6,9 +6,13 @@ from typing import Any
 from torch import nn
 
 from nas.errors import UserError
+from nas.spaces.darts import Darts
+from nas.spaces.nas_bench_201 import NasBench201
 from nas.spaces.staged import StagedSpace
 
-SPACES: dict[str, type[nn.Module]] = {"nas.spaces.staged.StagedSpace": StagedSpace}
+SPACES: dict[str, type[nn.Module]] = {
+    f"{space.__module__}.{space.__qualname__}": space for space in (StagedSpace, NasBench201, Darts)
+}
 
 
 def build(config: Mapping[str, Any], input_shape: Sequence[int], num_classes: int) -> nn.Module:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from nas.arch import Option
 from nas.decision import Decision
 from nas.errors import UserError
-from nas.supernet.relax import RELAXATIONS, Relaxation, gumbel_noise, softmax
+from nas.supernet.auxiliary import add_skips
+from nas.supernet.relax import RELAXATIONS, Relaxation, softmax
+from nas.supernet.relaxed import RelaxedDecision
 from nas.supernet.temperature import Schedule
 
 StandIn = Literal["ones", "input"]
@@ -26,19 +28,7 @@ class Scalable(Protocol):
         ...
 
 
-class Mixing(Protocol):
-    """What a block does instead of its weighted sum, for the time of one step."""
-
-    def theta(self, block: "ChoiceBlock") -> Tensor:
-        """The probabilities ``(K,)`` that costs are expected under."""
-        ...
-
-    def __call__(self, block: "ChoiceBlock", x: Tensor) -> Tensor:
-        """The block's output."""
-        ...
-
-
-class ChoiceBlock(Decision):
+class ChoiceBlock(RelaxedDecision):
     """One searchable layer: the theta-weighted sum of its candidate ops.
 
     ``y = sum_k theta[k] * op_k(x)``, ``theta = relax((alpha + noise) / tau)``. A candidate whose
@@ -49,6 +39,7 @@ class ChoiceBlock(Decision):
         candidates: name -> op, or ops alone. All map x to the same output shape.
         relax: logits ``(K,)`` -> weights ``(K,)``; see `nas.supernet.relax`.
         gumbel: add Gumbel noise to alpha at every `resample`.
+        lead: a decision to follow, see `Decision`.
 
     Shape: ``(N, C_in, *S_in) -> (N, C_out, *S_out)``, S = ``(H, W)`` or ``(L,)``.
 
@@ -61,24 +52,14 @@ class ChoiceBlock(Decision):
         candidates: Mapping[str, nn.Module] | Sequence[nn.Module],
         relax: Relaxation = softmax,
         gumbel: bool = False,
+        lead: Decision | None = None,
     ) -> None:
         named = candidates if isinstance(candidates, Mapping) else _named(candidates)
         _check(named)
-        super().__init__(tuple(named))
+        super().__init__(tuple(named), relax, gumbel, lead)
         self.candidates = nn.ModuleDict(dict(named))
-        self.relax, self.gumbel = relax, gumbel
-        self.mixing: Mixing | None = None  # see `nas.supernet.proxyless`
         self.stand_in: StandIn | None = None  # see `Relaxing`
-
-    @property
-    def theta(self) -> Tensor:
-        if self.mixing is not None:
-            return self.mixing.theta(self)
-        return self.relax(self.logits)
-
-    def resample(self, generator: torch.Generator | None = None) -> None:
-        if self.gumbel:
-            self.noise.copy_(gumbel_noise(self.noise, generator))
+        self.auxiliary: nn.Module | None = None  # beside the candidates, and never in a network
 
     def gated(self) -> Mapping[Option, nn.Module]:
         return {option: self.candidates[str(option)] for option in self.options}
@@ -100,6 +81,8 @@ class ChoiceBlock(Decision):
                 raise UserError(self._mismatch(x, name, term, total))
             total = term if total is None else total + term
         assert total is not None  # relaxations never close every option
+        if self.auxiliary is not None and not self.unrolled and int(self.open.sum()) > 1:
+            total = total + self.auxiliary(x)
         return self._with_stand_in(x, total, missing) if self.stand_in else total
 
     def _values(self, theta: Tensor) -> list[float]:
@@ -162,21 +145,25 @@ class Relaxing:
     """How every choice block of a model relaxes its choice, and tau over the search.
 
     Args:
-        function: "softmax" or "straight_through", see `nas.supernet.relax`.
+        function: "softmax", "straight_through" or "sigmoid", see `nas.supernet.relax`.
         gumbel: add Gumbel noise at every draw.
         temperature: progress of the alpha phase in [0, 1] -> tau.
         stand_in: what the alphas' gradient takes candidates that do not run to give: None zeros,
             "ones" all ones (GDAS), "input" the block's input where it has the output's shape.
             None of it is seen: they weigh 0.
+        dirichlet: draw from a Dirichlet distribution instead, see `nas.supernet.dirichlet`.
+        skip: progress -> beta of a skip beside the candidates, see `nas.supernet.auxiliary`.
 
     Raises:
-        UserError: a function or a stand-in of another name.
+        UserError: a function or a stand-in of another name, or two kinds of draws.
     """
 
     function: str
     gumbel: bool
     temperature: Schedule
     stand_in: str | None = None
+    dirichlet: bool = False
+    skip: Schedule | None = None
 
     def __post_init__(self) -> None:
         if self.stand_in not in (None, *get_args(StandIn)):
@@ -185,10 +172,16 @@ class Relaxing:
             )
         if self.function not in RELAXATIONS:
             raise UserError(f"relax.function={self.function!r} is not one of {sorted(RELAXATIONS)}")
+        if self.gumbel and self.dirichlet:
+            raise UserError("relax.gumbel and relax.dirichlet are two kinds of draws: set one")
 
     def __call__(self, model: nn.Module) -> None:
-        """Set it on every choice block of `model`."""
+        """Set it on every relaxed decision of `model`."""
         for module in model.modules():
-            if isinstance(module, ChoiceBlock):
+            if isinstance(module, RelaxedDecision):
                 module.relax, module.gumbel = RELAXATIONS[self.function], self.gumbel
+                module.dirichlet = self.dirichlet
+            if isinstance(module, ChoiceBlock):
                 module.stand_in = cast(StandIn | None, self.stand_in)
+        if self.skip is not None:
+            add_skips((m for m in model.modules() if isinstance(m, ChoiceBlock)), self.skip)

@@ -14,8 +14,9 @@ from torch.nn import Parameter
 
 from nas.decision import decisions, free
 from nas.errors import UserError
-from nas.supernet.choice import ChoiceBlock, Mixing
+from nas.supernet.choice import ChoiceBlock
 from nas.supernet.relax import gumbel_noise, softmax
+from nas.supernet.relaxed import Mixing, RelaxedDecision, Shared
 
 Draws = Mapping[Parameter, Mixing]  # alpha -> the draw of the block or blocks that it decides
 
@@ -36,7 +37,7 @@ class TwoPaths:
         self.active, self.inactive = active, inactive
 
     @classmethod
-    def draw(cls, block: ChoiceBlock, generator: torch.Generator | None = None) -> "TwoPaths":
+    def draw(cls, block: RelaxedDecision, generator: torch.Generator | None = None) -> "TwoPaths":
         """Two candidates by p without replacement; of these, the active one by q."""
         logits = block.logits.detach()
         # The largest of logits + Gumbel noise are a draw without replacement, however small p is.
@@ -47,7 +48,7 @@ class TwoPaths:
         first, *others = two.tolist()
         return cls(first, *(others or [first]))
 
-    def theta(self, block: ChoiceBlock) -> Tensor:
+    def theta(self, block: RelaxedDecision) -> Tensor:
         """p in value; only the two move, and as q does.
 
         The expected cost is thus that of the whole distribution, which is what a budget is for,
@@ -99,11 +100,11 @@ class ExactPath:
         self.active = active
 
     @classmethod
-    def draw(cls, block: ChoiceBlock, generator: torch.Generator | None = None) -> "ExactPath":
+    def draw(cls, block: RelaxedDecision, generator: torch.Generator | None = None) -> "ExactPath":
         """One candidate by p."""
         return cls(draw_option(block.logits, generator))
 
-    def theta(self, block: ChoiceBlock) -> Tensor:
+    def theta(self, block: RelaxedDecision) -> Tensor:
         """p itself."""
         return softmax(block.logits)
 
@@ -133,7 +134,7 @@ def mixing(model: nn.Module, draws: Draws) -> Iterator[None]:
 
 def draw_mixing(
     model: nn.Module,
-    draw: Callable[[ChoiceBlock, torch.Generator | None], Mixing],
+    draw: Callable[[RelaxedDecision, torch.Generator | None], Mixing],
     generator: torch.Generator | None = None,
 ) -> dict[Parameter, Mixing]:
     """One draw for each alpha of `model`, all options being open.
@@ -144,7 +145,7 @@ def draw_mixing(
     free(model)
     draws: dict[Parameter, Mixing] = {}
     for name, decision in decisions(model):
-        if not isinstance(decision, ChoiceBlock):
+        if not isinstance(decision, ChoiceBlock | Shared):
             raise UserError(
                 f"decision {name!r} ({type(decision).__name__}) is no choice between modules, "
                 "so no two paths can be sampled: take search=reinforce or search=bilevel"
@@ -166,8 +167,9 @@ def draw_option(logits: Tensor, generator: torch.Generator | None = None) -> int
     return int((logits + gumbel_noise(logits, generator)).argmax())
 
 
-def _blocks(model: nn.Module) -> Iterator[ChoiceBlock]:
-    return (module for module in model.modules() if isinstance(module, ChoiceBlock))
+def _blocks(model: nn.Module) -> Iterator[ChoiceBlock | Shared]:
+    """Those that mix, and what they share, which costs are expected under."""
+    return (module for module in model.modules() if isinstance(module, ChoiceBlock | Shared))
 
 
 def _run(block: ChoiceBlock, index: int, x: Tensor) -> Tensor:

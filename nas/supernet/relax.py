@@ -31,7 +31,22 @@ def straight_through(logits: Tensor) -> Tensor:
     return hard + (soft - soft.detach())
 
 
-RELAXATIONS: dict[str, Relaxation] = {"softmax": softmax, "straight_through": straight_through}
+def sigmoid(logits: Tensor) -> Tensor:
+    """``1 / (1 + exp(-l_k))``: options do not compete (FairDARTS, Chu et al. 2020, Eq. 4).
+
+    These add up to anything in (0, K), except that a single open option has exactly 1. A cost under
+    them is that of a layer which keeps each option on its own with probability theta_k.
+    """
+    closed = logits.isneginf()
+    alone = closed.sum(-1, keepdim=True) == closed.shape[-1] - 1
+    return torch.where(alone & ~closed, torch.ones_like(logits), logits.sigmoid())
+
+
+RELAXATIONS: dict[str, Relaxation] = {
+    "softmax": softmax,
+    "straight_through": straight_through,
+    "sigmoid": sigmoid,
+}
 
 
 def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -22,10 +22,11 @@ def relaxation(request):
     return request.param
 
 
-@pytest.fixture(params=[False, True], ids=["plain", "gumbel"])
+@pytest.fixture(params=["plain", "gumbel", "dirichlet"])
 def block(request, relaxation) -> ChoiceBlock:
     ops = {f"k{k}": nn.Conv1d(2, 2, k, padding=k // 2) for k in (1, 3, 5, 7)}
-    made = ChoiceBlock(ops, relax=relaxation, gumbel=request.param)
+    made = ChoiceBlock(ops, relax=relaxation, gumbel=request.param == "gumbel")
+    made.dirichlet = request.param == "dirichlet"
     nn.init.normal_(made.alpha)
     made.resample()
     return made
@@ -35,12 +36,22 @@ def test_every_relaxation_is_listed_under_its_name():
     functions = inspect.getmembers(relax, inspect.isfunction)
     takes_logits = [f for _, f in functions if list(inspect.signature(f).parameters) == ["logits"]]
     assert {f.__name__: f for f in takes_logits} == RELAXATIONS
-    assert {"softmax", "straight_through"} <= set(RELAXATIONS)
+    assert {"softmax", "straight_through", "sigmoid"} <= set(RELAXATIONS)
+
+
+def draws(block):
+    return block.gumbel or block.dirichlet
+
+
+def is_distribution(theta):
+    return float(theta.detach().sum()) == pytest.approx(1)
 
 
 def test_theta_is_a_distribution(block):
-    assert_close(block.theta.sum(), torch.ones(()))
+    # Sigmoid's options are there or not, each on its own.
+    assert is_distribution(block.theta) != (block.relax is relax.sigmoid)
     assert (block.theta >= 0).all()
+    assert (block.theta <= 1).all()
 
 
 @pytest.mark.parametrize("tau", [0.01, 1.0, 100.0])
@@ -58,7 +69,7 @@ def test_a_closed_option_is_exactly_zero(block):
     for _ in range(5):
         block.resample()
         assert block.theta[1] == 0
-        assert_close(block.theta.sum(), torch.ones(()))
+        assert is_distribution(block.theta) != (block.relax is relax.sigmoid)
 
 
 @pytest.mark.parametrize("k", range(K))
@@ -101,7 +112,7 @@ def test_theta_is_the_same_until_the_next_draw(block):
     assert torch.equal(block.theta, before)
     assert torch.equal(torch.get_rng_state(), state)
     block.resample()
-    assert torch.equal(block.noise, torch.zeros(K)) != block.gumbel
+    assert torch.equal(block.noise, torch.zeros(K)) != draws(block)
 
 
 def test_the_draw_belongs_to_the_state(block):
@@ -110,6 +121,7 @@ def test_the_draw_belongs_to_the_state(block):
     block(torch.randn(1, 2, 8))
     twin = copy.deepcopy(block)
     fresh = ChoiceBlock(copy.deepcopy(dict(block.candidates)), block.relax, block.gumbel)
+    fresh.dirichlet = block.dirichlet
     fresh.load_state_dict(block.state_dict())
     assert torch.equal(twin.theta, block.theta)
     assert torch.equal(fresh.theta, block.theta)
@@ -121,7 +133,7 @@ def test_a_generator_repeats_its_draws(block):
         block.resample(torch.Generator().manual_seed(seed))
         thetas.append(block.theta.detach())
     assert torch.equal(thetas[0], thetas[1])
-    assert torch.equal(block.noise, torch.zeros(K)) != block.gumbel
+    assert torch.equal(block.noise, torch.zeros(K)) != draws(block)
 
 
 def test_gumbel_samples_have_the_probabilities_of_softmax():

@@ -1,0 +1,170 @@
+"""`Darts`: normal and reduction cells, each found once and repeated (Liu et al. 2019)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from nas.errors import UserError
+from nas.ops.cell_ops import DARTS, FactorizedReduce, relu_conv
+from nas.spaces.cell import check_cells, edge
+from nas.supernet.incoming import Edges, Node, StrongestEdges, pairs
+from nas.supernet.relaxed import RelaxedDecision, Shared
+
+NODES = 4
+INPUTS = 2  # outputs of the two cells before
+
+
+class CellDecisions(nn.Module):
+    """What one kind of cell decides: an op on each edge, and which two edges each node keeps.
+
+    The first node has just two edges, and nothing to decide about them.
+    """
+
+    def __init__(self, weighed: bool) -> None:
+        super().__init__()
+        self.ops = nn.ModuleDict()
+        self.keep = nn.ModuleDict()
+        for node in range(NODES):
+            states = range(INPUTS + node)
+            own = [Shared(tuple(DARTS)) for _ in states]
+            self.ops.update({f"{state}_{INPUTS + node}": op for state, op in enumerate(own)})
+            if len(own) > 2:
+                kept = Shared(pairs(len(own))) if weighed else StrongestEdges(own)
+                self.keep[str(INPUTS + node)] = kept
+
+
+@dataclass(frozen=True)
+class Width:
+    """Of one cell: its own channels, those of the two cells before, and what is reduced."""
+
+    channels: int
+    before_last: int
+    last: int
+    reduces: bool
+    after_reduction: bool
+
+
+class Cell(nn.Module):
+    """Two inputs brought to C channels, four nodes of kept edges each, their concatenation.
+
+    Shape: two tensors ``(N, C', H', W')`` -> ``(N, 4 C, H, W)``.
+    """
+
+    def __init__(
+        self, decisions: CellDecisions, width: Width, affine: bool = True, partial: int = 1
+    ) -> None:
+        super().__init__()
+        c = width.channels
+        self.first: nn.Module = (
+            FactorizedReduce(width.before_last, c, affine)
+            if width.after_reduction
+            else relu_conv(width.before_last, c, 1, 1, affine)
+        )
+        self.second = relu_conv(width.last, c, 1, 1, affine)
+        self.nodes = nn.ModuleList()
+        for node in range(NODES):
+            to = INPUTS + node
+            edges = [
+                edge(
+                    DARTS,
+                    c,
+                    2 if width.reduces and state < INPUTS else 1,
+                    affine,
+                    partial,
+                    decisions.ops[f"{state}_{to}"],
+                )
+                for state in range(to)
+            ]
+            self.nodes.append(_node(edges, decisions, to))
+
+    def forward(self, before_last: Tensor, last: Tensor) -> Tensor:
+        states = [self.first(before_last), self.second(last)]
+        for node in self.nodes:
+            states.append(node(states))
+        return torch.cat(states[INPUTS:], 1)
+
+
+def _node(edges: Sequence[nn.Module], decisions: CellDecisions, to: int) -> nn.Module:
+    if str(to) not in decisions.keep:
+        return Edges(dict(enumerate(edges)))
+    lead = decisions.keep[str(to)]
+    assert isinstance(lead, RelaxedDecision)
+    return Node(edges, lead)
+
+
+class Darts(nn.Module):
+    """Stem, cells of which those at 1/3 and 2/3 reduce, pooling, classifier.
+
+    All normal cells share their decisions, and all reduction cells theirs. A reduction halves the
+    sides and doubles the channels. `none` is no candidate: what it is for, that an edge may be
+    absent, the decision about kept edges says, and the rule of the paper never selects it.
+
+    Args:
+        channels: of a node of the first cell; the paper searches with 16 and trains with 36.
+        cells: in all; the paper searches with 8 and trains with 20.
+        edges: "strongest", the two of the largest op probabilities (DARTS); "weighed", by alphas
+            of their own (PC-DARTS). See `nas.supernet.incoming`.
+        width: multiplies the channels.
+        partial: K of partial channels, see `PartialChannels`; 1: none.
+        affine: whether BatchNorms scale and shift; the DARTS family searches without.
+        stem: channels of the stem, over `channels`.
+
+    Shape: ``(N, *input_shape) -> (N, num_classes)``.
+
+    Raises:
+        UserError: one of these cannot be.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        name: str = "darts",
+        channels: int = 16,
+        cells: int = 8,
+        edges: Literal["strongest", "weighed"] = "strongest",
+        width: float = 1.0,
+        partial: int = 1,
+        affine: bool = True,
+        stem: int = 3,
+    ) -> None:
+        channels = partial * max(1, round(channels * width / partial))
+        check_cells(input_shape, num_classes, channels, partial, cells=cells, stem=stem)
+        if edges not in ("strongest", "weighed"):
+            raise UserError(f"space.edges={edges!r} is neither 'strongest' nor 'weighed'")
+        super().__init__()
+        self.name, self.input_shape = name, tuple(input_shape)
+        self.stem = nn.Sequential(
+            nn.Conv2d(input_shape[0], stem * channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(stem * channels),
+        )
+        widths = list(_widths(channels, stem * channels, cells))
+        weighed = edges == "weighed"
+        self.normal = CellDecisions(weighed) if not all(w.reduces for w in widths) else None
+        self.reduction = CellDecisions(weighed) if any(w.reduces for w in widths) else None
+        self.cells = nn.ModuleList()
+        for w in widths:
+            decisions = self.reduction if w.reduces else self.normal
+            assert decisions is not None
+            self.cells.append(Cell(decisions, w, affine, partial))
+        self.classifier = nn.Linear(NODES * widths[-1].channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        before_last = last = self.stem(x)
+        for cell in self.cells:
+            before_last, last = last, cell(before_last, last)
+        y: Tensor = self.classifier(last.mean((2, 3)))
+        return y
+
+
+def _widths(channels: int, stem: int, cells: int) -> Iterator[Width]:
+    before_last = last = stem
+    after = False
+    for number in range(cells):
+        reduces = number in (cells // 3, 2 * cells // 3)
+        channels *= 2 if reduces else 1
+        yield Width(channels, before_last, last, reduces, after)
+        before_last, last, after = last, NODES * channels, reduces

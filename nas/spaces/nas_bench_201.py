@@ -1,0 +1,156 @@
+"""`NasBench201`: the search space whose every network has been trained (Dong and Yang 2020)."""
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+
+from nas.arch import Arch
+from nas.errors import UserError
+from nas.ops.cell_ops import NAS_BENCH_201, relu_conv
+from nas.spaces.cell import check_cells, edge
+from nas.spaces.nas_bench_201_cell import EDGES, parse, render
+from nas.supernet.relaxed import Shared
+
+NAME = "nas_bench_201"
+STAGES = 3
+
+
+class Cell(nn.Module):
+    """Four nodes, an operation on each of the six edges between them; node 3 is the output.
+
+    ``x_j = sum_{i < j} edge_ij(x_i)``.
+
+    Args:
+        decisions: edge -> the decision on it, see `edge_key`.
+
+    Shape: ``(N, C, H, W) -> (N, C, H, W)``.
+    """
+
+    def __init__(
+        self, decisions: nn.ModuleDict, channels: int, affine: bool = True, partial: int = 1
+    ) -> None:
+        super().__init__()
+        self.edges = nn.ModuleDict(
+            {
+                key: edge(NAS_BENCH_201, channels, 1, affine, partial, lead)
+                for key, lead in decisions.items()
+            }
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        nodes: dict[int, Tensor] = {0: x}
+        for source, to in EDGES:
+            y = self.edges[edge_key((source, to))](nodes[source])
+            nodes[to] = nodes[to] + y if to in nodes else y
+        return nodes[3]
+
+
+class Reduction(nn.Module):
+    """The fixed residual block of stride 2 between stages.
+
+    ``conv3x3(conv3x3 / 2) + conv1x1(mean 2x2)``, each 3x3 with ReLU before and BatchNorm after.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, affine: bool = True) -> None:
+        super().__init__()
+        self.first = relu_conv(in_channels, out_channels, 3, 2, affine)
+        self.second = relu_conv(out_channels, out_channels, 3, 1, affine)
+        self.shortcut = nn.Sequential(
+            nn.AvgPool2d(2, 2, ceil_mode=True), nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.shortcut(x) + self.second(self.first(x))
+        return y
+
+
+class NasBench201(nn.Module):
+    """Stem, three stages of equal cells with a reduction between them, pooling, classifier.
+
+    One decision for each of the six edges, shared by all cells: 5^6 = 15,625 networks. The
+    published ones have 16 channels and five cells a stage; a supernet to search on is often
+    smaller. `arch_of_cell` and `cell_of` translate to and from the published notation.
+
+    Args:
+        channels: of the first stage; each stage has twice those of the one before.
+        cells: in each stage.
+        width: multiplies the channels.
+        partial: K of partial channels, see `PartialChannels`; 1: none.
+        affine: whether BatchNorms scale and shift; the DARTS family searches without.
+
+    Shape: ``(N, *input_shape) -> (N, num_classes)``.
+
+    Raises:
+        UserError: one of these cannot be.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        name: str = NAME,
+        channels: int = 16,
+        cells: int = 5,
+        width: float = 1.0,
+        partial: int = 1,
+        affine: bool = True,
+    ) -> None:
+        channels = max(partial, round(channels * width))
+        check_cells(input_shape, num_classes, channels, partial, cells=cells)
+        super().__init__()
+        self.name, self.input_shape = name, tuple(input_shape)
+        widths = [channels * 2**stage for stage in range(STAGES)]
+        self.stem = nn.Sequential(
+            nn.Conv2d(input_shape[0], channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+        )
+        self.cell = nn.ModuleDict({edge_key(edge): Shared(tuple(NAS_BENCH_201)) for edge in EDGES})
+        self.cells = nn.ModuleList(_stages(self.cell, widths, cells, affine, partial))
+        self.last = nn.Sequential(nn.BatchNorm2d(widths[-1]), nn.ReLU(inplace=True))
+        self.classifier = nn.Linear(widths[-1], num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for cell in self.cells:
+            x = cell(x)
+        y: Tensor = self.classifier(self.last(x).mean((2, 3)))
+        return y
+
+
+def _stages(
+    cell: nn.ModuleDict, widths: Sequence[int], count: int, affine: bool, partial: int
+) -> Iterator[nn.Module]:
+    for stage, width in enumerate(widths):
+        if stage:
+            yield Reduction(widths[stage - 1], width, affine)
+        for _ in range(count):
+            yield Cell(cell, width, affine, partial)
+
+
+def edge_key(edge: tuple[int, int]) -> str:
+    """The name of an edge in the module: ``(1, 2)`` is ``"1_2"``."""
+    return f"{edge[0]}_{edge[1]}"
+
+
+def arch_of_cell(text: str, space: str = NAME) -> Arch:
+    """The architecture of a cell in the published notation.
+
+    Raises:
+        UserError: not the text of a cell.
+    """
+    names = [f"cell.{edge_key(edge)}" for edge in EDGES]
+    return Arch(space, dict(zip(names, parse(text), strict=True)))
+
+
+def cell_of(arch: Arch) -> str:
+    """The published notation of an architecture; the inverse of `arch_of_cell`.
+
+    Raises:
+        UserError: an architecture of another space.
+    """
+    names = [f"cell.{edge_key(edge)}" for edge in EDGES]
+    if set(names) != set(arch.choices):
+        raise UserError(
+            f"an architecture of space {arch.space!r} is no NAS-Bench-201 cell: its decisions are "
+            f"{sorted(arch.choices)} and not {names}"
+        )
+    return render([str(arch.choices[name]) for name in names])

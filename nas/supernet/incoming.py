@@ -1,0 +1,137 @@
+"""Which two edges into a node of a cell are kept, as a decision over pairs of them.
+
+An option is a pair of edge numbers. A pair is what exists in a network, so that the network of any
+option is plain, its cost exact and a budget can be held. The weight of an edge is the probability
+that it is kept, ``sum of theta over the pairs with it``: the sum over pairs of the outputs of their
+edges is then the weighted sum over edges, and each edge runs once.
+
+There are two ways to decide. In `WeighedEdges` pairs have alphas of their own (the edge
+normalisation of PC-DARTS, in terms of what is kept). In `StrongestEdges` they have none, all edges
+count fully while searching, and the pair of the largest op probabilities is kept (DARTS).
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+
+from nas.arch import Option
+from nas.decision import Decision
+from nas.supernet.relax import softmax
+from nas.supernet.relaxed import RelaxedDecision
+
+
+def pairs(edges: int) -> tuple[tuple[int, int], ...]:
+    """Every pair of so many edges."""
+    return tuple(combinations(range(edges), 2))
+
+
+class Edges(nn.Module):
+    """The sum of the given edges, each applied to its state.
+
+    Args:
+        edges: number of the state -> op.
+
+    Shape: states, each ``(N, C_in, H, W)``, -> ``(N, C, H', W')``.
+    """
+
+    def __init__(self, edges: Mapping[int, nn.Module]) -> None:
+        super().__init__()
+        self.edges = nn.ModuleDict({str(number): op for number, op in edges.items()})
+
+    def forward(self, states: Sequence[Tensor]) -> Tensor:
+        first, *others = (op(states[int(number)]) for number, op in self.edges.items())
+        total: Tensor = first
+        for other in others:
+            total = total + other
+        return total
+
+
+class StrongestEdges(RelaxedDecision):
+    """Pairs ranked by the strengths of their edges (Liu et al. 2019, Section 2.4).
+
+    ``logit(i, j) = log s_i + log s_j``, where s is the largest op probability of an edge: the best
+    pair is that of the two strongest edges. It has no alpha of its own; a cost still counts each
+    pair with its softmax probability, which moves the alphas of the edges.
+
+    Args:
+        ops: the decision on each edge.
+    """
+
+    derived = True
+
+    def __init__(self, ops: Sequence[Decision], lead: Decision | None = None) -> None:
+        super().__init__(pairs(len(ops)), lead=lead)
+        self._ops = tuple(op.lead for op in ops)  # in a tuple: they are not its submodules
+
+    @property
+    def alpha(self) -> Tensor:  # type: ignore[override]
+        strengths = [op.alpha.float().log_softmax(-1).max() for op in self._ops]
+        return torch.stack([strengths[i] + strengths[j] for i, j in pairs(len(strengths))])
+
+    @property
+    def theta(self) -> Tensor:
+        return softmax(self.alpha.masked_fill(~self.open, -torch.inf))
+
+    def resample(self, generator: torch.Generator | None = None) -> None:
+        """Nothing is drawn: edges are drawn by their own decisions."""
+
+    def gated(self) -> Mapping[Option, nn.Module]:
+        return dict.fromkeys(self.options, nn.Identity())
+
+
+class Node(RelaxedDecision):
+    """A node of a cell: the sum of its edges, weighted by the probability that each is kept.
+
+    Args:
+        edges: the op on the edge from each state.
+        lead: the decision over `pairs` of them, which this follows.
+
+    Shape: as `Edges`.
+    """
+
+    keeps: Tensor  # (pairs, edges): whether the pair has the edge
+
+    def __init__(self, edges: Sequence[nn.Module], lead: RelaxedDecision) -> None:
+        super().__init__(pairs(len(edges)), lead=lead)
+        self.edges = nn.ModuleList(edges)
+        self.all_count = isinstance(lead, StrongestEdges)
+        found = [[float(e in pair) for e in range(len(edges))] for pair in pairs(len(edges))]
+        self.register_buffer("keeps", torch.tensor(found), persistent=False)
+        # Not submodules, which would name every edge several times over.
+        self._pairs: dict[Option, nn.Module] = {
+            pair: Edges({i: edges[i] for i in pair}) for pair in pairs(len(edges))
+        }
+
+    @property
+    def theta(self) -> Tensor:
+        return self.lead.theta
+
+    def resample(self, generator: torch.Generator | None = None) -> None:
+        """The decision that it follows is drawn, once for all."""
+
+    def gated(self) -> Mapping[Option, nn.Module]:
+        return self._pairs
+
+    def forward(self, states: Sequence[Tensor]) -> Tensor:
+        if self.unrolled:
+            outputs = [pair(states) for pair in self._pairs.values()]
+            return torch.stack(outputs).sum(0)
+        weights = self._weights()
+        total: Tensor | None = None
+        for value, weight, edge, x in zip(
+            weights.tolist(), weights, self.edges, states, strict=True
+        ):
+            if value == 0:
+                continue
+            y = edge(x) if value == 1 and not weight.requires_grad else weight * edge(x)
+            total = y if total is None else total + y
+        assert total is not None
+        return total
+
+    def _weights(self) -> Tensor:
+        """Of each edge ``(E,)``."""
+        if self.all_count and int(self.open.sum()) > 1:
+            return torch.ones_like(self.keeps[0])
+        return self.theta @ self.keeps.to(self.theta)
