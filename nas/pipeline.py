@@ -17,6 +17,7 @@ from nas.export import load_supernet, onnx, state_bytes
 from nas.plan import Plan, Problem
 from nas.result import SCHEMA, cost_fields, input_fields, read_json, versions
 from nas.run import RunDir, write_atomic, write_json
+from nas.search.by_trials import TrialSearch
 from nas.search.callbacks import LastCheckpoint, StopWhenStable
 from nas.search.differentiable import DifferentiableSearch
 from nas.search.stopwatch import Stopwatch
@@ -98,10 +99,13 @@ class Run:
             if isinstance(self.search, DifferentiableSearch):
                 load_supernet(self.supernet, self.run.checkpoint)
             return read_json(stage)
-        known: dict[str, Any] = {"seconds": 0.0, "metrics": {}}
+        known: dict[str, Any] = {"seconds": 0.0, "cpu_seconds": 0.0, "metrics": {}}
         if self.arch is None and isinstance(self.search, DifferentiableSearch):
             known = self._fit_search(self.search, logger)
             self.arch = self.problem.select()
+        elif self.arch is None and isinstance(self.search, TrialSearch):
+            found = self.search.find(self.problem, self.run)
+            self.arch, known = found.arch, found.known()
         elif self.arch is None:
             assert self.search is not None
             self.arch = self.search.pick(self.problem)
@@ -125,7 +129,7 @@ class Run:
         free(self.supernet)
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
         kept = {k: metrics[k] for k in ("supernet_val_acc", "supernet_val_loss") if k in metrics}
-        return {"seconds": watch.seconds, "metrics": kept}
+        return {"seconds": watch.seconds, "cpu_seconds": watch.cpu_seconds, "metrics": kept}
 
     def _finetune(
         self, found: dict[str, Any], logger: TensorBoardLogger
@@ -231,6 +235,7 @@ class Run:
             "input": input_fields(self.plan.data),
             "seconds": {
                 "search": found["seconds"],
+                "search_cpu": found.get("cpu_seconds"),  # of this process
                 "finetune": trained["seconds"],
                 "this_session": seconds,
             },
