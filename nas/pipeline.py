@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
@@ -15,6 +16,7 @@ from nas.discrete import discretize
 from nas.errors import InterruptedRunError, UserError
 from nas.export import load_supernet, onnx, state_bytes
 from nas.plan import Plan, Problem
+from nas.recalibrate import recalibrate
 from nas.result import SCHEMA, cost_fields, input_fields, read_json, versions
 from nas.run import RunDir, write_atomic, write_json
 from nas.search.by_trials import TrialSearch
@@ -141,6 +143,8 @@ class Run:
         data, watch = self.plan.data, Stopwatch()
         callbacks = [watch, TrainingTelemetry(), LastCheckpoint(self.run.finetune_checkpoint)]
         trainer = self._trainer(module.epochs, callbacks, logger)
+        if self.plan.inherit:
+            self._recalibrate(module.network, trainer.strategy.root_device)
         if self.plan.inherit and isinstance(self.search, DifferentiableSearch):
             trainer.validate(module, data.val_dataloader(), verbose=False)
             metrics["inherited_val_acc"] = float(trainer.callback_metrics["val_acc"])
@@ -155,6 +159,12 @@ class Run:
             # Of this evaluation alone; Lightning returns only what went to a logger.
             metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         return module.network.cpu().eval(), {"metrics": metrics, "seconds": watch.seconds}
+
+    def _recalibrate(self, network: nn.Module, device: torch.device) -> None:
+        """The statistics inherited are those of a mixture of architectures."""
+        network.to(device)
+        recalibrate(network, (x.to(device) for x, _ in self.plan.data.calibration_loader()))
+        network.cpu()
 
     def _fit(self, trainer: pl.Trainer, module: Any, loaders: Any, checkpoint: Any) -> None:
         try:
