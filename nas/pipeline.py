@@ -22,6 +22,7 @@ from nas.run import RunDir, write_atomic, write_json
 from nas.search.by_trials import TrialSearch
 from nas.search.callbacks import LastCheckpoint, StopWhenStable
 from nas.search.differentiable import DifferentiableSearch
+from nas.search.oneshot import OneShot
 from nas.search.stopwatch import Stopwatch
 from nas.search.telemetry import SearchTelemetry, TrainingTelemetry
 from nas.train import Training
@@ -73,6 +74,12 @@ class Run:
             )
             module.loaders(self.plan.data)  # a batch larger than a split is an error now
             return module
+        if isinstance(target, type) and issubclass(target, OneShot):
+            module = self.plan.search(
+                supernet=self.supernet, costs=self.problem.costs, seed=self.plan.seed
+            )
+            module.loaders(self.plan.data)
+            return module
         return self.plan.search(supernet=self.supernet, seed=self.plan.seed)
 
     def _training(self, network: nn.Module) -> Training:
@@ -98,16 +105,18 @@ class Run:
         stage = self.run.path / "search.json"
         if self.arch is None and self.run.arch.exists() and stage.exists():
             self.arch = Arch.load(self.run.arch)
-            if isinstance(self.search, DifferentiableSearch):
+            if isinstance(self.search, DifferentiableSearch | OneShot):
                 load_supernet(self.supernet, self.run.checkpoint)
             return read_json(stage)
         known: dict[str, Any] = {"seconds": 0.0, "cpu_seconds": 0.0, "metrics": {}}
         if self.arch is None and isinstance(self.search, DifferentiableSearch):
             known = self._fit_search(self.search, logger)
             self.arch = self.problem.select()
-        elif self.arch is None and isinstance(self.search, TrialSearch):
+        elif self.arch is None and isinstance(self.search, OneShot | TrialSearch):
+            if isinstance(self.search, OneShot):
+                known = self._fit_supernet(self.search, logger)
             found = self.search.find(self.problem, self.run)
-            self.arch, known = found.arch, found.known()
+            self.arch, known = found.arch, found.known(known)
         elif self.arch is None:
             assert self.search is not None
             self.arch = self.search.pick(self.problem)
@@ -133,6 +142,19 @@ class Run:
         kept = {k: metrics[k] for k in ("supernet_val_acc", "supernet_val_loss") if k in metrics}
         return {"seconds": watch.seconds, "cpu_seconds": watch.cpu_seconds, "metrics": kept}
 
+    def _fit_supernet(self, module: OneShot, logger: TensorBoardLogger) -> dict[str, Any]:
+        watch = Stopwatch()
+        callbacks = [watch, TrainingTelemetry("supernet"), LastCheckpoint(self.run.checkpoint)]
+        saved = self.run.checkpoint
+        self._fit(
+            self._trainer(module.epochs, callbacks, logger),
+            module,
+            module.loaders(self.plan.data),
+            saved if saved.exists() else None,
+            validate=False,  # its networks are ranked afterwards, each by itself
+        )
+        return {"seconds": watch.seconds, "cpu_seconds": watch.cpu_seconds, "metrics": {}}
+
     def _finetune(
         self, found: dict[str, Any], logger: TensorBoardLogger
     ) -> tuple[nn.Module, dict[str, Any]]:
@@ -145,7 +167,7 @@ class Run:
         trainer = self._trainer(module.epochs, callbacks, logger)
         if self.plan.inherit:
             self._recalibrate(module.network, trainer.strategy.root_device)
-        if self.plan.inherit and isinstance(self.search, DifferentiableSearch):
+        if self.plan.inherit and isinstance(self.search, DifferentiableSearch | OneShot):
             trainer.validate(module, data.val_dataloader(), verbose=False)
             metrics["inherited_val_acc"] = float(trainer.callback_metrics["val_acc"])
         saved = self.run.finetune_checkpoint
@@ -166,12 +188,19 @@ class Run:
         recalibrate(network, (x.to(device) for x, _ in self.plan.data.calibration_loader()))
         network.cpu()
 
-    def _fit(self, trainer: pl.Trainer, module: Any, loaders: Any, checkpoint: Any) -> None:
+    def _fit(
+        self,
+        trainer: pl.Trainer,
+        module: Any,
+        loaders: Any,
+        checkpoint: Any,
+        validate: bool = True,
+    ) -> None:
         try:
             trainer.fit(
                 module,
                 loaders,
-                self.plan.data.val_dataloader(),
+                self.plan.data.val_dataloader() if validate else None,
                 ckpt_path=checkpoint,
                 weights_only=True,
             )

@@ -24,10 +24,13 @@ class Found:
     seconds: float  # wall clock of all trials, over all sessions
     cpu_seconds: float
 
-    def known(self) -> dict[str, Any]:
-        """What the run remembers of the search."""
-        spent = {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
-        return {**spent, "metrics": dict(self.metrics)}
+    def known(self, before: Mapping[str, Any]) -> dict[str, Any]:
+        """What the run remembers of the search, after what came `before` the trials."""
+        return {
+            "seconds": before["seconds"] + self.seconds,
+            "cpu_seconds": before["cpu_seconds"] + self.cpu_seconds,
+            "metrics": {**before["metrics"], **self.metrics},
+        }
 
 
 class TrialSearch:

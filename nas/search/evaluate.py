@@ -2,17 +2,21 @@
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from nas.arch import Arch
 from nas.cost.base import Expected
 from nas.discrete import discretize
-from nas.errors import InterruptedRunError
+from nas.errors import InterruptedRunError, UserError
+from nas.recalibrate import recalibrate
 from nas.search.space import SearchSpace
 from nas.search.trials import Trial, TrialLog
 from nas.train import NotFiniteError, Training
@@ -87,6 +91,69 @@ class StandAlone:
             return {name: float(metrics[name]) for name in wanted if name in metrics}
 
         return score
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """Validates each architecture with the weights it has in the trained supernet.
+
+    Args:
+        calibration: training images that BatchNorm is measured anew on, for each architecture
+            (the supernet's own statistics are those of a mixture); 0: as the supernet left it.
+        raw: also record ``raw_val_acc`` and ``raw_val_loss``, without that measurement.
+    """
+
+    calibration: int = 1024
+    raw: bool = False
+
+    def __post_init__(self) -> None:
+        if self.calibration < 0:
+            raise UserError(
+                f"search.ranking.evaluate.calibration={self.calibration} must be a number of "
+                "training images, or 0 (BatchNorm is not measured anew)"
+            )
+
+    def __call__(self, problem: Searched) -> Scoring:
+        """The function that scores architectures of `problem`."""
+        made: Made = problem.plan
+        device = quiet_trainer(made, 1).strategy.root_device
+        supernet = problem.supernet.to(device)
+        batches: list[Tensor] = []
+        if self.calibration:
+            loader = made.data.calibration_loader(self.calibration)
+            batches = [x.to(device) for x, _ in loader]
+
+        def score(arch: Arch) -> Mapping[str, float]:
+            network = discretize(supernet, arch).eval()
+            metrics: dict[str, float] = {}
+            if self.raw:
+                raw = validated(network, made.data.val_dataloader(), device)
+                metrics = {f"raw_{name}": value for name, value in raw.items()}
+            if batches:
+                recalibrate(network, batches)
+            return {**validated(network, made.data.val_dataloader(), device), **metrics}
+
+        return score
+
+
+def validated(
+    network: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device
+) -> dict[str, float]:
+    """``val_acc`` and ``val_loss`` (cross-entropy) over all images of a loader.
+
+    Raises:
+        NotFiniteError: the loss is NaN or infinite.
+    """
+    right, loss, seen = 0, 0.0, 0
+    with torch.inference_mode():
+        for x, labels in loader:
+            logits, labels = network(x.to(device)), labels.to(device)
+            right += int((logits.argmax(-1) == labels).sum())
+            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+            seen += len(labels)
+    if not isfinite(loss):
+        raise NotFiniteError(f"the validation loss is {loss}")
+    return {"val_acc": right / seen, "val_loss": loss / seen}
 
 
 def fit(trainer: pl.Trainer, module: pl.LightningModule, loaders: Any) -> None:

@@ -91,6 +91,7 @@ class TrialLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._torn = False
         self.known: dict[str, Trial] = {}
         for trial in self._read():
             self.known[trial.arch.hash] = trial
@@ -104,6 +105,9 @@ class TrialLog:
 
     def append(self, trial: Trial) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self._torn:  # only who writes may cut: a reader may look while another run writes
+            os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
+            self._torn = False
         with self.path.open("a", encoding="utf-8") as file:
             file.write(trial.to_json() + "\n")
             file.flush()
@@ -123,8 +127,7 @@ class TrialLog:
                     f"{self.path}, line {number} is no trial ({error}): remove the line, and what "
                     "it stood for is scored again"
                 ) from None
-        if len(whole) < len(content):
-            os.truncate(self.path, len(whole))
+        self._torn = len(whole) < len(content)
 
 
 def front_of(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Trial]:
