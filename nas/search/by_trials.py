@@ -74,15 +74,9 @@ class TrialSearch:
         Raises:
             UserError: see the searcher, and `nas.search.trials.TrialLog`.
         """
-        space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
-        if self.along not in space.costs:
-            raise UserError(f"search.along={self.along} is not one of {sorted(space.costs)}")
-        objectives = (self.by, self.along)
-        searcher = self.searcher(space=space, seed=self.seed, objectives=objectives)
-        log = TrialLog(run.trials)
-        evaluate = in_turn(self.evaluate(problem), space, log, Progress(self.by, self.along))
-        trials = search(searcher, evaluate, log, self.trials, self.batch)
-        write_atomic(run.trials.with_suffix(".csv"), table_of(trials, objectives))
+        trials = self.rank(problem, run)
+        table = table_of(trials, (self.by, self.along))
+        write_atomic(run.trials.with_suffix(".csv"), table)
         chosen = best(trials, self.by)
         return Found(
             chosen.arch,
@@ -90,6 +84,16 @@ class TrialSearch:
             sum(trial.seconds for trial in trials),
             sum(trial.cpu_seconds for trial in trials),
         )
+
+    def rank(self, problem: Searched, run: RunDir) -> list[Trial]:
+        """The trials inside the budgets; those in the run's ``trials.jsonl`` are not repeated."""
+        space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
+        if self.along not in space.costs:
+            raise UserError(f"search.along={self.along} is not one of {sorted(space.costs)}")
+        searcher = self.searcher(space=space, seed=self.seed, objectives=(self.by, self.along))
+        log = TrialLog(run.trials)
+        evaluate = in_turn(self.evaluate(problem), space, log, Progress(self.by, self.along))
+        return search(searcher, evaluate, log, self.trials, self.batch)
 
 
 @dataclass

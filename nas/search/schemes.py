@@ -1,9 +1,10 @@
 """Which paths of a supernet one step trains, and by which loss: the schemes of one-shot search."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -76,8 +77,8 @@ class UniformPath:
         if self.bins is not None:
             self.priced = _known(costs, self.cost)
             least, largest = _extremes(supernet, self.priced)
-            ends = [self.priced.of(least), self.priced.of(largest)]
-            self.edges = torch.linspace(*ends, self.bins + 1).tolist()
+            ends = self.priced.of(least), self.priced.of(largest)
+            self.edges = np.linspace(*ends, self.bins + 1).tolist()
 
     def epoch(self) -> None:
         """Nothing to forget."""
@@ -200,6 +201,3 @@ def _extremes(
 def _choose(supernet: nn.Module, choices: Mapping[str, object]) -> None:
     for name, decision in decisions(supernet):
         decision.choose(choices[name])  # type: ignore[arg-type]
-
-
-SCHEMES: Sequence[type] = (AllPaths, UniformPath, StrictFairness, Sandwich)

@@ -10,6 +10,8 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.pareto import non_dominated
@@ -137,6 +139,21 @@ def front_of(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Trial]:
         return []
     points = [[trial.value(name) for name in objectives] for trial in scored]
     return [trial for trial, kept in zip(scored, non_dominated(points), strict=True) if kept]
+
+
+def spread(trials: Sequence[Trial], along: str, size: int) -> list[Trial]:
+    """At most `size` of the trials, from the least to the largest `along`, evenly in log scale.
+
+    Raises:
+        UserError: `size` below 1.
+    """
+    if size < 1:
+        raise UserError(f"front={size} must be at least 1")
+    ordered = sorted(trials, key=lambda trial: trial.value(along))
+    places = np.log([max(trial.value(along), 1e-300) for trial in ordered])
+    wanted = np.linspace(places[-1], places[0], size)  # of one network, the largest
+    taken = {int(np.abs(places - place).argmin()) for place in wanted}
+    return [ordered[i] for i in sorted(taken)]
 
 
 def table_of(trials: Sequence[Trial], objectives: Sequence[str]) -> str:
