@@ -60,7 +60,7 @@ class Surrogate:
     """
 
     NOISE = (0.03, 0.1, 0.3, 1.0)  # variance, relative to that of the weights' prior
-    PAIR = 0.3  # prior standard deviation of a pair's weight over that of an option's
+    PAIR = 0.15  # prior standard deviation of a pair's weight over that of an option's
 
     def __init__(self, encoding: Encoding) -> None:
         self.encoding = encoding
@@ -127,7 +127,7 @@ class Predictor:
         space: SearchSpace,
         seed: int = 0,
         objectives: Sequence[str] = ("val_loss",),
-        startup: int = 12,
+        startup: int = 8,
         reference: Sequence[float] | None = None,
     ) -> None:
         self.space, self.objectives, self.startup = space, tuple(objectives), startup
