@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import mean, pstdev
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -122,6 +123,27 @@ def main(arguments: list[str]) -> None:
                     file.write("searcher,seed,evaluations,hypervolume,best_test,picked_test,cpu\n")
                 file.writelines(f"{','.join(map(str, line))},{seconds:.1f}\n" for line in lines)
             print(name, seed, [line[3] for line in lines], f"{seconds:.1f} s", flush=True)
+    print(summary(out))
+
+
+def summary(path: Path) -> str:
+    """Mean and standard deviation over the seeds, as a table in Markdown."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = ["| searcher | " + " | ".join(f"{b} evaluations" for b in BUDGETS) + " | CPU s |"]
+    lines.append("|---" * (len(BUDGETS) + 2) + "|")
+    for name in dict.fromkeys(row["searcher"] for row in rows):
+        own = [row for row in rows if row["searcher"] == name]
+        cells = [_cell([row for row in own if row["evaluations"] == str(b)]) for b in BUDGETS]
+        seconds = mean(float(row["cpu"]) for row in own)
+        lines.append(f"| {name} | {' | '.join(cells)} | {seconds:.1f} |")
+    return "\n".join(lines)
+
+
+def _cell(rows: Sequence[dict[str, str]]) -> str:
+    volumes = [100 * float(row["hypervolume"]) for row in rows]
+    best = mean(100 * float(row["best_test"]) for row in rows)
+    return f"{mean(volumes):.1f} ± {pstdev(volumes):.1f} % ({best:.2f} %)"
 
 
 if __name__ == "__main__":
