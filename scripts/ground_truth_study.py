@@ -152,7 +152,8 @@ def tau(truth: Truth, trials: Sequence[Trial], name: str) -> float | None:
     if not set(truth.names) <= known.keys() or name not in known[truth.names[0]].metrics:
         return None
     scores = [-known[member].value(name) for member in truth.names]
-    return float(kendalltau(scores, truth.accuracy).statistic)
+    found = float(kendalltau(scores, truth.accuracy).statistic)
+    return None if np.isnan(found) else found  # all scores equal
 
 
 def judged(row: Row, seed: int, truth: Truth) -> dict[str, Any]:
