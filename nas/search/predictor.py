@@ -144,9 +144,8 @@ class Predictor:
     def ask(self, count: int) -> Sequence[Arch]:
         finite = [trial for trial in self.seen.values() if (trial[1] < FAILED).all()]
         if len(finite) < self.startup:
-            asked = [self._unseen() for _ in range(count)]
-        else:
-            asked = self._promising(count, finite)
+            return self._random(count)
+        asked = self._promising(count, finite)
         self._mark(asked)
         return asked
 
@@ -160,12 +159,27 @@ class Predictor:
         if self.pool is not None:
             self.pool.take(archs)
 
+    def _random(self, count: int) -> list[Arch]:
+        asked: list[Arch] = []
+        for _ in range(count):
+            if self.pool is not None and not self.pool.free.any():
+                break
+            asked.append(self._unseen())
+            self._mark(asked[-1:])
+        return asked
+
     def _unseen(self) -> Arch:
+        if self.pool is not None:
+            left = np.flatnonzero(self.pool.free)
+            return self._arch(self.pool.picks[self.noise.choice(left)])
         for _ in range(20):
             arch = self.space.draw(self.generator)
             if arch.hash not in self.known:
                 break
         return arch
+
+    def _arch(self, row: Indices) -> Arch:
+        return self.space.arch(dict(zip(self.space.options, row.tolist(), strict=True)))
 
     def _promising(self, count: int, finite: Sequence[tuple[Arch, Floats]]) -> list[Arch]:
         points = np.array([point for _, point in finite])
@@ -187,7 +201,7 @@ class Predictor:
             pick = int(np.where(free, self._worth(table, points), -np.inf).argmax())
             free[pick] = False
             points = np.concatenate([points, table[pick : pick + 1]])
-            asked.append(self.space.arch(dict(zip(self.space.options, picks[pick], strict=True))))
+            asked.append(self._arch(picks[pick]))
         return asked
 
     def _fit(self, finite: Sequence[tuple[Arch, Floats]], points: Floats) -> None:

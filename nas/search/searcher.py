@@ -13,7 +13,7 @@ from nas.search.space import SearchSpace
 from nas.search.trials import Trial, TrialLog
 
 # Proposals in a row, all known already, before a search ends: small spaces run out.
-PATIENCE = 200
+PATIENCE = 50
 
 
 class Searcher(Protocol):

@@ -12,7 +12,7 @@ from torch import nn
 
 from nas.arch import Arch, Option
 from nas.cost.base import Expected
-from nas.cost.programme import Programme
+from nas.cost.programme import Programme, worst
 from nas.decision import decisions
 from nas.errors import UserError
 from nas.selection import check_feasible, limits
@@ -98,9 +98,13 @@ class SearchSpace:
 
     def fits(self, arch: Arch) -> bool:
         """Whether `arch` is inside every budget."""
-        return all(
-            self.costs[name].of(arch.choices) <= bound for name, bound in self.budgets.items()
-        )
+        return all(self._at_most(name, bound, arch) for name, bound in self.budgets.items())
+
+    def _at_most(self, name: str, bound: float, arch: Arch) -> bool:
+        cost = self.costs[name]
+        # Plain sums first: most draws are clearly outside, and `of` is twenty times slower.
+        near = worst(cost.constraints, self.indices(arch)) <= bound * (1 + 1e-9)
+        return near and cost.of(arch.choices) <= bound
 
     def draw(self, generator: torch.Generator) -> Arch:
         """A random architecture inside the budgets: uniform, by rejection.

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from nas.arch import Arch
 from nas.config import config_dir
 from nas.cost.expected import expected
 from nas.errors import UserError
+from nas.pareto import hypervolume
 from nas.search.predictor import enlarged
 from nas.search.searcher import Enumerate, search
 from nas.search.searchers import SEARCHERS, check_name, make
@@ -88,13 +90,34 @@ def test_a_space_that_runs_out_ends_the_search(name, space, tmp_path):
     assert set(found) == few
 
 
+TABLE = SearchSpace("t", {str(i): (0, 1, 2, 3, 4) for i in range(5)})
+
+
+def measured(arch: Arch) -> dict[str, float]:
+    """Two scores at odds: loss falls and time rises with the options, not alike in each place."""
+    x = np.array([arch.choices[name] for name in TABLE.options], dtype=float)
+    loss = 1 + ((4 - x) ** 2 * (1.0, 0.2, 0.6, 0.1, 0.4)).sum() + 0.5 * abs(x[0] - x[1])
+    return {"val_loss": float(loss), "ms": float(1 + (x * (0.3, 2.0, 1.0, 1.5, 0.4)).sum())}
+
+
 @pytest.mark.parametrize("name", sorted(set(SEARCHERS) - {"enumerate", "random"}))
-def test_it_learns(name, space, tmp_path):
-    """Of a third of the space its best is among the best two; the draw of it is no luck."""
-    run(name, space, tmp_path / "t.jsonl", 22)
-    found = min(trial.value("val_loss") for trial in TrialLog(tmp_path / "t.jsonl").known.values())
-    better = sum(loss(arch) < found - 1e-9 for arch in space)
-    assert better <= 1
+def test_it_learns(name, tmp_path):
+    """80 trials of 3,125 cover more than 80 random ones nearly always do."""
+    objectives, log = ("val_loss", "ms"), TrialLog(tmp_path / "t.jsonl")
+    log.append = lambda trial: log.known.update({trial.arch.hash: trial})  # spare the disk
+
+    def evaluate(archs):
+        for arch in archs:
+            log.append(Trial(arch, measured(arch)))
+
+    def volume(archs):
+        return hypervolume([tuple(measured(arch).values()) for arch in archs], (30, 22))
+
+    searcher, _ = make(name, TABLE, 0, objectives, 80)
+    own = volume([trial.arch for trial in search(searcher, evaluate, log, 80)])
+    generator = torch.Generator().manual_seed(0)
+    random = [volume([TABLE.draw(generator) for _ in range(80)]) for _ in range(20)]
+    assert own > np.quantile(random, 0.9)
 
 
 def test_enumeration_is_exact_and_refuses_what_is_large(space, tmp_path):
@@ -118,8 +141,6 @@ def distance(a: Arch, b: Arch) -> int:
 
 
 def test_prices_of_many_are_the_prices_of_each(space):
-    import numpy as np
-
     archs = list(space)
     picks = np.array([list(space.indices(arch).values()) for arch in archs])
     assert space.prices("params", picks).tolist() == [space.price(a)["params"] for a in archs]
@@ -136,10 +157,6 @@ def test_random_draws_are_uniform(space):
 
 
 def test_what_a_point_adds_to_a_front_is_the_difference_of_hypervolumes():
-    import numpy as np
-
-    from nas.pareto import hypervolume
-
     rng = np.random.default_rng(0)
     corner = np.array([0.9, 0.8])
     for _ in range(50):
