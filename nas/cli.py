@@ -16,9 +16,11 @@ nas: search for the network that fits your device
   nas search    [options]            search, fine-tune, test and export one network
   nas finetune  arch=FILE [options]  train a known architecture (checkpoint=FILE inherits weights)
   nas describe  [options]            decisions of a space, number of architectures, cost ranges
+  nas profile   [options]            measure a space on a device: the cost latency reads the result
   nas extract   RUN [options]        other networks of a finished search: budget.params=20k, front=8
-  nas report    DIR [DIR ...]        all runs below a folder: front, table, CSV, pictures, HTML
-  nas export    RUN                  write a finished run's network again, as ONNX
+  nas report    DIR [DIR ...]        all runs below a folder: front, table, CSV, pictures, HTML;
+                                     --serve shows them in TensorBoard
+  nas export    RUN [options]        files that deploy, each checked, and a card: format=onnx,pte
 
 Options are Hydra's: group=option, key=value, -m for a sweep. `nas search --help` lists them.
   nas search                                        digits, a few minutes
@@ -38,6 +40,23 @@ Inside a group: group.key=value, e.g. search.epochs=20, data.batch_size=128, spa
   -m          sweep: key=a,b,c; hydra/launcher=joblib runs jobs side by side
 """
 
+PROFILE = """\
+nas profile [options]: measure every candidate of a space on a device, fit, validate
+
+  space=... data=...       what to measure: the space, at the size of the data's inputs
+  input=[3,224,224] classes=10  the size without any data
+  runtime=torch            torch | torch_compile | onnxruntime | executorch
+  threads=1 batch=1 dtype=float32 accelerator=cpu
+  device=NAME              what the profile calls the device (the processor's own name)
+  networks=40 calibrate=10 random whole networks to measure; so many calibrate, the others validate
+  seconds=600 calls=200    time budget; calls of each thing where it allows
+  out=FILE                 the profile (profiles/SPACE_RUNTIME.json); the same command resumes
+  export_to=FOLDER         write ONNX files and a manifest to measure elsewhere; pte=true adds .pte
+  import_csv=FILE          fit what was measured elsewhere
+
+  nas profile space=mobilenet_tiny data=cifar10 runtime=onnxruntime out=here.json
+  nas search  space=mobilenet_tiny data=cifar10 cost=[latency] profile=here.json budget.latency=3ms
+"""
 
 EXTRACT = """\
 nas extract RUN [options]: networks out of a finished search, without searching again
@@ -49,6 +68,21 @@ nas extract RUN [options]: networks out of a finished search, without searching 
   out=FOLDER           where their folders go (RUN/extracts)
   trust=true           run code from outside this package that the run's config.yaml names
   KEY=VALUE            any key of the run's own config.yaml, e.g. finetune.epochs=10
+"""
+
+EXPORT = """\
+nas export RUN|arch.json [options]: files that deploy, each run and compared with the network
+
+  format=NAME,NAME     state_dict, python, onnx, pt2, pte, int8_onnx, int8_pte (onnx)
+  out=FOLDER           where they go, with card.md, card.json and export.json (RUN/export)
+  overwrite=true       replace what is there
+  calibration=N        training images from which int8 learns its ranges (512)
+  qat=true             train for int8 first: qat_epochs=N (3), qat_lr=RATE (1e-3)
+  max_drop=SHARE       accuracy that an int8 file may lose and be kept (0.05: 5 points)
+  latency=false        do not measure the runtimes
+  data.KEY=VALUE       of the run's data, e.g. data.root=FOLDER
+  trust=true           run code from outside this package that the run's config.yaml names
+of an arch.json without a run: weights=FILE, space=NAME, data=NAME, --config-dir=FOLDER
 """
 
 
@@ -86,7 +120,7 @@ def _complain(message: str) -> int:
 
 def _configured(verb: str, arguments: list[str]) -> int:
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(_options(verb))
+        print(PROFILE if verb == "profile" else _options(verb))
         return 0
     from nas.launch import launch
 
@@ -102,10 +136,12 @@ def _options(verb: str) -> str:
 
 def _report(verb: str, arguments: list[str]) -> int:
     if not arguments or "-h" in arguments or "--help" in arguments:
-        print("nas report DIR [DIR ...] [cost=params] [metric=test_acc] [out=FOLDER]")
+        print("nas report DIR [DIR ...] [cost=params] [metric=test_acc] [out=FOLDER] [--serve]")
         return 0 if arguments else 2
     from nas.report import report
 
+    serving = "--serve" in arguments
+    arguments = [word for word in arguments if word != "--serve"]
     settings = dict(word.split("=", 1) for word in arguments if "=" in word)
     unknown = settings.keys() - {"cost", "metric", "out"}
     if unknown:
@@ -113,7 +149,11 @@ def _report(verb: str, arguments: list[str]) -> int:
     folders = [Path(word) for word in arguments if "=" not in word]
     out = settings.pop("out", None)
     cost, metric = settings.get("cost", "params"), settings.get("metric", "test_acc")
-    report(folders, cost, metric, Path(out) if out else None)
+    files = report(folders, cost, metric, Path(out) if out else None)
+    if serving:
+        from nas.report.serve import serve
+
+        serve([*folders, files.tensorboard], files.html)
     return 0
 
 
@@ -131,27 +171,20 @@ def _extract(verb: str, arguments: list[str]) -> int:
 
 
 def _export(verb: str, arguments: list[str]) -> int:
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("nas export RUN   writes RUN/network.onnx and compares it with the network")
-        return 0 if "--help" in arguments or "-h" in arguments else 2
-    import torch
+    asked = "--help" in arguments or "-h" in arguments
+    if asked or not arguments or arguments[0].startswith("-") or "=" in arguments[0]:
+        print(EXPORT)
+        return 0 if asked else 2
+    from nas.deploy import export
 
-    from nas.export import load, onnx
-    from nas.run import RunDir
-
-    run_dir = RunDir(Path(arguments[0]))
-    network = load(run_dir.path)
-    result = run_dir.read_result() or {}
-    example = torch.randn(16, *result["input"]["shape"])
-    difference = onnx(network, example, run_dir.onnx)
-    print(f"{run_dir.onnx}: largest difference from the network {difference:.1e}")
-    return 0
+    return export(arguments)
 
 
 VERBS: dict[str, Callable[[str, list[str]], int]] = {
     "search": _configured,
     "finetune": _configured,
     "describe": _configured,
+    "profile": _configured,
     "extract": _extract,
     "report": _report,
     "export": _export,

@@ -23,6 +23,16 @@ class Weights(Enum):
     fresh = "fresh"
 
 
+class Speed(Enum):
+    """How the supernet is run; see `nas.supernet.speed`."""
+
+    auto = "auto"
+    none = "none"
+    kernels = "kernels"
+    channels_last = "channels_last"
+    compile = "compile"
+
+
 @dataclass
 class RunConfig:
     """Top-level keys; each group below is checked against the constructor it names."""
@@ -33,6 +43,8 @@ class RunConfig:
     search: Any = MISSING
     cost: Any = MISSING
     device: Any = None
+    measure: Any = None
+    profile: str | None = None
     objective: Any = MISSING
     finetune: Any = MISSING
     trainer: Any = MISSING
@@ -45,6 +57,7 @@ class RunConfig:
     resume: Any = False
     threads: int = 0
     stable_epochs: int | None = None
+    speed: Speed = Speed.kernels
     arch: str | None = None  # nas finetune: the architecture to train
     checkpoint: str | None = None  # nas finetune: a search's last.ckpt to inherit weights from
 

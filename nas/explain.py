@@ -39,6 +39,13 @@ def with_budgets(arguments: Sequence[str]) -> list[str]:
     return [*kept, *added]
 
 
+def with_measure(arguments: Sequence[str]) -> list[str]:
+    """For `nas profile`: ``runtime=torch`` is short for ``measure.runtime=torch``, and so on."""
+    lines = (config_dir() / "measure" / "default.yaml").read_text(encoding="utf-8").splitlines()
+    own = {line.partition(":")[0] for line in lines if line[:1].isalpha()} - {"seed"}
+    return [f"measure.{w}" if "=" in w and w.partition("=")[0] in own else w for w in arguments]
+
+
 def explain(error: Exception, arguments: Sequence[str] = ()) -> str:
     """Hydra's message in one line, with the alternatives to an unknown key."""
     causes = [error, error.__cause__] if error.__cause__ else [error]

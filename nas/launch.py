@@ -19,12 +19,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nas.config import Weights, check, config_dir, register
 from nas.errors import FailedRunError, InterruptedRunError, UserError
-from nas.explain import explain, flags_first, with_budgets
+from nas.explain import explain, flags_first, with_budgets, with_measure
 from nas.run import RunDir, find_runs, fingerprint, shown, write_atomic, write_json
 from nas.saved import change, saved_config
 
 # Keys that say where and how a run is made, not what comes out of it.
-_UNIMPORTANT = ("out", "name", "resume", "threads", "trainer")
+_UNIMPORTANT = ("out", "name", "resume", "threads", "trainer", "measure")
 
 # Keys of `nas extract` that are not the run's own.
 _EXTRACTION = ("front", "along", "fine_tune", "out", "trust")
@@ -39,7 +39,8 @@ def launch(verb: str, arguments: list[str]) -> int:
     # Hydra then lets exceptions through instead of printing them and exiting with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     os.environ[COMMAND] = f"nas {verb}"
-    sys.argv = [f"nas {verb}", *flags_first(with_budgets(arguments))]
+    words = with_measure(arguments) if verb == "profile" else with_budgets(arguments)
+    sys.argv = [f"nas {verb}", *flags_first(words)]
     ended: list[Exception] = []
 
     def job(config: DictConfig) -> None:
@@ -97,6 +98,10 @@ def _carry_out(config: DictConfig) -> None:
         return
     try:
         _run(config, run)
+        if sweep:
+            from nas.report import follow
+
+            follow(Path(HydraConfig.get().sweep.dir))
     except (KeyboardInterrupt, InterruptedRunError):
         raise InterruptedRunError(f"interrupted. {_how_to_go_on(run)}") from None
     except Exception as error:
@@ -198,6 +203,7 @@ def _plan(config: DictConfig, about: Mapping[str, Any] | None = None) -> Any:
             inherit=config.weights in (Weights.inherited, "inherited"),
             onnx=config.onnx,
             stable_epochs=config.stable_epochs,
+            speed=getattr(config.speed, "name", config.speed),
             about=about or _about(config),
         )
     except hydra.errors.InstantiationException as error:
@@ -262,6 +268,34 @@ def _describe(config: DictConfig) -> None:
     )
 
 
+def _profile(config: DictConfig) -> None:
+    check(config)
+    _quiet()
+    _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+    try:
+        profiling = instantiate(config.measure)
+    except hydra.errors.InstantiationException as error:
+        cause = error.__cause__
+        raise cause if isinstance(cause, UserError) else UserError(explain(error)) from None
+
+    def build(size: tuple[tuple[int, ...], int] | None) -> tuple[Any, tuple[int, ...]]:
+        import torch
+
+        plan = _plan(config)
+        if size is None:
+            plan.data.setup()
+            size = plan.data.input_shape, plan.data.num_classes
+        torch.manual_seed(config.seed)
+        return plan.space(input_shape=size[0], num_classes=size[1]), size[0]
+
+    try:
+        profiling(build)
+    except KeyboardInterrupt:
+        raise InterruptedRunError(
+            "interrupted; the same command goes on with what is measured so far"
+        ) from None
+
+
 def extract(arguments: Sequence[str]) -> int:
     """``nas extract RUN key=value ...``: see `nas.extract.Extraction`; the exit code."""
     words = dict(word.partition("=")[::2] for word in arguments[1:] if "=" in word)
@@ -304,4 +338,5 @@ VERBS: dict[str, Callable[[DictConfig], None]] = {
     "search": _search,
     "finetune": _finetune,
     "describe": _describe,
+    "profile": _profile,
 }

@@ -2,6 +2,7 @@
 
 import logging
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,11 +11,14 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
+from nas.anatomy import anatomy
 from nas.arch import Arch
 from nas.decision import free
 from nas.discrete import discretize
 from nas.errors import InterruptedRunError, UserError
 from nas.export import load_supernet, onnx, state_bytes
+from nas.latency.found import NAME as LATENCY
+from nas.latency.found import measured_fields, write_picture
 from nas.plan import Plan, Problem
 from nas.recalibrate import recalibrate
 from nas.result import SCHEMA, cost_fields, input_fields, read_json, versions
@@ -23,6 +27,7 @@ from nas.search.by_trials import TrialSearch
 from nas.search.callbacks import LastCheckpoint, StopWhenStable
 from nas.search.differentiable import DifferentiableSearch
 from nas.search.oneshot import OneShot
+from nas.search.speed import SpeedUp
 from nas.search.stopwatch import Stopwatch
 from nas.search.telemetry import SearchTelemetry, TrainingTelemetry
 from nas.train import Training
@@ -92,11 +97,12 @@ class Run:
         found = self._find(logger)
         network, trained = self._finetune(found, logger)
         result = self._result(found, trained, time.monotonic() - started)
+        self._measure(network, result, logger)
         write_atomic(self.run.network, state_bytes(network))
         if self.plan.onnx:
             result["onnx_max_abs_diff"] = self._onnx(network)
         write_json(self.run.result, result)
-        self._log_final(logger, result)
+        self._log_final(logger, result, network)
         self.run.finetune_checkpoint.unlink(missing_ok=True)
         return result
 
@@ -129,12 +135,14 @@ class Run:
     ) -> dict[str, Any]:
         watch = Stopwatch()
         stable = StopWhenStable(self.plan.stable_epochs)
-        callbacks = [watch, stable, SearchTelemetry(), LastCheckpoint(self.run.checkpoint)]
+        data = self.plan.data
+        speed = SpeedUp(self.plan.speed, (data.batch_size, *data.input_shape))
+        callbacks = [watch, stable, speed, SearchTelemetry(), LastCheckpoint(self.run.checkpoint)]
         trainer = self._trainer(module.epochs, callbacks, logger)
         self._fit(
             trainer,
             module,
-            module.loaders(self.plan.data),
+            module.loaders(data),
             self.run.checkpoint if self.run.checkpoint.exists() else None,
         )
         free(self.supernet)
@@ -240,7 +248,18 @@ class Run:
             shown["strength"] = strength
         return {**shown, **self.plan.about.get("overrides", {})}
 
-    def _log_final(self, logger: TensorBoardLogger, result: Mapping[str, Any]) -> None:
+    def _log_final(
+        self, logger: TensorBoardLogger, result: Mapping[str, Any], network: nn.Module
+    ) -> None:
+        example = torch.zeros(1, *self.plan.data.input_shape)
+        with warnings.catch_warnings():
+            # Drawn by tracing with TorchScript, which torch has deprecated without a successor
+            # that TensorBoard reads.
+            warnings.simplefilter("ignore")
+            try:
+                logger.experiment.add_graph(network, example)
+            except RuntimeError as error:  # control flow that tracing cannot follow
+                logging.getLogger("nas").info("no graph for TensorBoard: %s", error)
         final = {**result["metrics"], **result["costs"]}
         names = ("test_acc", "val_acc", *self.problem.costs)
         logger.log_metrics({f"final/{name}": final[name] for name in names}, step=0)
@@ -253,6 +272,26 @@ class Run:
         except UserError as error:
             logging.getLogger("nas").warning("no ONNX file: %s", error)
             return None
+
+    def _measure(
+        self, network: nn.Module, result: dict[str, Any], logger: TensorBoardLogger
+    ) -> None:
+        """Where latency is a cost: that of the network itself, beside the prediction."""
+        inputs = (torch.zeros(1, *self.plan.data.input_shape),)
+        fields = measured_fields(network, inputs, self.problem.costs, self.arch)
+        if not fields:
+            return
+        result["latency"] = fields
+        if fields["measured"] is not None:
+            result["costs"][LATENCY] = fields["measured"]
+            result["units"][LATENCY] = "s"
+        write_picture(self.run.path, logger.experiment, self.problem.costs, fields)
+
+    def _parts(self) -> list[dict[str, Any]]:
+        assert self.arch is not None
+        shape = self.plan.data.input_shape
+        found = anatomy(self.supernet, self.arch, shape, self.problem.priced)
+        return [part.to_json() for part in found]
 
     def _result(
         self, found: Mapping[str, Any], trained: Mapping[str, Any], seconds: float
@@ -268,6 +307,7 @@ class Run:
             **self.plan.about,
             "arch": dict(self.arch.choices),
             "arch_hash": self.arch.hash,
+            "parts": self._parts(),
             "trained": self.train,
             "metrics": {**found["metrics"], **trained["metrics"]},
             **cost_fields(self.problem.costs, self.problem.budgets, self.arch),

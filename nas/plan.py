@@ -42,6 +42,7 @@ class Plan:
     inherit: bool
     onnx: bool
     stable_epochs: int | None
+    speed: str = "kernels"  # see `nas.supernet.speed`
     about: Mapping[str, Any] = field(default_factory=dict)  # goes into result.json as it is
 
 
@@ -49,7 +50,8 @@ class Problem:
     """A plan's supernet with its costs and budgets.
 
     Attributes:
-        costs: every cost that is reported, params and MACs among them.
+        priced: every cost that is reported, params and MACs among them.
+        costs: the same, of this supernet.
         budgets: cost name -> at most so much, in the unit of the cost.
 
     Raises:
@@ -63,8 +65,8 @@ class Problem:
         self.supernet = self.build()
         self.space = str(getattr(self.supernet, "name", type(self.supernet).__name__))
         traced = trace(self.supernet, plan.data.input_shape)
-        reported = {"params": Params(), "macs": MACs(), **plan.costs}
-        self.costs = {n: expected(self.supernet, c, traced) for n, c in reported.items()}
+        self.priced = {"params": Params(), "macs": MACs(), **plan.costs}
+        self.costs = {n: expected(self.supernet, c, traced) for n, c in self.priced.items()}
         self.budgets = self._budgets()
 
     def build(self) -> nn.Module:

@@ -41,6 +41,7 @@ class Trace:
     layers: tuple[Layer, ...]
     options: Mapping[str, int]  # decision name -> number of options
     schedule: Schedule
+    inputs: tuple[Tensor, ...]  # what the model was run on, of batch size 1
 
 
 def trace(model: nn.Module, example: Example) -> Trace:
@@ -54,16 +55,19 @@ def trace(model: nn.Module, example: Example) -> Trace:
         UserError: the forward pass fails, or a layer with weights is of an unknown kind.
     """
     names = {id(decision): name for name, decision in decisions(model)}
+    inputs = inputs_of(example)
     with torch.random.fork_rng(devices=[]):  # a forward pass may draw
-        calls, schedule = _dry_run(model, _inputs(example))
+        calls, schedule = _dry_run(model, inputs)
     return Trace(
         tuple(calls) + tuple(_stored(model, names)),
         {name: len(decision.options) for name, decision in decisions(model)},
         schedule,
+        inputs,
     )
 
 
-def _inputs(example: Example) -> tuple[Tensor, ...]:
+def inputs_of(example: Example) -> tuple[Tensor, ...]:
+    """The tensors that `example`, see `trace`, stands for."""
     if isinstance(example, Tensor):
         return (example,)
     tensors = tuple(item for item in example if isinstance(item, Tensor))

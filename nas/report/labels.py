@@ -8,6 +8,8 @@ COSTS = {
     "peak_memory": "peak activation memory (bytes)",
     "roofline": "latency bound (s)",
     "energy": "energy per sample (J)",
+    "latency": "predicted latency (s)",
+    "latency_measured": "measured latency (s)",
 }
 UNITS = {"ms": "ms", "s": "s", "us": "µs", "bytes": "bytes", "kb": "kB", "mj": "mJ", "uj": "µJ"}
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast, runtime_checkable
+from math import nan
+from typing import Literal, Protocol, cast, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from nas.errors import UserError
 from nas.supernet.relax import RELAXATIONS, Relaxation, gumbel_noise, softmax
 from nas.supernet.temperature import Schedule
 
+StandIn = Literal["ones", "input"]
+
 
 @runtime_checkable
 class Scalable(Protocol):
@@ -20,6 +23,18 @@ class Scalable(Protocol):
 
     def scaled(self, x: Tensor, scale: Tensor) -> Tensor:
         """``scale * self(x)`` for a 0-dim scale >= 0."""
+        ...
+
+
+class Mixing(Protocol):
+    """What a block does instead of its weighted sum, for the time of one step."""
+
+    def theta(self, block: "ChoiceBlock") -> Tensor:
+        """The probabilities ``(K,)`` that costs are expected under."""
+        ...
+
+    def __call__(self, block: "ChoiceBlock", x: Tensor) -> Tensor:
+        """The block's output."""
         ...
 
 
@@ -52,9 +67,13 @@ class ChoiceBlock(Decision):
         super().__init__(tuple(named))
         self.candidates = nn.ModuleDict(dict(named))
         self.relax, self.gumbel = relax, gumbel
+        self.mixing: Mixing | None = None  # see `nas.supernet.proxyless`
+        self.stand_in: StandIn | None = None  # see `Relaxing`
 
     @property
     def theta(self) -> Tensor:
+        if self.mixing is not None:
+            return self.mixing.theta(self)
         return self.relax(self.logits)
 
     def resample(self, generator: torch.Generator | None = None) -> None:
@@ -65,11 +84,15 @@ class ChoiceBlock(Decision):
         return {option: self.candidates[str(option)] for option in self.options}
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.mixing is not None and not self.unrolled:
+            return self.mixing(self, x)
         theta = self.theta
-        values = [1.0] * len(self.options) if self.unrolled else theta.tolist()
+        values = [1.0] * len(self.options) if self.unrolled else self._values(theta)
         total: Tensor | None = None
+        missing: list[Tensor] = []  # theta of what is not run, 0 in value
         for value, weight, (name, op) in zip(values, theta, self.candidates.items(), strict=True):
             if value == 0:
+                missing.append(weight)
                 continue
             plain = value == 1 and not weight.requires_grad  # e.g. one path, alphas frozen
             term = op(x) if plain else self._term(op, x, weight)
@@ -77,7 +100,12 @@ class ChoiceBlock(Decision):
                 raise UserError(self._mismatch(x, name, term, total))
             total = term if total is None else total + term
         assert total is not None  # relaxations never close every option
-        return total
+        return self._with_stand_in(x, total, missing) if self.stand_in else total
+
+    def _values(self, theta: Tensor) -> list[float]:
+        # A compiled graph holds every candidate, and cannot look at values: of all paths it
+        # needs none, see `nas.supernet.speed`.
+        return [nan] * len(theta) if torch.compiler.is_compiling() else theta.tolist()
 
     def _term(self, op: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
         # While tracing, layers are read off plain calls, through the hooks of the candidates.
@@ -86,6 +114,15 @@ class ChoiceBlock(Decision):
             return cast(Scalable, op).scaled(x, weight)
         out: Tensor = op(x)
         return weight * out
+
+    def _with_stand_in(self, x: Tensor, total: Tensor, missing: Sequence[Tensor]) -> Tensor:
+        """`total`, with the gradient of thetas that are 0 as if their candidates gave something."""
+        if not missing or not missing[0].requires_grad:
+            return total
+        weight = torch.stack(list(missing)).sum().to(total.dtype)
+        if self.stand_in == "ones":
+            return total + weight
+        return total + weight * x.detach() if x.shape == total.shape else total
 
     def _mismatch(self, x: Tensor, name: str, term: Tensor, total: Tensor) -> str:
         return (
@@ -128,16 +165,24 @@ class Relaxing:
         function: "softmax" or "straight_through", see `nas.supernet.relax`.
         gumbel: add Gumbel noise at every draw.
         temperature: progress of the alpha phase in [0, 1] -> tau.
+        stand_in: what the alphas' gradient takes candidates that do not run to give: None zeros,
+            "ones" all ones (GDAS), "input" the block's input where it has the output's shape.
+            None of it is seen: they weigh 0.
 
     Raises:
-        UserError: a function of another name.
+        UserError: a function or a stand-in of another name.
     """
 
     function: str
     gumbel: bool
     temperature: Schedule
+    stand_in: str | None = None
 
     def __post_init__(self) -> None:
+        if self.stand_in not in (None, *get_args(StandIn)):
+            raise UserError(
+                f"relax.stand_in={self.stand_in!r} is not one of {[None, *get_args(StandIn)]}"
+            )
         if self.function not in RELAXATIONS:
             raise UserError(f"relax.function={self.function!r} is not one of {sorted(RELAXATIONS)}")
 
@@ -146,3 +191,4 @@ class Relaxing:
         for module in model.modules():
             if isinstance(module, ChoiceBlock):
                 module.relax, module.gumbel = RELAXATIONS[self.function], self.gumbel
+                module.stand_in = cast(StandIn | None, self.stand_in)

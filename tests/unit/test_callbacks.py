@@ -24,6 +24,9 @@ from nas.objective import AugmentedLagrangian, Constrained, PerCost, Plain
 from nas.search.callbacks import LastCheckpoint, StopWhenStable, mean_confidence
 from nas.search.differentiable import BilevelSearch, DifferentiableSearch, SingleLevelSearch
 from nas.search.heatmap import Block, colour, draw_block, draw_overview
+from nas.search.proxyless import ProxylessSearch
+from nas.search.reinforce import ReinforceSearch
+from nas.search.reward import CostAwareAccuracy
 from nas.search.telemetry import SearchTelemetry, TrainingTelemetry
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.relax import softmax, straight_through
@@ -64,7 +67,7 @@ def supernet(relax: Callable[..., Any] = softmax, gumbel: bool = False) -> nn.Mo
 
 
 def search(
-    kind: type[DifferentiableSearch] = BilevelSearch,
+    kind: Callable[..., DifferentiableSearch] = BilevelSearch,
     relax: Callable[..., Any] = softmax,
     gumbel: bool = False,
     warmup: int = 0,
@@ -76,14 +79,14 @@ def search(
     model = supernet(relax, gumbel)
     cost = ExpectedCost(model, Params(), (1, 8, 8))
     return kind(
-        model,
-        {"params": cost},
-        objective(),
-        SGD,
-        partial(torch.optim.Adam, lr=alpha_lr),
-        epochs,
-        warmup,
-        exponential(5, 0.5),
+        supernet=model,
+        costs={"params": cost},
+        objective=objective(),
+        weight_optimizer=SGD,
+        alpha_optimizer=partial(torch.optim.Adam, lr=alpha_lr),
+        epochs=epochs,
+        warmup_epochs=warmup,
+        temperature=exponential(5, 0.5),
         targets={"params": budget * float(cost.mean())} if budget else None,
     )
 
@@ -142,6 +145,18 @@ RUNS |= {
         (BilevelSearch, AugmentedLagrangian),
         (SingleLevelSearch, Constrained),
     )
+}
+RUNS |= {
+    "two paths": partial(search, partial(ProxylessSearch, alpha_every=3), warmup=1),
+    "exact, with a budget": partial(
+        search, partial(ProxylessSearch, exact=True), objective=AugmentedLagrangian, budget=0.8
+    ),
+    "reinforce": partial(search, partial(ReinforceSearch, alpha_every=2, samples=3)),
+    "reinforce, reward, frozen": partial(
+        search,
+        partial(ReinforceSearch, CostAwareAccuracy(), alpha_every=2, freeze_weights=True),
+        warmup=1,
+    ),
 }
 
 

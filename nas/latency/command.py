@@ -1,0 +1,191 @@
+"""`nas profile`: what the command's keys mean, what it prints, where its files go."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from nas.decision import decisions
+from nas.errors import UserError
+from nas.latency.accuracy import Accuracy, kendall, spearman
+from nas.latency.exchange import export, is_times, read_csv
+from nas.latency.figure import picture, write_tensorboard
+from nas.latency.job import Measuring
+from nas.latency.key import Conditions
+from nas.latency.machine import quiet_text
+from nas.latency.network_cost import LARGEST
+from nas.latency.profile import Profile
+from nas.latency.table_profile import fit_table
+from nas.run import write_atomic
+from nas.units import amount
+
+# Of (input shape, number of classes), or None for those of the data: the supernet and its input's
+# shape.
+Build = Callable[[tuple[tuple[int, ...], int] | None], tuple[nn.Module, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class Profiling:
+    """The keys of `nas profile`; see `configs/measure/default.yaml`.
+
+    Raises:
+        UserError: a number that cannot be, or keys that exclude each other.
+    """
+
+    runtime: str = "torch"
+    accelerator: str = "cpu"
+    threads: int = 1
+    batch: int = 1
+    dtype: str = "float32"
+    input: Sequence[int] | None = None
+    classes: int = 10
+    device: str | None = None
+    networks: int = 40
+    calibrate: int = 10
+    seconds: float = 600.0
+    calls: int = 200
+    seed: int = 0
+    out: str | None = None
+    export_to: str | None = None
+    pte: bool = False
+    import_csv: str | None = None
+    column: str = "latency"
+    unit: str = "ms"
+
+    def __post_init__(self) -> None:
+        if self.input is not None and not all(type(n) is int and n > 0 for n in self.input):
+            raise UserError(f"input={list(self.input)} must be sizes above 0, e.g. [3,224,224]")
+        if self.export_to and self.import_csv:
+            raise UserError("export_to= writes files and import_csv= reads figures: give one")
+
+    @property
+    def plan(self) -> Measuring:
+        """What to measure and how."""
+        return Measuring(
+            self.runtime,
+            self.accelerator,
+            Conditions(self.batch, self.dtype, self.threads),
+            self.device,
+            self.networks,
+            self.calibrate,
+            self.seconds,
+            self.calls,
+            self.seed,
+        )
+
+    def __call__(self, build: Build, console: Console | None = None) -> None:
+        """Export, import or measure; write the profile, where one is made."""
+        plan, console = self.plan, console or _console()
+        if self.import_csv and is_times(Path(self.import_csv)):
+            profile = read_csv(Path(self.import_csv), self.device)
+            self._write(profile, self._out(profile.about.space, profile.about.runtime), console)
+            return
+        size = None if self.input is None else (tuple(self.input), self.classes)
+        model, shape = build(size)
+        if self.import_csv:
+            self._fit_table(Path(self.import_csv), model, console)
+            return
+        space = str(getattr(model, "name", type(model).__name__))
+        if self.export_to:
+            folder = Path(self.export_to)
+            count = export(plan, model, shape, folder, self.pte)
+            _say(console, f"{count} files in {folder}; how to measure them: {folder / 'README.md'}")
+            return
+        out = self._out(space, self.runtime)
+        profile = plan(model, shape, out.with_suffix(".jsonl"))
+        self._write(profile, out, console)
+
+    def _out(self, space: str, runtime: str) -> Path:
+        return Path(self.out or f"profiles/{space}_{runtime}.json")
+
+    def _fit_table(self, path: Path, model: nn.Module, console: Console) -> None:
+        space = str(getattr(model, "name", type(model).__name__))
+        options = {name: decision.options for name, decision in decisions(model)}
+        count = prod(map(len, options.values()))
+        device = self.device or "unknown"
+        table = fit_table(
+            path, self.column, self.unit, space, device, options, additive=count > LARGEST
+        )
+        out = self._out(space, "networks")
+        table.save(out)
+        _say(console, f"{table.rows} networks of space {space!r}; {table.dropped} implausible")
+        for name, error in sorted(table.errors.items(), key=lambda item: item[1]):
+            chosen = " (chosen)" if name == table.chosen else ""
+            _say(console, f"  {name}: {error:.1%} off on rows left out{chosen}")
+        _say(console, f"written: {out}")
+        _next(console, out)
+
+    def _write(self, profile: Profile, out: Path, console: Console) -> None:
+        profile.save(out)
+        show(profile, console)
+        written = [out]
+        try:
+            png = picture(profile) if profile.networks else None
+        except UserError as error:
+            _say(console, f"no picture: {error}")
+            png = None
+        if png is not None:
+            write_atomic(out.with_suffix(".png"), png)
+            write_tensorboard(out.with_suffix(".tensorboard"), png, profile)
+            written += [out.with_suffix(".png"), out.with_suffix(".tensorboard")]
+        _say(console, f"\nwritten: {', '.join(map(str, written))}")
+        _next(console, out)
+
+
+def show(profile: Profile, console: Console) -> None:
+    """Print what was measured, and how right predictions are."""
+    about = profile.about
+    _say(
+        console,
+        f"space {about.space!r} on {about.device}: {about.runtime} ({about.accelerator}), "
+        f"{about.conditions}; {len(profile.units)} units, {len(profile.networks)} networks",
+    )
+    table = Table("predicted", "by", "n", "MAPE", "within 5 %", "within 10 %", "tau", "Spearman")
+    best = profile.regression.kind if profile.regression else ""
+    for kind, score in profile.scores.items():
+        chosen = f"{kind} (chosen)" if kind == best else kind
+        table.add_row("units left out", chosen, *_cells(score))
+    unseen = [network for network in profile.networks if network.role == "validation"]
+    if profile.sum_accuracy is not None:
+        seconds, macs = [n.seconds for n in unseen], [n.macs for n in unseen]
+        ranks = (f"{rank(macs, seconds):.3f}" for rank in (kendall, spearman))
+        table.add_row("unseen networks", "MACs alone", str(len(unseen)), "-", "-", "-", *ranks)
+        table.add_row("unseen networks", "plain sum of units", *_cells(profile.sum_accuracy))
+    if profile.networks_accuracy is not None:
+        table.add_row("unseen networks", "corrected sum", *_cells(profile.networks_accuracy))
+    console.print(table)
+    correction = profile.correction
+    _say(
+        console,
+        f"network = {correction.scale:.3f} x sum + {amount(correction.per_unit, 's')} x units + "
+        f"{amount(correction.offset, 's')}",
+    )
+    if profile.quiet:
+        counts = "{outliers} outliers in {calls} calls, {unstable} unstable"
+        _say(console, f"{quiet_text(profile.quiet)} ({counts.format(**profile.quiet)})")
+
+
+def _next(console: Console, out: Path) -> None:
+    _say(console, f"next: nas search cost=[latency] profile={out}, with the same space= and")
+    _say(console, "      data=; or budget.latency=3ms in place of cost=[latency]")
+
+
+def _console() -> Console:
+    """The terminal at its width; a pipe or a log wide enough for the table."""
+    plain = Console(highlight=False)
+    return plain if plain.is_terminal else Console(highlight=False, width=110)
+
+
+def _cells(score: Accuracy) -> list[str]:
+    shares = (score.mape, score.within_5, score.within_10)
+    ranks = (score.kendall, score.spearman)
+    return [str(score.count), *(f"{s:.1%}" for s in shares), *(f"{r:.3f}" for r in ranks)]
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(Text(line), soft_wrap=True)

@@ -1,0 +1,191 @@
+"""The cost `latency`: seconds of a network on a profiled device, as a sum over its units."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nas.cost.base import Expected, Monomial, Terms
+from nas.cost.expected import one_hot
+from nas.cost.polynomial import Polynomials, weighted_sum
+from nas.cost.trace import Example, Trace, inputs_of
+from nas.decision import decisions
+from nas.errors import UserError
+from nas.latency.features import features
+from nas.latency.network_cost import NetworkLatency
+from nas.latency.profile import Profile, read_json
+from nas.latency.table_profile import KIND, TableProfile
+from nas.latency.unit import Units, units_of
+
+_LISTED = 5  # missing keys that a message shows
+
+
+class Latency:
+    """Seconds of one call of the network, from a profile that `nas profile` wrote.
+
+    ``scale * sum_units seconds + per_unit * (number of units) + offset``: each unit's own measured
+    time, and the correction that makes sums agree with whole networks.
+
+    Args:
+        profile: the profile's file.
+        fallback: predict the units that the profile lacks by its regression, with a warning.
+        expect_device: refuse a profile of another device than this; None: take any.
+
+    Raises:
+        UserError: no profile, one that cannot be read, or one of another device.
+    """
+
+    name = "latency"
+    unit = "s"
+
+    def __init__(
+        self,
+        profile: str | Path | Profile | TableProfile | None = None,
+        fallback: bool = False,
+        expect_device: str | None = None,
+    ) -> None:
+        if profile is None:
+            raise UserError(
+                "cost=latency needs a profile of the device: make one with `nas profile "
+                "out=FILE`, and pass it as profile=FILE"
+            )
+        given = isinstance(profile, Profile | TableProfile)
+        self.source = "the profile" if given else str(profile)
+        self.profile = profile if isinstance(profile, Profile | TableProfile) else load(profile)
+        self.fallback = fallback
+        own = self.profile.device
+        if expect_device is not None and expect_device != own:
+            raise UserError(
+                f"{self.source} was measured on device {own!r}, and the device chosen is "
+                f"{expect_device!r}: take a profile of that device, or "
+                "cost.latency.expect_device=null to use this one all the same"
+            )
+
+    def expected(self, model: nn.Module, example: Example | Trace) -> Expected:
+        """The latency of the supernet `model`.
+
+        Raises:
+            UserError: the profile is of another space or input, or lacks units of `model`.
+        """
+        if isinstance(self.profile, TableProfile):
+            return NetworkLatency(self.profile.model).expected(model, example)
+        return ExpectedLatency(model, UnitSum(self.profile, self.source, self.fallback), example)
+
+
+def load(path: str | Path) -> Profile | TableProfile:
+    """Read a profile file, of units or of whole networks.
+
+    Raises:
+        UserError: no such file, or no profile.
+    """
+    raw = read_json(Path(path))
+    if isinstance(raw, dict) and raw.get("kind") == KIND:
+        return TableProfile.from_json(raw, str(path))
+    return Profile.from_json(raw, str(path))
+
+
+@dataclass(frozen=True)
+class UnitSum:
+    """What a profile of units says of the units of a model.
+
+    Args:
+        source: the profile's file, for messages.
+        fallback: predict the units that the profile lacks.
+    """
+
+    profile: Profile
+    source: str = "the profile"
+    fallback: bool = False
+
+    def seconds(self, model: nn.Module, units: Units) -> dict[str, float]:
+        """Uncorrected seconds of every unit that is to be paid for.
+
+        Raises:
+            UserError: the profile is of another space or input, or lacks units of `model`.
+        """
+        found = {key: u.seconds for key, u in self.profile.units.items() if key in units.to_measure}
+        missing = [key for key in units.to_measure if key not in found]
+        if not missing:
+            return found
+        if not self.fallback:
+            raise UserError(self._lacks(model, missing, len(units.to_measure)))
+        regression = self.profile.regression
+        if regression is None:
+            raise UserError(
+                f"{self.source} holds too few units for a regression, so there is nothing to fall "
+                "back to: profile this space"
+            )
+        logging.getLogger("nas").warning(
+            "latency: %d of %d units are not in %s and are predicted by its %s regression",
+            len(missing), len(units.to_measure), self.source, regression.kind,
+        )  # fmt: skip
+        for key in missing:
+            described = features(units.by_key[key].layers)
+            found[key] = float(regression.predict(key, described))
+        return found
+
+    def _lacks(self, model: nn.Module, missing: list[str], count: int) -> str:
+        about = self.profile.about
+        space = getattr(model, "name", type(model).__name__)
+        shown = "; ".join(missing[:_LISTED])
+        more = f"; and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
+        return (
+            f"{self.source} is of space {about.space!r} with inputs "
+            f"{[list(shape) for shape in about.inputs]} and lacks {len(missing)} of the {count} "
+            f"units of space {space!r}: {shown}{more}. Profile this space with these inputs, or "
+            "let its regression predict them with cost.latency.fallback=true"
+        )
+
+
+class ExpectedLatency:
+    """The latency of `model` under its present thetas, differentiable in every alpha.
+
+    ``E = offset + sum_uses P(use) * (scale * seconds + per_unit)``, P the product of the thetas
+    that gate it (ProxylessNAS, Cai et al., 2019, Eq. 5). One-hot thetas give the corrected sum over
+    that network's units.
+
+    Raises:
+        UserError: as `Latency.expected`.
+    """
+
+    name = Latency.name
+    unit = Latency.unit
+
+    def __init__(self, model: nn.Module, cost: UnitSum, example: Example | Trace) -> None:
+        inputs = example.inputs if isinstance(example, Trace) else inputs_of(example)
+        self.profile = cost.profile
+        self.units = units_of(model, inputs, cost.profile.about.conditions)
+        self.options = dict(self.units.options)
+        self._decisions = dict(decisions(model))
+        self.terms = self._terms(cost.seconds(model, self.units))
+        self._polynomial = Polynomials([self.terms], self.options)
+
+    @property
+    def constraints(self) -> tuple[Terms, ...]:
+        """The one polynomial that is at most a budget where the cost is."""
+        return (self.terms,)
+
+    def __call__(self) -> Tensor:
+        """Expected seconds, a float64 scalar (float32 where the device has no float64)."""
+        return self._polynomial({name: d.theta for name, d in self._decisions.items()})[0]
+
+    def mean(self) -> Tensor:
+        """Mean over all architectures: the cost of the untrained supernet under any relaxation."""
+        uniform = {n: torch.full((k,), 1 / k, dtype=torch.float64) for n, k in self.options.items()}
+        return self._polynomial(uniform)[0]
+
+    def of(self, choices: Mapping[str, object]) -> float:
+        """Predicted seconds of the architecture that takes `choices` (decision name -> option)."""
+        return float(self._polynomial(one_hot(self._decisions, choices))[0])
+
+    def _terms(self, seconds: Mapping[str, float]) -> dict[Monomial, float]:
+        correction = self.profile.correction
+        parts: list[tuple[float, Terms]] = [(correction.offset, {frozenset(): 1.0})]
+        for use in self.units.uses:
+            if use.key in seconds:
+                value = correction.scale * seconds[use.key] + correction.per_unit
+                parts.append((value, {use.gates: 1.0}))
+        return weighted_sum(parts)

@@ -1,0 +1,97 @@
+"""The measurements as they are made: one JSON object a line, so that an interruption loses none."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nas.errors import UserError
+
+SCHEMA = 1
+_FREE = ("date",)  # may differ when measuring goes on
+
+
+class MeasurementLog:
+    """Times in nanoseconds of named things, in a file that grows.
+
+    The first line says what is measured, on what, and how; the others ``{"name", "of", "ns"}``
+    are calls of one round, `of` how many there shall be in all.
+
+    Args:
+        about: for the first line; JSON values.
+
+    Raises:
+        UserError: the file is of other measurements, or cannot be read or written.
+    """
+
+    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+        self.path = path
+        self.rounds: dict[str, list[list[int]]] = {}
+        self.target: dict[str, int] = {}
+        lines = self._read()
+        if lines:
+            self._check(lines[0], about)
+            for line in lines[1:]:
+                self._keep(line)
+        # Only whole lines: a kill may leave half of one.
+        self._write([{"schema": SCHEMA, **about}] if not lines else [], keep=bool(lines))
+
+    def add(self, rows: Sequence[tuple[str, int, list[int]]]) -> None:
+        """Append calls ``(name, how many in all, nanoseconds)``."""
+        lines = [{"name": name, "of": of, "ns": ns} for name, of, ns in rows]
+        for line in lines:
+            self._keep(line)
+        self._write(lines)
+
+    def calls(self, name: str) -> list[int]:
+        """Every time measured of `name`."""
+        return [ns for row in self.rounds.get(name, []) for ns in row]
+
+    def done(self, name: str) -> bool:
+        """Whether `name` has been called as often as was planned."""
+        return name in self.target and len(self.calls(name)) >= self.target[name]
+
+    def _read(self) -> list[Any]:
+        if not self.path.exists():
+            return []
+        try:
+            text = self.path.read_text(encoding="utf-8")
+            whole = text[: text.rfind("\n") + 1]
+            if whole != text:
+                self.path.write_text(whole, encoding="utf-8")
+            return [json.loads(line) for line in whole.splitlines()]
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.path} holds no measurements that can be read ({error}): remove it, or "
+                "choose another out=FILE"
+            ) from None
+
+    def _check(self, found: Any, about: Mapping[str, Any]) -> None:
+        wanted = {"schema": SCHEMA, **json.loads(json.dumps(about))}
+        found = found if isinstance(found, dict) else {}
+        for key in wanted.keys() - set(_FREE):
+            if found.get(key) != wanted[key]:
+                raise UserError(
+                    f"{self.path} holds measurements with {key}={found.get(key)!r}, and now it is "
+                    f"{wanted[key]!r}: choose another out=FILE, or remove that file"
+                )
+
+    def _keep(self, line: Any) -> None:
+        try:
+            name, of, ns = line["name"], int(line["of"]), [int(n) for n in line["ns"]]
+        except (TypeError, KeyError, ValueError):
+            raise UserError(
+                f"{self.path} is damaged: a line must hold name, of and ns, got {line!r}"[:300]
+            ) from None
+        self.target[name] = of
+        self.rounds.setdefault(name, []).append(ns)
+
+    def _write(self, lines: Sequence[Mapping[str, Any]], keep: bool = True) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a" if keep else "w", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path} ({error.strerror}); choose another out=FILE"
+            ) from None

@@ -1,0 +1,34 @@
+"""Predicted and measured latencies on the report's page: the figure that a run has brought."""
+
+from base64 import b64encode
+from collections.abc import Sequence
+from html import escape
+
+from nas.report.front import Sweep
+from nas.report.labels import plural
+
+PICTURE = "latency.png"  # in the folder of a run that searched for latency
+
+
+def latencies(sweeps: Sequence[Sweep]) -> str:
+    """Each run's picture, those of one profile and network once; "" where no run has any."""
+    found: dict[bytes, list[str]] = {}
+    for run in (run for sweep in sweeps for run in sweep.runs):
+        try:
+            found.setdefault((run.path / PICTURE).read_bytes(), []).append(run.name)
+        except OSError:
+            continue
+    if not found:
+        return ""
+    pictures = "".join(_picture(png, names) for png, names in found.items())
+    title = f"<summary>{plural(len(found), 'picture')}</summary>"
+    return f"<h2>Predicted and measured latency</h2>\n<details>{title}{pictures}</details>\n"
+
+
+def _picture(png: bytes, names: Sequence[str]) -> str:
+    text = escape(", ".join(names))
+    data = b64encode(png).decode()
+    return (
+        f'<figure><img width="540" alt="latencies, {text}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{text}</figcaption></figure>"
+    )

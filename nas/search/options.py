@@ -1,0 +1,28 @@
+"""What every differentiable search takes, for the signatures of those that take more."""
+
+from collections.abc import Mapping
+from typing import TypedDict
+
+from torch import nn
+
+from nas.cost.base import Expected
+from nas.objective import Objective
+from nas.supernet.temperature import Schedule
+from nas.train import OptimizerFactory
+
+
+class Options(TypedDict, total=False):
+    """Arguments of `nas.search.differentiable.DifferentiableSearch`; the meaning is given there."""
+
+    supernet: nn.Module
+    costs: Mapping[str, Expected]
+    objective: Objective
+    weight_optimizer: OptimizerFactory
+    alpha_optimizer: OptimizerFactory
+    epochs: int
+    warmup_epochs: int
+    temperature: Schedule | None
+    clip: float
+    label_smoothing: float
+    seed: int
+    targets: Mapping[str, float] | None

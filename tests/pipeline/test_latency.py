@@ -1,0 +1,297 @@
+"""`nas profile` and a search with what it wrote, through the command line."""
+
+import csv
+import json
+import re
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from nas.cli import run
+from nas.latency import exchange
+from nas.latency.models import fit_best
+from nas.latency.profile import Profile
+from nas.run import RunDir
+
+SPACE = ["space.width=0.25"]
+BRIEF = [*SPACE, "input=[1,8,8]", "networks=6", "calibrate=3", "seconds=0.1", "calls=4"]
+
+
+@pytest.fixture(scope="module")
+def profiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a profile of the default space, measured in a hurry."""
+    folder = tmp_path_factory.mktemp("profiled")
+    assert run(["profile", *BRIEF, f"out={folder}/here.json", f"hydra.run.dir={folder}/made"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files to measure elsewhere, and a CSV with a time for each."""
+    folder = tmp_path_factory.mktemp("exported")
+    words = ["networks=4", "calibrate=2", f"export_to={folder}", f"hydra.run.dir={folder}/made"]
+    assert run(["profile", *SPACE, *words]) == 0
+    manifest = json.loads((folder / "manifest.json").read_text())
+    lines = ["name,milliseconds"]
+    for index, name in enumerate(manifest["units"]):
+        lines.append(f"{name},{0.1 + index / 100}")
+    for index, name in enumerate(manifest["networks"]):
+        lines.append(f"{name},{2 + index / 10}")
+    (folder / "times.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _without_mlp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one kind that takes seconds to fit is in the first profile alone."""
+    kinds = ("linear", "polynomial")
+    monkeypatch.setattr("nas.latency.fit.fit_best", partial(fit_best, kinds=kinds))
+
+
+@pytest.fixture
+def folder(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the export to spoil."""
+    for name in ("manifest.json", "times.csv"):
+        shutil.copy(exported / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert run(list(arguments)) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+def test_a_profile_holds_its_measurements_and_their_check(profiled: Path) -> None:
+    profile = Profile.load(profiled / "here.json")
+    assert len(profile.units) == 16
+    assert [n.role for n in profile.networks] == ["calibration"] * 3 + ["validation"] * 3
+    assert profile.networks_accuracy is not None
+    assert profile.networks_accuracy.count == 3
+    assert set(profile.scores) == {"linear", "polynomial", "mlp"}
+    assert "reasons" in profile.quiet
+    assert (profiled / "here.png").read_bytes()[:4] == b"\x89PNG"
+    assert list((profiled / "here.tensorboard").iterdir())
+    assert len((profiled / "here.jsonl").read_text().splitlines()) > 20
+
+
+def test_the_same_command_measures_nothing_twice(
+    profiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = (profiled / "here.jsonl").read_text()
+    monkeypatch.setattr("nas.latency.runtime.Eager.prepare", None)  # would fail
+    assert run(["profile", *BRIEF, f"out={profiled}/here.json"]) == 0
+    assert (profiled / "here.jsonl").read_text() == before
+    assert not list(tmp_path.iterdir()) or not list((tmp_path / "runs").iterdir())
+
+
+def test_a_search_for_latency_ends_with_predicted_and_measured(
+    profiled: Path, nas_command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"profile={profiled}/here.json", "budget.latency=90%", "name=a", "onnx=false"]
+    assert nas_command("search", *words) == 0
+    result = RunDir(Path("runs/a")).read_result()
+    assert result is not None
+    predicted, measured = result["costs"]["latency"], result["costs"]["latency_measured"]
+    assert result["latency"]["predicted"] == pytest.approx(predicted)
+    assert result["latency"]["measured"] == measured > 0
+    assert predicted <= result["budgets"]["latency"]
+    assert "latency_measured" in capsys.readouterr().out
+    assert run(["report", "runs", "cost=latency"]) == 0
+    assert "latency_measured" in capsys.readouterr().out
+    page = Path("runs/report.html").read_text()
+    assert "data:image/png;base64," in page
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["cost=[latency]"], ["profile=FILE"]),
+        (["cost=[latency]", "profile=none.json"], ["none.json", "nas profile"]),
+        (["cost=[latency]", "profile=P", "space=mobilenet_tiny"], ["'chain_tiny'", "fallback"]),
+        (["cost=[latency]", "profile=P", "device=gap9"], ["'GAP9'", "expect_device"]),
+        (["profile=P", "budget.latency=1ns"], ["budget.latency", "cannot be met"]),
+    ],
+)
+def test_a_search_with_a_profile_that_does_not_fit_fails_at_the_start(
+    words: list[str],
+    said: list[str],
+    profiled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [word.replace("=P", f"={profiled}/here.json") for word in [*SPACE, *words]]
+    line = complaint(capsys, "search", *given)
+    assert all(text in line for text in said), line
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["runtime=tvm"], ["runtime='tvm'", "onnxruntime"]),
+        (["accelerator=tpu"], ["accelerator='tpu'", "cuda"]),
+        (["batch=0"], ["batch=0"]),
+        (["input=[3,-8,8]"], ["input=[3, -8, 8]"]),
+        (["input=3"], ["measure.input=3"]),
+        (["dtype=int8"], ["dtype='int8'", "float32"]),
+        (["networks=3", "calibrate=4"], ["calibrate=4"]),
+        (["seconds=0"], ["seconds=0"]),
+        (["batch=many"], ["measure.batch", "'many'"]),
+        (["bacth=2"], ["bacth"]),
+        (["import_csv=none.csv"], ["none.csv"]),
+        (["import_csv=a.csv", "export_to=b"], ["give one"]),
+    ],
+)
+def test_keys_of_profile_that_cannot_be(
+    words: list[str],
+    said: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = complaint(capsys, "profile", *words)
+    assert all(text in line for text in said), line
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [("onnxruntime", "onnxruntime", "onnx"), ("executorch", "executorch.runtime", "executorch")],
+)
+def test_a_runtime_that_is_not_installed_names_its_extra(
+    name: str,
+    package: str,
+    extra: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    line = complaint(capsys, "profile", f"runtime={name}")
+    assert f"dnas[{extra}]" in line
+
+
+def test_measurements_of_another_runtime_are_not_mixed(
+    profiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(profiled / "here.jsonl", tmp_path)
+    line = complaint(capsys, "profile", *BRIEF, "batch=2", "out=here.json")
+    assert "here.jsonl" in line
+    assert "batch=1" in line
+
+
+def test_an_interrupted_profile_goes_on_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["profile", *BRIEF, "networks=2", "calibrate=1", "out=p.json"]
+    with monkeypatch.context() as patch:
+        patch.setattr("nas.latency.job.discretize", interrupted)  # after all units
+        assert run(words) == 130
+    assert "goes on" in capsys.readouterr().err
+    before = Path("p.jsonl").read_text()
+    assert len(before.splitlines()) > 16
+    assert run(words) == 0
+    assert Path("p.jsonl").read_text().startswith(before)
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_is_measured_elsewhere_comes_back_as_a_profile(folder: Path) -> None:
+    assert run(["profile", "import_csv=times.csv", "device=my board", "out=p.json"]) == 0
+    profile = Profile.load(Path("p.json"))
+    assert profile.device == "my board"
+    assert profile.about.machine == ""  # nothing here is that device
+    assert sorted(u.seconds for u in profile.units.values())[0] == pytest.approx(1e-4)
+    assert [n.seconds for n in profile.networks] == pytest.approx([2e-3, 2.1e-3, 2.2e-3, 2.3e-3])
+    assert run(["describe", *SPACE, "cost=[latency]", "profile=p.json"]) == 0
+
+
+def test_an_exported_file_is_the_unit(exported: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    manifest = json.loads((exported / "manifest.json").read_text())
+    assert {path.stem for path in exported.glob("*.onnx")} == {
+        *manifest["units"],
+        *manifest["networks"],
+    }
+    names = (exported / "names.csv").read_text().split()
+    assert names == ["name", *manifest["units"], *manifest["networks"]]
+    for name in names[1:]:
+        about = {**manifest["units"], **manifest["networks"]}[name]
+        session = onnxruntime.InferenceSession(exported / f"{name}.onnx")
+        feed = {
+            node.name: torch.randn(shape).numpy()
+            for node, shape in zip(session.get_inputs(), about["inputs"], strict=True)
+        }
+        (out,) = session.run(None, feed)
+        if "key" in about:
+            size = about["key"].partition(" |")[0].rpartition("@")[2]
+            assert size in ("1", "x".join(map(str, out.shape[2:])))
+        else:
+            assert out.shape == (1, 10)
+
+
+SPOILED = {
+    "missing figure": (lambda rows: rows[2].__setitem__(1, ""), "line 3: 'unit_.*' has no figure"),
+    "negative": (lambda rows: rows[3].__setitem__(1, "-2"), "line 4: -2 must be above 0"),
+    "zero": (lambda rows: rows[3].__setitem__(1, "0"), "line 4: 0 must be above 0"),
+    "nan": (lambda rows: rows[3].__setitem__(1, "nan"), "line 4: nan must be above 0"),
+    "text": (lambda rows: rows[4].__setitem__(1, "fast"), "line 5: 'fast' is not a number"),
+    "double": (lambda rows: rows.append(list(rows[1])), r"line 22: 'unit_.*' stands there twice"),
+    "unknown": (lambda rows: rows[1].__setitem__(0, "unit_x"), "line 2: 'unit_x' is not in the"),
+    "no line": (lambda rows: rows.pop(1), "no line for unit_"),
+    "no column": (lambda rows: rows[0].__setitem__(1, "time"), "line 1: .*milliseconds"),
+}
+
+
+@pytest.mark.parametrize("fault", SPOILED)
+def test_a_faulty_line_is_named_by_its_number(fault: str, folder: Path, capsys) -> None:
+    spoil, said = SPOILED[fault]
+    rows = list(csv.reader((folder / "times.csv").open()))
+    spoil(rows)
+    with (folder / "times.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    line = complaint(capsys, "profile", "import_csv=times.csv", "device=board")
+    assert re.search(said, line), line
+
+
+def test_an_import_needs_its_manifest_and_a_device(folder: Path, capsys) -> None:
+    assert "device=NAME" in complaint(capsys, "profile", "import_csv=times.csv")
+    (folder / "manifest.json").unlink()
+    line = complaint(capsys, "profile", "import_csv=times.csv", "device=board")
+    assert "manifest.json" in line
+    assert exchange.SCHEMA == 1
+
+
+def test_a_table_of_whole_networks_is_a_profile_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [f"blocks.s{s}b0" for s in range(5)]
+    times = {"conv_k3": 2.0, "conv_k5": 3.5, "sep_k3": 1.0}
+    rows = []
+    for index in range(60):
+        taken = [list(times)[index // 3**place % 3] for place in range(5)]
+        rows.append([*taken, sum(times[t] * (p + 1) for p, t in enumerate(taken)) + 4])
+    with open("rows.csv", "w", newline="") as file:
+        csv.writer(file).writerows([[*names, "ms"], *rows])
+    words = ["profile", *SPACE, "import_csv=rows.csv", "column=ms", "device=board", "out=p.json"]
+    assert run(words) == 0
+    assert run(["describe", *SPACE, "cost=[latency]", "profile=p.json"]) == 0
+    out = capsys.readouterr().out
+    assert "19.0 ms" in out  # 4 + 1 * (1 + 2 + 3 + 4 + 5), the quickest
+    Path("rows.csv").write_text(Path("rows.csv").read_text().replace("conv_k5", "conv_k9", 1))
+    assert "line " in complaint(capsys, *words)

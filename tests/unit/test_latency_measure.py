@@ -1,0 +1,154 @@
+"""The measuring protocol: interleaved, within the budget, and nothing lost by an interruption."""
+
+import json
+import time
+
+import pytest
+
+from nas.errors import UserError
+from nas.latency.log import MeasurementLog
+from nas.latency.machine import machine_name, quietness
+from nas.latency.measure import REFERENCE, Job, Schedule, measure, timing
+
+ABOUT = {"space": "small", "runtime": "torch", "date": "today"}
+
+
+def test_a_timing_is_the_20th_percentile_and_counts_what_stands_out():
+    found = timing([1000] * 10 + [1100] * 80 + [5000] * 10)
+    assert found.seconds == pytest.approx(1.1e-6)
+    assert found.median == pytest.approx(1.1e-6)
+    assert found.minimum == pytest.approx(1e-6)
+    assert (found.calls, found.outliers, found.stable) == (100, 10, True)
+    assert not timing([1000, 1400, 1400]).stable
+
+
+class Device:
+    """Calls that take no time; tells in which order they came, and may be interrupted."""
+
+    def __init__(self, names, interrupt_after=None):
+        self.order, self.prepared, self.left = [], [], interrupt_after
+        self.jobs = [Job(name, lambda name=name: self.prepare(name)) for name in names]
+
+    def prepare(self, name):
+        self.prepared.append(name)
+        return lambda: self.call(name)
+
+    def call(self, name):
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+        self.order.append(name)
+
+
+def run(device, log, most=20, seconds=60.0, at_once=8, schedule=None):
+    told = []
+    schedule = schedule or Schedule(most=most, least=5, rounds=4, warm_ups=1, again=0, repeats=0)
+    end = time.monotonic() + seconds
+    measure(device.jobs, log, end, schedule, lambda done, total: told.append(done / total), at_once)
+    return told
+
+
+def test_every_round_has_every_thing_and_progress_ends_at_all(tmp_path):
+    log = MeasurementLog(tmp_path / "log", ABOUT)
+    device = Device("abc")
+    told = run(device, log)
+    assert told == sorted(told)
+    assert told[-1] == 1
+    assert {len(log.calls(name)) for name in "abc"} == {20}
+    after_warm_up = device.order[3:]
+    rounds = [after_warm_up[i : i + 15] for i in range(0, 60, 15)]
+    assert all(sorted(found) == sorted("abc" * 5) for found in rounds)
+    assert len({tuple(dict.fromkeys(found)) for found in rounds}) > 1  # not always in one order
+    assert len(log.rounds[REFERENCE]) == 4
+
+
+@pytest.mark.parametrize("after", [0, 5, 30, 70, 95, 120])
+def test_an_interruption_loses_no_round_and_repeats_none(tmp_path, after):
+    log = MeasurementLog(tmp_path / "log", ABOUT)
+    with pytest.raises(KeyboardInterrupt):
+        run(Device("abcdef", interrupt_after=after), log, at_once=3)
+    before = (tmp_path / "log").read_text()
+    finished = [name for name in "abcdef" if log.done(name)]
+
+    log = MeasurementLog(tmp_path / "log", {**ABOUT, "date": "tomorrow"})
+    device = Device("abcdef")
+    run(device, log, at_once=3)
+    assert (tmp_path / "log").read_text().startswith(before)
+    assert not set(device.prepared) & set(finished)
+    assert all(log.done(name) for name in "abcdef")
+    assert not Device("abcdef").order
+    again = Device("abcdef")
+    run(again, log)
+    assert not again.prepared
+
+
+def test_a_half_written_last_line_is_dropped(tmp_path):
+    path = tmp_path / "log"
+    log = MeasurementLog(path, ABOUT)
+    log.add([("a", 4, [1, 2, 3, 4])])
+    whole = path.read_text()
+    path.write_text(whole + '{"name": "b", "of": 4, "ns": [1, ')
+    log = MeasurementLog(path, ABOUT)
+    assert log.done("a")
+    assert not log.calls("b")
+    log.add([("b", 1, [7])])
+    assert [json.loads(line)["name"] for line in path.read_text().splitlines()[1:]] == ["a", "b"]
+
+
+def test_a_log_of_other_measurements_is_refused(tmp_path):
+    path = tmp_path / "log"
+    MeasurementLog(path, ABOUT)
+    with pytest.raises(UserError, match="runtime='torch', and now it is 'onnxruntime'"):
+        MeasurementLog(path, {**ABOUT, "runtime": "onnxruntime"})
+    path.write_text("no log\n")
+    with pytest.raises(UserError, match="out=FILE"):
+        MeasurementLog(path, ABOUT)
+    path.write_text(json.dumps({"schema": 1, **ABOUT}) + "\n{}\n")
+    with pytest.raises(UserError, match="damaged"):
+        MeasurementLog(path, ABOUT)
+
+
+def test_without_time_each_thing_is_called_the_least_number_of_times(tmp_path):
+    log = MeasurementLog(tmp_path / "log", ABOUT)
+    run(Device("ab"), log, seconds=0.0)
+    assert {len(log.calls(name)) for name in "ab"} == {5}
+
+
+def test_what_is_unstable_is_measured_again(tmp_path):
+    log = MeasurementLog(tmp_path / "log", ABOUT)
+    device = Device("ab")
+    ticks = iter(range(10**6))
+
+    def shaky():
+        end = time.perf_counter_ns() + (2_000_000 if next(ticks) % 3 else 1_000_000)
+        while time.perf_counter_ns() < end:
+            pass
+
+    device.jobs[0] = Job("a", lambda: shaky)
+    device.jobs[1] = Job("b", lambda: lambda: time.sleep(1e-3))
+    run(device, log, schedule=Schedule(8, 8, 2, 1, 0, 2))
+    assert len(log.calls("a")) == 8 + 2 * 4
+    assert log.done("a")
+
+
+@pytest.mark.parametrize(
+    ("rounds", "load", "unstable", "said"),
+    [
+        ([[10, 10, 11], [10, 10, 11]], 0.1, 0, ""),
+        ([[10, 15, 15], [10, 15, 15]], 0.1, 0, "its minimum"),
+        ([[10, 10, 10], [12, 12, 12]], 0.1, 0, "times as slow"),
+        ([[10, 10, 10]], 0.6, 0, "60% of the cores"),
+        ([[10, 10, 10]], None, 3, "3 of 20"),
+    ],
+)
+def test_figures_of_a_busy_machine_are_not_trusted_and_the_reason_is_said(
+    rounds, load, unstable, said
+):
+    verdict = quietness(rounds, load, unstable, 20)
+    assert verdict["trusted"] == (not said)
+    assert said in "; ".join(verdict["reasons"])
+
+
+def test_the_machine_has_a_name():
+    assert machine_name()

@@ -1,0 +1,179 @@
+"""What is measured of a supernet, and under which choices it exists."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import nn
+
+from nas.cost.analytic import MACs
+from nas.decision import decisions
+from nas.latency.job import inputs_like, plain
+from nas.latency.key import Conditions
+from nas.latency.networks import draw, indices
+from nas.latency.runtime import runtime
+from nas.latency.unit import units_of
+from nas.ops.catalogue import build
+from nas.spaces.staged import StagedSpace
+from nas.supernet.choice import ChoiceBlock
+from tests.contracts.drawn import all_counted, supernets
+
+MIXED = ["conv_k3", "sep_k5", "mb_k3_e3_se", "identity"]
+
+
+def staged(**options):
+    stages = [
+        {"ops": MIXED, "channels": 4, "repeat": 2},
+        {"ops": ["conv_k3", "mb_k3_e1"], "channels": 8, "stride": 2},
+    ]
+    return StagedSpace((4, 8, 8), 3, stages, name="small", **options)
+
+
+@settings(max_examples=10)
+@given(supernets())
+def test_units_do_all_the_work_of_every_network_but_the_functions_between(net):
+    units = units_of(net, net.input_shape)
+    own, macs = dict(decisions(net)), MACs()
+    rest = set()
+    for arch, counted in all_counted(net).items():
+        keys = units.of(indices(own, arch.choices))
+        work = sum(macs(layer) for key in keys for layer in units.by_key[key].layers)
+        rest.add(counted["macs"] - work)
+    # The bare convolution at the start of each drawn network is the only such function.
+    places = torch.Size(net.input_shape[1:]).numel()
+    assert rest == {net.filter.numel() * places}
+
+
+def test_a_unit_can_be_run_alone_on_inputs_of_its_shapes():
+    net = staged().eval()
+    conditions = Conditions(batch=3)
+    for unit in units_of(net, net.input_shape, conditions).to_measure.values():
+        inputs = inputs_like(unit.inputs, unit.dtypes, conditions)
+        out = plain(unit.module, conditions)(*inputs)
+        assert out.shape[0] == 3
+
+
+def test_equal_work_has_one_key_and_other_work_another():
+    def key(op, conditions=None):
+        (unit,) = units_of(op, (4, 6, 6), conditions).by_key
+        return unit
+
+    plain_key = key(build("conv_k3", 4, 4))
+    assert key(build("conv_k3", 4, 4)) == plain_key
+    assert plain_key.startswith("conv3x3 4>4@6x6 | in 1x4x6x6 | b1 float32 t1 | ")
+    others = [
+        key(nn.Sequential(*build("conv_k3", 4, 4)[:2], nn.SiLU())),
+        key(nn.Sequential(*build("conv_k3", 4, 4)[:2])),
+        key(nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")),
+        key(build("conv_k3", 4, 4, stride=2)),
+        key(build("conv_k3", 4, 4), Conditions(batch=2)),
+        key(build("conv_k3", 4, 4), Conditions(threads=2)),
+        key(build("conv_k3", 4, 4), Conditions(dtype="bfloat16")),
+        key(nn.MaxPool2d(3, 1, 1)),
+        key(nn.MaxPool2d(5, 1, 2)),
+    ]
+    assert len({plain_key, *others}) == len(others) + 1
+
+
+def test_what_computes_nothing_is_free_and_the_rest_is_not():
+    block = ChoiceBlock(
+        {
+            "skip": nn.Identity(),
+            "flat": nn.Sequential(nn.Flatten(2), nn.Unflatten(2, (6, 6))),
+            "zero": build("zero", 4, 4),
+            "pool": build("maxpool_k3", 4, 4),
+        }
+    )
+    units = units_of(block, (4, 6, 6))
+    free = {use.key: units.by_key[use.key].free for use in units.uses}
+    assert [free[use.key] for use in units.uses] == [True, True, False, False]
+
+
+def test_modules_in_a_row_are_one_unit_and_a_choice_ends_it():
+    net = nn.Sequential(
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        ChoiceBlock([nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1)]),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+    )
+    units = units_of(net, (4, 6, 6))
+    gates = [use.gates for use in units.uses]
+    assert gates == [frozenset(), {("3", 0)}, {("3", 1)}, frozenset()]
+    first, *_, last = (units.by_key[use.key].module for use in units.uses)
+    assert [type(m) for m in first] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
+    assert [type(m) for m in last] == [nn.ReLU, nn.AdaptiveAvgPool2d]
+
+
+def test_an_option_with_choices_of_its_own_is_taken_apart():
+    inner = ChoiceBlock({"a": nn.Conv2d(4, 4, 1), "b": nn.Identity()})
+    deep = nn.Sequential(inner, nn.Conv2d(4, 4, 3, padding=1))
+    outer = ChoiceBlock({"deep": deep, "skip": nn.Identity()})
+    units = units_of(nn.Sequential(outer), (4, 6, 6))
+    paid = {use.key: use.gates for use in units.uses if not units.by_key[use.key].free}
+    taken, a = ("0", 0), ("0.candidates.deep.0", 0)
+    assert sorted(map(len, paid.values())) == [1, 2]
+    assert set(paid.values()) == {frozenset({taken}), frozenset({taken, a})}
+
+
+class Gated(nn.Module):
+    """Takes a keyword and a number, besides its tensors."""
+
+    def forward(self, x, y, scale=1.0, add=True):
+        return x * scale + y if add else x
+
+
+class WithArguments(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = ChoiceBlock([nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1)])
+        self.gated = Gated()
+
+    def forward(self, x):
+        return self.gated(self.block(x), x, scale=2.0, add=True)
+
+
+def test_arguments_that_are_no_tensors_are_filled_in():
+    units = units_of(WithArguments(), (4, 6, 6))
+    unit = units.by_key[units.uses[-1].key]
+    x, y = torch.randn(1, 4, 6, 6), torch.randn(1, 4, 6, 6)
+    assert unit.inputs == ((1, 4, 6, 6), (1, 4, 6, 6))
+    assert torch.equal(unit.module(x, y), 2 * x + y)
+
+
+def test_the_model_is_left_as_it_was():
+    net = staged()
+    before = copy.deepcopy(net.state_dict())
+    units_of(net, net.input_shape)
+    assert net.training
+    assert not any(module._forward_hooks for module in net.modules())
+    assert not any(decision.unrolled for _, decision in decisions(net))
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+
+
+def test_networks_to_calibrate_and_to_validate_differ_and_are_the_same_each_time():
+    net = staged()
+    units = units_of(net, net.input_shape)
+    calibration, validation = draw(net, "small", units, 12, 5, seed=3)
+    assert (len(calibration), len(validation)) == (5, 7)
+    assert len({*calibration, *validation}) == 12
+    assert draw(net, "small", units, 12, 5, seed=3) == (calibration, validation)
+    assert draw(net, "small", units, 12, 5, seed=4) != (calibration, validation)
+    few, rest = draw(net, "small", units, 1000, 10, seed=0)  # the space has 32
+    assert (len(few), len(rest)) == (10, 22)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["torch", "onnxruntime", pytest.param("executorch", marks=pytest.mark.slow)],
+)
+def test_a_runtime_runs_what_it_is_given(name):
+    module = build("mb_k3_e3_se", 4, 4).eval()
+    x = torch.randn(2, 4, 6, 6)
+    if name != "torch":
+        pytest.importorskip(name)
+    (out, *_) = [runtime(name, "cpu", Conditions(batch=2)).prepare(module, (x,))()]
+    found = out if name == "torch" else torch.as_tensor(out[0])
+    torch.testing.assert_close(found, module(x), rtol=1e-4, atol=1e-5)
