@@ -23,9 +23,11 @@ from nas.plan import Plan, Problem
 from nas.recalibrate import recalibrate
 from nas.result import SCHEMA, cost_fields, input_fields, read_json, versions
 from nas.run import RunDir, write_atomic, write_json
+from nas.search.by_trials import TrialSearch
 from nas.search.callbacks import LastCheckpoint, StopWhenStable
 from nas.search.differentiable import DifferentiableSearch
 from nas.search.gap import DiscretizationGap
+from nas.search.oneshot import OneShot
 from nas.search.speed import SpeedUp
 from nas.search.stopwatch import Stopwatch
 from nas.search.telemetry import SearchTelemetry, TrainingTelemetry
@@ -78,6 +80,12 @@ class Run:
             )
             module.loaders(self.plan.data)  # a batch larger than a split is an error now
             return module
+        if isinstance(target, type) and issubclass(target, OneShot):
+            module = self.plan.search(
+                supernet=self.supernet, costs=self.problem.costs, seed=self.plan.seed
+            )
+            module.loaders(self.plan.data)
+            return module
         return self.plan.search(supernet=self.supernet, seed=self.plan.seed)
 
     def _training(self, network: nn.Module) -> Training:
@@ -104,13 +112,18 @@ class Run:
         stage = self.run.path / "search.json"
         if self.arch is None and self.run.arch.exists() and stage.exists():
             self.arch = Arch.load(self.run.arch)
-            if isinstance(self.search, DifferentiableSearch):
+            if isinstance(self.search, DifferentiableSearch | OneShot):
                 load_supernet(self.supernet, self.run.checkpoint)
             return read_json(stage)
-        known: dict[str, Any] = {"seconds": 0.0, "metrics": {}}
+        known: dict[str, Any] = {"seconds": 0.0, "cpu_seconds": 0.0, "metrics": {}}
         if self.arch is None and isinstance(self.search, DifferentiableSearch):
             known = self._fit_search(self.search, logger)
             self.arch = self.problem.select()
+        elif self.arch is None and isinstance(self.search, OneShot | TrialSearch):
+            if isinstance(self.search, OneShot):
+                known = self._fit_supernet(self.search, logger)
+            found = self.search.find(self.problem, self.run)
+            self.arch, known = found.arch, found.known(known)
         elif self.arch is None:
             assert self.search is not None
             self.arch = self.search.pick(self.problem)
@@ -137,7 +150,20 @@ class Run:
         free(self.supernet)
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
         kept = {k: metrics[k] for k in ("supernet_val_acc", "supernet_val_loss") if k in metrics}
-        return {"seconds": watch.seconds, "metrics": kept}
+        return {"seconds": watch.seconds, "cpu_seconds": watch.cpu_seconds, "metrics": kept}
+
+    def _fit_supernet(self, module: OneShot, logger: TensorBoardLogger) -> dict[str, Any]:
+        watch = Stopwatch()
+        callbacks = [watch, TrainingTelemetry("supernet"), LastCheckpoint(self.run.checkpoint)]
+        saved = self.run.checkpoint
+        self._fit(
+            self._trainer(module.epochs, callbacks, logger),
+            module,
+            module.loaders(self.plan.data),
+            saved if saved.exists() else None,
+            validate=False,  # its networks are ranked afterwards, each by itself
+        )
+        return {"seconds": watch.seconds, "cpu_seconds": watch.cpu_seconds, "metrics": {}}
 
     def _finetune(
         self, found: dict[str, Any], logger: TensorBoardLogger
@@ -151,7 +177,7 @@ class Run:
         trainer = self._trainer(module.epochs, callbacks, logger)
         if self.plan.inherit:
             self._recalibrate(module.network, trainer.strategy.root_device)
-        if self.plan.inherit and isinstance(self.search, DifferentiableSearch):
+        if self.plan.inherit and isinstance(self.search, DifferentiableSearch | OneShot):
             trainer.validate(module, data.val_dataloader(), verbose=False)
             metrics["inherited_val_acc"] = float(trainer.callback_metrics["val_acc"])
         saved = self.run.finetune_checkpoint
@@ -172,12 +198,19 @@ class Run:
         recalibrate(network, (x.to(device) for x, _ in self.plan.data.calibration_loader()))
         network.cpu()
 
-    def _fit(self, trainer: pl.Trainer, module: Any, loaders: Any, checkpoint: Any) -> None:
+    def _fit(
+        self,
+        trainer: pl.Trainer,
+        module: Any,
+        loaders: Any,
+        checkpoint: Any,
+        validate: bool = True,
+    ) -> None:
         try:
             trainer.fit(
                 module,
                 loaders,
-                self.plan.data.val_dataloader(),
+                self.plan.data.val_dataloader() if validate else None,
                 ckpt_path=checkpoint,
                 weights_only=True,
             )
@@ -283,6 +316,7 @@ class Run:
             "input": input_fields(self.plan.data),
             "seconds": {
                 "search": found["seconds"],
+                "search_cpu": found.get("cpu_seconds"),  # of this process
                 "finetune": trained["seconds"],
                 "this_session": seconds,
             },

@@ -20,10 +20,9 @@ LAYERS = (
     "spaces discrete",
     "cost",
     "objective anatomy",
-    "recalibrate train",
+    "recalibrate selection train",
     "search",
     "export",
-    "selection",
     "report result describe",
     "latency",
     "plan",
@@ -52,7 +51,9 @@ OPTIONAL = {
     "onnx",
     "onnxruntime",
     "onnxscript",
+    "optuna",
     "plotly",
+    "pymoo",
     "torchao",
 }
 HEAVY = {"torch", "torchvision", "pytorch_lightning", "sklearn", "matplotlib", "plotly", "onnx"}

@@ -1,0 +1,134 @@
+"""Searches that score networks one by one, and one-shot searches, through the command line."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import nas
+from nas.cli import run
+from nas.run import RunDir
+from nas.search.trials import TrialLog
+
+Nas = Callable[..., int]
+
+SMALL = ["space.width=0.25", "data.limit=400", "finetune.epochs=1", "threads=1", "onnx=false"]
+QUIET = "trainer.enable_progress_bar=false"
+ONE_SHOT = ["search.epochs=1", "search.ranking.trials=4", "search.ranking.evaluate.calibration=64"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def search(*arguments: str) -> int:
+    return run(["search", *SMALL, QUIET, "name=a", *arguments])
+
+
+def trials() -> TrialLog:
+    return TrialLog(RunDir(Path("runs/a")).trials)
+
+
+def test_trained_one_by_one_the_best_is_taken_and_trains_as_it_was_scored() -> None:
+    assert search("search=random_search", "search.trials=3", "weights=fresh") == 0
+    result = RunDir(Path("runs/a")).read_result()
+    assert result is not None
+    known = trials().known
+    assert len(known) == 3
+    best = max(known.values(), key=lambda trial: trial.metrics["val_acc"])
+    assert result["metrics"]["val_acc"] == best.metrics["val_acc"]
+    chosen = known[result["arch_hash"]]
+    assert chosen.metrics["val_acc"] == best.metrics["val_acc"]
+    assert result["metrics"]["val_loss"] == chosen.metrics["val_loss"]  # the same training
+    assert result["costs"]["params"] == chosen.costs["params"]
+    assert "test_acc" not in chosen.metrics
+    assert result["seconds"]["search_cpu"] > 0
+
+
+@pytest.mark.parametrize("name", ["all_paths", "spos", "fairnas", "sandwich"])
+def test_a_one_shot_search_ends_with_a_network_and_a_front(name: str) -> None:
+    assert search(f"search={name}", *ONE_SHOT, "search.ranking.evaluate.raw=true") == 0
+    result = RunDir(Path("runs/a")).read_result()
+    assert result is not None
+    known = trials().known
+    assert len(known) == 4
+    assert result["arch_hash"] == min(known, key=lambda key: known[key].metrics["val_loss"])
+    assert {"raw_val_loss", "val_acc"} <= set(next(iter(known.values())).metrics)
+    with Path("runs/a/trials.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    front = {row["hash"] for row in rows if row["front"] == "1"}
+    least = min(known, key=lambda key: known[key].costs["params"])
+    assert {result["arch_hash"], least} <= front
+    nas.load("runs/a")
+
+
+def test_networks_are_extracted_by_their_rank_inside_a_budget(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert search("search=spos", *ONE_SHOT) == 0
+    before = set(trials().known)
+    assert run(["extract", "runs/a", "--front", "2", QUIET]) == 0
+    taken = {path.name for path in Path("runs/a/extracts").iterdir()}
+    assert 1 <= len(taken) <= 2
+    assert taken <= before
+    assert set(trials().known) == before  # nothing was scored again
+    weights = json.loads(Path(f"runs/a/extracts/{taken.pop()}/result.json").read_text())
+    assert weights["trained"] is False
+
+    # Inside 15 % there are networks that the search has not come to; they are scored now.
+    assert run(["extract", "runs/a", "budget.params=15%", "out=small", QUIET]) == 0
+    (found,) = Path("small").iterdir()
+    result = json.loads((found / "result.json").read_text())
+    assert result["costs"]["params"] <= 0.15 * result["largest"]["params"]
+    assert set(trials().known) > before
+
+    capsys.readouterr()
+    assert run(["extract", "runs/a", "budget.params=10"]) == 2
+    assert "cannot be met: the smallest network of this space has" in capsys.readouterr().err
+
+
+def test_a_killed_search_goes_on_without_repeating(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nas.search import evaluate
+
+    command = ["search=predictor", "search.trials=4", "weights=fresh"]
+    scored, calls = evaluate.scored, []
+
+    def killed(*arguments):
+        if len(calls) == 2:
+            raise RuntimeError("killed")
+        calls.append(arguments)
+        return scored(*arguments)
+
+    monkeypatch.setattr(evaluate, "scored", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        search(*command)
+    first = list(trials().known)
+    assert len(first) == 2
+
+    calls.clear()
+    monkeypatch.setattr(evaluate, "scored", lambda *a: calls.append(a) or scored(*a))
+    assert search(*command, "resume=true") == 0
+    assert len(calls) == 2
+    assert list(trials().known)[:2] == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["search=spos", "search.ranking.searcher=nsga3"], "nsga3"),
+        (["search=spos", "search.epochs=0"], "search.epochs=0"),
+        (["search=spos", "search.ranking.by=test_acc"], "val_acc or val_loss"),
+        (["search=spos", "search.ranking.evaluate.calibration=-1"], "calibration=-1"),
+        (["search=random_search", "search.trials=0"], "search.trials=0"),
+        (["search=random_search", "budget.params=10"], "the smallest network"),
+    ],
+)
+def test_bad_input_ends_before_training(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert search(*arguments) == 2
+    assert said in capsys.readouterr().err
+    assert not Path("runs/a/trials.jsonl").exists()
