@@ -5,7 +5,7 @@ both. Where a decision stands between the two, that depends on what is chosen.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Self
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nas.cost.base import Event, Gates, LayerSpec, stored
-from nas.decision import decisions
+from nas.cost.unrolled import Mixer
 
 _NORMS = {"native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"}
 
@@ -35,17 +35,22 @@ class FoldRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Watches one dry run of `model` with all options unrolled; `layers` then says what folds.
 
     Args:
+        mixers: the modules of `model` that run candidates.
         open_gates: gates of the candidates that run now, outermost first.
         path: paths of the modules that run now, outermost first.
     """
 
     def __init__(
-        self, model: nn.Module, open_gates: list[tuple[str, int] | None], path: list[str]
+        self,
+        model: nn.Module,
+        mixers: Sequence[Mixer],
+        open_gates: list[tuple[str, int] | None],
+        path: list[str],
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.modules = dict(model.named_modules())
         self.model, self.open_gates, self.path = model, open_gates, path
-        self.decisions = dict(decisions(model))
+        self.mixers = {mixer.path: mixer for mixer in mixers}
         self.made: dict[int, list[_Source]] = {}
         self.read: dict[int, list[tuple[Gates, str | None]]] = defaultdict(list)  # None: no norm
         self.norms: dict[str, list[tuple[Gates, list[_Source]]]] = defaultdict(list)
@@ -53,12 +58,12 @@ class FoldRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.handles: list[Any] = []
 
     def __enter__(self) -> Self:
-        for name, decision in self.decisions.items():
+        for name, mixer in self.mixers.items():
             gathered: list[_Source] = []
-            for index, candidate in enumerate(decision.gated().values()):
-                gather = self._gather(name, (name, index), gathered)
+            for gates, candidate in mixer.candidates:
+                gather = self._gather(name, gates, gathered)
                 self.handles.append(candidate.register_forward_hook(gather))
-            self.handles.append(decision.register_forward_hook(self._pass_on(gathered)))
+            self.handles.append(mixer.module.register_forward_hook(self._pass_on(gathered)))
         # A result of the network is read by whoever called it.
         self.handles.append(self.model.register_forward_hook(lambda *args: self._reads(args[2])))
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -70,12 +75,12 @@ class FoldRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             handle.remove()
 
     def _gather(
-        self, name: str, gate: tuple[str, int], gathered: list[_Source]
+        self, name: str, gates: Gates, gathered: list[_Source]
     ) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, out: Any) -> None:
             if self.path[-1] == name:  # not where another caller uses the same module
                 for source in self._sources(out):
-                    gathered.append(replace(source, gates=source.gates | {gate}))
+                    gathered.append(replace(source, gates=source.gates | gates))
 
         return hook
 
@@ -116,8 +121,8 @@ class FoldRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in _NORMS and isinstance(module, _BatchNorm) and args[3] is not None:
             self.norms[path].append((self._gates, self._sources(args[0])))
             self._reads(args[0], norm=path)
-        elif not (path in self.decisions and name in ("mul", "add")):
-            # A decision's weighted sum is gone from the network that is deployed.
+        elif not (path in self.mixers and name in ("mul", "add", "slice")):
+            # What mixes candidates is gone from the network that is deployed.
             self._reads(args)
         if name == "convolution":
             self._make(out, [_Source(self._gates, id(args[1]), path, args[2] is not None)])

@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
 from nas.arch import Option
-from nas.decision import Decision
 from nas.errors import UserError
-from nas.supernet.relax import RELAXATIONS, Relaxation, gumbel_noise, softmax
+from nas.supernet.relax import RELAXATIONS, Relaxation, softmax
+from nas.supernet.relaxed import RelaxedDecision
 from nas.supernet.temperature import Schedule
 
 
@@ -23,7 +22,7 @@ class Scalable(Protocol):
         ...
 
 
-class ChoiceBlock(Decision):
+class ChoiceBlock(RelaxedDecision):
     """One searchable layer: the theta-weighted sum of its candidate ops.
 
     ``y = sum_k theta[k] * op_k(x)``, ``theta = relax((alpha + noise) / tau)``. A candidate whose
@@ -49,17 +48,8 @@ class ChoiceBlock(Decision):
     ) -> None:
         named = candidates if isinstance(candidates, Mapping) else _named(candidates)
         _check(named)
-        super().__init__(tuple(named))
+        super().__init__(tuple(named), relax, gumbel)
         self.candidates = nn.ModuleDict(dict(named))
-        self.relax, self.gumbel = relax, gumbel
-
-    @property
-    def theta(self) -> Tensor:
-        return self.relax(self.logits)
-
-    def resample(self, generator: torch.Generator | None = None) -> None:
-        if self.gumbel:
-            self.noise.copy_(gumbel_noise(self.noise, generator))
 
     def gated(self) -> Mapping[Option, nn.Module]:
         return {option: self.candidates[str(option)] for option in self.options}
@@ -122,7 +112,7 @@ def _check(candidates: Mapping[str, nn.Module]) -> None:
 
 @dataclass(frozen=True)
 class Relaxing:
-    """How every choice block of a model relaxes its choice, and tau over the search.
+    """How every decision of a model relaxes its choice, and tau over the search.
 
     Args:
         function: "softmax" or "straight_through", see `nas.supernet.relax`.
@@ -142,7 +132,7 @@ class Relaxing:
             raise UserError(f"relax.function={self.function!r} is not one of {sorted(RELAXATIONS)}")
 
     def __call__(self, model: nn.Module) -> None:
-        """Set it on every choice block of `model`."""
+        """Set it on every decision of `model` that can be relaxed."""
         for module in model.modules():
-            if isinstance(module, ChoiceBlock):
+            if isinstance(module, RelaxedDecision):
                 module.relax, module.gumbel = RELAXATIONS[self.function], self.gumbel
