@@ -135,28 +135,37 @@ class FoldRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         Folds that something may prevent are taken back where it does.
         """
+        readers = self._readers()
         for norm, calls in self.norms.items():
             layers = {source.key: source for _, sources in calls for source in sources}
             for key, source in layers.items():
                 if key is None:
                     continue
-                folds, prevented = self._events(norm, key)
+                folds, prevented = self._events(norm, key, readers[key])
                 for kind, opposite, spec in self._changes(norm, source):
                     for name, event in ((kind, folds), (opposite, prevented)):
                         if event:
                             yield replace(spec, kind=name), event
 
-    def _events(self, norm: str, key: object) -> tuple[Event, Event]:
+    def _readers(self) -> dict[object, set[tuple[Gates, str | None]]]:
+        """Key of each layer -> who reads what it makes, and under which gates of both."""
+        found: dict[object, set[tuple[Gates, str | None]]] = defaultdict(set)
+        for tensor, sources in self.made.items():
+            for source, (gates, reader) in product(sources, self.read[tensor]):
+                if source.key is not None:
+                    found[source.key].add((gates | source.gates, reader))
+        return found
+
+    def _events(
+        self, norm: str, key: object, readers: Iterable[tuple[Gates, str | None]]
+    ) -> tuple[Event, Event]:
         """Where layer `key` feeds `norm`, and where it does but one has another partner too."""
         fed: set[Gates] = set()
         prevented: set[Gates] = set()
         for gates, sources in self.norms[norm]:
             for source in sources:
                 (fed if source.key == key else prevented).add(gates | source.gates)
-        for tensor, sources in self.made.items():
-            for source, (gates, reader) in product(sources, self.read[tensor]):
-                if source.key == key and reader != norm:
-                    prevented.add(gates | source.gates)
+        prevented |= {gates for gates, reader in readers if reader != norm}
         folds = {gates for gates in _least(fed) if not any(other <= gates for other in prevented)}
         return frozenset(folds), _least(a | b for a, b in product(folds, prevented))
 
