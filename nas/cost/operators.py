@@ -97,11 +97,13 @@ def register(operator: str, layers: Callable[[tuple[Any, ...], Any], Fields] | N
 
 
 def _run(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What `func` returns; of a BatchNorm without memory, its shapes alone.
+    """What `func` returns; of some operators without memory, its shapes alone.
 
-    PyTorch derives those through a decomposition that takes more time than all other operators of
+    PyTorch derives those through decompositions that take more time than all other operators of
     a network together, and an elastic supernet has thousands of norms.
     """
+    if name in ("hardswish", "hardsigmoid") and args[0].is_meta:
+        return torch.empty_like(args[0])
     if name == "native_batch_norm" and args[0].is_meta and not args[5]:
         nothing = args[0].new_empty(0)
         return torch.empty_like(args[0]), nothing, nothing.clone()
