@@ -12,7 +12,11 @@ from nas.pipeline import Run
 from nas.plan import Plan, Problem
 from nas.result import announce
 from nas.run import RunDir, write_atomic
-from nas.selection import front
+from nas.search.by_trials import TrialSearch
+from nas.search.oneshot import OneShot
+from nas.search.searcher import best
+from nas.search.trials import front_of, spread
+from nas.selection import check_known, front
 
 
 @dataclass(frozen=True)
@@ -37,18 +41,24 @@ class Extraction:
         Raises:
             UserError: the search has left no weights, or no network meets the budgets.
         """
-        if not source.checkpoint.is_file():
+        target = getattr(plan.search, "func", plan.search)
+        if isinstance(target, type) and issubclass(target, TrialSearch):
+            plan = self._without_supernet(plan, source)
+        elif not source.checkpoint.is_file():
             raise UserError(
                 f"{source.path} has no last.ckpt, the weights of a finished search: extract from "
-                "a run of `nas search` with search=bilevel or single_level"
+                "a run of `nas search` with search=bilevel, single_level, spos, fairnas, ..."
             )
-        if not self.fine_tune:
+        elif not self.fine_tune:
             plan = replace(plan, inherit=True)
         problem = Problem(plan)
-        load_supernet(problem.supernet, source.checkpoint)
+        if source.checkpoint.is_file():
+            load_supernet(problem.supernet, source.checkpoint)
         folder = self.out or source.extracts
+        ranking = _ranking(plan, problem)
+        archs = self.archs(problem) if ranking is None else self.ranked(problem, ranking, source)
         runs = []
-        for arch in self.archs(problem):
+        for arch in archs:
             runs.append(self._carry_out(plan, problem, arch, RunDir(folder / arch.hash), config))
         return runs
 
@@ -65,6 +75,26 @@ class Extraction:
             self.size,
         )
 
+    def ranked(self, problem: Problem, ranking: TrialSearch, source: RunDir) -> list[Arch]:
+        """As `archs`, where networks are told apart by scores of their own, not by alphas.
+
+        What the run has scored already is not scored again.
+        """
+        trials = ranking.rank(problem, source)
+        if not self.size:
+            return [best(trials, ranking.by).arch]
+        check_known(problem.costs, {self.along: 0.0})
+        front = front_of(trials, (ranking.by, self.along))
+        return [trial.arch for trial in spread(front, self.along, self.size)]
+
+    def _without_supernet(self, plan: Plan, source: RunDir) -> Plan:
+        if not self.fine_tune:
+            raise UserError(
+                f"the search of {source.path} trained its networks one by one and kept no "
+                "weights: pass fine_tune=true to train those you take out"
+            )
+        return replace(plan, inherit=False)
+
     def _carry_out(
         self, plan: Plan, problem: Problem, arch: Arch, run: RunDir, config: str
     ) -> RunDir:
@@ -77,3 +107,17 @@ class Extraction:
         write_atomic(run.config, config)
         announce(run, stages())
         return run
+
+
+def _ranking(plan: Plan, problem: Problem) -> TrialSearch | None:
+    """What ranks the networks of a search that moves no alphas; None for one that does."""
+    target = getattr(plan.search, "func", plan.search)
+    if not isinstance(target, type) or not issubclass(target, OneShot | TrialSearch):
+        return None
+    if issubclass(target, OneShot):
+        module: OneShot = plan.search(
+            supernet=problem.supernet, costs=problem.costs, seed=plan.seed
+        )
+        return module.ranking
+    searcher: TrialSearch = plan.search(supernet=problem.supernet, seed=plan.seed)
+    return searcher

@@ -117,10 +117,10 @@ def _carry_out(config: DictConfig) -> None:
 
 
 def _how_to_go_on(run: RunDir) -> str:
-    for checkpoint in (run.finetune_checkpoint, run.checkpoint):
-        if checkpoint.exists():
+    for saved in (run.finetune_checkpoint, run.checkpoint, run.trials):
+        if saved.exists():
             verb = os.environ.get(COMMAND, "nas search")
-            return f"Last checkpoint: {checkpoint}. Go on with: {verb} resume={run.path}"
+            return f"Saved last: {saved}. Go on with: {verb} resume={run.path}"
     return "No epoch was completed, so there is no checkpoint yet: start again"
 
 

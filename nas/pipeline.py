@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
@@ -15,10 +16,13 @@ from nas.discrete import discretize
 from nas.errors import InterruptedRunError, UserError
 from nas.export import load_supernet, onnx, state_bytes
 from nas.plan import Plan, Problem
+from nas.recalibrate import recalibrate
 from nas.result import SCHEMA, cost_fields, input_fields, read_json, versions
 from nas.run import RunDir, write_atomic, write_json
+from nas.search.by_trials import TrialSearch
 from nas.search.callbacks import LastCheckpoint, StopWhenStable
 from nas.search.differentiable import DifferentiableSearch
+from nas.search.oneshot import OneShot
 from nas.search.stopwatch import Stopwatch
 from nas.search.telemetry import SearchTelemetry, TrainingTelemetry
 from nas.train import Training
@@ -70,6 +74,12 @@ class Run:
             )
             module.loaders(self.plan.data)  # a batch larger than a split is an error now
             return module
+        if isinstance(target, type) and issubclass(target, OneShot):
+            module = self.plan.search(
+                supernet=self.supernet, costs=self.problem.costs, seed=self.plan.seed
+            )
+            module.loaders(self.plan.data)
+            return module
         return self.plan.search(supernet=self.supernet, seed=self.plan.seed)
 
     def _training(self, network: nn.Module) -> Training:
@@ -95,13 +105,18 @@ class Run:
         stage = self.run.path / "search.json"
         if self.arch is None and self.run.arch.exists() and stage.exists():
             self.arch = Arch.load(self.run.arch)
-            if isinstance(self.search, DifferentiableSearch):
+            if isinstance(self.search, DifferentiableSearch | OneShot):
                 load_supernet(self.supernet, self.run.checkpoint)
             return read_json(stage)
-        known: dict[str, Any] = {"seconds": 0.0, "metrics": {}}
+        known: dict[str, Any] = {"seconds": 0.0, "cpu_seconds": 0.0, "metrics": {}}
         if self.arch is None and isinstance(self.search, DifferentiableSearch):
             known = self._fit_search(self.search, logger)
             self.arch = self.problem.select()
+        elif self.arch is None and isinstance(self.search, OneShot | TrialSearch):
+            if isinstance(self.search, OneShot):
+                known = self._fit_supernet(self.search, logger)
+            found = self.search.find(self.problem, self.run)
+            self.arch, known = found.arch, found.known(known)
         elif self.arch is None:
             assert self.search is not None
             self.arch = self.search.pick(self.problem)
@@ -125,7 +140,20 @@ class Run:
         free(self.supernet)
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
         kept = {k: metrics[k] for k in ("supernet_val_acc", "supernet_val_loss") if k in metrics}
-        return {"seconds": watch.seconds, "metrics": kept}
+        return {"seconds": watch.seconds, "cpu_seconds": watch.cpu_seconds, "metrics": kept}
+
+    def _fit_supernet(self, module: OneShot, logger: TensorBoardLogger) -> dict[str, Any]:
+        watch = Stopwatch()
+        callbacks = [watch, TrainingTelemetry("supernet"), LastCheckpoint(self.run.checkpoint)]
+        saved = self.run.checkpoint
+        self._fit(
+            self._trainer(module.epochs, callbacks, logger),
+            module,
+            module.loaders(self.plan.data),
+            saved if saved.exists() else None,
+            validate=False,  # its networks are ranked afterwards, each by itself
+        )
+        return {"seconds": watch.seconds, "cpu_seconds": watch.cpu_seconds, "metrics": {}}
 
     def _finetune(
         self, found: dict[str, Any], logger: TensorBoardLogger
@@ -137,7 +165,9 @@ class Run:
         data, watch = self.plan.data, Stopwatch()
         callbacks = [watch, TrainingTelemetry(), LastCheckpoint(self.run.finetune_checkpoint)]
         trainer = self._trainer(module.epochs, callbacks, logger)
-        if self.plan.inherit and isinstance(self.search, DifferentiableSearch):
+        if self.plan.inherit:
+            self._recalibrate(module.network, trainer.strategy.root_device)
+        if self.plan.inherit and isinstance(self.search, DifferentiableSearch | OneShot):
             trainer.validate(module, data.val_dataloader(), verbose=False)
             metrics["inherited_val_acc"] = float(trainer.callback_metrics["val_acc"])
         saved = self.run.finetune_checkpoint
@@ -152,12 +182,25 @@ class Run:
             metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         return module.network.cpu().eval(), {"metrics": metrics, "seconds": watch.seconds}
 
-    def _fit(self, trainer: pl.Trainer, module: Any, loaders: Any, checkpoint: Any) -> None:
+    def _recalibrate(self, network: nn.Module, device: torch.device) -> None:
+        """The statistics inherited are those of a mixture of architectures."""
+        network.to(device)
+        recalibrate(network, (x.to(device) for x, _ in self.plan.data.calibration_loader()))
+        network.cpu()
+
+    def _fit(
+        self,
+        trainer: pl.Trainer,
+        module: Any,
+        loaders: Any,
+        checkpoint: Any,
+        validate: bool = True,
+    ) -> None:
         try:
             trainer.fit(
                 module,
                 loaders,
-                self.plan.data.val_dataloader(),
+                self.plan.data.val_dataloader() if validate else None,
                 ckpt_path=checkpoint,
                 weights_only=True,
             )
@@ -231,6 +274,7 @@ class Run:
             "input": input_fields(self.plan.data),
             "seconds": {
                 "search": found["seconds"],
+                "search_cpu": found.get("cpu_seconds"),  # of this process
                 "finetune": trained["seconds"],
                 "this_session": seconds,
             },

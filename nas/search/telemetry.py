@@ -107,9 +107,14 @@ class SearchTelemetry(Checkpoint):
 
 
 class TrainingTelemetry(pl.Callback):
-    """Writes the training of one network: ``finetune/loss_train``, ..., ``finetune/lr``."""
+    """Writes a training of weights alone: ``finetune/loss_train``, ..., ``finetune/lr``.
 
-    def __init__(self) -> None:
+    Args:
+        stage: instead of "finetune".
+    """
+
+    def __init__(self, stage: str = "finetune") -> None:
+        self.stage = stage
         self._rate = 0.0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -117,8 +122,8 @@ class TrainingTelemetry(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = grouped(trainer.callback_metrics)
-        scalars = {f"finetune/{tag.replace('/', '_')}": value for tag, value in metrics.items()}
-        write(trainer, {**scalars, "finetune/lr": self._rate})
+        scalars = {f"{self.stage}/{tag.replace('/', '_')}": value for tag, value in metrics.items()}
+        write(trainer, {**scalars, f"{self.stage}/lr": self._rate})
 
 
 def tensorboard(trainer: pl.Trainer) -> Any:

@@ -1,13 +1,17 @@
 """A budget on the command line: a network inside it, or a clear no before training."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch.testing import assert_close
 
 import nas
 from nas.cli import run
+from nas.data import digits
+from nas.recalibrate import recalibrate
 from nas.run import RunDir, find_runs
 
 Nas = Callable[..., int]
@@ -89,6 +93,16 @@ def test_other_networks_come_out_of_one_search(
     sizes = [result_of(r.path)["costs"]["params"] for r in find_runs(Path("front"))]
     assert len(set(sizes)) == len(sizes) > 1
     assert min(sizes) == whole["least"]["params"]
+
+
+def test_an_inherited_network_gets_statistics_of_its_own(nas_command: Nas) -> None:
+    assert nas_command("search", "name=a") == 0
+    assert run(["extract", "runs/a"]) == 0
+    (inside,) = find_runs(Path("runs/a/extracts"))
+    network = nas.load(inside.path)
+    again = copy.deepcopy(network)
+    recalibrate(again, (x for x, _ in digits(limit=400).calibration_loader()))
+    assert_close(again.state_dict(), network.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,211 @@
+"""What an architecture is worth: trained alone for a short while, or with inherited weights."""
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, Protocol
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nas.arch import Arch
+from nas.cost.base import Expected
+from nas.discrete import discretize
+from nas.errors import InterruptedRunError, UserError
+from nas.recalibrate import recalibrate
+from nas.search.space import SearchSpace
+from nas.search.trials import Trial, TrialLog
+from nas.train import NotFiniteError, Training
+
+
+class Made(Protocol):
+    """What a run is made of, see `nas.plan.Plan`."""
+
+    data: Any
+    finetune: Callable[..., Training]
+    trainer: Callable[..., pl.Trainer]
+    seed: int
+
+
+class Searched(Protocol):
+    """A supernet with its costs and budgets, see `nas.plan.Problem`."""
+
+    @property
+    def plan(self) -> Any: ...
+
+    @property
+    def supernet(self) -> nn.Module: ...
+
+    @property
+    def space(self) -> str: ...
+
+    @property
+    def costs(self) -> Mapping[str, Expected]: ...
+
+    @property
+    def budgets(self) -> Mapping[str, float]: ...
+
+    def build(self) -> nn.Module:
+        """A supernet as the seed initialises it."""
+        ...
+
+
+Scoring = Callable[[Arch], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class StandAlone:
+    """Trains each architecture from fresh weights by the recipe `finetune`, then validates it.
+
+    The weights start as the run's seed initialises the space, and batches come in the run's
+    order: the same architecture has the same scores, whoever asks and when.
+
+    Args:
+        epochs: instead of those of the recipe.
+        test: also evaluate the test part, for a table of the truth; never to search by.
+    """
+
+    epochs: int | None = None
+    test: bool = False
+
+    def __call__(self, problem: Searched) -> Scoring:
+        """The function that scores architectures of `problem`."""
+        made: Made = problem.plan
+        fresh = problem.build()
+
+        def score(arch: Arch) -> Mapping[str, float]:
+            options = {} if self.epochs is None else {"epochs": self.epochs}
+            module = made.finetune(network=discretize(fresh, arch), seed=made.seed, **options)
+            trainer = quiet_trainer(made, module.epochs)
+            fit(trainer, module, made.data.weight_loader())
+            trainer.validate(module, made.data.val_dataloader(), verbose=False)
+            metrics = dict(trainer.callback_metrics)
+            if self.test:
+                trainer.test(module, made.data.test_dataloader(), verbose=False)
+                metrics |= trainer.callback_metrics
+            wanted = ("val_acc", "val_loss", "test_acc", "test_loss")
+            return {name: float(metrics[name]) for name in wanted if name in metrics}
+
+        return score
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """Validates each architecture with the weights it has in the trained supernet.
+
+    Args:
+        calibration: training images that BatchNorm is measured anew on, for each architecture
+            (the supernet's own statistics are those of a mixture); 0: as the supernet left it.
+        raw: also record ``raw_val_acc`` and ``raw_val_loss``, without that measurement.
+    """
+
+    calibration: int = 1024
+    raw: bool = False
+
+    def __post_init__(self) -> None:
+        if self.calibration < 0:
+            raise UserError(
+                f"search.ranking.evaluate.calibration={self.calibration} must be a number of "
+                "training images, or 0 (BatchNorm is not measured anew)"
+            )
+
+    def __call__(self, problem: Searched) -> Scoring:
+        """The function that scores architectures of `problem`."""
+        made: Made = problem.plan
+        device = quiet_trainer(made, 1).strategy.root_device
+        supernet = problem.supernet.to(device)
+        batches: list[Tensor] = []
+        if self.calibration:
+            loader = made.data.calibration_loader(self.calibration)
+            batches = [x.to(device) for x, _ in loader]
+
+        def score(arch: Arch) -> Mapping[str, float]:
+            network = discretize(supernet, arch).eval()
+            metrics: dict[str, float] = {}
+            if self.raw:
+                raw = validated(network, made.data.val_dataloader(), device)
+                metrics = {f"raw_{name}": value for name, value in raw.items()}
+            if batches:
+                recalibrate(network, batches)
+            return {**validated(network, made.data.val_dataloader(), device), **metrics}
+
+        return score
+
+
+def validated(
+    network: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device
+) -> dict[str, float]:
+    """``val_acc`` and ``val_loss`` (cross-entropy) over all images of a loader.
+
+    Raises:
+        NotFiniteError: the loss is NaN or infinite.
+    """
+    right, loss, seen = 0, 0.0, 0
+    with torch.inference_mode():
+        for x, labels in loader:
+            logits, labels = network(x.to(device)), labels.to(device)
+            right += int((logits.argmax(-1) == labels).sum())
+            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+            seen += len(labels)
+    if not isfinite(loss):
+        raise NotFiniteError(f"the validation loss is {loss}")
+    return {"val_acc": right / seen, "val_loss": loss / seen}
+
+
+def fit(trainer: pl.Trainer, module: pl.LightningModule, loaders: Any) -> None:
+    """Train without validating.
+
+    Raises:
+        InterruptedRunError: by Ctrl-C, or a scheduler's signal.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*but have no `val_dataloader`.*")
+        try:
+            trainer.fit(module, loaders)
+        except SystemExit:
+            raise InterruptedRunError("interrupted") from None
+    if trainer.interrupted:
+        raise InterruptedRunError("interrupted")
+
+
+def quiet_trainer(made: Made, epochs: int) -> pl.Trainer:
+    """A trainer that leaves nothing behind and shows nothing."""
+    return made.trainer(
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the loaders know their rank
+    )
+
+
+def scored(arch: Arch, score: Scoring, space: SearchSpace) -> Trial:
+    """The trial of `arch`; one whose loss became NaN has no metrics."""
+    wall, cpu = time.monotonic(), time.process_time()
+    message = None
+    try:
+        metrics = score(arch)
+    except NotFiniteError as error:
+        metrics, message = {}, str(error)
+    spent = time.monotonic() - wall, time.process_time() - cpu
+    return Trial(arch, metrics, space.price(arch), *spent, message)
+
+
+def in_turn(
+    score: Scoring, space: SearchSpace, log: TrialLog, each: Callable[[Trial], None]
+) -> Callable[[Sequence[Arch]], None]:
+    """Scores architectures one after another and appends each to `log` at once."""
+
+    def evaluate(archs: Sequence[Arch]) -> None:
+        for arch in archs:
+            trial = scored(arch, score, space)
+            log.append(trial)
+            each(trial)
+
+    return evaluate

@@ -1,0 +1,123 @@
+"""One-shot search: one supernet is trained for all its networks, then they are ranked with it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from nas.cost.base import Expected
+from nas.decision import decisions, free
+from nas.errors import UserError
+from nas.run import RunDir
+from nas.schedule import warmup_cosine
+from nas.search.by_trials import Found, TrialSearch
+from nas.search.evaluate import Searched
+from nas.search.schemes import Scheme
+from nas.train import Batch, OptimizerFactory, accuracy, check_finite
+
+
+class OneShot(pl.LightningModule):
+    """Trains the weights of a supernet by a scheme; alphas stay as they are, equal.
+
+    One optimizer step on one batch adds up the gradients of the scheme's paths. What no path of a
+    step has run has no gradient, and the optimizer leaves it alone.
+
+    Args:
+        supernet: a model that holds decisions.
+        costs: cost name -> exact cost of `supernet`.
+        scheme: the paths of a step, see `nas.search.schemes`.
+        ranking: ``supernet, seed -> TrialSearch``, what ranks the networks afterwards.
+        optimizer: parameters -> optimizer.
+        epochs: of training, by a cosine schedule.
+        warmup_epochs: linear warm-up before it, in (parts of) epochs.
+        clip: largest norm of the gradient of a step; 0 does not clip.
+        label_smoothing: as in `torch.nn.functional.cross_entropy`.
+        seed: of every random draw; each epoch starts from ``seed + epoch``.
+
+    Raises:
+        UserError: nothing to search, or a value out of its range.
+    """
+
+    def __init__(
+        self,
+        supernet: nn.Module,
+        costs: Mapping[str, Expected],
+        scheme: Scheme,
+        ranking: Callable[..., TrialSearch],
+        optimizer: OptimizerFactory,
+        epochs: int,
+        warmup_epochs: float = 1.0,
+        clip: float = 5.0,
+        label_smoothing: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not any(decisions(supernet)):
+            raise UserError(
+                "this space has no decision to search: give some stage at least two ops, or train "
+                "the network as it is with `nas finetune`"
+            )
+        if epochs < 1:
+            raise UserError(f"search.epochs={epochs} must be at least 1")
+        self.automatic_optimization = False
+        self.supernet, self.scheme, self.optimizer_factory = supernet, scheme, optimizer
+        self.epochs, self.warmup_epochs = epochs, warmup_epochs
+        self.clip, self.label_smoothing, self.seed = clip, label_smoothing, seed
+        self.ranking = ranking(supernet=supernet, seed=seed)
+        # Not the global generator: under data parallel training every rank must draw alike here
+        # while dropout must not.
+        self.generator = torch.Generator()
+        scheme.start(supernet, costs)
+
+    def loaders(self, data: Any) -> Any:
+        """The training loader this search reads."""
+        return data.weight_loader()
+
+    def configure_optimizers(self) -> Any:
+        alphas = {id(decision.alpha) for _, decision in decisions(self.supernet)}
+        weights = [p for p in self.supernet.parameters() if id(p) not in alphas]
+        optimizer = self.optimizer_factory([p for p in weights if p.requires_grad])
+        steps = max(1, int(self.trainer.estimated_stepping_batches) // self.epochs)
+        schedule = warmup_cosine(self.warmup_epochs * steps, self.epochs * steps)
+        return [optimizer], [LambdaLR(optimizer, schedule)]
+
+    def on_train_epoch_start(self) -> None:
+        torch.manual_seed(self.seed + self.current_epoch + 1000 * self.global_rank)
+        self.generator.manual_seed(self.seed + self.current_epoch)
+        self.scheme.epoch()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        x, labels = batch
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        optimizer.zero_grad()
+        by_labels = self._loss(labels)
+        for loss in self.scheme.paths(by_labels, self.generator):
+            value = loss(self.supernet(x))
+            self.manual_backward(check_finite(value, self.current_epoch))
+        if self.clip:
+            self.clip_gradients(optimizer.optimizer, self.clip, "norm")
+        optimizer.step()
+        cast(Any, self.lr_schedulers()).step()
+
+    def _loss(self, labels: Tensor) -> Callable[[Tensor], Tensor]:
+        def loss(logits: Tensor) -> Tensor:
+            found = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+            seen = accuracy(logits.detach(), labels)
+            options = {"on_step": False, "on_epoch": True, "logger": False, "sync_dist": True}
+            values = {"train_loss": found.detach(), "train_acc": seen}
+            self.log_dict(values, batch_size=len(labels), prog_bar=True, **options)  # type: ignore[arg-type]
+            return found
+
+        return loss
+
+    def on_train_end(self) -> None:
+        free(self.supernet)
+
+    def find(self, problem: Searched, run: RunDir) -> Found:
+        """Rank the networks with the trained weights and take the best inside the budgets."""
+        return self.ranking.find(problem, run)

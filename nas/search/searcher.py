@@ -1,0 +1,131 @@
+"""Searchers: who proposes which architecture to score next; and the one loop that asks them."""
+
+import logging
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Protocol
+
+import torch
+
+from nas.arch import Arch
+from nas.errors import UserError
+from nas.search.space import SearchSpace
+from nas.search.trials import Trial, TrialLog
+
+# Proposals in a row, all known already, before a search ends: small spaces run out.
+PATIENCE = 200
+
+
+class Searcher(Protocol):
+    """Proposes architectures and learns from their scores.
+
+    Draws come from its own seeded generator, and what it proposes depends on nothing but these and
+    on what it was told. So a search is resumed by asking again from the start and telling what is
+    recorded; no searcher, nor the library behind it, has to save its state.
+    """
+
+    def ask(self, count: int) -> Sequence[Arch]:
+        """At most `count` architectures to score, inside the budgets; none: it is done."""
+        ...
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """The scores of what was asked last, in that order."""
+        ...
+
+
+class Enumerate:
+    """Every architecture of the space inside the budgets: exact, for small spaces.
+
+    Args:
+        space: what to enumerate.
+        seed: unused; every searcher has one.
+        objectives: unused.
+        limit: refuse spaces of more architectures.
+
+    Raises:
+        UserError: the space is larger than `limit`.
+    """
+
+    def __init__(
+        self, space: SearchSpace, seed: int = 0, objectives: Sequence[str] = (), limit: int = 5000
+    ) -> None:
+        if space.size > limit:
+            raise UserError(
+                f"the space has {space.size:,} architectures, more than "
+                f"search.searcher.limit={limit}: take another search.searcher, or raise the limit"
+            )
+        self._left = iter(space)
+
+    def ask(self, count: int) -> Sequence[Arch]:
+        return list(islice(self._left, count))
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Nothing to learn."""
+
+
+class RandomSearch:
+    """Architectures drawn uniformly inside the budgets: the baseline every searcher has to beat."""
+
+    def __init__(self, space: SearchSpace, seed: int = 0, objectives: Sequence[str] = ()) -> None:
+        self.space = space
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def ask(self, count: int) -> Sequence[Arch]:
+        return [self.space.draw(self.generator) for _ in range(count)]
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Nothing to learn."""
+
+
+def search(
+    searcher: Searcher,
+    evaluate: Callable[[Sequence[Arch]], None],
+    log: TrialLog,
+    trials: int | None = None,
+    batch: int = 1,
+) -> list[Trial]:
+    """Ask, score what is new, tell; until so many different architectures are scored.
+
+    Args:
+        evaluate: scores architectures and appends each to `log`.
+        trials: different architectures to score; None: until the searcher has none left.
+        batch: architectures asked for at once; of a resumed search the same as before.
+
+    Returns:
+        The different trials, in the order in which they were first asked for.
+    """
+    found: dict[str, Trial] = {}
+    stale = 0
+    while trials is None or len(found) < trials:
+        asked = searcher.ask(batch if trials is None else min(batch, trials - len(found)))
+        if not asked:
+            break
+        fresh = {arch.hash: arch for arch in asked if log.get(arch) is None}
+        evaluate(list(fresh.values()))
+        told = [log.known[arch.hash] for arch in asked]
+        searcher.tell(told)
+        before = len(found)
+        for trial in told:
+            found.setdefault(trial.arch.hash, trial)
+        stale = stale + 1 if len(found) == before else 0
+        if stale >= PATIENCE:
+            logging.getLogger("nas").warning(
+                "the searcher proposes nothing new: it ends after %d of %s trials",
+                len(found),
+                trials,
+            )
+            break
+    return list(found.values())
+
+
+def best(trials: Sequence[Trial], by: str) -> Trial:
+    """The trial of the best `by`; of equal ones the first.
+
+    Raises:
+        UserError: no trial was scored.
+    """
+    scored = [trial for trial in trials if trial.metrics]
+    if not scored:
+        messages = {trial.message for trial in trials}
+        raise UserError(f"no architecture could be scored: {messages or 'none was proposed'}")
+    return min(scored, key=lambda trial: trial.value(by))

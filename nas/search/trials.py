@@ -1,0 +1,179 @@
+"""Trials: architectures that were scored, one line of JSON each, never scored twice."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nas.arch import Arch
+from nas.errors import UserError
+from nas.pareto import non_dominated
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One architecture with its scores.
+
+    `metrics` is empty where scoring failed (a loss that became NaN); `message` then says why.
+    """
+
+    arch: Arch
+    metrics: Mapping[str, float]
+    costs: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0  # wall clock
+    cpu_seconds: float = 0.0  # of the process that scored it: comparable on a shared machine
+    message: str | None = None
+
+    def value(self, name: str) -> float:
+        """The metric or cost of that name, to be minimised: of an accuracy, the error.
+
+        Infinite where scoring failed.
+
+        Raises:
+            UserError: no such metric or cost, naming those there are.
+        """
+        if not self.metrics:
+            return inf
+        known = {**self.costs, **self.metrics}
+        if name not in known:
+            raise UserError(f"trials have no {name!r}, only {sorted(known)}")
+        return 1 - known[name] if name.endswith("_acc") else known[name]
+
+    def to_json(self) -> str:
+        """One line."""
+        record = {
+            "schema": SCHEMA,
+            "hash": self.arch.hash,
+            "space": self.arch.space,
+            "choices": dict(self.arch.choices),
+            "metrics": dict(self.metrics),
+            "costs": dict(self.costs),
+            "seconds": round(self.seconds, 3),
+            "cpu_seconds": round(self.cpu_seconds, 3),
+            "message": self.message,
+        }
+        return json.dumps(record, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> "Trial":
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: not such a line.
+        """
+        raw = json.loads(line)
+        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+            raise ValueError(f"not a trial of schema {SCHEMA}")
+        known = {"schema": 1, "space": raw["space"], "choices": raw["choices"]}
+        arch = Arch.from_json(json.dumps(known), "a trial")
+        numbers = ("metrics", "costs", "seconds", "cpu_seconds", "message")
+        return cls(arch, **{name: raw[name] for name in numbers})
+
+
+class TrialLog:
+    """``trials.jsonl``: appended to and synced trial by trial, so that kill -9 loses none.
+
+    What a killed run left of a last line is cut off; that trial is scored again.
+
+    Args:
+        path: the file; missing is empty.
+
+    Raises:
+        UserError: a line before the last one cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._torn = False
+        self.known: dict[str, Trial] = {}
+        for trial in self._read():
+            self.known[trial.arch.hash] = trial
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    def get(self, arch: Arch) -> Trial | None:
+        """What is known of `arch`."""
+        return self.known.get(arch.hash)
+
+    def append(self, trial: Trial) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self._torn:  # only who writes may cut: a reader may look while another run writes
+            os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
+            self._torn = False
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(trial.to_json() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.known[trial.arch.hash] = trial
+
+    def _read(self) -> Iterator[Trial]:
+        if not self.path.exists():
+            return
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        for number, line in enumerate(whole.decode("utf-8", "replace").splitlines(), start=1):
+            try:
+                yield Trial.from_json(line)
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{self.path}, line {number} is no trial ({error}): remove the line, and what "
+                    "it stood for is scored again"
+                ) from None
+        self._torn = len(whole) < len(content)
+
+
+def front_of(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Trial]:
+    """The trials that no other one dominates, in the order given; failed ones are left out."""
+    scored = [trial for trial in trials if trial.metrics]
+    if not scored:
+        return []
+    points = [[trial.value(name) for name in objectives] for trial in scored]
+    return [trial for trial, kept in zip(scored, non_dominated(points), strict=True) if kept]
+
+
+def spread(trials: Sequence[Trial], along: str, size: int) -> list[Trial]:
+    """At most `size` of the trials, from the least to the largest `along`, evenly in log scale.
+
+    Raises:
+        UserError: `size` below 1.
+    """
+    if size < 1:
+        raise UserError(f"front={size} must be at least 1")
+    ordered = sorted(trials, key=lambda trial: trial.value(along))
+    places = np.log([max(trial.value(along), 1e-300) for trial in ordered])
+    wanted = np.linspace(places[-1], places[0], size)  # of one network, the largest
+    taken = {int(np.abs(places - place).argmin()) for place in wanted}
+    return [ordered[i] for i in sorted(taken)]
+
+
+def table_of(trials: Sequence[Trial], objectives: Sequence[str]) -> str:
+    """The trials as CSV, one row each, with a column that says which are on the front."""
+    on_front = {trial.arch.hash for trial in front_of(trials, objectives)}
+    rows: list[dict[str, Any]] = [
+        {
+            "hash": trial.arch.hash,
+            **dict(trial.arch.choices),
+            **trial.costs,
+            **trial.metrics,
+            "seconds": trial.seconds,
+            "cpu_seconds": trial.cpu_seconds,
+            "front": int(trial.arch.hash in on_front),
+        }
+        for trial in trials
+    ]
+    text = io.StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
