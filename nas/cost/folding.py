@@ -74,9 +74,7 @@ class FoldRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for handle in self.handles:
             handle.remove()
 
-    def _gather(
-        self, name: str, gates: Gates, gathered: list[_Source]
-    ) -> Callable[..., None]:
+    def _gather(self, name: str, gates: Gates, gathered: list[_Source]) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, out: Any) -> None:
             if self.path[-1] == name:  # not where another caller uses the same module
                 for source in self._sources(out):

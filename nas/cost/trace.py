@@ -112,7 +112,8 @@ def _record(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Layer], 
             stack.enter_context(_joined(mixer.module, schedule))
         # Then gates: they look at the module that calls, which is then the last of `path`.
         for mixer in mixers:
-            mixer.module.unrolled = True
+            if isinstance(mixer.module, Decision):
+                mixer.module.unrolled = True
             for gates, candidate in mixer.candidates:
                 caller = (mixer.path, gates)
                 stack.enter_context(_gated(candidate, open_gates, *caller, path, schedule))

@@ -17,6 +17,7 @@ from nas.errors import UserError
 from nas.ops import blocks
 from nas.ops.elastic import Number, elastic, options_of
 from nas.ops.elastic_mbconv import ElasticMBConv
+from nas.ops.shuffle import ShuffleBlock
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,13 @@ def _divisible(site: Site, groups: int, **numbers: int) -> str | None:
     return None if fits else f"it needs input and output channels divisible by {groups}"
 
 
+def _growing(site: Site, **numbers: int) -> str | None:
+    if site.stride == 1 and site.in_channels == site.out_channels:
+        return None if site.in_channels % 2 == 0 else "it needs an even number of channels"
+    fits = site.out_channels > site.in_channels
+    return None if fits else "it needs more output than input channels, or the same at stride 1"
+
+
 def _images(site: Site, **numbers: int) -> str | None:
     return None if site.ndim == 2 else "it needs images, not sequences"
 
@@ -78,8 +86,8 @@ def _elastic_mbconv(
     se: bool = False,
 ) -> nn.Module:
     """Kernels 3, 5, ... up to `kernel`; expansions of 3, 4, 6 up to, and with, `widest`."""
-    kernels = [k for k in range(3, kernel, 2)] + [kernel]
-    expansions = [e for e in (3, 4, 6) if e < widest] + [widest]
+    kernels = [*range(3, kernel, 2), kernel]
+    expansions = [*(e for e in (3, 4, 6) if e < widest), widest]
     numbers = (elastic(kernels), elastic(expansions))
     return ElasticMBConv(in_channels, out_channels, stride, ndim, activation, *numbers, se)
 
@@ -95,6 +103,8 @@ OPS: dict[str, Op] = {
     "maxpool_k{kernel}": Op(blocks.max_pool, _same_channels),
     "elastic_k{kernel}_e{widest}": Op(_elastic_mbconv, elastic=True),
     "elastic_k{kernel}_e{widest}_se": Op(partial(_elastic_mbconv, se=True), elastic=True),
+    "shuffle_k{kernel}": Op(ShuffleBlock, _growing),
+    "shuffle_x": Op(partial(ShuffleBlock, xception=True), _growing),
     "identity": Op(blocks.identity, _same_shape, elastic=True),
     "zero": Op(blocks.zero),
 }

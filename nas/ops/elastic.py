@@ -7,7 +7,9 @@ A soft theta means a mixture of architectures where that is linear, and costs on
   there, so that alphas of nested widths compare what each adds to the one below;
 - depth and input size: the theta-weighted sum of what each option gives.
 
-Under a one-hot theta only the slice runs, and equals the extracted layer to the bit.
+Under a one-hot theta only the slice runs, and equals the extracted layer to the bit. A hard sample
+of the least width tells the loss nothing about wider ones, which all hold it: costs alone move those
+alphas then.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,6 +69,7 @@ def elastic(options: int | Sequence[int]) -> Number:
 
 
 def options_of(number: Number) -> tuple[int, ...]:
+    """What it may be, in ascending order."""
     return (number,) if isinstance(number, int) else number.options
 
 

@@ -49,8 +49,8 @@ class ElasticConv(Varying):
         weight = self.conv.weight[:outputs, : x.shape[1]]
         y = CONVOLVE[self.ndim](x, weight, None, self.conv.stride, self.conv.padding)
         # Activations that a space offers are 0 at 0, so that a channel that is not there stays so.
-        y = self.activation(sliced_norm(self.norm, y, kept))
-        return y
+        out: Tensor = self.activation(sliced_norm(self.norm, y, kept))
+        return out
 
     def decides(self) -> tuple[Decision, ...]:
         return decided(self.in_channels, self.out_channels)

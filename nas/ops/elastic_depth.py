@@ -96,7 +96,5 @@ class ElasticResolution(Varying):
         return (self.resolution,)
 
     def variant(self, options: Mapping[Decision, Option]) -> nn.Sequential:
-        kept = OrderedDict(
-            resize=Resize(int(str(options[self.resolution]))), body=self.body
-        )
+        kept = OrderedDict(resize=Resize(int(str(options[self.resolution]))), body=self.body)
         return nn.Sequential(kept).train(self.training)

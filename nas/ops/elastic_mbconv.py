@@ -109,6 +109,8 @@ class ElasticMBConv(Varying):
         hidden = x.shape[1]
         squeezed, kept = prefix(theta, [divisible(size // 4) for size in sizes])
         reduce, expand = se.reduce, se.expand
+        assert reduce.bias is not None
+        assert expand.bias is not None
         weight = weighted(reduce.weight[:squeezed, :hidden], there, 1)
         y = self._conv(x.mean(se.dims, keepdim=True), weight, reduce.bias[:squeezed])
         weight = weighted(expand.weight[:hidden, :squeezed], kept, 1)
@@ -186,10 +188,9 @@ def _plain_excitation(se: SqueezeExcitation, hidden: int) -> SqueezeExcitation:
     return made
 
 
-def importance(conv: nn.Module) -> Tensor:
-    """``sum |w|`` over all weights ``(C_out, C_in, *K)`` that read an input channel: ``(C_in,)``."""
-    weight: Tensor = conv.weight.detach().abs()
-    return weight.transpose(0, 1).flatten(1).sum(1)
+def importance(conv: Convolution) -> Tensor:
+    """``sum |w|`` over the weights that read each input channel: ``(C_in,)``."""
+    return conv.weight.detach().abs().transpose(0, 1).flatten(1).sum(1)
 
 
 @torch.no_grad()
@@ -201,7 +202,6 @@ def permute(module: Convolution | _BatchNorm, order: Tensor) -> None:
 
 
 @torch.no_grad()
-def permute_inputs(conv: nn.Module, order: Tensor) -> None:
+def permute_inputs(conv: Convolution, order: Tensor) -> None:
     """Reorder the input channels of a convolution in place."""
-    weight: Tensor = conv.weight
-    weight.copy_(weight[:, order])
+    conv.weight.copy_(conv.weight[:, order])

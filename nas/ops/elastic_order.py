@@ -1,7 +1,5 @@
 """Which of its channels an elastic layer keeps: the most important ones come first."""
 
-from typing import cast
-
 import torch
 from torch import nn
 
@@ -21,12 +19,12 @@ def sort_channels(model: nn.Module) -> None:
     for layer in layers:
         if isinstance(layer, ElasticMBConv):
             layer.sort_hidden()
-    for width in dict.fromkeys(n for layer in layers for n in (layer.in_channels,)):
+    for width in dict.fromkeys(layer.in_channels for layer in layers):
         if isinstance(width, Elastic):
             # All layers that write or read these channels are permuted alike: residuals add them.
             readers = [layer for layer in layers if layer.in_channels is width]
             importance = torch.stack([reader.importance() for reader in readers]).sum(0)
-            order = cast(torch.Tensor, importance).argsort(descending=True, stable=True)
+            order = importance.argsort(descending=True, stable=True)
             for layer in layers:
                 if layer.out_channels is width:
                     layer.permute_outputs(order)

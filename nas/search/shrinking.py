@@ -119,9 +119,8 @@ class Shrinking:
     def _largest(self, cost: Expected) -> dict[str, Any]:
         found = Programme(cost.options).maximise(cost.constraints)
         assert found is not None  # without limits every programme has a solution
-        return {
-            name: d.options[-1 if d.ordered else found.choices[name]] for name, d in self.own.items()
-        }
+        best = {name: -1 if d.ordered else found.choices[name] for name, d in self.own.items()}
+        return {name: d.options[best[name]] for name, d in self.own.items()}
 
     def epoch(self) -> None:
         """Nothing to forget: what is drawn depends on the epoch's generator alone."""

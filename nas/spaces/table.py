@@ -80,15 +80,21 @@ def read_row(kind: type[Row], row: Mapping[str, Any], where: str) -> Row:
         if key not in row and field.default is MISSING:
             raise UserError(f"{where} lacks the key {key!r}, got only {list(row)}")
     for key, value in row.items():
-        if key == "ops":
-            _check_ops(value, where)
-        elif key == "activation":
-            continue  # the op it is given to knows which there are
-        elif key == "depth" or (key == "channels" and not isinstance(value, int)):
-            _check_ascending(key, value, row, where)
-        elif value is not None or allowed[key].default is not None:
-            check_positive(value, f"{where}: {key}")
+        _check_value(key, value, row, allowed[key].default is None, where)
     return kind(**row)
+
+
+def _check_value(
+    key: str, value: object, row: Mapping[str, Any], optional: bool, where: str
+) -> None:
+    if key == "ops":
+        _check_ops(value, where)
+    elif key == "activation":
+        pass  # the op it is given to knows which there are
+    elif key == "depth" or (key == "channels" and isinstance(value, list | tuple)):
+        _check_ascending(key, value, row, where)
+    elif value is not None or not optional:
+        check_positive(value, f"{where}: {key}")
 
 
 def check_positive(value: object, what: str) -> None:
