@@ -81,12 +81,12 @@ def _elastic_mbconv(
     stride: int,
     ndim: int,
     activation: str | None,
-    kernel: int,
+    largest: int,
     widest: int,
     se: bool = False,
 ) -> nn.Module:
-    """Kernels 3, 5, ... up to `kernel`; expansions of 3, 4, 6 up to, and with, `widest`."""
-    kernels = [*range(3, kernel, 2), kernel]
+    """Kernels 3, 5, ... up to `largest`; expansions of 3, 4, 6 up to, and with, `widest`."""
+    kernels = [*range(3, largest, 2), largest]
     expansions = [*(e for e in (3, 4, 6) if e < widest), widest]
     numbers = (elastic(kernels), elastic(expansions))
     return ElasticMBConv(in_channels, out_channels, stride, ndim, activation, *numbers, se)
@@ -101,15 +101,21 @@ OPS: dict[str, Op] = {
     "ssep_k{kernel}": Op(blocks.spatially_separable, _images),
     "avgpool_k{kernel}": Op(blocks.average_pool, _same_channels),
     "maxpool_k{kernel}": Op(blocks.max_pool, _same_channels),
-    "elastic_k{kernel}_e{widest}": Op(_elastic_mbconv, elastic=True),
-    "elastic_k{kernel}_e{widest}_se": Op(partial(_elastic_mbconv, se=True), elastic=True),
+    "elastic_k{largest}_e{widest}": Op(_elastic_mbconv, elastic=True),
+    "elastic_k{largest}_e{widest}_se": Op(partial(_elastic_mbconv, se=True), elastic=True),
     "shuffle_k{kernel}": Op(ShuffleBlock, _growing),
     "shuffle_x": Op(partial(ShuffleBlock, xception=True), _growing),
     "identity": Op(blocks.identity, _same_shape, elastic=True),
     "zero": Op(blocks.zero),
 }
 # What the listed names are made of; any other number works too, a kernel if it is odd.
-USUAL = {"kernel": (3, 5, 7), "expand": (1, 3, 6), "widest": (4, 6), "groups": (2, 4)}
+USUAL = {
+    "kernel": (3, 5, 7),
+    "expand": (1, 3, 6),
+    "groups": (2, 4),
+    "largest": (5, 7),
+    "widest": (6,),
+}
 
 
 def known_names() -> list[str]:
@@ -131,8 +137,9 @@ def parse(name: str) -> tuple[Op, dict[str, int]]:
         match = re.fullmatch(re.sub(r"\{(\w+)\}", r"(?P<\1>[1-9][0-9]*)", form), str(name))
         if match:
             numbers = {key: int(text) for key, text in match.groupdict().items()}
-            if numbers.get("kernel", 1) % 2 == 0:
-                raise UserError(f"op {name!r}: the kernel must be odd, got {numbers['kernel']}")
+            kernel = numbers.get("kernel", numbers.get("largest", 1))
+            if kernel % 2 == 0:
+                raise UserError(f"op {name!r}: the kernel must be odd, got {kernel}")
             return op, numbers
     close = get_close_matches(str(name), known_names(), n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ""

@@ -8,8 +8,8 @@ A soft theta means a mixture of architectures where that is linear, and costs on
 - depth and input size: the theta-weighted sum of what each option gives.
 
 Under a one-hot theta only the slice runs, and equals the extracted layer to the bit. A hard sample
-of the least width tells the loss nothing about wider ones, which all hold it: costs alone move those
-alphas then.
+of the least width tells the loss nothing about wider ones, which all hold it: then costs alone move
+those alphas.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -10,11 +10,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from nas.arch import Arch
 from nas.cost.base import Expected
-from nas.decision import decisions
+from nas.decision import split_parameters
 from nas.discrete import discretize
 from nas.ops.elastic_order import sort_channels
 from nas.schedule import warmup_cosine
 from nas.search.by_trials import TrialSearch
+from nas.search.differentiable import frozen
 from nas.search.oneshot import OneShot
 from nas.search.shrinking import Phase, Shrinking, read_phases
 from nas.train import Batch, OptimizerFactory
@@ -72,8 +73,7 @@ class OnceForAll(OneShot):
         return list(accumulate((phase.epochs for phase in self.shrinking.phases), initial=0))
 
     def configure_optimizers(self) -> Any:
-        alphas = {id(decision.alpha) for _, decision in decisions(self.supernet)}
-        own = [p for p in self.supernet.parameters() if id(p) not in alphas and p.requires_grad]
+        own = [p for p in split_parameters(self.supernet).weights if p.requires_grad]
         # No weight decay on biases and norms, which are vectors (their Appendix).
         groups: list[dict[str, Any]] = [
             {"params": [p for p in own if p.ndim > 1]},
@@ -123,4 +123,6 @@ class OnceForAll(OneShot):
         if self.shrinking.phase.open and self.teacher is not None:
             with torch.no_grad():
                 self.shrinking.taught = self.teacher(batch[0])
-        super().training_step(batch, batch_idx)
+        # Nothing is learned of alphas here: without their gradient, slices run as they are.
+        with frozen(split_parameters(self.supernet).alphas):
+            super().training_step(batch, batch_idx)

@@ -77,7 +77,7 @@ def block() -> nn.Module:
     net = nn.Sequential(
         ElasticConv(2, width, 1, 2, "relu", 3),
         build("elastic_k5_e4_se", width, wide, 1),
-        ElasticConv(wide, 3, 1, 2, None, 1),
+        ElasticConv(wide, 3, 1, 2, "silu", 1),
     )
     net.input_shape = (2, 6, 5)
     return randomized(net).eval()
@@ -195,9 +195,10 @@ def test_a_hard_sample_runs_its_slice_and_has_gradients(pick):
     y = net(x)
     assert torch.equal(y, discretize(net, arch)(x))
     y.square().sum().backward()
-    moved = {n: bool(d.alpha.grad.abs().sum() > 0) for n, d in decisions(net)}
+    size = {n: float(d.alpha.grad.abs().sum()) for n, d in decisions(net)}
+    moved = {name for name, value in size.items() if value > 1e-3 * size["1.kernel"]}
     # The least width is in every other one: alone it tells nothing of those.
-    assert all(moves == (pick == 1 or name == "1.kernel") for name, moves in moved.items())
+    assert moved == ({"1.kernel"} if pick == 0 else size.keys())
     inputs, hidden = ((4, 12), (6, 24))[pick]
     grad = net[1].expansion.weight.grad
     assert grad[:hidden, :inputs].abs().sum() > 0

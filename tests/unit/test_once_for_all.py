@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from nas.arch import Arch
 from nas.cost.analytic import MACs
 from nas.cost.expected import ExpectedCost
+from nas.cost.trace import Trace, trace
 from nas.decision import decisions
 from nas.discrete import discretize
 from nas.errors import UserError
@@ -38,9 +40,18 @@ def space() -> nn.Module:
     return StagedSpace(SHAPE, 3, stages, stem={"channels": 4}, name="tiny")
 
 
+@cache
+def traced() -> Trace:
+    return trace(space(), SHAPE)
+
+
+def macs(supernet: nn.Module) -> dict[str, ExpectedCost]:
+    return {"macs": ExpectedCost(supernet, MACs(), traced())}
+
+
 def search(phases: list[dict[str, object]] = PHASES, **options: object) -> OnceForAll:
     supernet = space()
-    costs = {"macs": ExpectedCost(supernet, MACs(), SHAPE)}
+    costs = macs(supernet)
     sgd = lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9)  # noqa: E731
     return OnceForAll(supernet, costs, phases, lambda **_: None, sgd, **options)
 
@@ -133,7 +144,7 @@ def test_phases_open_their_decisions_and_the_teacher_is_the_first_phases_network
 
 def draws(phase: dict[str, object], count: int = 40) -> Iterator[dict[str, object]]:
     scheme, net = Shrinking(read_phases([phase])), space()
-    scheme.start(net, {"macs": ExpectedCost(net, MACs(), SHAPE)})
+    scheme.start(net, macs(net))
     generator = torch.Generator().manual_seed(0)
     for _ in range(count):
         for _ in scheme.paths(lambda logits: logits.sum(), generator):
@@ -151,7 +162,7 @@ def test_a_phase_draws_from_as_many_of_the_largest_options_as_it_says():
 
 def test_a_student_learns_from_labels_and_teacher():
     scheme, net = Shrinking(read_phases([{"epochs": 1, "open": {"kernel": 2}}]), 0.5), space()
-    scheme.start(net, {"macs": ExpectedCost(net, MACs(), SHAPE)})
+    scheme.start(net, macs(net))
     scheme.taught = torch.tensor([[2.0, 0.0, 1.0]])
     logits = torch.tensor([[0.3, 0.1, 0.2]])
     (loss,) = scheme.paths(lambda _: torch.tensor(7.0), torch.Generator())
