@@ -17,7 +17,8 @@ nas: search for the network that fits your device
   nas finetune  arch=FILE [options]  train a known architecture (checkpoint=FILE inherits weights)
   nas describe  [options]            decisions of a space, number of architectures, cost ranges
   nas extract   RUN [options]        other networks of a finished search: budget.params=20k, front=8
-  nas report    DIR [DIR ...]        all runs below a folder: front, table, CSV, pictures, HTML
+  nas report    DIR [DIR ...]        all runs below a folder: front, table, CSV, pictures, HTML;
+                                     --serve shows them in TensorBoard
   nas export    RUN                  write a finished run's network again, as ONNX
 
 Options are Hydra's: group=option, key=value, -m for a sweep. `nas search --help` lists them.
@@ -102,10 +103,12 @@ def _options(verb: str) -> str:
 
 def _report(verb: str, arguments: list[str]) -> int:
     if not arguments or "-h" in arguments or "--help" in arguments:
-        print("nas report DIR [DIR ...] [cost=params] [metric=test_acc] [out=FOLDER]")
+        print("nas report DIR [DIR ...] [cost=params] [metric=test_acc] [out=FOLDER] [--serve]")
         return 0 if arguments else 2
     from nas.report import report
 
+    serving = "--serve" in arguments
+    arguments = [word for word in arguments if word != "--serve"]
     settings = dict(word.split("=", 1) for word in arguments if "=" in word)
     unknown = settings.keys() - {"cost", "metric", "out"}
     if unknown:
@@ -113,7 +116,11 @@ def _report(verb: str, arguments: list[str]) -> int:
     folders = [Path(word) for word in arguments if "=" not in word]
     out = settings.pop("out", None)
     cost, metric = settings.get("cost", "params"), settings.get("metric", "test_acc")
-    report(folders, cost, metric, Path(out) if out else None)
+    files = report(folders, cost, metric, Path(out) if out else None)
+    if serving:
+        from nas.report.serve import serve
+
+        serve([*folders, files.tensorboard], files.html)
     return 0
 
 

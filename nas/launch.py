@@ -97,6 +97,10 @@ def _carry_out(config: DictConfig) -> None:
         return
     try:
         _run(config, run)
+        if sweep:
+            from nas.report import follow
+
+            follow(Path(HydraConfig.get().sweep.dir))
     except (KeyboardInterrupt, InterruptedRunError):
         raise InterruptedRunError(f"interrupted. {_how_to_go_on(run)}") from None
     except Exception as error:

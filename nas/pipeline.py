@@ -2,6 +2,7 @@
 
 import logging
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
+from nas.anatomy import anatomy
 from nas.arch import Arch
 from nas.decision import free
 from nas.discrete import discretize
@@ -96,7 +98,7 @@ class Run:
         if self.plan.onnx:
             result["onnx_max_abs_diff"] = self._onnx(network)
         write_json(self.run.result, result)
-        self._log_final(logger, result)
+        self._log_final(logger, result, network)
         self.run.finetune_checkpoint.unlink(missing_ok=True)
         return result
 
@@ -240,7 +242,18 @@ class Run:
             shown["strength"] = strength
         return {**shown, **self.plan.about.get("overrides", {})}
 
-    def _log_final(self, logger: TensorBoardLogger, result: Mapping[str, Any]) -> None:
+    def _log_final(
+        self, logger: TensorBoardLogger, result: Mapping[str, Any], network: nn.Module
+    ) -> None:
+        example = torch.zeros(1, *self.plan.data.input_shape)
+        with warnings.catch_warnings():
+            # Drawn by tracing with TorchScript, which torch has deprecated without a successor
+            # that TensorBoard reads.
+            warnings.simplefilter("ignore")
+            try:
+                logger.experiment.add_graph(network, example)
+            except RuntimeError as error:  # control flow that tracing cannot follow
+                logging.getLogger("nas").info("no graph for TensorBoard: %s", error)
         final = {**result["metrics"], **result["costs"]}
         names = ("test_acc", "val_acc", *self.problem.costs)
         logger.log_metrics({f"final/{name}": final[name] for name in names}, step=0)
@@ -253,6 +266,12 @@ class Run:
         except UserError as error:
             logging.getLogger("nas").warning("no ONNX file: %s", error)
             return None
+
+    def _parts(self) -> list[dict[str, Any]]:
+        assert self.arch is not None
+        shape = self.plan.data.input_shape
+        found = anatomy(self.supernet, self.arch, shape, self.problem.priced)
+        return [part.to_json() for part in found]
 
     def _result(
         self, found: Mapping[str, Any], trained: Mapping[str, Any], seconds: float
@@ -268,6 +287,7 @@ class Run:
             **self.plan.about,
             "arch": dict(self.arch.choices),
             "arch_hash": self.arch.hash,
+            "parts": self._parts(),
             "trained": self.train,
             "metrics": {**found["metrics"], **trained["metrics"]},
             **cost_fields(self.problem.costs, self.problem.budgets, self.arch),

@@ -49,7 +49,8 @@ class Problem:
     """A plan's supernet with its costs and budgets.
 
     Attributes:
-        costs: every cost that is reported, params and MACs among them.
+        priced: every cost that is reported, params and MACs among them.
+        costs: the same, of this supernet.
         budgets: cost name -> at most so much, in the unit of the cost.
 
     Raises:
@@ -63,8 +64,8 @@ class Problem:
         self.supernet = self.build()
         self.space = str(getattr(self.supernet, "name", type(self.supernet).__name__))
         traced = trace(self.supernet, plan.data.input_shape)
-        reported = {"params": Params(), "macs": MACs(), **plan.costs}
-        self.costs = {n: expected(self.supernet, c, traced) for n, c in reported.items()}
+        self.priced = {"params": Params(), "macs": MACs(), **plan.costs}
+        self.costs = {n: expected(self.supernet, c, traced) for n, c in self.priced.items()}
         self.budgets = self._budgets()
 
     def build(self) -> nn.Module:

@@ -9,6 +9,7 @@ from typing import Any
 
 from nas.arch import Arch
 from nas.cost.base import Expected
+from nas.drawing import console, table
 from nas.errors import UserError
 from nas.run import RunDir, shown
 from nas.selection import largest_of, least_of
@@ -75,8 +76,7 @@ def announce(run: RunDir, result: Mapping[str, Any]) -> None:
     """Tell what was found, where its files are, and what to do next."""
     metrics, costs = result["metrics"], result["costs"]
     print(f"\nnetwork found in space {result['space']!r} (data {result['data']!r}):")
-    for name, option in result["arch"].items():
-        print(f"  {name:24} {option}")
+    _draw(result)
     print(f"test accuracy {metrics['test_acc']:.2%}, validation {metrics['val_acc']:.2%}")
     width = max(map(len, costs))
     for name, value in costs.items():
@@ -93,6 +93,17 @@ def announce(run: RunDir, result: Mapping[str, Any]) -> None:
         f"  in Python:             nas.load({str(folder)!r})\n"
         f"  all runs on one front: nas report {folder.parent}"
     )
+
+
+def _draw(result: Mapping[str, Any]) -> None:
+    # A run that an earlier version has written has no parts.
+    if parts := result.get("parts"):
+        console().print(
+            table(parts, [name for name in ("params", "macs") if name in parts[0]["costs"]])
+        )
+        return
+    for name, option in result["arch"].items():
+        print(f"  {name:24} {option}")
 
 
 def _beside(name: str, value: float, result: Mapping[str, Any]) -> str:

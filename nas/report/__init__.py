@@ -7,16 +7,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from nas.drawing import console
 from nas.report.figure import pictures
 from nas.report.front import Front, Sweep, fronts, labelled
 from nas.report.page import page
 from nas.report.runs import gather
 from nas.report.spreadsheet import csv_text
-from nas.report.table import console, print_table
-from nas.report.tensorboard import write_entry
+from nas.report.table import print_table
+from nas.report.tensorboard import FOLDER, follow, write_entry
 from nas.run import RunDir, write_atomic
 
-__all__ = ["Front", "ReportFiles", "compare", "report"]
+__all__ = ["Front", "ReportFiles", "compare", "follow", "report"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def compare(
     write_atomic(files.png, png)
     write_atomic(files.svg, svg)
     write_atomic(files.html, page(sweeps, found))
-    write_entry(files.tensorboard, png, found)
+    write_entry(files.tensorboard, sweeps, metric)
     _print_next(screen, files, sweeps)
     return files
 
@@ -82,7 +83,7 @@ def _files(target: Path, found: tuple[Front, ...]) -> ReportFiles:
         png=target / "front.png",
         svg=target / "front.svg",
         html=RunDir(target).report,
-        tensorboard=target / "tensorboard_report",
+        tensorboard=target / FOLDER,
         fronts=found,
     )
 

@@ -6,18 +6,24 @@ from typing import Any
 
 from nas.report.front import Front
 from nas.report.labels import cost_label, cost_text, metric_label, metric_text, plural
+from nas.report.marks import budgets_of, knee_of, spread
 from nas.report.runs import Run
 from nas.report.series import Series, line_colour, series_of
 
+BUDGET = "#8792a0"  # of what is marked and is no run: legible on white and on dark
 LINES = 18  # of a hover box, which the chart's lower edge would cut off; report.csv has it all
 
 
 def chart(fronts: Sequence[Front], rows: Mapping[int, str]) -> dict[str, Any]:
     """`rows` maps ``id(run)`` to the id of its row in the page's table."""
     data = [_line(front, line_colour(fronts, i)) for i, front in enumerate(fronts)]
+    data += _budgets(fronts)
     for series in series_of(fronts):
         data += [_swatch(series)] if series.label else []
         data += [trace for front in fronts for trace in _points(front, series, rows)]
+        # Over several sweeps colours mean sweeps, whose runs are no repetitions of one setting.
+        data += _spread(series, fronts[0]) if len(fronts) == 1 else []
+    data += [trace for front in fronts for trace in _knee(front, rows)]
     axis = {"automargin": True, "zeroline": False}
     return {
         "data": data,
@@ -48,6 +54,66 @@ def _line(front: Front, colour: str) -> dict[str, Any]:
         "hoverinfo": "skip",
         "showlegend": False,
     }
+
+
+def _budgets(fronts: Sequence[Front]) -> list[dict[str, Any]]:
+    heights = [y for front in fronts for y in front.coordinates(front.runs)[1]]
+    return [
+        {
+            "type": "scatter",
+            "mode": "lines+text",
+            "x": [budget, budget],
+            "y": [min(heights), max(heights)],
+            "line": {"dash": "dot", "width": 1.5, "color": BUDGET},
+            "text": ["", f"budget {cost_text(budget)}"],
+            "textposition": "top center",
+            "hoverinfo": "skip",
+            "showlegend": False,
+        }
+        for budget in budgets_of(fronts)
+    ]
+
+
+def _spread(series: Series, front: Front) -> list[dict[str, Any]]:
+    found = spread(series, front)
+    if found is None:
+        return []
+    bar = {"color": series.colour, "thickness": 1, "width": 3, "type": "data"}
+    return [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "x": [found.cost],
+            "y": [found.metric],
+            "error_x": {**bar, "array": [found.cost_sd]},
+            "error_y": {**bar, "array": [found.metric_sd]},
+            "marker": {"symbol": "line-ns", "size": 1, "color": series.colour},
+            "opacity": 0.6,
+            "text": [f"{escape(series.label)}: mean and standard deviation over seeds"],
+            "hoverinfo": "text",
+            "legendgroup": escape(series.label),
+            "showlegend": False,
+        }
+    ]
+
+
+def _knee(front: Front, rows: Mapping[int, str]) -> list[dict[str, Any]]:
+    run = knee_of(front)
+    if run is None:
+        return []
+    costs, metrics = front.coordinates([run])
+    return [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "x": costs,
+            "y": metrics,
+            "marker": {"symbol": "circle-open", "size": 20, "color": BUDGET, "line": {"width": 2}},
+            "customdata": [rows[id(run)]],
+            "name": "knee",
+            "hoverinfo": "skip",
+        }
+    ]
 
 
 def _swatch(series: Series) -> dict[str, Any]:

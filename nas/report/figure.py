@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from nas.report.front import Front
 from nas.report.labels import cost_label, metric_label
+from nas.report.marks import budgets_of, knee_of, spread
 from nas.report.optional import load_optional
 from nas.report.series import Series, line_colour, series_of, title
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 INCHES = (6.0, 4.2)
 DPI = 200  # 1200 pixels wide: sharp where it is shown 600 wide
+SMALL = (3.7, 3.0)  # TensorBoard shows it about 310 pixels wide: letters must be large in it
 STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -27,32 +29,38 @@ STYLE = {
 }
 
 
-def pictures(fronts: Sequence[Front]) -> tuple[bytes, bytes]:
+def pictures(fronts: Sequence[Front], small: bool = False) -> tuple[bytes, bytes]:
     """The figure as PNG and as SVG.
+
+    Args:
+        small: for where it is shown small.
 
     Raises:
         UserError: matplotlib is not installed.
     """
     matplotlib = load_optional("matplotlib")
     with matplotlib.rc_context(STYLE):
-        figure = _draw(fronts)
+        figure = _draw(fronts, SMALL if small else INCHES)
         png, svg = io.BytesIO(), io.BytesIO()
         figure.savefig(png, format="png", dpi=DPI)
         figure.savefig(svg, format="svg", metadata={"Date": None})
     return png.getvalue(), svg.getvalue()
 
 
-def _draw(fronts: Sequence[Front]) -> "Figure":
+def _draw(fronts: Sequence[Front], inches: tuple[float, float]) -> "Figure":
     # A Figure without pyplot: no window system, no global state, safe in a thread.
-    figure: Figure = load_optional("matplotlib.figure").Figure(figsize=INCHES, layout="constrained")
+    figure: Figure = load_optional("matplotlib.figure").Figure(figsize=inches, layout="constrained")
     axes = figure.add_subplot()
     for index, front in enumerate(fronts):
         _line(axes, front, line_colour(fronts, index))
     for series in series_of(fronts):
         for front in fronts:
             _points(axes, front, series)
+        if len(fronts) == 1:  # else colours mean sweeps, no repetitions of one setting
+            _spread(axes, series, fronts[0])
         # A swatch of its own: the first point of a setting may be a dimmed one.
         axes.scatter([], [], s=46, color=series.colour, label=series.label or None)
+    _marks(axes, fronts)
     _axes(axes, fronts)
     if any(series.label for series in series_of(fronts)):
         axes.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=9, loc="best")
@@ -81,6 +89,31 @@ def _points(axes: "Axes", front: Front, series: Series) -> None:
             linewidth=0.8,
             zorder=3 if place == "front" else 2,
         )
+
+
+def _spread(axes: "Axes", series: Series, front: Front) -> None:
+    found = spread(series, front)
+    if found is not None:
+        axes.errorbar(
+            found.cost,
+            found.metric,
+            xerr=min(found.cost_sd, 0.9 * found.cost),  # a logarithmic axis has no 0
+            yerr=found.metric_sd,
+            color=series.colour,
+            elinewidth=1,
+            capsize=2,
+            zorder=1,
+        )
+
+
+def _marks(axes: "Axes", fronts: Sequence[Front]) -> None:
+    for budget in budgets_of(fronts):
+        axes.axvline(budget, color="0.55", linewidth=1, linestyle=":")
+    for front in fronts:
+        if (run := knee_of(front)) is not None:
+            axes.scatter(
+                *front.coordinates([run]), s=170, facecolor="none", edgecolor="0.45", zorder=4
+            )
 
 
 def _axes(axes: "Axes", fronts: Sequence[Front]) -> None:

@@ -3,15 +3,17 @@
 import json
 from collections.abc import Iterable, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from nas.report.chart import chart
+from nas.report.choices import choices_table
+from nas.report.curves import curves
+from nas.report.detail import details, load_command
 from nas.report.front import Front, Sweep, costs_of, fronts
 from nas.report.labels import cost_label, cost_text, metric_text, plural
 from nas.report.optional import load_optional
 from nas.report.rows import left_out_table, runs_table
-from nas.report.runs import Run, text_of
+from nas.report.runs import Run
 from nas.report.table import left_out
 from nas.report.template import CSS, POLICY, SCRIPT
 
@@ -29,6 +31,8 @@ def page(sweeps: Sequence[Sweep], shown: Sequence[Front]) -> str:
     runs = [run for found in by_cost.values() for front in found for run in front.runs]
     rows = {key: f"run-{i}" for i, key in enumerate(dict.fromkeys(map(id, runs)))}
     charts = {name: chart(found, rows) for name, found in by_cost.items()}
+    members = list(_by_id(run for front in shown for run in front.members))
+    searched = curves(members, cost)
     name = escape(", ".join(sweep.label for sweep in sweeps))
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -42,15 +46,21 @@ def page(sweeps: Sequence[Sweep], shown: Sequence[Front]) -> str:
 <body>
 <main>
 <h1>{name}: {plural(sum(len(front.runs) for front in shown), "run")}</h1>
-<p><label>Cost on the x axis: {_picker(costs)}</label></p>
+<p class="controls"><label>Cost on the x axis: {_picker(costs)}</label>
+<label>Filter: <input id="filter" type="search" placeholder="seed=0, conv_k3, ..."></label></p>
 <div id="chart"></div>
-<p class="soft">Drag to zoom, double click to go back; click a point to find its row.</p>
+<p class="soft">A ring marks the knee, dotted lines budgets. Drag to zoom, double click to go back;
+click a point, or a row below (or press Enter on it), to see the network.</p>
+<section id="detail" aria-live="polite" hidden></section>
 {"".join(_front_part(found, name == cost) for name, found in by_cost.items())}
+{_curves_part(searched)}
 <h2>All runs</h2>
 {runs_table(by_cost, rows, cost)}
 {_left_out_part(sweeps, cost, metric)}
 </main>
 <script type="application/json" id="charts">{_json(charts)}</script>
+<script type="application/json" id="details">{_json(details(list(_by_id(runs)), rows))}</script>
+<script type="application/json" id="curves-data">{_json(searched)}</script>
 <script>{plotly}</script>
 <script>{SCRIPT}</script>
 </body>
@@ -61,6 +71,16 @@ def page(sweeps: Sequence[Sweep], shown: Sequence[Front]) -> str:
 def _json(value: Any) -> str:
     # "</script>" or "<!--" in a run's text would end the element it stands in.
     return json.dumps(value).replace("<", "\\u003c")
+
+
+def _by_id(runs: Iterable[Run]) -> Iterable[Run]:
+    return {id(run): run for run in runs}.values()
+
+
+def _curves_part(searched: object) -> str:
+    if searched is None:
+        return ""
+    return '<h2>Searches behind the front</h2><div id="curves"></div>'
 
 
 def _picker(costs: Iterable[str]) -> str:
@@ -84,18 +104,23 @@ def _front_part(found: Sequence[Front], visible: bool) -> str:
 <h2>Load a network of the front</h2>
 <pre>import nas
 {escape(commands)}</pre>
+{_choices_part(found)}
 </section>
 """
 
 
+def _choices_part(found: Sequence[Front]) -> str:
+    table = choices_table([run for front in found for run in front.members])
+    if not table:
+        return ""
+    return f"<h2>What the networks of the front have in common</h2>\n{table}"
+
+
 def _load(run: Run, front: Front) -> tuple[str, str]:
-    """The command for one network, seen from the folder the report is made in; what it is."""
-    path = run.path.resolve()
-    if path.is_relative_to(Path.cwd()):
-        path = path.relative_to(Path.cwd())
+    """The command for one network; what it is."""
     metric = metric_text(front.metric, run.metrics[front.metric])
-    command = f"network = nas.load({json.dumps(text_of(path), ensure_ascii=False)})"
-    return command, f"{cost_text(run.costs[front.cost])} {front.cost}, {metric}"
+    what = f"{cost_text(run.costs[front.cost])} {front.cost}, {metric}"
+    return f"network = {load_command(run)}", what
 
 
 def _left_out_part(sweeps: Sequence[Sweep], cost: str, metric: str) -> str:

@@ -51,7 +51,8 @@ def runs_table(by_cost: Mapping[str, Sequence[Front]], rows: Mapping[int, str], 
     for key, row in rows.items():
         places = {name: _place(runs[key], found) for name, found in by_cost.items()}
         mark = f'id="{row}" class="{places[cost]}" data-places="{escape(json.dumps(places))}"'
-        body.append(f"<tr {mark}>{''.join(column.cell(runs[key]) for column in columns)}</tr>")
+        cells = "".join(column.cell(runs[key]) for column in columns)
+        body.append(f'<tr tabindex="0" {mark}>{cells}</tr>')
     return _table([column.header() for column in columns], body)
 
 

@@ -34,7 +34,9 @@ class Run:
     arch_hash: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
     costs: Mapping[str, float] = field(default_factory=dict)
+    budgets: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    parts: tuple[Mapping[str, Any], ...] = ()  # of the network, see `nas.anatomy.Part`
 
     def obstacle(self, cost: str, metric: str) -> str:
         """Why this run has no place in a figure of these two, or "" where it has one."""
@@ -118,7 +120,8 @@ def _fields(record: Any) -> dict[str, Any]:
         "seed": seed,
         **{name: str(record.get(name) or "") for name in texts},
         **{name: _table(record, name) for name in ("overrides", "arch")},
-        **{name: _numbers(record, name) for name in ("metrics", "costs", "seconds")},
+        **{name: _numbers(record, name) for name in ("metrics", "costs", "budgets", "seconds")},
+        "parts": _parts(record),
     }
 
 
@@ -127,6 +130,19 @@ def _table(record: Mapping[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise ValueError(f"{name} is a {type(table).__name__}, not an object")
     return table
+
+
+def _parts(record: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """The pieces of the network; none where the run wrote none, or other ones than are drawn."""
+    kinds = {"name": str, "option": str, "channels": int | None, "size": list, "costs": dict}
+    parts = record.get("parts") or []
+    if not isinstance(parts, list):
+        return ()
+    for part in parts:
+        fits = isinstance(part, dict) and all(isinstance(part.get(k), v) for k, v in kinds.items())
+        if not fits or not all(isinstance(c, int | float) for c in part["costs"].values()):
+            return ()
+    return tuple(parts)
 
 
 def _numbers(record: Mapping[str, Any], name: str) -> dict[str, float]:

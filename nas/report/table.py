@@ -6,19 +6,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nas.report.detail import commands
 from nas.report.front import Front, Sweep
 from nas.report.labels import cost_text, metric_text, plural
 from nas.report.runs import Run, differing, settings
 
 MOST_DOMINATED = 30  # a terminal shows so many; report.csv and the page show all
 TEXTUAL = ("sweep", "run", "settings", "place")  # columns set to the left
-PIPE_WIDTH = 140  # columns where the output is no terminal that has a width
-
-
-def console() -> Console:
-    """Where the report is printed: the terminal at its width, a pipe or a log at a fixed one."""
-    plain = Console(highlight=False)
-    return plain if plain.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
 
 
 def print_table(out: Console, sweeps: Sequence[Sweep], fronts: Sequence[Front]) -> None:
@@ -61,7 +55,14 @@ def markdown(fronts: Sequence[Front]) -> str:
     rows += [_cells(run, front, names, head) for front in fronts for run in front.members]
     lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
     notes = [f"{front.label}: {front.summary()}" for front in fronts] + [fronts[0].definition()]
-    return "\n".join(lines) + "\n\n" + "\n\n".join(notes)
+    found = "\n\n".join(_how(run) for front in fronts for run in front.members)
+    return "\n".join(lines) + "\n\n" + "\n\n".join(notes) + "\n\n" + found
+
+
+def _how(run: Run) -> str:
+    """How to take one network of the front along, as Markdown."""
+    lines = "\n".join(f"    {command}" for command, _ in commands(run))
+    return f"**{run.name}**\n\n{lines}"
 
 
 def _header(fronts: Sequence[Front]) -> list[str]:

@@ -16,8 +16,9 @@ body { margin: 0 auto; max-width: 68rem; padding: 1rem; background: var(--paper)
 h1 { font-size: 1.5rem; margin: .2rem 0 .5rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 1.8rem 0 .5rem; }
 p { margin: .3rem 0; } .soft { color: var(--soft); font-size: .875rem; }
-select, th button { font: inherit; color: inherit; }
-select { background: var(--raised); border: 1px solid var(--line); border-radius: 4px;
+select, input, th button { font: inherit; color: inherit; }
+.controls { display: flex; flex-wrap: wrap; gap: .4rem 1.5rem; }
+select, input { background: var(--raised); border: 1px solid var(--line); border-radius: 4px;
   padding: .15rem .4rem; max-width: 100%; }
 #chart { height: min(28rem, 75vh); }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
@@ -31,11 +32,25 @@ th[aria-sort=descending] button::after { content: " \\2193"; }
 td { border-top: 1px solid var(--line); font-variant-numeric: tabular-nums; }
 .text { text-align: left; } .wrap { white-space: pre-wrap; overflow-wrap: anywhere; }
 tr.front td { font-weight: 600; } tr.dominated td { color: var(--soft); }
+tbody tr[tabindex] { cursor: pointer; }
+tbody tr:focus-visible { outline: 2px solid var(--accent); outline-offset: -2px; }
+#detail { border: 1px solid var(--line); border-radius: 6px; padding: .2rem 1rem 1rem;
+  margin: .8rem 0; }
+#detail .pair { display: flex; flex-wrap: wrap; gap: 1rem 2rem; align-items: flex-start;
+  overflow-x: auto; }
+#detail svg { flex: 1 1 26rem; min-width: 26rem; max-width: 42rem; }
+#detail dl { display: grid; grid-template-columns: fit-content(11rem) minmax(8rem, 1fr);
+  gap: .1rem .9rem; margin: 0; font-size: .875rem; }
+#detail dt { color: var(--soft); } #detail dd { margin: 0; overflow-wrap: anywhere; }
+#curves { height: 19rem; }
+.choices td { background: color-mix(in srgb, var(--accent) calc(var(--share) * .7), transparent);
+  text-align: center; }
+.choices thead th { font-weight: 600; } .choices tbody th { font-weight: 400; }
 tr.picked td { background: color-mix(in srgb, var(--accent) 22%, transparent); }
 pre { background: var(--raised); border-radius: 6px; padding: .7rem; overflow-x: auto;
   font-size: .8125rem; margin: .5rem 0; }
-#chart text { fill: var(--ink) !important; }
-#chart .xgrid, #chart .ygrid { stroke: var(--line) !important; }
+#chart text, #curves text { fill: var(--ink) !important; }
+#chart .xgrid, #chart .ygrid, #curves .xgrid, #curves .ygrid { stroke: var(--line) !important; }
 #chart .hoverlayer path { fill: var(--raised) !important; stroke: var(--soft) !important; }
 """
 
@@ -47,13 +62,73 @@ const settings = {responsive: true, displayModeBar: false};
 // On a touch screen a drag must scroll the page, not zoom the chart.
 const dragmode = matchMedia('(pointer: coarse)').matches ? false : 'zoom';
 
+const {runs, drawings} = JSON.parse(document.getElementById('details').textContent);
+const searched = JSON.parse(document.getElementById('curves-data').textContent);
+const filter = document.getElementById('filter');
+const detail = document.getElementById('detail');
+const rowsOf = () => document.querySelectorAll('tr[data-places]');
+
+// A row's own text, and the choices that only its details hold.
+const words = new Map([...rowsOf()].map(row => {
+  const {facts, choices, arch} = runs[row.id];
+  const drawn = (drawings[arch] ?? '').replace(/<[^>]*>/g, ' ');
+  const given = facts.concat(choices).map(pair => pair.join('='));
+  return [row.id, [row.textContent, ...given, drawn].join(' ').toLowerCase()];
+}));
+
+function wanted(id) {
+  return filter.value.toLowerCase().split(/[\\s,]+/).every(word => words.get(id)?.includes(word));
+}
+
+function filtered(trace) {
+  if (!trace.customdata || !filter.value) return trace;
+  const kept = trace.customdata.map(wanted);
+  const only = list => list.filter((_, i) => kept[i]);
+  return {...trace, x: only(trace.x), y: only(trace.y), customdata: only(trace.customdata),
+    text: trace.text && only(trace.text)};
+}
+
+function draw() {
+  const {data, layout} = charts[pick.value];
+  Plotly.react(plot, data.map(filtered), {...layout, dragmode}, settings);
+  for (const row of rowsOf()) row.hidden = !wanted(row.id);
+}
+
+function element(name, text, parent) {
+  const made = document.createElement(name);
+  made.textContent = text;
+  parent?.append(made);
+  return made;
+}
+
+function choose(id) {
+  const run = runs[id];
+  if (!run) return;
+  for (const other of document.querySelectorAll('.picked')) other.classList.remove('picked');
+  document.getElementById(id)?.classList.add('picked');
+  detail.replaceChildren();
+  element('h2', run.title, detail);
+  const pair = element('div', '', detail);
+  pair.className = 'pair';
+  const list = element('dl', '', pair);
+  for (const [name, value] of run.facts.concat(drawings[run.arch] ? [] : run.choices)) {
+    element('dt', name, list);
+    element('dd', value, list);
+  }
+  // Made by this report, of text that it has escaped.
+  if (drawings[run.arch]) pair.insertAdjacentHTML('beforeend', drawings[run.arch]);
+  element('pre', run.commands, detail);
+  detail.hidden = false;
+}
+
 function show(cost) {
-  Plotly.react(plot, charts[cost].data, {...charts[cost].layout, dragmode}, settings);
+  draw();
   for (const part of document.querySelectorAll('[data-cost]'))
     part.hidden = part.dataset.cost !== cost;
   for (const row of document.querySelectorAll('[data-places]')) {
     const place = JSON.parse(row.dataset.places)[cost];
-    row.className = place;
+    row.classList.remove('front', 'dominated');
+    if (place) row.classList.add(place);
     row.querySelector('.place').textContent = place;
   }
 }
@@ -79,11 +154,22 @@ function sortBy(header) {
 for (const header of document.querySelectorAll('th'))
   header.querySelector('button')?.addEventListener('click', () => sortBy(header));
 pick.addEventListener('change', () => show(pick.value));
+filter.addEventListener('input', draw);
+for (const row of rowsOf()) {
+  row.addEventListener('click', () => choose(row.id));
+  row.addEventListener('keydown', event => { if (event.key === 'Enter') choose(row.id); });
+}
 show(pick.value);
 plot.on('plotly_click', event => {
-  const row = document.getElementById(event.points[0].customdata);
-  for (const other of document.querySelectorAll('.picked')) other.classList.remove('picked');
-  row?.classList.add('picked');
-  row?.scrollIntoView({block: 'center', behavior: 'smooth'});
+  choose(event.points[0].customdata);
+  detail.scrollIntoView({block: 'nearest', behavior: 'smooth'});
 });
+if (searched) {
+  const {grid} = searched.layout;
+  const narrow = innerWidth < 640;
+  if (narrow) document.getElementById('curves').style.height = 14 * grid.columns + 'rem';
+  const turned = {...grid, rows: grid.columns, columns: 1, ygap: 0.35};
+  Plotly.newPlot('curves', searched.data, {...searched.layout, grid: narrow ? turned : grid,
+    legend: {...searched.layout.legend, y: narrow ? -0.1 : -0.25}}, settings);
+}
 """

@@ -89,10 +89,10 @@ class DifferentiableSearch(pl.LightningModule):
                 f"epochs={epochs}: alphas are searched in the epochs after it"
             )
         self.automatic_optimization = False
-        self.supernet, self.costs = supernet, dict(costs)
+        self.supernet, self.costs, self.targets = supernet, dict(costs), dict(targets or {})
         self.objective = cast(nn.Module, objective)
         # Here, where a wrong budget ends the run before it has begun; a checkpoint is loaded later.
-        objective.start({name: cost.mean() for name, cost in self.costs.items()}, targets or {})
+        objective.start({name: cost.mean() for name, cost in self.costs.items()}, self.targets)
         self.weight_factory, self.alpha_factory = weight_optimizer, alpha_optimizer
         self.epochs, self.warmup_epochs = epochs, warmup_epochs
         self.temperature = temperature or constant()

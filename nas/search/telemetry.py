@@ -22,9 +22,10 @@ class SearchTelemetry(Checkpoint):
     """Writes a differentiable search to the trainer's TensorBoard logger, by epochs.
 
     Scalars ``loss/*``, ``accuracy/*``, ``cost/*`` (also relative to the untrained supernet),
-    ``lr/weights``, ``lr/alphas``, ``search/tau``, ``search/entropy`` (0 decided, 1 uniform) and
-    ``search/max_probability``, ``objective/*`` (multipliers, strengths); images
-    ``theta/<decision>`` and ``theta/overview``. Without a TensorBoard logger it writes nothing.
+    ``budget/*`` (expected cost over budget), ``lr/weights``, ``lr/alphas``, ``search/tau``,
+    ``search/entropy`` (0 decided, 1 uniform), ``search/max_probability``, ``objective/*``
+    (multipliers, strengths); images ``theta/<decision>`` and ``theta/overview``. Without a
+    TensorBoard logger it writes nothing.
 
     A `Checkpoint` by type, because only those run after the module's own `on_train_epoch_end`,
     where costs are logged. It must precede `LastCheckpoint` in the trainer's list.
@@ -54,6 +55,7 @@ class SearchTelemetry(Checkpoint):
         scalars = {
             **grouped(trainer.callback_metrics),
             **self._relative(trainer.callback_metrics),
+            **_used(trainer.callback_metrics, pl_module.targets),
             "lr/weights": weights,
             "lr/alphas": alphas,
             "search/tau": float(found[0].tau),
@@ -104,6 +106,15 @@ class SearchTelemetry(Checkpoint):
             step = self._drawn - 1
             writer.add_image(f"theta/{name}", np.asarray(picture), step, dataformats="HWC")
         writer.flush()
+
+
+def _used(metrics: Mapping[str, Tensor], budgets: Mapping[str, float]) -> dict[str, float]:
+    """Expected costs beside their budgets: above 1 is too much."""
+    return {
+        f"budget/{name}": float(metrics[f"cost_{name}"]) / bound
+        for name, bound in budgets.items()
+        if f"cost_{name}" in metrics
+    }
 
 
 class TrainingTelemetry(pl.Callback):

@@ -12,14 +12,14 @@ PACKAGE = Path(__file__).parents[2] / "nas"
 
 # A module may import from its own layer or an earlier one.
 LAYERS = (
-    "errors arch pareto run schedule units",
+    "errors arch pareto run schedule units drawing",
     "budget",
     "config data explain",
     "decision",
     "ops supernet",
     "spaces discrete",
     "cost",
-    "objective",
+    "objective anatomy",
     "recalibrate selection train",
     "search",
     "export",

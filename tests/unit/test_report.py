@@ -15,7 +15,7 @@ import pytest
 
 import nas.report
 from nas.errors import UserError
-from nas.report import compare, report
+from nas.report import compare, follow, report
 from nas.report.chart import chart
 from nas.report.figure import pictures
 from nas.report.front import Sweep, costs_of, fronts, labelled
@@ -185,9 +185,28 @@ def test_tensorboard_gets_the_picture_and_the_table_once(made):
 
     assert len(list(folder.iterdir())) == 1
     events = EventAccumulator(str(folder)).Reload()
-    assert events.Tags()["images"] == ["front"]
-    text = events.Tensors("front/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert events.Tags()["images"] == ["front/params", "front/macs"]
+    text = events.Tensors("front/params/text_summary")[0].tensor_proto.string_val[0].decode()
     assert re.search(r"\| e \| 1 \| strength=0.1 \| 95.00 % \| 9,000 \|", text)
+    assert re.search(r"nas export \S+/e\n", text)
+
+
+def test_a_sweep_that_runs_is_followed(sweep):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = sweep / "tensorboard_report"
+    follow(sweep)
+    write_run(sweep, "late", 500, 0.7)
+    follow(sweep)
+    events = EventAccumulator(str(folder)).Reload()
+    assert [event.step for event in events.Images("front/macs")] == [5, 6]
+
+
+def test_a_sweep_without_a_finished_run_is_followed_silently(tmp_path):
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "config.yaml").write_text("seed: 0")
+    follow(tmp_path)
+    assert not (tmp_path / "tensorboard_report").exists()
 
 
 def test_reporting_again_gives_the_same_files(made):
@@ -243,7 +262,7 @@ def test_text_of_a_run_never_becomes_markup(sweep):
     )  # fmt: skip
     plain, attacked = Elements(page_of(sweep / "a")).found, Elements(page_of(sweep)).found
 
-    assert [tag for tag, _ in attacked].count("script") == 3
+    assert [tag for tag, _ in attacked].count("script") == 5
     assert {tag for tag, _ in attacked} - {tag for tag, _ in plain} <= {"section"}
     assert not any(tag == "img" for tag, _ in attacked)
     assert ATTACK in unescape(own_text(page_of(sweep)))
@@ -254,7 +273,8 @@ def test_hover_text_is_escaped_for_plotly_as_well(sweep):
     front = front_of(sweep)
     rows = {id(run): run.name for run in front.runs}
 
-    texts = [text for trace in chart([front], rows)["data"] for text in trace.get("text", [])]
+    points = [trace for trace in chart([front], rows)["data"] if "customdata" in trace]
+    texts = [text for trace in points for text in trace.get("text", [])]
 
     assert len(texts) == 6
     assert sum("&lt;b&gt; → &lt;i&gt;" in text for text in texts) == 1

@@ -1,0 +1,82 @@
+"""The pieces of a network, and their drawing."""
+
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from torch import nn
+
+from nas.anatomy import anatomy
+from nas.arch import Arch
+from nas.cost.analytic import MACs, Params
+from nas.cost.memory import PeakMemory
+from nas.discrete import arch_of, discretize
+from nas.drawing import console, share, svg, table
+from nas.spaces.staged import StagedSpace
+from nas.supernet.choice import ChoiceBlock
+
+STAGES = [
+    {"ops": ["conv_k3", "sep_k5", "mb_k3_e3_se"], "channels": 4},
+    {"ops": ["mb_k3_e3", "identity"], "channels": 4, "repeat": 2},
+]
+COSTS = {"params": Params(), "macs": MACs(), "peak_memory": PeakMemory()}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_parts_add_up_to_the_network(seed):
+    torch.manual_seed(seed)
+    supernet = StagedSpace((3, 8, 8), 5, STAGES, stem={"channels": 4}, head={"features": 8})
+    for parameter in supernet.parameters():
+        if parameter.ndim == 1:
+            nn.init.normal_(parameter)
+    arch = arch_of(supernet)
+    parts = anatomy(supernet, arch, (3, 8, 8), COSTS)
+    network = discretize(supernet, arch)
+    total = sum(part.costs.get("params", 0) for part in parts)
+    assert total == sum(p.numel() for p in network.parameters())
+    assert [part.name for part in parts] == [
+        "stem", "blocks.s0b0", "blocks.s1b0", "blocks.s1b1", "head", "classifier",
+    ]  # fmt: skip
+    assert all(set(part.costs) <= {"params", "macs"} for part in parts)  # the peak is no sum
+    assert (parts[0].channels, parts[0].size) == (4, (8, 8))
+    for part in parts:
+        if part.option == "identity":
+            assert (part.channels, part.costs) == (None, {})
+
+
+def test_layers_of_nested_choices_belong_to_the_outermost():
+    inner = ChoiceBlock({"k1": nn.Conv1d(2, 2, 1), "k3": nn.Conv1d(2, 2, 3, padding=1)})
+    net = nn.Sequential(
+        ChoiceBlock({"deep": nn.Sequential(inner, nn.ReLU()), "flat": nn.Identity()}),
+        nn.Conv1d(2, 3, 1),
+    )
+    arch = Arch("Sequential", {"0": "deep", "0.candidates.deep.0": "k3"})
+    first, last = anatomy(net, arch, (2, 7), COSTS)
+    assert (first.name, first.option, first.costs["params"]) == ("0", "deep", 14)
+    assert (last.name, last.costs["macs"]) == ("1", 2 * 3 * 7)
+
+
+PARTS = [
+    {"name": "a", "option": "<op>", "channels": 8, "size": [4, 4], "costs": {"params": 30.0}},
+    {"name": "b" * 40, "option": "", "channels": None, "size": [], "costs": {"params": 10.0}},
+    {"name": "c", "option": "skip", "channels": 10, "size": [1], "costs": {}},
+]
+
+
+def test_the_svg_is_one_and_shows_the_shares():
+    root = ElementTree.fromstring(svg(PARTS, ["params", "macs"], "a & b"))
+    bars = [element for element in root.iter() if element.find("{*}title") is not None]
+    widths = [float(bar.get("width")) for bar in bars if "params" in bar[0].text]
+    assert widths == pytest.approx([150, 50, 0.5])
+    assert "<op>" in [element.text for element in root.iter() if element.tag.endswith("text")]
+
+
+def test_the_terminal_shows_the_same():
+    out = console()
+    with out.capture() as captured:
+        out.print(table(PARTS, ["params"]))
+    lines = captured.get().splitlines()
+    assert "8 x 4 x 4" in lines[1]
+    assert "75%" in lines[1]
+    assert "█████████···" in lines[1]
+    assert share(PARTS, PARTS[2], "macs") == 0

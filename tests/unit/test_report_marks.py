@@ -1,0 +1,125 @@
+"""Budgets, knees, seeds, choices, curves and details of a report."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nas.report.chart import chart
+from nas.report.choices import choices_table, frequencies
+from nas.report.curves import curves
+from nas.report.detail import details
+from nas.report.front import Front, Sweep, fronts
+from nas.report.marks import budgets_of, knee_of, spread
+from nas.report.runs import gather
+from nas.report.series import series_of
+
+PART = {"name": "a", "option": "conv_k3", "channels": 8, "size": [4, 4], "costs": {"params": 3.0}}
+
+
+def write(folder: Path, name: str, params: float, acc: float, **changed) -> None:
+    record = {
+        "schema": 1,
+        "status": "finished",
+        "seed": 0,
+        "overrides": {},
+        "arch": {"blocks.0": "conv_k3"},
+        "arch_hash": name,
+        "metrics": {"test_acc": acc},
+        "costs": {"params": params},
+    }
+    (folder / name).mkdir(parents=True)
+    (folder / name / "result.json").write_text(json.dumps(record | changed))
+
+
+def front_of(folder: Path) -> Front:
+    return fronts([Sweep("s", folder, gather(folder))], "params", "test_acc")[0]
+
+
+def test_the_knee_is_where_little_more_is_gained(tmp_path):
+    for name, params, acc in (("a", 100, 0.5), ("b", 200, 0.9), ("c", 10_000, 0.92)):
+        write(tmp_path, name, params, acc)
+    front = front_of(tmp_path)
+    knee = knee_of(front)
+    assert knee is not None
+    assert knee.name == "b"
+    rings = [t for t in chart([front], {id(r): r.name for r in front.runs})["data"]
+             if t.get("name") == "knee"]  # fmt: skip
+    assert [(t["x"], t["customdata"]) for t in rings] == [([200], ["b"])]
+
+
+def test_two_members_have_no_knee(tmp_path):
+    write(tmp_path, "a", 100, 0.5)
+    write(tmp_path, "b", 200, 0.9)
+    assert knee_of(front_of(tmp_path)) is None
+
+
+def test_budgets_of_the_cost_shown_are_lines(tmp_path):
+    write(tmp_path, "a", 100, 0.5, budgets={"params": 150, "macs": 7})
+    write(tmp_path, "b", 200, 0.9, budgets={"params": 300})
+    front = front_of(tmp_path)
+    assert budgets_of([front]) == [150, 300]
+    data = chart([front], {id(run): run.name for run in front.runs})["data"]
+    assert [trace["x"] for trace in data if trace.get("line", {}).get("dash") == "dot"] == [
+        [150, 150],
+        [300, 300],
+    ]
+
+
+def test_seeds_of_a_setting_are_summed_up(tmp_path):
+    for seed, acc in enumerate((0.5, 0.7, 0.9)):
+        write(tmp_path, f"a{seed}", 100, acc, seed=seed, overrides={"strength": 1, "seed": seed})
+    write(tmp_path, "b", 50, 0.4, overrides={"strength": 2, "seed": 0})
+    front = front_of(tmp_path)
+    repeated, single = series_of([front])
+    found = spread(repeated, front)
+    assert found is not None
+    assert (found.cost, found.metric) == pytest.approx((100, 70))
+    assert (found.cost_sd, found.metric_sd) == pytest.approx((0, 20))
+    assert spread(single, front) is None
+
+
+def test_choices_are_counted_over_the_front(tmp_path):
+    write(tmp_path, "a", 100, 0.5)
+    write(tmp_path, "b", 200, 0.9, arch={"blocks.0": "<b>", "blocks.1": 3})
+    runs = front_of(tmp_path).members
+    assert frequencies(runs) == {"blocks.0": {"conv_k3": 1, "<b>": 1}, "blocks.1": {"3": 1}}
+    table = choices_table(runs)
+    assert "&lt;b&gt;" in table
+    assert "<b>" not in table
+    assert choices_table([]) == ""
+
+
+def test_curves_are_those_that_the_search_has_written(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    write(tmp_path, "a", 100, 0.5)
+    write(tmp_path, "b", 200, 0.9)
+    assert curves(front_of(tmp_path).members, "params") is None
+    with SummaryWriter(str(tmp_path / "a" / "tensorboard")) as writer:
+        for epoch in range(3):
+            writer.add_scalar("accuracy/supernet_val", epoch / 4, epoch)
+    drawn = curves(front_of(tmp_path).members, "params")
+    assert drawn is not None
+    (trace,) = drawn["data"]
+    assert (trace["name"], trace["x"], trace["y"]) == ("a", [1, 2, 3], [0, 25, 50])
+
+
+def test_details_hold_the_drawing_and_what_to_type(tmp_path):
+    write(tmp_path, "a b", 100, 0.5, parts=[PART], budgets={"params": 120})
+    (run,) = front_of(tmp_path).runs
+    found = details([run], {id(run): "run-0"})
+    assert "conv_k3" in found["drawings"]["a b"]
+    detail = found["runs"]["run-0"]
+    assert ["parameters", "100 of a budget of 120"] in [list(fact) for fact in detail["facts"]]
+    assert f"nas export '{tmp_path}/a b'" in detail["commands"]
+    assert "extract" not in detail["commands"]  # no checkpoint to extract from
+
+
+@pytest.mark.parametrize(
+    "parts", [3, [3], [{**PART, "costs": {"params": "x"}}], [{**PART, "size": None}]]
+)
+def test_parts_of_another_form_are_not_drawn(tmp_path, parts):
+    write(tmp_path, "a", 100, 0.5, parts=parts)
+    (run,) = front_of(tmp_path).runs
+    assert run.parts == ()
