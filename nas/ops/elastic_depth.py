@@ -48,7 +48,8 @@ class ElasticDepth(Varying):
     def variant(self, options: Mapping[Decision, Option]) -> nn.Sequential:
         names = list(dict(self.blocks.named_children()))[: int(str(options[self.depth]))]
         kept = OrderedDict((name, self.blocks.get_submodule(name)) for name in names)
-        return nn.Sequential(kept).train(self.training)
+        # One level more than needed, so that paths stay those of the supernet.
+        return nn.Sequential(OrderedDict(blocks=nn.Sequential(kept))).train(self.training)
 
 
 class Resize(nn.Module):
