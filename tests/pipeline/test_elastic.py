@@ -50,11 +50,9 @@ def test_a_gradient_search_inside_a_budget(nas_command: Nas) -> None:
 def test_once_for_all_and_a_phase_it_does_not_know(
     nas_command: Nas, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    phases = [
-        "{epochs: 1}",
-        "{epochs: 1, open: {kernel: all, depth: 2, expand: 2, channels: all, ops: all}, subnets: 2}",
-    ]
-    words = ["search=once_for_all", f"search.phases=[{', '.join(phases)}]"]
+    opened = "{kernel: all, depth: 2, expand: 2, channels: all, ops: all}"
+    phases = f"[{{epochs: 1}}, {{epochs: 1, open: {opened}, subnets: 2}}]"
+    words = ["search=once_for_all", f"search.phases={phases}"]
     words += ["search.ranking.trials=3", "data.limit=300", "space.width=0.5", "threads=1"]
     assert run(["search", *TINY, *words, "trainer.enable_progress_bar=false"]) == 0
     check(Path("runs/a"))
