@@ -157,6 +157,9 @@ def randomized(net: nn.Module) -> nn.Module:
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.5, 1.5)
+        if isinstance(module, nn.ParameterDict):  # transforms of kernels, identities at the start
+            for transform in module.values():
+                transform.data.add_(torch.randn_like(transform), alpha=0.1)
     for _, decision in decisions(net):
         nn.init.normal_(decision.alpha)
     return net

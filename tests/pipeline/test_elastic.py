@@ -58,6 +58,8 @@ def test_once_for_all_and_a_phase_it_does_not_know(
     check(Path("runs/a"))
     trials = (Path("runs/a") / "trials.jsonl").read_text().splitlines()
     assert len(trials) >= 3
-    code = run(["search", *TINY, *words[:1], "search.phases=[{epochs: 1, open: {depht: 2}}]"])
+    code = run(
+        ["search", *TINY, *words[:1], "search.phases=[{epochs: 1, open: {depht: 2}}]", "name=b"]
+    )
     assert code == 2
     assert "did you mean 'depth'" in capsys.readouterr().err
