@@ -11,6 +11,7 @@ from nas.errors import UserError
 from nas.run import RunDir, write_atomic
 from nas.search.evaluate import Scoring, Searched, in_turn
 from nas.search.searcher import Searcher, best, search
+from nas.search.searchers import check_name, make
 from nas.search.space import SearchSpace
 from nas.search.trials import Trial, TrialLog, table_of
 
@@ -38,9 +39,9 @@ class TrialSearch:
 
     Args:
         supernet: a model that holds decisions.
-        searcher: ``(space, seed, objectives) -> Searcher``.
+        searcher: a name of `nas.search.searchers`; "auto": `Enumerate` where that is few.
         evaluate: ``problem -> (arch -> scores)``, see `nas.search.evaluate`.
-        trials: different architectures to score; None: until the searcher has none left.
+        trials: different architectures to score; None: all where they are enumerated, else 500.
         by: the score that decides, an accuracy or a loss.
         along: the cost that the front is drawn over.
         batch: architectures asked for at once.
@@ -50,7 +51,7 @@ class TrialSearch:
     def __init__(
         self,
         supernet: nn.Module,
-        searcher: Callable[..., Searcher],
+        searcher: str | Callable[..., Searcher],
         evaluate: Callable[[Searched], Scoring],
         trials: int | None = None,
         by: str = "val_acc",
@@ -64,6 +65,7 @@ class TrialSearch:
             raise UserError(f"search.batch={batch} must be at least 1")
         if not by.startswith("val_"):
             raise UserError(f"search.by={by}: a search may judge by val_acc or val_loss only")
+        check_name(searcher)
         self.supernet, self.searcher, self.evaluate = supernet, searcher, evaluate
         self.trials, self.by, self.along, self.batch = trials, by, along, batch
         self.seed = seed
@@ -90,10 +92,11 @@ class TrialSearch:
         space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
         if self.along not in space.costs:
             raise UserError(f"search.along={self.along} is not one of {sorted(space.costs)}")
-        searcher = self.searcher(space=space, seed=self.seed, objectives=(self.by, self.along))
+        objectives = (self.by, self.along)
+        searcher, count = make(self.searcher, space, self.seed, objectives, self.trials)
         log = TrialLog(run.trials)
         evaluate = in_turn(self.evaluate(problem), space, log, Progress(self.by, self.along))
-        return search(searcher, evaluate, log, self.trials, self.batch)
+        return search(searcher, evaluate, log, count, self.batch)
 
 
 @dataclass

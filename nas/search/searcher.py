@@ -51,8 +51,8 @@ class Enumerate:
     ) -> None:
         if space.size > limit:
             raise UserError(
-                f"the space has {space.size:,} architectures, more than "
-                f"search.searcher.limit={limit}: take another search.searcher, or raise the limit"
+                f"the space has {space.size:,} architectures, more than the {limit:,} that are "
+                "enumerated: take searcher=predictor, nsga2, evolution, tpe or random"
             )
         self._left = iter(space)
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from itertools import product
 from math import isclose, prod
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from nas.arch import Arch, Option
@@ -80,6 +82,19 @@ class SearchSpace:
         """Exact costs; counts as whole numbers."""
         values = {name: cost.of(arch.choices) for name, cost in self.costs.items()}
         return {n: round(v) if isclose(v, round(v), rel_tol=1e-9) else v for n, v in values.items()}
+
+    def prices(self, name: str, picks: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Cost `name` of many architectures ``(n,)``, rows of option numbers ``(n, decisions)``."""
+        columns = {decision: picks[:, i] for i, decision in enumerate(self.options)}
+        totals = []
+        for terms in self.costs[name].constraints:
+            total = np.zeros(len(picks))
+            for monomial, factor in terms.items():
+                present = [columns[decision] == k for decision, k in monomial]
+                total += factor * np.logical_and.reduce(present) if present else factor
+            totals.append(total)
+        largest: NDArray[np.float64] = np.max(totals, axis=0)
+        return largest
 
     def fits(self, arch: Arch) -> bool:
         """Whether `arch` is inside every budget."""

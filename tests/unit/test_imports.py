@@ -42,7 +42,9 @@ CONFINED = {
     "lightning": set(),
 }
 # In extras: a module-level import would break an installation without the extra.
-OPTIONAL = {"joblib", "matplotlib", "onnx", "onnxruntime", "onnxscript", "plotly"}
+OPTIONAL = {
+    *("joblib", "matplotlib", "onnx", "onnxruntime", "onnxscript", "optuna", "plotly", "pymoo"),
+}
 HEAVY = {"torch", "torchvision", "pytorch_lightning", "sklearn", "matplotlib", "plotly", "onnx"}
 
 

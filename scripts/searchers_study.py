@@ -1,0 +1,150 @@
+"""Searchers on a table where every answer is known: NAS-Bench-201, nothing trained.
+
+    python scripts/searchers_study.py nas_bench_201_dev.csv out=FOLDER [seeds=10] [names=tpe]
+
+A searcher sees the validation accuracy, or with ``see=test`` the test accuracy, and the latency of
+what it asks for. Reported at 50, 200 and 1000 different evaluations: the best test accuracy, and
+the hypervolume of (test error in %, latency in ms) up to (25 %, 60 ms) of all that was evaluated,
+over that of the whole table. Rows are appended to ``FOLDER/searchers.csv``; those there are kept.
+"""
+
+import csv
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import mean, pstdev
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from nas.arch import Arch
+from nas.pareto import hypervolume
+from nas.search.bayes import TPE
+from nas.search.evolution import NSGA2, RegularisedEvolution
+from nas.search.predictor import Predictor
+from nas.search.searcher import RandomSearch, search
+from nas.search.space import SearchSpace
+from nas.search.trials import Trial, TrialLog
+from nas.spaces.nas_bench_201_cell import EDGES, OPS, parse
+
+REFERENCE = (25.0, 60.0)
+BUDGETS = (50, 200, 1000)
+OBJECTIVES = ("val_acc", "latency_ms")
+SEARCHERS: dict[str, Callable[..., Any]] = {
+    "random": RandomSearch,
+    "evolution": RegularisedEvolution,
+    "nsga2": NSGA2,
+    "tpe": TPE,
+    "predictor": Predictor,
+    # It is told, in units of what it sees, which region counts.
+    "predictor_ref": partial(Predictor, reference=(REFERENCE[0] / 100, REFERENCE[1])),
+}
+
+Table = dict[Arch, dict[str, float]]
+
+
+class Memory(TrialLog):
+    """Trials of a search that is not worth a file."""
+
+    def append(self, trial: Trial) -> None:
+        self.known[trial.arch.hash] = trial
+
+
+def read(path: Path) -> tuple[SearchSpace, Table]:
+    """The space, and what the table says of each of its architectures."""
+    names = [f"{source}->{to}" for source, to in EDGES]
+    space = SearchSpace("nas_bench_201", dict.fromkeys(names, OPS))
+    table = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            arch = Arch(space.name, dict(zip(names, parse(row["arch_str"]), strict=True)))
+            table[arch] = {
+                "val": float(row["cifar10_val_acc"]) / 100,
+                "test": float(row["cifar10_test_acc"]) / 100,
+                "latency_ms": float(row["latency_raspi4"]),
+            }
+    return space, table
+
+
+def points(values: Sequence[dict[str, float]]) -> list[list[float]]:
+    """(test error in %, latency in ms)."""
+    return [[100 * (1 - v["test"]), v["latency_ms"]] for v in values]
+
+
+def run(
+    make: Callable[..., Any], space: SearchSpace, table: Table, see: str, seed: int
+) -> tuple[list[dict[str, float]], float]:
+    """What the searcher evaluated, in order, and the seconds it took to choose them."""
+    with TemporaryDirectory() as folder:
+        log = Memory(Path(folder) / "trials.jsonl")
+
+        def evaluate(archs: Sequence[Arch]) -> None:
+            for arch in archs:
+                known = table[arch]
+                seen = {"val_acc": known[see], "latency_ms": known["latency_ms"]}
+                log.append(Trial(arch, seen))
+
+        started = time.process_time()
+        searcher = make(space, seed, OBJECTIVES)
+        found = search(searcher, evaluate, log, max(BUDGETS))
+        return [table[trial.arch] for trial in found], time.process_time() - started
+
+
+def main(arguments: list[str]) -> None:
+    """Every searcher, every seed; what the result file holds already is left."""
+    words = dict(word.split("=", 1) for word in arguments if "=" in word)
+    path = Path(next(word for word in arguments if "=" not in word))
+    see, seeds = words.get("see", "val"), int(words.get("seeds", "10"))
+    names = words.get("names", ",".join(SEARCHERS)).split(",")
+    out = Path(words["out"]) / f"searchers_see_{see}.csv"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    done = set()
+    if out.exists():
+        with out.open(encoding="utf-8", newline="") as file:
+            done = {(row["searcher"], row["seed"]) for row in csv.DictReader(file)}
+    space, table = read(path)
+    whole = hypervolume(points(list(table.values())), REFERENCE)
+    print(f"{len(table)} architectures, hypervolume of the true front {whole:.2f}")
+    for seed in range(seeds):
+        for name in names:
+            if (name, str(seed)) in done:
+                continue
+            found, seconds = run(SEARCHERS[name], space, table, see, seed)
+            lines = []
+            for budget in BUDGETS:
+                first = found[:budget]
+                share = hypervolume(points(first), REFERENCE) / whole
+                best = max(v["test"] for v in first)
+                picked = max(first, key=lambda v: v["val"])["test"]
+                lines.append([name, seed, budget, f"{share:.5f}", f"{best:.5f}", f"{picked:.5f}"])
+            with out.open("a", encoding="utf-8") as file:
+                if file.tell() == 0:
+                    file.write("searcher,seed,evaluations,hypervolume,best_test,picked_test,cpu\n")
+                file.writelines(f"{','.join(map(str, line))},{seconds:.1f}\n" for line in lines)
+            print(name, seed, [line[3] for line in lines], f"{seconds:.1f} s", flush=True)
+    print(summary(out))
+
+
+def summary(path: Path) -> str:
+    """Mean and standard deviation over the seeds, as a table in Markdown."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = ["| searcher | " + " | ".join(f"{b} evaluations" for b in BUDGETS) + " | CPU s |"]
+    lines.append("|---" * (len(BUDGETS) + 2) + "|")
+    for name in dict.fromkeys(row["searcher"] for row in rows):
+        own = [row for row in rows if row["searcher"] == name]
+        cells = [_cell([row for row in own if row["evaluations"] == str(b)]) for b in BUDGETS]
+        seconds = mean(float(row["cpu"]) for row in own)
+        lines.append(f"| {name} | {' | '.join(cells)} | {seconds:.1f} |")
+    return "\n".join(lines)
+
+
+def _cell(rows: Sequence[dict[str, str]]) -> str:
+    volumes = [100 * float(row["hypervolume"]) for row in rows]
+    best = mean(100 * float(row["best_test"]) for row in rows)
+    return f"{mean(volumes):.1f} ± {pstdev(volumes):.1f} % ({best:.2f} %)"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,160 @@
+"""What holds for every searcher: inside the budgets, resumable, better than luck."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import nn
+
+from nas import ChoiceBlock, Params, build_op
+from nas.arch import Arch
+from nas.config import config_dir
+from nas.cost.expected import expected
+from nas.errors import UserError
+from nas.search.predictor import enlarged
+from nas.search.searcher import Enumerate, search
+from nas.search.searchers import SEARCHERS, check_name, make
+from nas.search.space import SearchSpace
+from nas.search.trials import Trial, TrialLog
+
+OPS = ("conv_k3", "conv_k5", "sep_k3", "identity")
+OBJECTIVES = ("val_loss", "params")
+
+
+@pytest.fixture(scope="module")
+def space() -> SearchSpace:
+    """4 x 4 x 4 networks of convolutions, priced by their parameters."""
+    blocks = [ChoiceBlock({name: build_op(name, 4, 4) for name in OPS}) for _ in range(3)]
+    model = nn.Sequential(*blocks)
+    costs = {"params": expected(model, Params(), (4, 8, 8))}
+    return SearchSpace.of(model, "s", costs, {})
+
+
+def within(space: SearchSpace, share: float) -> SearchSpace:
+    prices = [space.price(arch)["params"] for arch in space]
+    bound = min(prices) + share * (max(prices) - min(prices))
+    return SearchSpace(space.name, space.options, space.costs, {"params": bound})
+
+
+def loss(arch: Arch) -> float:
+    """Falls with the work an op does; the middle block counts most."""
+    worth = dict(zip(OPS, (0.6, 1.0, 0.5, 0.0), strict=True))
+    parts = [worth[str(option)] for option in arch.choices.values()]
+    return 3 - parts[0] - 1.5 * parts[1] - 0.5 * parts[2] + 0.1 * parts[0] * parts[2]
+
+
+def scoring(space: SearchSpace, log: TrialLog, asked: list[str]):
+    def evaluate(archs: Sequence[Arch]) -> None:
+        for arch in archs:
+            asked.append(arch.hash)
+            log.append(Trial(arch, {"val_loss": loss(arch)}, space.price(arch)))
+
+    return evaluate
+
+
+def run(name: str, space: SearchSpace, path, trials: int, batch: int = 1):
+    log, asked = TrialLog(path), []
+    searcher, _ = make(name, space, 3, OBJECTIVES, trials)
+    found = search(searcher, scoring(space, log, asked), log, trials, batch)
+    return [trial.arch.hash for trial in found], asked
+
+
+@pytest.mark.parametrize("name", SEARCHERS)
+def test_only_architectures_inside_the_budgets_and_none_scored_twice(name, space, tmp_path):
+    tight = within(space, 0.3)
+    found, asked = run(name, tight, tmp_path / "t.jsonl", 12, batch=3)
+    inside = {arch.hash for arch in tight}
+    assert len(inside) < 30  # so that most draws are outside
+    assert len(found) == 12
+    assert set(found) <= inside
+    assert len(asked) == len(set(asked))
+
+
+@pytest.mark.parametrize("name", SEARCHERS)
+def test_a_search_that_was_killed_goes_on_as_if_it_had_not_been(name, space, tmp_path):
+    whole, _ = run(name, space, tmp_path / "whole.jsonl", 20)
+    lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "cut.jsonl").write_text("".join(lines[:13]) + lines[13][:30])
+    resumed, asked = run(name, space, tmp_path / "cut.jsonl", 20)
+    assert resumed == whole
+    assert asked == whole[13:]
+
+
+@pytest.mark.parametrize("name", SEARCHERS)
+def test_a_space_that_runs_out_ends_the_search(name, space, tmp_path):
+    tight = within(space, 0.05)
+    few = {arch.hash for arch in tight}
+    found, _ = run(name, tight, tmp_path / "t.jsonl", 50)
+    assert set(found) == few
+
+
+@pytest.mark.parametrize("name", sorted(set(SEARCHERS) - {"enumerate", "random"}))
+def test_it_learns(name, space, tmp_path):
+    """Of a third of the space its best is among the best two; the draw of it is no luck."""
+    run(name, space, tmp_path / "t.jsonl", 22)
+    found = min(trial.value("val_loss") for trial in TrialLog(tmp_path / "t.jsonl").known.values())
+    better = sum(loss(arch) < found - 1e-9 for arch in space)
+    assert better <= 1
+
+
+def test_enumeration_is_exact_and_refuses_what_is_large(space, tmp_path):
+    found, _ = run("enumerate", space, tmp_path / "t.jsonl", None)
+    assert len(set(found)) == len(found) == 64
+    with pytest.raises(UserError, match="64 architectures, more than the 10"):
+        Enumerate(space, limit=10)
+
+
+def test_repair_changes_as_little_as_possible(space):
+    tight = within(space, 0.3)
+    for arch in space:
+        repaired = tight.repaired(arch)
+        assert tight.fits(repaired)
+        apart = distance(repaired, arch)
+        assert apart == min(distance(other, arch) for other in tight)
+
+
+def distance(a: Arch, b: Arch) -> int:
+    return sum(a.choices[name] != b.choices[name] for name in a.choices)
+
+
+def test_prices_of_many_are_the_prices_of_each(space):
+    import numpy as np
+
+    archs = list(space)
+    picks = np.array([list(space.indices(arch).values()) for arch in archs])
+    assert space.prices("params", picks).tolist() == [space.price(a)["params"] for a in archs]
+
+
+def test_random_draws_are_uniform(space):
+    generator = torch.Generator().manual_seed(0)
+    counts: dict[str, int] = {}
+    for _ in range(6400):
+        name = space.draw(generator).hash
+        counts[name] = counts.get(name, 0) + 1
+    chi = sum((count - 100) ** 2 / 100 for count in counts.values())
+    assert chi < 104  # 63 degrees of freedom, p = 0.001
+
+
+def test_what_a_point_adds_to_a_front_is_the_difference_of_hypervolumes():
+    import numpy as np
+
+    from nas.pareto import hypervolume
+
+    rng = np.random.default_rng(0)
+    corner = np.array([0.9, 0.8])
+    for _ in range(50):
+        front, found = rng.random((rng.integers(1, 8), 2)), rng.random((5, 2))
+        gains = enlarged(found, front, corner)
+        for point, gain in zip(found, gains, strict=True):
+            more = hypervolume(np.vstack([front, point]), corner) - hypervolume(front, corner)
+            assert gain == pytest.approx(more, abs=1e-12)
+
+
+def test_an_unknown_searcher_is_named():
+    with pytest.raises(UserError, match=r"nsga3.*there are auto, enumerate"):
+        check_name("nsga3")
+
+
+def test_every_searcher_has_a_yaml():
+    files = {path.stem.removesuffix("_search") for path in (config_dir() / "search").glob("*.yaml")}
+    assert set(SEARCHERS) <= files
