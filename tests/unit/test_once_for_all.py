@@ -73,6 +73,7 @@ class Copies(LastCheckpoint):
 
 def fit(module: OnceForAll, *callbacks: pl.Callback, checkpoint: Path | None = None) -> None:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet["enable_checkpointing"] = any(isinstance(c, LastCheckpoint) for c in callbacks)
     trainer = pl.Trainer(
         max_epochs=module.epochs, accelerator="cpu", callbacks=list(callbacks), **quiet
     )
