@@ -19,7 +19,7 @@ nas: search for the network that fits your device
   nas extract   RUN [options]        other networks of a finished search: budget.params=20k, front=8
   nas report    DIR [DIR ...]        all runs below a folder: front, table, CSV, pictures, HTML;
                                      --serve shows them in TensorBoard
-  nas export    RUN                  write a finished run's network again, as ONNX
+  nas export    RUN [options]        files that deploy, each checked, and a card: format=onnx,pte
 
 Options are Hydra's: group=option, key=value, -m for a sweep. `nas search --help` lists them.
   nas search                                        digits, a few minutes
@@ -50,6 +50,21 @@ nas extract RUN [options]: networks out of a finished search, without searching 
   out=FOLDER           where their folders go (RUN/extracts)
   trust=true           run code from outside this package that the run's config.yaml names
   KEY=VALUE            any key of the run's own config.yaml, e.g. finetune.epochs=10
+"""
+
+EXPORT = """\
+nas export RUN|arch.json [options]: files that deploy, each run and compared with the network
+
+  format=NAME,NAME     state_dict, python, onnx, pt2, pte, int8_onnx, int8_pte (onnx)
+  out=FOLDER           where they go, with card.md, card.json and export.json (RUN/export)
+  overwrite=true       replace what is there
+  calibration=N        training images from which int8 learns its ranges (512)
+  qat=true             train for int8 first: qat_epochs=N (3), qat_lr=RATE (1e-3)
+  max_drop=SHARE       accuracy that an int8 file may lose and be kept (0.05: 5 points)
+  latency=false        do not measure the runtimes
+  data.KEY=VALUE       of the run's data, e.g. data.root=FOLDER
+  trust=true           run code from outside this package that the run's config.yaml names
+of an arch.json without a run: weights=FILE, space=NAME, data=NAME, --config-dir=FOLDER
 """
 
 
@@ -138,21 +153,13 @@ def _extract(verb: str, arguments: list[str]) -> int:
 
 
 def _export(verb: str, arguments: list[str]) -> int:
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("nas export RUN   writes RUN/network.onnx and compares it with the network")
-        return 0 if "--help" in arguments or "-h" in arguments else 2
-    import torch
+    asked = "--help" in arguments or "-h" in arguments
+    if asked or not arguments or arguments[0].startswith("-") or "=" in arguments[0]:
+        print(EXPORT)
+        return 0 if asked else 2
+    from nas.deploy import export
 
-    from nas.export import load, onnx
-    from nas.run import RunDir
-
-    run_dir = RunDir(Path(arguments[0]))
-    network = load(run_dir.path)
-    result = run_dir.read_result() or {}
-    example = torch.randn(16, *result["input"]["shape"])
-    difference = onnx(network, example, run_dir.onnx)
-    print(f"{run_dir.onnx}: largest difference from the network {difference:.1e}")
-    return 0
+    return export(arguments)
 
 
 VERBS: dict[str, Callable[[str, list[str]], int]] = {

@@ -23,6 +23,16 @@ class Weights(Enum):
     fresh = "fresh"
 
 
+class Speed(Enum):
+    """How the supernet is run; see `nas.supernet.speed`."""
+
+    auto = "auto"
+    none = "none"
+    kernels = "kernels"
+    channels_last = "channels_last"
+    compile = "compile"
+
+
 @dataclass
 class RunConfig:
     """Top-level keys; each group below is checked against the constructor it names."""
@@ -45,6 +55,7 @@ class RunConfig:
     resume: Any = False
     threads: int = 0
     stable_epochs: int | None = None
+    speed: Speed = Speed.kernels
     arch: str | None = None  # nas finetune: the architecture to train
     checkpoint: str | None = None  # nas finetune: a search's last.ckpt to inherit weights from
 

@@ -202,6 +202,7 @@ def _plan(config: DictConfig, about: Mapping[str, Any] | None = None) -> Any:
             inherit=config.weights in (Weights.inherited, "inherited"),
             onnx=config.onnx,
             stable_epochs=config.stable_epochs,
+            speed=getattr(config.speed, "name", config.speed),
             about=about or _about(config),
         )
     except hydra.errors.InstantiationException as error:

@@ -25,6 +25,7 @@ from nas.search.by_trials import TrialSearch
 from nas.search.callbacks import LastCheckpoint, StopWhenStable
 from nas.search.differentiable import DifferentiableSearch
 from nas.search.oneshot import OneShot
+from nas.search.speed import SpeedUp
 from nas.search.stopwatch import Stopwatch
 from nas.search.telemetry import SearchTelemetry, TrainingTelemetry
 from nas.train import Training
@@ -131,12 +132,14 @@ class Run:
     ) -> dict[str, Any]:
         watch = Stopwatch()
         stable = StopWhenStable(self.plan.stable_epochs)
-        callbacks = [watch, stable, SearchTelemetry(), LastCheckpoint(self.run.checkpoint)]
+        data = self.plan.data
+        speed = SpeedUp(self.plan.speed, (data.batch_size, *data.input_shape))
+        callbacks = [watch, stable, speed, SearchTelemetry(), LastCheckpoint(self.run.checkpoint)]
         trainer = self._trainer(module.epochs, callbacks, logger)
         self._fit(
             trainer,
             module,
-            module.loaders(self.plan.data),
+            module.loaders(data),
             self.run.checkpoint if self.run.checkpoint.exists() else None,
         )
         free(self.supernet)

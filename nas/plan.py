@@ -42,6 +42,7 @@ class Plan:
     inherit: bool
     onnx: bool
     stable_epochs: int | None
+    speed: str = "kernels"  # see `nas.supernet.speed`
     about: Mapping[str, Any] = field(default_factory=dict)  # goes into result.json as it is
 
 

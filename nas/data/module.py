@@ -113,6 +113,10 @@ class DataModule(pl.LightningDataModule):
         """Standard deviation per channel of the train part's pixels in 0..1."""
         return self._moments[1]
 
+    def normalise_as(self, mean: list[float], std: list[float]) -> None:
+        """Use these moments, with which a network was trained, instead of the train part's."""
+        self._moments = (list(mean), list(std))
+
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""

@@ -48,3 +48,15 @@ def live(ops: Sequence[str]) -> tuple[bool, ...]:
         op != "none" and source in fed and to in useful
         for (source, to), op in zip(EDGES, ops, strict=True)
     )
+
+
+def reaching(ops: Sequence[str]) -> tuple[bool, ...]:
+    """Whether each edge is on a path to the output that no ``none`` cuts, wherever it begins.
+
+    More than `live`: an operation on zeros alone computes nothing of use, and yet it runs.
+    """
+    useful = {3}
+    for source, to in reversed(EDGES):  # by falling source within falling target
+        if to in useful and ops[EDGES.index((source, to))] != "none":
+            useful.add(source)
+    return tuple(op != "none" and to in useful for (_, to), op in zip(EDGES, ops, strict=True))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ class ChoiceBlock(RelaxedDecision):
 
     def forward(self, x: Tensor) -> Tensor:
         theta = self.theta
-        values = [1.0] * len(self.options) if self.unrolled else theta.tolist()
+        values = [1.0] * len(self.options) if self.unrolled else self._values(theta)
         total: Tensor | None = None
         for value, weight, (name, op) in zip(values, theta, self.candidates.items(), strict=True):
             if value == 0:
@@ -68,6 +69,11 @@ class ChoiceBlock(RelaxedDecision):
             total = term if total is None else total + term
         assert total is not None  # relaxations never close every option
         return total
+
+    def _values(self, theta: Tensor) -> list[float]:
+        # A compiled graph holds every candidate, and cannot look at values: of all paths it
+        # needs none, see `nas.supernet.speed`.
+        return [nan] * len(theta) if torch.compiler.is_compiling() else theta.tolist()
 
     def _term(self, op: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
         # While tracing, layers are read off plain calls, through the hooks of the candidates.

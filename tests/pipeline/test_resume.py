@@ -35,12 +35,14 @@ sys.exit(run(words))
 
 
 @pytest.mark.parametrize(
-    ("saves", "relax"), [(1, "gumbel"), (2, "hard_gumbel"), (4, "softmax")], ids=str
+    ("saves", "relax", "speed"),
+    [(1, "gumbel", "kernels"), (2, "hard_gumbel", "none"), (4, "softmax", "channels_last")],
+    ids=str,
 )
 def test_killed_run_ends_as_an_unbroken_one(
-    saves: int, relax: str, nas_command: Nas, small: list[str]
+    saves: int, relax: str, speed: str, nas_command: Nas, small: list[str]
 ) -> None:
-    arguments = [f"relax={relax}", "onnx=false", "search.epochs=3"]
+    arguments = [f"relax={relax}", f"speed={speed}", "onnx=false", "search.epochs=3"]
     assert nas_command("search", *arguments, "out=whole", "name=a") == 0
     broken = ["search", *small, *arguments, "out=broken", "name=a"]
     killed = subprocess.run([sys.executable, "-c", KILLED, str(saves), *broken], check=False)

@@ -19,6 +19,7 @@ LAYERS = (
     "ops supernet",
     "spaces discrete",
     "cost",
+    "latency",
     "objective anatomy",
     "recalibrate selection train",
     "search",
@@ -28,6 +29,7 @@ LAYERS = (
     "pipeline",
     "extract",
     "saved launch",
+    "deploy",
     "cli",
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer.split()}
@@ -36,14 +38,23 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer.split(
 SEARCH_FREE = {"export", "report"}
 # Third-party package -> the only parts of nas that may know of it.
 CONFINED = {
-    "hydra": {"config", "explain", "launch"},
-    "omegaconf": {"config", "explain", "launch", "saved"},
+    "hydra": {"config", "deploy", "explain", "launch"},
+    "omegaconf": {"config", "deploy", "explain", "launch", "saved"},
     "pytorch_lightning": {"data", "train", "search", "plan", "pipeline"},
     "lightning": set(),
 }
 # In extras: a module-level import would break an installation without the extra.
 OPTIONAL = {
-    *("joblib", "matplotlib", "onnx", "onnxruntime", "onnxscript", "optuna", "plotly", "pymoo"),
+    "executorch",
+    "joblib",
+    "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "optuna",
+    "plotly",
+    "pymoo",
+    "torchao",
 }
 HEAVY = {"torch", "torchvision", "pytorch_lightning", "sklearn", "matplotlib", "plotly", "onnx"}
 

@@ -1,4 +1,4 @@
-"""From a run directory to a network: `load`, and files that deploy, each checked against eager."""
+"""Networks and supernets out of a run directory; nothing in its files is executed."""
 
 import io
 from collections.abc import Callable
@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
 from nas.arch import Arch
 from nas.decision import free
 from nas.discrete import discretize
 from nas.errors import UserError
-from nas.run import RunDir, write_atomic
+from nas.run import RunDir
 from nas.spaces import build
 
 Builder = Callable[[tuple[int, ...], int], nn.Module]
@@ -98,41 +98,3 @@ def state_bytes(module: nn.Module) -> bytes:
     buffer = io.BytesIO()
     torch.save({name: value.cpu() for name, value in module.state_dict().items()}, buffer)
     return buffer.getvalue()
-
-
-def onnx(network: nn.Module, example: Tensor, path: Path) -> float:
-    """Write `network` as ONNX with a free batch size; return max |ONNX - eager| on `example`.
-
-    The file is kept only if it computes what the network computes.
-
-    Raises:
-        UserError: the extra is not installed, or the outputs differ by more than 1e-4.
-    """
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"ONNX needs {error.name}: pip install 'dnas[onnx]'") from None
-    network = network.eval()
-    program = torch.onnx.export(
-        network,
-        (example,),
-        dynamo=True,
-        input_names=["input"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-        verbose=False,
-    )
-    assert program is not None
-    content = program.model_proto.SerializeToString()
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    found = torch.from_numpy(session.run(None, {"input": example.numpy()})[0])
-    with torch.no_grad():
-        difference = float((found - network(example)).abs().max())
-    if not difference <= 1e-4:
-        raise UserError(
-            f"the ONNX file computes something else than the network (max difference "
-            f"{difference:.2g} > 1e-4), so it was not kept"
-        )
-    write_atomic(path, content)
-    return difference

@@ -1,0 +1,179 @@
+"""From the words of `nas export` to a network, its data and the files to write."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from nas.config import check, config_dir, register
+from nas.errors import UserError
+from nas.explain import explain
+from nas.export.job import Export, Options, Subject
+from nas.run import RunDir
+from nas.saved import change, saved_config
+
+_OWN = ("format", "out", "trust", "weights")
+
+
+def export(arguments: Sequence[str]) -> int:
+    """``nas export RUN|arch.json key=value ...``; the exit code."""
+    words = _words(arguments[1:])
+    options = _options(words)
+    own = {key: words.pop(key) for key in _OWN if key in words}
+    _quiet()
+    import torch
+
+    source = Path(arguments[0])
+    command = " ".join(["nas export", *arguments])
+    if source.suffix == ".json" and not RunDir(source.parent).finished:
+        subject, folder = _bare(source, words, own.get("weights"), command), source.parent
+    else:
+        folder = source.parent if source.suffix == ".json" else source
+        if "weights" in own:
+            raise UserError("weights=FILE goes with an arch.json; a run has weights of its own")
+        subject = _of_run(RunDir(folder), words, _true(own, "trust"), command)
+    torch.set_num_threads(1)  # as the runtimes that it is compared with
+    Export(subject, options, Path(own.get("out", folder / "export")))()
+    return 0
+
+
+def _words(arguments: Sequence[str]) -> dict[str, str]:
+    """``--format onnx,pt2``, ``--format=onnx`` and ``format=onnx`` are one and the same."""
+    flat: list[str] = []
+    for word in arguments:
+        if flat and flat[-1].startswith("--") and "=" not in flat[-1]:
+            flat[-1] = f"{flat[-1]}={word}"
+        else:
+            flat.append(word)
+    for word in flat:
+        if "=" not in word:
+            raise UserError(f"{word!r} is not of the form key=value; see nas export --help")
+    return dict(word.removeprefix("--").split("=", 1) for word in flat)
+
+
+def _options(words: dict[str, str]) -> Options:
+    """Takes the words that `Options` knows out of `words`."""
+    known = {field.name for field in fields(Options)} - {"formats"}
+    taken: dict[str, Any] = {key: _value(key, words.pop(key)) for key in known & words.keys()}
+    if "format" in words:
+        taken["formats"] = tuple(words["format"].strip("[]").replace(" ", "").split(","))
+    return Options(**taken)
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        return float(text) if key in ("qat_lr", "max_drop") else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError):
+        return text
+
+
+def _true(own: Mapping[str, str], key: str) -> bool:
+    return bool(yaml.safe_load(own.get(key, "false")))
+
+
+def _of_run(run: RunDir, words: Mapping[str, str], trust: bool, command: str) -> Subject:
+    from nas.export.loading import load
+
+    result = run.read_result()
+    if not run.path.is_dir() or result is None or result.get("status") != "finished":
+        load(run.path)  # says what is wrong
+        raise AssertionError("an unfinished run was loaded")
+    config = saved_config(run, trust=trust)
+    strange = [k for k in words if k != "data" and not k.startswith("data.")]
+    if strange:
+        raise UserError(
+            f"unknown key {strange[0]!r}; nas export takes data.KEY, "
+            f"{', '.join(sorted({*_OWN, *(f.name for f in fields(Options))} - {'formats'}))}"
+        )
+    change(config, [f"{key}={value}" for key, value in words.items()])
+    network = load(run.path, instantiate(config.space, _convert_="all") if trust else None)
+    data = _data(config)
+    _check_fits(data, result["input"])
+    data.normalise_as(result["input"]["mean"], result["input"]["std"])
+    return Subject(network, data, result, result.get("trained", True), command)
+
+
+def _data(config: DictConfig) -> Any:
+    check(config)
+    data = instantiate(config.data)(seed=config.seed)
+    data.setup()
+    return data
+
+
+def _check_fits(data: Any, known: Mapping[str, Any]) -> None:
+    for name, found in (("classes", list(data.classes)), ("shape", list(data.input_shape))):
+        if found != list(known[name]):
+            raise UserError(
+                f"the network was trained on the {name} {_short(known[name])} and the data "
+                f"{data.name!r} have {_short(found)}: pass the data it was trained on"
+            )
+
+
+def _short(values: Sequence[object]) -> str:
+    shown = ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
+    return f"({shown}; {len(values)} in all)" if len(values) > 6 else f"({shown})"
+
+
+def _bare(path: Path, words: dict[str, str], weights: str | None, command: str) -> Subject:
+    """An architecture without a run: weights from a file, or as they are drawn."""
+    import torch
+
+    from nas.arch import Arch
+    from nas.discrete import discretize
+    from nas.export.loading import load_weights
+
+    arch = Arch.load(path)
+    words.setdefault("space", arch.space)
+    config = _composed(words)
+    data = _data(config)
+    torch.manual_seed(config.seed)
+    space = instantiate(config.space, _convert_="all")
+    supernet = space(input_shape=data.input_shape, num_classes=data.num_classes)
+    network = discretize(supernet, arch).eval()
+    if weights is not None:
+        load_weights(network, Path(weights))
+    else:
+        print(
+            f"{path} has no weights with it (no finished run in its folder, no weights=FILE): the "
+            "network is exported UNTRAINED, with random weights"
+        )
+    result = {
+        "space": arch.space,
+        "data": data.name,
+        "arch": dict(arch.choices),
+        "input": {
+            "shape": list(data.input_shape),
+            "classes": list(data.classes),
+            "mean": list(data.mean),
+            "std": list(data.std),
+        },
+    }
+    return Subject(network, data, result, weights is not None, command)
+
+
+def _composed(words: Mapping[str, str]) -> DictConfig:
+    register()
+    given = dict(words)
+    folder = given.pop("config-dir", None)
+    listed = [f"{key}={value}" for key, value in given.items()]
+    if folder:
+        listed.append(f"hydra.searchpath=[file://{Path(folder).resolve()}]")
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            return compose("config", listed)
+    except HydraException as error:
+        raise UserError(explain(error, listed)) from None
+
+
+def _quiet() -> None:
+    """Deprecations among exporters are not for the user of a network."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch|executorch|torchao")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch|torchao|copyreg")

@@ -1,0 +1,271 @@
+"""`nas export`: one network in several formats, each kept only if it computes what it should."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas.data import DataModule
+from nas.errors import UserError
+from nas.export.card import card, markdown
+from nas.export.formats import chosen
+from nas.export.loading import state_bytes
+from nas.export.parity import Batch, Parity, compare, complaint
+from nas.export.qat import fine_tune
+from nas.export.source import Format, Model, Source
+from nas.export.timing import latencies
+from nas.run import RunDir, shown, write_atomic, write_json
+
+_EXAMPLE = 16  # samples that the exporters trace with
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asks for.
+
+    Args:
+        formats: names out of `nas.export.formats.FORMATS`.
+        overwrite: replace files that are there.
+        calibration: training images from which int8 learns its ranges.
+        qat: train the network for int8 before it is quantized.
+        qat_epochs, qat_lr: how long, and how fast.
+        max_drop: of the accuracy on the test part, 0.05 = 5 points, for an int8 file to be kept.
+        latency: measure each runtime.
+    """
+
+    formats: tuple[str, ...] = ("onnx",)
+    overwrite: bool = False
+    calibration: int = 512
+    qat: bool = False
+    qat_epochs: int = 3
+    qat_lr: float = 1e-3
+    max_drop: float = 0.05
+    latency: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("calibration", "qat_epochs"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                hint = "; int8 needs images to learn its ranges from" * (name == "calibration")
+                raise UserError(f"{name}={value} must be a whole number of at least 1{hint}")
+        for name, allowed in (("qat_lr", "above 0"), ("max_drop", "a share between 0 and 1")):
+            value = getattr(self, name)
+            fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
+            if not fits and not (name == "max_drop" and value == 0):
+                raise UserError(f"{name}={value} must be {allowed}, e.g. {name}={_EXAMPLES[name]}")
+        for name in ("overwrite", "qat", "latency"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"{name}={getattr(self, name)} must be true or false")
+
+
+_EXAMPLES = {"qat_lr": "1e-3", "max_drop": "0.05"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network and where it comes from.
+
+    Args:
+        network: plain, in eval mode.
+        data: what it is compared and calibrated on, normalised as for its training.
+        result: of its run, as in result.json; without a run only what is known.
+        trained: False where the weights are as they were drawn.
+        command: what the user typed.
+    """
+
+    network: nn.Module
+    data: DataModule
+    result: Mapping[str, Any]
+    trained: bool
+    command: str
+
+
+@dataclass
+class Exported:
+    """What came out: a row for each kept file, and why others were not kept."""
+
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+    qat: dict[str, Any] | None = None
+
+
+class Export:
+    """Writes, checks and keeps files of one network.
+
+    Raises:
+        UserError: an unknown format or a missing extra; a file that is there already; data that
+            the network does not fit; afterwards, files that were not kept.
+    """
+
+    def __init__(self, subject: Subject, options: Options, out: Path) -> None:
+        self.subject, self.options, self.out = subject, options, out
+        self.formats = chosen(options.formats, subject.network)
+        self._check_there()
+        subject.data.setup()
+        self.batches: list[Batch] = list(subject.data.test_dataloader())
+        self._check_classes()
+        RunDir(out).create()
+
+    def __call__(self) -> dict[str, Any]:
+        """Export; what is in export.json."""
+        made, models = Exported(), dict[str, Model]()
+        plain = self._source(self.subject.network)
+        int8 = self._for_int8(plain, made)
+        with TemporaryDirectory(dir=self.out, prefix=".export-") as scratch:
+            for name, form in self.formats.items():
+                source = int8 if form.int8 else plain
+                model = self._one(name, form, source, Path(scratch), made)
+                if model is not None:
+                    models[name] = model
+        if self.options.latency and models:
+            self._time(models, made)
+        content = self._write(made)
+        if made.refused:
+            raise UserError("; ".join(made.refused))
+        return content
+
+    def _check_there(self) -> None:
+        names = [file for form in self.formats.values() for file in form.files]
+        there = [name for name in names if (self.out / name).exists()]
+        if there and not self.options.overwrite:
+            raise UserError(
+                f"{shown(self.out / there[0])} is there already: pass overwrite=true to replace "
+                "it, or another folder with out=FOLDER"
+            )
+
+    def _check_classes(self) -> None:
+        with torch.no_grad():
+            outputs = self.subject.network(self.batches[0][0][:1]).shape[-1]
+        data = self.subject.data
+        if outputs != data.num_classes:
+            raise UserError(
+                f"the network has {outputs} classes and the data {data.name!r} have "
+                f"{data.num_classes} ({', '.join(data.classes[:10])}): pass the data it was "
+                "trained on"
+            )
+
+    def _source(self, network: nn.Module) -> Source:
+        data, result = self.subject.data, self.subject.result
+        about = f"Network of space {result['space']!r} for {data.name!r}, exported by nas."
+        calibration = None
+        if any(form.int8 for form in self.formats.values()):
+            calibration = self._calibration()
+        example = self.batches[0][0][:_EXAMPLE]
+        if len(example) < 2:
+            example = example.repeat(2, *[1] * (example.dim() - 1))
+        return Source(network, example, about, result["input"], calibration)
+
+    def _calibration(self) -> Tensor:
+        wanted = self.options.calibration
+        found = [x for x, _ in self.subject.data.calibration_loader(wanted)]
+        images = torch.cat(found)[:wanted] if found else torch.empty(0)
+        if not len(images):
+            raise UserError(
+                "the calibration set is empty, and int8 needs images to learn its ranges from: "
+                "give the data training images, or raise data.limit"
+            )
+        return images
+
+    def _for_int8(self, plain: Source, made: Exported) -> Source:
+        options = self.options
+        if not options.qat or not any(form.int8 for form in self.formats.values()):
+            return plain
+        loader = self.subject.data.weight_loader()
+        trained = fine_tune(
+            plain.network, loader, options.qat_epochs, options.qat_lr, self.subject.data.seed
+        )
+        after = compare(plain.network, trained, self.batches)
+        made.qat = {
+            "epochs": options.qat_epochs,
+            "lr": options.qat_lr,
+            "float_accuracy_before": after.eager_accuracy,
+            "float_accuracy_after": after.accuracy,
+        }
+        return replace(plain, network=trained)
+
+    def _one(
+        self, name: str, form: Format, source: Source, scratch: Path, made: Exported
+    ) -> Model | None:
+        """Write, open, compare with the network itself (also where QAT has changed it), keep."""
+        folder = scratch / name
+        folder.mkdir()
+        try:
+            form.write(source, folder)
+            found = compare(self.subject.network, form.open(folder / form.files[0]), self.batches)
+        except UserError as error:
+            made.refused.append(str(error))
+            return None
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            made.refused.append(
+                f"{form.runtime} cannot take this network as {name} "
+                f"({type(error).__name__}: {reason})"
+            )
+            return None
+        drop = self.options.max_drop if self.subject.trained else None
+        if said := complaint(name, found, form.tolerance, drop):
+            made.refused.append(said)
+            return None
+        return self._keep(name, form, folder, found, made)
+
+    def _keep(self, name: str, form: Format, folder: Path, found: Parity, made: Exported) -> Model:
+        sizes = {}
+        for file in form.files:
+            content = (folder / file).read_bytes()
+            write_atomic(self.out / file, content)
+            sizes[file] = len(content)
+        made.rows[name] = {
+            "runtime": form.runtime,
+            "files": sizes,
+            "tolerance": form.tolerance,
+            **found.fields(),
+            **({"qat": made.qat} if form.int8 else {}),
+        }
+        listed = ", ".join(f"{shown(self.out / file)} ({n:,} bytes)" for file, n in sizes.items())
+        print(f"{name:10} {listed}\n{'':10} {found}")
+        return form.open(self.out / form.files[0])
+
+    def _time(self, models: Mapping[str, Model], made: Exported) -> None:
+        measured = {n: m for n, m in models.items() if n != "state_dict"}  # which is eager
+        found = latencies({"eager": self.subject.network, **measured}, self.batches[0][0][:1])
+        eager = found.pop("eager")
+        for name, latency in found.items():
+            ratio = latency.p20_ms / eager.p20_ms
+            made.rows[name]["latency"] = {**latency.fields(), "ratio_to_eager": ratio}
+        self.eager = eager.fields()
+
+    eager: Mapping[str, Any] | None = None  # latency of the network as it is
+
+    def _earlier(self, network: str) -> dict[str, Any]:
+        """Rows of formats of this very network that lie in the folder already."""
+        try:
+            content = json.loads((self.out / "export.json").read_text(encoding="utf-8"))
+            rows = dict(content["formats"]) if content["network"] == network else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+        return {n: r for n, r in rows.items() if all((self.out / f).exists() for f in r["files"])}
+
+    def _write(self, made: Exported) -> dict[str, Any]:
+        network = hashlib.sha256(state_bytes(self.subject.network)).hexdigest()
+        content = {
+            "schema": 1,
+            "network": network,
+            "command": self.subject.command,
+            "options": asdict(self.options),
+            "samples": sum(len(y) for _, y in self.batches),
+            "eager_latency": self.eager,
+            "formats": {**self._earlier(network), **made.rows},
+            "refused": made.refused,
+        }
+        write_json(self.out / "export.json", content)
+        described = card(self.subject.result, self.subject.trained, content)
+        write_json(self.out / "card.json", described)
+        write_atomic(self.out / "card.md", markdown(described))
+        print(f"card: {shown(self.out / 'card.md')}")
+        return content

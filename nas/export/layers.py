@@ -1,0 +1,68 @@
+"""A layer of `torch.nn` as the text that builds it: ``nn.Conv2d(1, 16, 3, padding=1)``."""
+
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+
+from nas.errors import UserError
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether it is exactly one of `torch.nn`'s own layers, containers left out."""
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    return vars(nn).get(type(module).__name__) is type(module) and type(module) not in containers
+
+
+def constructor(layer: nn.Module) -> str:
+    """The expression that builds a layer like this one, with weights of its own.
+
+    Raises:
+        UserError: the layer does not tell how it was built.
+    """
+    kind = type(layer)
+    required, options = _arguments(layer)
+    built = kind(*required, **options)
+    mine, other = ({k: v.shape for k, v in m.state_dict().items()} for m in (layer, built))
+    if str(built) != str(layer) or mine != other:
+        raise _unknown(layer)
+    words = [*map(_text, required), *(f"{name}={_text(value)}" for name, value in options.items())]
+    return f"nn.{kind.__name__}({', '.join(words)})"
+
+
+def _arguments(layer: nn.Module) -> tuple[list[Any], dict[str, Any]]:
+    required: list[Any] = []
+    options: dict[str, Any] = {}
+    for name, parameter in inspect.signature(type(layer)).parameters.items():
+        if name in ("device", "dtype") or parameter.kind in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        ):
+            continue
+        if not hasattr(layer, name):
+            raise _unknown(layer)
+        value = _plain(getattr(layer, name), name)
+        if parameter.default is parameter.empty:
+            required.append(value)
+        elif value != parameter.default:
+            options[name] = value
+    return required, options
+
+
+def _plain(value: Any, name: str) -> Any:
+    """What was passed for what is stored: True for a bias, 3 for (3, 3)."""
+    if isinstance(value, Tensor) or name == "bias":
+        return value is not None and value is not False
+    equal = isinstance(value, tuple) and len(set(value)) == 1 and name != "normalized_shape"
+    return value[0] if equal else value
+
+
+def _text(value: Any) -> str:
+    return repr(value)
+
+
+def _unknown(layer: nn.Module) -> UserError:
+    return UserError(
+        f"the layer {layer} cannot be written as Python code, as it does not tell how it was "
+        "built; use another format, such as onnx or pt2"
+    )

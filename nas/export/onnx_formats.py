@@ -1,0 +1,131 @@
+"""ONNX in float32, and in int8 by onnxruntime's static quantization."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas.errors import UserError
+from nas.export.source import Format, Model, Source
+from nas.run import write_atomic
+
+TOLERANCE = 1e-4
+_BATCH = 64  # images that calibration looks at in one step
+
+
+def onnx_bytes(network: nn.Module, example: Tensor) -> bytes:
+    """The network as ONNX with a free batch size; input "input", output "logits"."""
+    program = torch.onnx.export(
+        network.eval(),
+        (example,),
+        dynamo=True,
+        input_names=["input"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        verbose=False,
+    )
+    assert program is not None
+    model = program.model_proto
+    for part in (model, model.graph, *model.graph.node, *model.graph.value_info):
+        del part.metadata_props[:]  # stack traces with this machine's paths, half of a small file
+        part.doc_string = ""
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def session(model: bytes | str) -> Model:
+    """A model in onnxruntime, on one thread."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    run = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run
+    return lambda x: torch.from_numpy(run(None, {"input": x.numpy()})[0])
+
+
+def onnx(network: nn.Module, example: Tensor, path: Path) -> float:
+    """Write `network` as ONNX with a free batch size; return max |ONNX - eager| on `example`.
+
+    The file is kept only if it computes what the network computes.
+
+    Raises:
+        UserError: the extra is not installed, or the outputs differ by more than 1e-4.
+    """
+    ONNX.check_installed()
+    network = network.eval()
+    content = onnx_bytes(network, example)
+    with torch.no_grad():
+        difference = float((session(content)(example) - network(example)).abs().max())
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"the ONNX file computes something else than the network (max difference "
+            f"{difference:.2g} > {TOLERANCE}), so it was not kept"
+        )
+    write_atomic(path, content)
+    return difference
+
+
+def write_onnx(source: Source, folder: Path) -> None:
+    """ONNX with a free batch size."""
+    write_atomic(folder / "network.onnx", onnx_bytes(source.network, source.example))
+
+
+def write_int8(source: Source, folder: Path) -> None:
+    """Static quantization to QDQ: weights per channel, activations per tensor, all int8."""
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    assert source.calibration is not None
+    reader = _Reader(source.calibration)
+    logging.getLogger("root").setLevel(logging.ERROR)
+    with TemporaryDirectory(dir=folder) as scratch:
+        plain, ready, out = (str(Path(scratch) / name) for name in ("plain", "ready", "out"))
+        Path(plain).write_bytes(onnx_bytes(source.network, source.example))
+        # Optimised first: BatchNorm is folded into the convolutions, whose weights are quantized.
+        quant_pre_process(plain, ready, skip_symbolic_shape=True)
+        quantize_static(
+            ready,
+            out,
+            reader,
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            activation_type=QuantType.QInt8,
+        )
+        write_atomic(folder / "network_int8.onnx", Path(out).read_bytes())
+
+
+class _Reader:
+    """What onnxruntime asks for batches, until there is None."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.batches: Iterator[Tensor] = iter(torch.split(images, _BATCH))
+
+    def get_next(self) -> dict[str, Any] | None:
+        batch = next(self.batches, None)
+        return None if batch is None else {"input": batch.numpy()}
+
+
+_NEEDS = ("onnx", "onnxscript", "onnxruntime")
+ONNX = Format(
+    ("network.onnx",),
+    "onnxruntime",
+    write_onnx,
+    lambda path: session(str(path)),
+    TOLERANCE,
+    _NEEDS,
+    "onnx",
+)
+INT8_ONNX = Format(
+    ("network_int8.onnx",),
+    "onnxruntime",
+    write_int8,
+    lambda path: session(str(path)),
+    None,
+    _NEEDS,
+    "onnx",
+)

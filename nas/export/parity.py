@@ -1,0 +1,93 @@
+"""Whether an exported file computes what the network computes, on real samples."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nas.export.source import Model
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """An exported file beside the network in eager PyTorch.
+
+    Args:
+        samples: on how many.
+        max_abs_diff: largest difference of two logits.
+        argmax_agreement: share of samples that get the same class.
+        accuracy, eager_accuracy: share of samples that get the right class.
+    """
+
+    samples: int
+    max_abs_diff: float
+    argmax_agreement: float
+    accuracy: float
+    eager_accuracy: float
+
+    @property
+    def drop(self) -> float:
+        """Accuracy that is lost."""
+        return self.eager_accuracy - self.accuracy
+
+    def fields(self) -> dict[str, Any]:
+        """For a JSON file."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"max |difference| {self.max_abs_diff:.1e}, same class {self.argmax_agreement:.2%}, "
+            f"accuracy {self.accuracy:.2%} (eager {self.eager_accuracy:.2%})"
+        )
+
+
+def compare(eager: Model, exported: Model, batches: Iterable[Batch]) -> Parity:
+    """Run both on every batch; in the second place one sample alone, as a batch size of its own."""
+    outputs, references, labels = [], [], []
+    with torch.no_grad():
+        for x, y in batches:
+            for part in (slice(0, 1), slice(1, None)):
+                if len(x[part]):
+                    outputs.append(exported(x[part]))
+                    references.append(eager(x[part]))
+                    labels.append(y[part])
+    return parity(torch.cat(outputs), torch.cat(references), torch.cat(labels))
+
+
+def parity(found: Tensor, reference: Tensor, labels: Tensor) -> Parity:
+    """Of logits ``(N, classes)`` and labels ``(N,)``; a NaN is an infinite difference."""
+    difference = (found - reference).abs().nan_to_num(nan=float("inf"))
+    classes, expected = found.argmax(-1), reference.argmax(-1)
+    return Parity(
+        len(labels),
+        float(difference.max()),
+        _share(classes == expected),
+        _share(classes == labels),
+        _share(expected == labels),
+    )
+
+
+def _share(right: Tensor) -> float:
+    return float(right.double().mean())
+
+
+def complaint(name: str, found: Parity, tolerance: float | None, max_drop: float | None) -> str:
+    """Why a file is not to be kept; empty where it is."""
+    if tolerance is not None:
+        if found.max_abs_diff <= tolerance:
+            return ""
+        return (
+            f"the {name} file computes something else than the network (max difference "
+            f"{found.max_abs_diff:.2g} > {tolerance:g}), so it was not kept"
+        )
+    if max_drop is None or found.drop <= max_drop:
+        return ""
+    return (
+        f"the {name} file loses {100 * found.drop:.1f} points of accuracy, more than "
+        f"max_drop={max_drop:g}, so it was not kept: train it for int8 with qat=true, calibrate "
+        "with more images, or allow a larger max_drop"
+    )

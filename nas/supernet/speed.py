@@ -1,0 +1,126 @@
+"""How a supernet's layers are run: the same results within rounding, in less time.
+
+Each speed does what those before it do:
+
+- ``none``: PyTorch as it is;
+- ``kernels``: other kernels for the convolutions that its CPU library is slow at, see
+  `nas.ops.convolution`;
+- ``channels_last``: weights and activations of images with the channels as the last in memory;
+- ``compile``: one graph of the pass through all candidates by `torch.compile`.
+
+Nothing of this shows in a state dict. Measured and no gain on a CPU: one wide pointwise convolution
+for the first layers of several MBConv over the same input. Its parts must be copied out for what
+follows, which costs more (1.1 to 1.6 times the time of separate ones from 16 x 16 up) than the
+shared read of the input saves.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nas.decision import free
+from nas.errors import UserError
+from nas.ops.convolution import Conv2d
+from nas.supernet.choice import ChoiceBlock
+
+SPEEDS = ("none", "kernels", "channels_last", "compile")
+# Compilation takes minutes, which a quick measurement cannot: it is for the user to ask for.
+MEASURED = SPEEDS[:3]
+STEPS = 3  # of each, after one to warm up
+GAIN = 0.97  # a later speed must be at most so much of an earlier one's time to be preferred
+
+
+def check(speed: str) -> None:
+    """Raises UserError unless `speed` is "auto" or one of `SPEEDS`."""
+    if speed not in ("auto", *SPEEDS):
+        raise UserError(f"speed={speed!r} is not one of {['auto', *SPEEDS]}")
+
+
+def prepare(model: nn.Module, speed: str) -> None:
+    """Run the layers of `model` at `speed` from now on; ``compile`` needs `compiled`, too."""
+    level = SPEEDS.index(speed)
+    for module in model.modules():
+        if isinstance(module, Conv2d):
+            module.quick = level >= SPEEDS.index("kernels")
+    last = level >= SPEEDS.index("channels_last")
+    model.to(memory_format=torch.channels_last if last else torch.contiguous_format)
+    for key in [key for key, hook in model._forward_pre_hooks.items() if hook is _last]:
+        del model._forward_pre_hooks[key]
+    if last:
+        model.register_forward_pre_hook(_last)
+    model._compiled_call_impl = None
+
+
+def _last(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(
+        x.contiguous(memory_format=torch.channels_last)
+        if isinstance(x, Tensor) and x.ndim == 4
+        else x
+        for x in inputs
+    )
+
+
+def compiled(model: nn.Module, x: Tensor) -> Callable[..., Any]:
+    """Make `model` use a compiled graph in training where all candidates run, for inputs like `x`.
+
+    Sampled paths, evaluation and other shapes go through `model` as it is.
+    """
+    eager: Callable[..., Any] = model._call_impl
+    graph = torch.compile(eager, dynamic=False)
+    shape, blocks = x.shape, [m for m in model.modules() if isinstance(m, ChoiceBlock)]
+
+    def call(*inputs: Any, **options: Any) -> Any:
+        alike = len(inputs) == 1 and not options and inputs[0].shape == shape
+        if model.training and torch.is_grad_enabled() and alike and all(map(_all_run, blocks)):
+            return graph(*inputs)
+        return eager(*inputs, **options)
+
+    model._compiled_call_impl = call  # what `nn.Module.compile` sets; never copied nor saved
+    return call
+
+
+def _all_run(block: ChoiceBlock) -> bool:
+    with torch.no_grad():
+        return getattr(block, "mixing", None) is None and bool((block.theta > 0).all())
+
+
+def fastest(model: nn.Module, x: Tensor) -> tuple[str, dict[str, float]]:
+    """The speed to train `model` at, by a few steps of a copy; and the seconds of a step of each.
+
+    Nothing of `model` or of the global generator changes. A speed that fails is not chosen.
+    """
+    seconds: dict[str, float] = {}
+    with torch.random.fork_rng(devices=[]):
+        for speed in MEASURED:
+            trial = copy.deepcopy(model).train()
+            free(trial)
+            prepare(trial, speed)
+            try:
+                seconds[speed] = min(_seconds(trial, x) for _ in range(STEPS + 1))
+            except RuntimeError:
+                if speed == MEASURED[0]:
+                    raise
+    best = next(iter(seconds))
+    for speed, value in seconds.items():
+        if value < GAIN * seconds[best]:
+            best = speed
+    return best, seconds
+
+
+def _seconds(model: nn.Module, x: Tensor) -> float:
+    start = time.perf_counter()
+    step(model, x)
+    return time.perf_counter() - start
+
+
+def step(model: nn.Module, x: Tensor) -> None:
+    """A forward and a backward pass; gradients are dropped."""
+    logits = model(x)
+    labels = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    torch.autograd.backward(F.cross_entropy(logits, labels))
+    model.zero_grad()

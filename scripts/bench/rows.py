@@ -1,0 +1,193 @@
+"""The comparisons; each gives the rows of one space and batch."""
+
+import copy
+import statistics
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+
+from bench.networks import (
+    CONFIGS,
+    SHAPES,
+    Batch,
+    Trainee,
+    build_supernet,
+    network_drawn,
+    saved_bytes,
+    sum_of_branches,
+)
+from bench.timing import Row, Step, compare, interleave, quartiles
+from nas.cost import device
+from nas.cost.analytic import MACs, Params
+from nas.cost.expected import expected
+from nas.cost.memory import PeakMemory
+from nas.cost.roofline import Energy, Roofline
+from nas.cost.trace import trace
+from nas.decision import free
+from nas.supernet.relax import softmax, straight_through
+from nas.supernet.speed import compiled, prepare
+
+REPEATS = 6  # each with other paths, or fresh copies
+
+Bench = Callable[[str, Batch, int], list[Row]]
+
+
+def soft(space: str, batch: Batch, rounds: int) -> list[Row]:
+    """All paths: searched, with alphas frozen, against the branches added without theta."""
+    times, at = [], (space, len(batch[0]))
+    for _ in range(REPEATS):
+        supernet = build_supernet(space, softmax)
+        steps: dict[str, Step] = {
+            "soft": Trainee(supernet, batch).step,
+            "frozen": Trainee(copy.deepcopy(supernet), batch, frozen=True).step,
+            "plain": Trainee(sum_of_branches(supernet), batch).step,
+        }
+        times.append(interleave(steps, rounds))
+    return [
+        compare("soft", ("soft", "plain"), at, times, 1.00),
+        compare("soft, alphas frozen", ("frozen", "plain"), at, times, 1.00),
+    ]
+
+
+def speed(space: str, batch: Batch, rounds: int) -> list[Row]:
+    """All paths at each speed that needs no compilation, against the plain sum of branches."""
+    times, at = [], (space, len(batch[0]))
+    for _ in range(REPEATS // 2):
+        supernet = build_supernet(space, softmax)
+        steps: dict[str, Step] = {"plain": Trainee(sum_of_branches(supernet), batch).step}
+        for name in ("kernels", "channels_last"):
+            steps[name] = Trainee(_at_speed(supernet, name), batch).step
+        times.append(interleave(steps, rounds))
+    return [
+        compare(f"soft, {name}", (name, "plain"), at, times, limit)
+        for name, limit in (("kernels", 1.00), ("channels_last", 0.95))
+    ]
+
+
+def compile(space: str, batch: Batch, rounds: int) -> list[Row]:
+    """All paths compiled, against the plain sum of branches; prints the seconds to set it up."""
+    at, supernet = (space, len(batch[0])), build_supernet(space, softmax)
+    plain = Trainee(sum_of_branches(supernet), batch)
+    ours = Trainee(_at_speed(supernet, "compile"), batch)
+    compiled(ours.net, batch[0])
+    first = interleave({"compile": ours.step}, 1, warm_up=False)
+    print(f"compiled in {first.wall['compile'][0] / 1000:.0f} s ({space})", flush=True)
+    times = [interleave({"compile": ours.step, "plain": plain.step}, rounds) for _ in range(3)]
+    return [compare("soft, compile", ("compile", "plain"), at, times, 0.93)]
+
+
+def _at_speed(supernet: nn.Module, name: str) -> nn.Module:
+    net = copy.deepcopy(supernet)
+    prepare(net, name)
+    return net
+
+
+def cost(space: str, batch: Batch, rounds: int) -> list[Row]:
+    """Costs under theta and their gradient, each and together, against a whole soft step."""
+    at, supernet = (space, len(batch[0])), build_supernet(space, softmax)
+    layers = trace(supernet, SHAPES[space])
+    target = device.load(CONFIGS / "device" / "cortex_m7.yaml")
+    models = (Params(), MACs(), PeakMemory(), Roofline(target), Energy(target))
+    costs = {model.name: expected(supernet, model, layers) for model in models}
+    steps: dict[str, Step] = {"soft": Trainee(supernet, batch).step}
+    for name, one in costs.items():
+        steps[name] = lambda one=one: torch.autograd.backward(one())
+    steps["all"] = lambda: torch.autograd.backward([one() for one in costs.values()])
+    times = [interleave(steps, rounds) for _ in range(3)]
+    return [compare(f"cost: {name}", (name, "soft"), at, times, 0.02) for name in (*costs, "all")]
+
+
+def hard(space: str, batch: Batch, rounds: int) -> list[Row]:
+    """One path, drawn: time and bytes, against its plain network, for more and more candidates."""
+    rows = []
+    for count in (3, 6, 12) if space == "chain" else (None,):
+        times, kept, at = [], [], (space, len(batch[0]))
+        supernet = build_supernet(space, straight_through, True, count)
+        searched = Trainee(supernet, batch)
+        fixed = Trainee(copy.deepcopy(supernet), batch, frozen=True)
+        for seed in range(REPEATS):
+            plain = Trainee(network_drawn(supernet, seed), batch)
+            steps: dict[str, Step] = {
+                "hard": partial(searched.drawn_step, seed),
+                "frozen": partial(fixed.drawn_step, seed),
+                "plain": plain.step,
+            }
+            times.append(interleave(steps, rounds))
+            kept.append(saved_bytes(searched) / saved_bytes(plain))
+        of = f" of {count}" if count else ""
+        rows += [
+            compare(f"hard{of}", ("hard", "plain"), at, times, 1.10),
+            compare(f"hard{of}, alphas frozen", ("frozen", "plain"), at, times, 1.10),
+            Row(f"bytes{of}", *at, statistics.fmean(kept), quartiles(kept), 1.02),
+        ]
+    return rows
+
+
+def two_path(space: str, batch: Batch, rounds: int) -> list[Row]:
+    """ProxylessNAS: a step of alphas on two paths, against the mean plain single-path network."""
+    from nas.supernet.proxyless import TwoPaths, draw_mixing, draw_path, mixing
+
+    at, times = (space, len(batch[0])), []
+    supernet = build_supernet(space, softmax)
+    alphas, weights = Trainee(supernet, batch), Trainee(copy.deepcopy(supernet), batch, frozen=True)
+
+    def alpha_step(seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        with mixing(alphas.net, draw_mixing(alphas.net, TwoPaths.draw, generator)):
+            alphas.step_alphas()
+
+    def weight_step(seed: int) -> None:
+        draw_path(weights.net, torch.Generator().manual_seed(seed))
+        weights.step()
+
+    hard_supernet = build_supernet(space, straight_through, True)
+    for seed in range(REPEATS):
+        # As many draws as paths: the means are over the same distribution, not the same paths.
+        plain = Trainee(network_drawn(hard_supernet, seed), batch)
+        steps: dict[str, Step] = {
+            "alpha": partial(alpha_step, seed),
+            "weight": partial(weight_step, seed),
+            "plain": plain.step,
+        }
+        times.append(interleave(steps, rounds))
+    free(supernet)
+    return [
+        compare("two-path alpha step", ("alpha", "plain"), at, times, 2.2),
+        compare("proxyless weight step", ("weight", "plain"), at, times, 1.10),
+    ]
+
+
+def bilevel(space: str, batch: Batch, rounds: int) -> list[Row]:
+    """Both halves of a step of the NAS-Bench-201 supernet, against two plain steps of all ops."""
+    at, times = (space, len(batch[0])), []
+    for _ in range(REPEATS // 2):
+        supernet = build_supernet(space, softmax)
+        plain = Trainee(sum_of_branches(supernet), batch)
+        eager = Trainee(copy.deepcopy(supernet), batch)
+        steps: dict[str, Step] = {
+            "eager": eager.bilevel_step,
+            "kernels": Trainee(_at_speed(supernet, "kernels"), batch).bilevel_step,
+            "channels_last": Trainee(_at_speed(supernet, "channels_last"), batch).bilevel_step,
+            "gdas": Trainee(build_supernet(space, straight_through, True), batch).bilevel_step,
+            "plain": lambda plain=plain: (plain.step(), plain.step()),
+        }
+        times.append(interleave(steps, rounds))
+    limits = {"eager": 0.95, "kernels": 0.95, "channels_last": 0.95, "gdas": 0.33}
+    return [
+        compare(f"bilevel, {name}", (name, "plain"), at, times, limit)
+        for name, limit in limits.items()
+    ]
+
+
+# Name -> comparison and the spaces that it is made on.
+BENCHES: dict[str, tuple[Bench, tuple[str, ...]]] = {
+    "soft": (soft, ("chain", "mobilenet")),
+    "speed": (speed, ("chain", "mobilenet")),
+    "compile": (compile, ("chain", "mobilenet")),
+    "cost": (cost, ("chain", "mobilenet")),
+    "hard": (hard, ("chain", "mobilenet")),
+    "two_path": (two_path, ("chain", "mobilenet")),
+    "bilevel": (bilevel, ("nas_bench_201",)),
+}

@@ -1,0 +1,131 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from nas.decision import decisions
+from nas.errors import UserError
+from nas.ops.catalogue import build
+from nas.spaces.staged import StagedSpace
+from nas.supernet import speed
+from nas.supernet.choice import ChoiceBlock
+from nas.supernet.speed import MEASURED, compiled, fastest, prepare
+
+STAGES = [
+    {"ops": ["conv_k3", "conv_k5", "sep_k3"], "channels": 4, "stride": 2},
+    {"ops": ["mb_k3_e3", "mb_k5_e3_se", "mb_k7_e6", "identity"], "channels": 4, "repeat": 2},
+    {"ops": ["conv_k5", "mb_k7_e1", "ssep_k5"], "channels": 6, "stride": 2},
+]
+
+
+@pytest.fixture
+def supernet():
+    torch.manual_seed(0)
+    return StagedSpace((3, 8, 8), 5, STAGES)
+
+
+def trained(net, x):
+    """Output, every gradient and every buffer after a step in double precision's stead."""
+    net = net.train()
+    y = net(x)
+    (y.square().sum() / len(x)).backward()
+    grads = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+    return y.detach(), grads, dict(net.named_buffers()), net.eval()(x).detach()
+
+
+@pytest.mark.parametrize("name", MEASURED[1:])
+@pytest.mark.parametrize("path", [None, 0, 1, 2])
+def test_every_speed_gives_the_same(supernet, name, path):
+    x = torch.randn(16, 3, 8, 8)
+    if path is not None:
+        for _, decision in decisions(supernet):
+            decision.choose(decision.options[path])
+    other = copy.deepcopy(supernet)
+    prepare(other, name)
+    assert_close(trained(other, x), trained(supernet, x), rtol=1e-3, atol=1e-4)
+    assert list(other.state_dict()) == list(supernet.state_dict())
+
+
+def test_a_speed_can_be_taken_back(supernet):
+    x = torch.randn(16, 3, 8, 8)
+    other = copy.deepcopy(supernet)
+    prepare(other, "channels_last")
+    assert not other.blocks[0].candidates["conv_k3"][0].weight.is_contiguous()
+    prepare(other, "none")
+    ours, theirs = trained(other, x), trained(supernet, x)
+    assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_measuring_leaves_no_trace(supernet):
+    before, state = copy.deepcopy(supernet.state_dict()), torch.get_rng_state()
+    best, seconds = fastest(supernet, torch.zeros(4, 3, 8, 8))
+    assert best in MEASURED
+    assert set(seconds) == set(MEASURED)
+    assert_close(supernet.state_dict(), before, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in supernet.parameters())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "best"),
+    [
+        ((1.0, 0.99, 0.985), "none"),
+        ((1.0, 0.9, 0.89), "kernels"),
+        ((1.0, 0.9, 0.5), "channels_last"),
+    ],
+)
+def test_a_later_speed_must_be_worth_it(supernet, monkeypatch, seconds, best):
+    times = iter(s for s in seconds for _ in range(speed.STEPS + 1))
+    monkeypatch.setattr(speed, "_seconds", lambda model, x: next(times))
+    assert fastest(supernet, torch.zeros(4, 3, 8, 8))[0] == best
+
+
+def test_a_speed_that_fails_is_not_chosen(supernet, monkeypatch):
+    def fails(model, x):
+        if any(p.ndim == 4 and not p.is_contiguous() for p in model.parameters()):
+            raise RuntimeError("no such layout")
+        return 1.0
+
+    monkeypatch.setattr(speed, "_seconds", fails)
+    best, seconds = fastest(supernet, torch.zeros(4, 3, 8, 8))
+    assert best == "none"
+    assert "channels_last" not in seconds
+
+
+def test_the_compiled_graph_is_used_where_every_candidate_runs(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda f, **_: lambda *x: used.append(1) or f(*x))
+    used: list[int] = []
+    block = ChoiceBlock({name: build(name, 3, 3) for name in ("conv_k3", "identity")})
+    x = torch.randn(2, 3, 4, 4)
+    compiled(block, x)
+    block.train()(x)
+    assert len(used) == 1
+    block.eval()(x)
+    block.train()(x[:1].expand(3, -1, -1, -1))
+    block.choose("identity")
+    block(x)
+    assert len(used) == 1
+    block.free()
+    block(x)
+    assert len(used) == 2
+    assert copy.deepcopy(block)._compiled_call_impl is None
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_an_eager_one():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        ChoiceBlock({name: build(name, 3, 4) for name in ("conv_k3", "sep_k3", "mb_k3_e3")}),
+        nn.Flatten(),
+    )
+    x, other = torch.randn(8, 3, 4, 4), copy.deepcopy(net)
+    prepare(other, "compile")
+    compiled(other, x)
+    assert_close(trained(other, x), trained(net, x), rtol=1e-3, atol=1e-4)
+
+
+def test_an_unknown_speed_is_refused():
+    with pytest.raises(UserError, match="fast"):
+        speed.check("fast")
