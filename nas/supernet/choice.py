@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import nan
 from typing import Protocol, cast, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from nas.arch import Option
