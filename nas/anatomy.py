@@ -1,6 +1,6 @@
 """The pieces of a network in order: what was chosen, channels, sizes, share of each cost."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import nn
 from nas.arch import Arch
 from nas.cost.base import LayerCost, LayerSpec, NetworkCost
 from nas.cost.trace import Example, trace
-from nas.decision import decisions
+from nas.decision import Decision, Varying, decisions
 from nas.discrete import discretize
 
 
@@ -40,30 +40,54 @@ def anatomy(
 ) -> list[Part]:
     """The parts of `supernet` with `arch`, in the order of its modules.
 
-    Layers inside a choice, nested ones included, belong to the outermost; all others to the
-    top-level module that they are in.
+    Layers inside a choice, nested ones included, belong to the outermost, those of an elastic layer
+    to it; all others to the top-level module that they are in.
 
     Raises:
         UserError: as `discretize` and `trace`.
     """
     additive = {n: cost for n, cost in costs.items() if not isinstance(cost, NetworkCost)}
-    chosen = _outermost(supernet, arch)
+    names = {decision: name for name, decision in decisions(supernet)}
+    chosen = dict(_chosen(supernet, "", arch, names))
     found = {name: Part(name, option) for name, option in chosen.items()}
     for name, _ in supernet.named_children():
         if not any(choice == name or choice.startswith(f"{name}.") for choice in chosen):
             found[name] = Part(name)
     order = [name for name, _ in supernet.named_modules() if name in found]
     parts = {name: found[name] for name in order}
-    for layer in trace(discretize(supernet, arch), example).layers:
+    network = discretize(supernet, arch)
+    for layer in trace(network, example).layers:
         part = parts.setdefault(*_owner(layer.spec.module, parts))
         _add(part, layer.spec, additive)
-    return [part for part in parts.values() if part.option or part.layers]
+    # What is decided in a block that a searched depth leaves out is in no network.
+    there = {name for name, _ in network.named_modules()}
+    there |= {name for decision, name in names.items() if not decision.gated()}
+    return [p for p in parts.values() if p.layers or (p.option and p.name in there)]
 
 
-def _outermost(supernet: nn.Module, arch: Arch) -> dict[str, str]:
-    names = [name for name, _ in decisions(supernet)]
-    outer = [n for n in names if not any(n.startswith(f"{other}.") for other in names)]
-    return {name: str(arch.choices[name]) for name in outer}
+def _chosen(
+    module: nn.Module, path: str, arch: Arch, names: Mapping[Decision, str]
+) -> Iterator[tuple[str, str]]:
+    """Path and option of every choice of ops and of every number that is searched.
+
+    Those of one elastic layer are told together, e.g. "kernel 5, expand 4".
+    """
+    if isinstance(module, Decision):
+        yield path, str(arch.choices[names[module]])
+        return
+    own = module.decides() if isinstance(module, Varying) else ()
+    numbers = {decision for decision in own if not decision.gated()}
+    inside = [(key, child) for key, child in module.named_children() if child not in numbers]
+    deeper = (m for _, child in inside for m in child.modules() if m not in numbers)
+    if numbers and not any(isinstance(m, Varying) for m in deeper):
+        # A width is told where it is made, not again where it is read.
+        told = [names[d] for d in own if d in numbers and names[d].startswith(f"{path}.")]
+        yield path, ", ".join(f"{n.rpartition('.')[2]} {arch.choices[n]}" for n in told)
+        return
+    for decision in numbers:
+        yield names[decision], str(arch.choices[names[decision]])
+    for key, child in inside:
+        yield from _chosen(child, f"{path}.{key}".lstrip("."), arch, names)
 
 
 def _owner(module: str, parts: Mapping[str, Part]) -> tuple[str, Part]:

@@ -1,6 +1,7 @@
 """`Decision`: one searchable thing, and the functions that act on all decisions of a model."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -12,7 +13,32 @@ from nas.errors import UserError
 _STATE = ("alpha", "noise", "tau", "open")
 
 
-class Decision(nn.Module):
+class Varying(nn.Module):
+    """A module that is another plain module for each combination of options of its decisions."""
+
+    def decides(self) -> Sequence["Decision"]:
+        """The decisions that its variants differ by, each once."""
+        raise NotImplementedError
+
+    def variant(self, options: Mapping["Decision", Option]) -> nn.Module:
+        """The module that stands here once `options` are taken.
+
+        It may hold, or share weights with, what is in the supernet; `nas.discrete` copies it.
+        """
+        raise NotImplementedError
+
+    def reads(self, options: Mapping["Decision", Option]) -> int | None:
+        """The first so many channels of its input are those it gets; None: all there are."""
+        return None
+
+    def combinations(self) -> Iterator[dict["Decision", Option]]:
+        """Every combination of options of `decides`."""
+        own = self.decides()
+        for options in product(*(decision.options for decision in own)):
+            yield dict(zip(own, options, strict=True))
+
+
+class Decision(Varying):
     """Base of everything that is searched: options, logits over them, and the weights in use.
 
     Subclasses define `theta` and `discretize`; the state that theta is computed from (`alpha`,
@@ -35,6 +61,7 @@ class Decision(nn.Module):
     noise: Tensor  # added to alpha; zero unless the relaxation draws some
     tau: Tensor
     open: Tensor  # bool; a closed option has theta exactly 0
+    ordered = False  # whether the first option is the smallest network and the last the largest
 
     def __init__(self, options: Sequence[Option], lead: "Decision | None" = None) -> None:
         super().__init__()
@@ -107,6 +134,12 @@ class Decision(nn.Module):
     def gated(self) -> Mapping[Option, nn.Module]:
         """Option -> the module that exists in the network only if that option is taken."""
         raise NotImplementedError
+
+    def decides(self) -> Sequence["Decision"]:
+        return (self.lead,) if self.gated() else ()
+
+    def variant(self, options: Mapping["Decision", Option]) -> nn.Module:
+        return self.gated()[options[self.lead]]
 
     def discretize(self) -> nn.Module:
         """The module that stands here once `best()` is taken, weights shared."""

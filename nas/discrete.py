@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from nas.arch import Arch, Option
-from nas.decision import Decision, apply, decisions
+from nas.decision import Decision, Varying, apply, decisions
 
 
 def arch_of(model: nn.Module, space: str | None = None) -> Arch:
@@ -36,23 +36,23 @@ def discretize(model: nn.Module, arch: Arch | None = None) -> nn.Module:
 
 
 def _copy(module: nn.Module, options: Mapping[Decision, Option], memo: dict[int, Any]) -> Any:
-    """Copy `module`; `memo` gives deepcopy, for each decision, what stands in its place.
+    """Copy `module`; `memo` gives deepcopy, for all that varies, what stands in its place.
 
     Inner decisions before the options that hold them; options that are not taken are not copied.
     """
-    for decision in _outermost(module):
-        if id(decision) not in memo:
-            chosen = decision.gated()[options[decision.lead]]
-            memo[id(decision)] = _copy(chosen, options, memo)
+    for varying in outermost(module):
+        if id(varying) not in memo:
+            memo[id(varying)] = _copy(varying.variant(options), options, memo)
     return copy.deepcopy(module, memo)
 
 
-def _outermost(module: nn.Module) -> Iterator[Decision]:
-    if isinstance(module, Decision):
+def outermost(module: nn.Module) -> Iterator[Varying]:
+    """What varies in `module` and is inside nothing that does."""
+    if isinstance(module, Varying):
         yield module
         return
     for child in module.children():
-        yield from _outermost(child)
+        yield from outermost(child)
 
 
 def _check(model: nn.Module, arch: Arch) -> None:

@@ -5,7 +5,7 @@ both. Where a decision stands between the two, that depends on what is chosen.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Self
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nas.cost.base import Event, Gates, LayerSpec, stored
-from nas.decision import decisions, sites
+from nas.cost.unrolled import Mixer
 
 _NORMS = {"native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"}
 
@@ -35,18 +35,22 @@ class FoldRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Watches one dry run of `model` with all options unrolled; `layers` then says what folds.
 
     Args:
+        mixers: the modules of `model` that run candidates.
         open_gates: gates of the candidates that run now, outermost first.
         path: paths of the modules that run now, outermost first.
     """
 
     def __init__(
-        self, model: nn.Module, open_gates: list[tuple[str, int] | None], path: list[str]
+        self,
+        model: nn.Module,
+        mixers: Sequence[Mixer],
+        open_gates: list[tuple[str, int] | None],
+        path: list[str],
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.modules = dict(model.named_modules())
         self.model, self.open_gates, self.path = model, open_gates, path
-        self.names = {decision: name for name, decision in decisions(model)}
-        self.sites = dict(sites(model))
+        self.mixers = {mixer.path: mixer for mixer in mixers}
         self.made: dict[int, list[_Source]] = {}
         self.read: dict[int, list[tuple[Gates, str | None]]] = defaultdict(list)  # None: no norm
         self.norms: dict[str, list[tuple[Gates, list[_Source]]]] = defaultdict(list)
@@ -54,12 +58,12 @@ class FoldRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.handles: list[Any] = []
 
     def __enter__(self) -> Self:
-        for path, decision in self.sites.items():
+        for name, mixer in self.mixers.items():
             gathered: list[_Source] = []
-            for index, candidate in enumerate(decision.gated().values()):
-                gather = self._gather(path, (self.names[decision.lead], index), gathered)
+            for gates, candidate in mixer.candidates:
+                gather = self._gather(name, gates, gathered)
                 self.handles.append(candidate.register_forward_hook(gather))
-            self.handles.append(decision.register_forward_hook(self._pass_on(gathered)))
+            self.handles.append(mixer.module.register_forward_hook(self._pass_on(gathered)))
         # A result of the network is read by whoever called it.
         self.handles.append(self.model.register_forward_hook(lambda *args: self._reads(args[2])))
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -70,13 +74,11 @@ class FoldRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for handle in self.handles:
             handle.remove()
 
-    def _gather(
-        self, site: str, gate: tuple[str, int], gathered: list[_Source]
-    ) -> Callable[..., None]:
+    def _gather(self, name: str, gates: Gates, gathered: list[_Source]) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, out: Any) -> None:
-            if self.path[-1] == site:  # not where another caller uses the same module
+            if self.path[-1] == name:  # not where another caller uses the same module
                 for source in self._sources(out):
-                    gathered.append(replace(source, gates=source.gates | {gate}))
+                    gathered.append(replace(source, gates=source.gates | gates))
 
         return hook
 
@@ -117,8 +119,8 @@ class FoldRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in _NORMS and isinstance(module, _BatchNorm) and args[3] is not None:
             self.norms[path].append((self._gates, self._sources(args[0])))
             self._reads(args[0], norm=path)
-        elif not (path in self.sites and name in ("mul", "add")):
-            # A decision's weighted sum is gone from the network that is deployed.
+        elif not (path in self.mixers and name in ("mul", "add", "slice")):
+            # What mixes candidates is gone from the network that is deployed.
             self._reads(args)
         if name == "convolution":
             self._make(out, [_Source(self._gates, id(args[1]), path, args[2] is not None)])
@@ -131,28 +133,37 @@ class FoldRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         Folds that something may prevent are taken back where it does.
         """
+        readers = self._readers()
         for norm, calls in self.norms.items():
             layers = {source.key: source for _, sources in calls for source in sources}
             for key, source in layers.items():
                 if key is None:
                     continue
-                folds, prevented = self._events(norm, key)
+                folds, prevented = self._events(norm, key, readers[key])
                 for kind, opposite, spec in self._changes(norm, source):
                     for name, event in ((kind, folds), (opposite, prevented)):
                         if event:
                             yield replace(spec, kind=name), event
 
-    def _events(self, norm: str, key: object) -> tuple[Event, Event]:
+    def _readers(self) -> dict[object, set[tuple[Gates, str | None]]]:
+        """Key of each layer -> who reads what it makes, and under which gates of both."""
+        found: dict[object, set[tuple[Gates, str | None]]] = defaultdict(set)
+        for tensor, sources in self.made.items():
+            for source, (gates, reader) in product(sources, self.read[tensor]):
+                if source.key is not None:
+                    found[source.key].add((gates | source.gates, reader))
+        return found
+
+    def _events(
+        self, norm: str, key: object, readers: Iterable[tuple[Gates, str | None]]
+    ) -> tuple[Event, Event]:
         """Where layer `key` feeds `norm`, and where it does but one has another partner too."""
         fed: set[Gates] = set()
         prevented: set[Gates] = set()
         for gates, sources in self.norms[norm]:
             for source in sources:
                 (fed if source.key == key else prevented).add(gates | source.gates)
-        for tensor, sources in self.made.items():
-            for source, (gates, reader) in product(sources, self.read[tensor]):
-                if source.key == key and reader != norm:
-                    prevented.add(gates | source.gates)
+        prevented |= {gates for gates, reader in readers if reader != norm}
         folds = {gates for gates in _least(fed) if not any(other <= gates for other in prevented)}
         return frozenset(folds), _least(a | b for a, b in product(folds, prevented))
 

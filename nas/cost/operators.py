@@ -96,6 +96,20 @@ def register(operator: str, layers: Callable[[tuple[Any, ...], Any], Fields] | N
         _CALLS[operator] = layers
 
 
+def _run(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What `func` returns; of some operators without memory, its shapes alone.
+
+    PyTorch derives those through decompositions that take more time than all other operators of
+    a network together, and an elastic supernet has thousands of norms.
+    """
+    if name in ("hardswish", "hardsigmoid") and args[0].is_meta:
+        return torch.empty_like(args[0])
+    if name == "native_batch_norm" and args[0].is_meta and not args[5]:
+        nothing = args[0].new_empty(0)
+        return torch.empty_like(args[0]), nothing, nothing.clone()
+    return func(*args, **kwargs)
+
+
 class OperatorRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Calls `on_call` with the fields of each layer that runs inside its `with` block.
 
@@ -127,8 +141,8 @@ class OperatorRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
+        out = _run(func, name, args, kwargs or {})
         if name in _CALLS:
             found = _CALLS[name](args, out)
             for fields in found if isinstance(found, list) else [found]:

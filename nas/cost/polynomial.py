@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -13,13 +12,17 @@ from nas.cost.base import Gates, Monomial, Terms
 def probability(event: Iterable[Gates]) -> dict[Monomial, float]:
     """``P(A or B or ...)`` by inclusion and exclusion: a signed sum of products of thetas."""
     total: dict[Monomial, float] = defaultdict(float)
-    conjunctions = sorted(event, key=sorted)
-    for size in range(1, len(conjunctions) + 1):
-        for gates in combinations(conjunctions, size):
-            union = frozenset().union(*gates)
-            if consistent(union):
-                total[union] += -1 if size % 2 == 0 else 1
-    return total
+    # Of the union of some conjunctions, its sign and the conjunctions that may still join. What
+    # contradicts itself goes at once: alternatives, such as all variants of a block, are many.
+    pending: list[tuple[Gates, int, list[Gates]]] = [(frozenset(), -1, sorted(event, key=sorted))]
+    while pending:
+        union, sign, others = pending.pop()
+        for i, gates in enumerate(others):
+            joined = union | gates
+            if consistent(joined):
+                total[joined] -= sign
+                pending.append((joined, -sign, others[i + 1 :]))
+    return {monomial: value for monomial, value in total.items() if value}
 
 
 def consistent(gates: Gates) -> bool:

@@ -1,7 +1,9 @@
 """Exact answers about all architectures of a space, by integer programming (scipy's HiGHS)."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
 
-from nas.cost.base import Monomial, Terms
+from nas.cost.base import Gate, Monomial, Terms
 
 Floats = NDArray[np.float64]
 
@@ -44,7 +46,7 @@ class Programme:
     """Searches every architecture: one option of each decision.
 
     Options are binary variables; a product of options (a layer in nested choices) is a variable
-    ``y = prod x``, bound by ``y <= x_i`` and ``y >= sum x - (n - 1)``.
+    ``y = prod x``, bound by ``sum y <= x_i`` over alternatives and ``y >= sum x - (n - 1)``.
 
     Args:
         options: decision name -> number of its options.
@@ -117,11 +119,22 @@ class Programme:
         for name, count in self.options.items():
             one = {self._columns[frozenset({(name, k)})]: 1.0 for k in range(count)}
             rows.add(one, 1, 1)
+        # Products of options of the same decisions exclude each other: summed up, a factor bounds
+        # them far more tightly than one by one, and is their sum where there are all of them.
+        alternatives: dict[tuple[frozenset[str], Gate], list[Monomial]] = defaultdict(list)
+        implied: set[Monomial] = set()
+        for monomial in self._columns:
+            for gate in monomial if len(monomial) > 1 else ():
+                alternatives[frozenset(name for name, _ in monomial), gate].append(monomial)
+        for (names, gate), products in alternatives.items():
+            every = len(products) == prod(self.options[name] for name in names - {gate[0]})
+            row = {self._columns[monomial]: 1.0 for monomial in products}
+            row[self._columns[frozenset({gate})]] = -1.0
+            rows.add(row, 0 if every else -np.inf, 0)
+            implied |= set(products) if every else set()
         for monomial, column in self._columns.items():
-            if len(monomial) > 1:
+            if len(monomial) > 1 and monomial not in implied:
                 factors = [self._columns[frozenset({gate})] for gate in monomial]
-                for factor in factors:
-                    rows.add({column: 1, factor: -1}, -np.inf, 0)
                 rows.add({column: -1, **dict.fromkeys(factors, 1.0)}, -np.inf, len(factors) - 1)
 
     def _objective(self, objective: Sequence[Terms], rows: "_Rows") -> dict[int, float]:

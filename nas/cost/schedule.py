@@ -112,9 +112,9 @@ class ScheduleRecorder:
         """A decision starts to run."""
         self._choices.append([])
 
-    def option(self, gate: Gate, out: Any) -> None:
-        """The decision that runs has got `out` from the option that `gate` names."""
-        reads = ((gates | {gate}, buffer) for gates, buffer in self._read(out))
+    def option(self, own: Gates, out: Any) -> None:
+        """What runs has got `out` from its candidate that stands under the gates `own`."""
+        reads = ((gates | own, buffer) for gates, buffer in self._read(out))
         self._choices[-1] += [read for read in reads if consistent(read[0])]
 
     def leave(self, out: Any) -> Any:

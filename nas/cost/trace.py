@@ -6,7 +6,7 @@ the schedule: which activations each operator reads and makes.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from nas.cost.base import Event, Gate, Gates, LayerSpec, stored
 from nas.cost.folding import FoldRecorder
 from nas.cost.operators import OperatorRecorder
+from nas.cost.polynomial import consistent
 from nas.cost.schedule import Schedule, ScheduleRecorder
-from nas.decision import Decision, decisions, sites
+from nas.cost.unrolled import Mixer, Unrolled, unroll
+from nas.decision import Decision, decisions
 from nas.errors import UserError
 
 ALWAYS: Event = frozenset({frozenset()})
@@ -54,12 +56,11 @@ def trace(model: nn.Module, example: Example) -> Trace:
     Raises:
         UserError: the forward pass fails, or a layer with weights is of an unknown kind.
     """
-    names = {id(decision): name for name, decision in decisions(model)}
     inputs = inputs_of(example)
     with torch.random.fork_rng(devices=[]):  # a forward pass may draw
-        calls, schedule = _dry_run(model, inputs)
+        layers, schedule = _dry_run(model, inputs)
     return Trace(
-        tuple(calls) + tuple(_stored(model, names)),
+        tuple(layers),
         {name: len(decision.options) for name, decision in decisions(model)},
         schedule,
         inputs,
@@ -98,6 +99,7 @@ def _dry_run(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Layer],
 
 def _record(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Layer], Schedule]:
     model.eval()  # a BatchNorm in training mode refuses a single value per channel
+    model, mixers = unroll(model)
     open_gates: list[Gate | None] = []
     layers: list[Layer] = []
     path: list[str] = [""]
@@ -106,32 +108,32 @@ def _record(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Layer], 
         spec = LayerSpec(module=path[-1], **fields)
         layers.append(Layer(spec, frozenset({frozenset(filter(None, open_gates))})))
 
-    names = {id(decision): name for name, decision in decisions(model)}
-    choices = {path: site for path, site in sites(model) if site.gated()}
-    schedule = ScheduleRecorder(open_gates, lambda: path[-1], choices)
+    schedule = ScheduleRecorder(open_gates, lambda: path[-1], {mixer.path for mixer in mixers})
     weights = {id(parameter) for parameter in model.parameters()}
     with ExitStack() as stack, torch.no_grad():
-        # Choices first: one that is an option of another must have joined its own options by then.
-        for decision in choices.values():
-            stack.enter_context(_joined(decision, schedule))
+        # Mixers first: one that is an option of another must have joined its own options by then.
+        for mixer in mixers:
+            stack.enter_context(_joined(mixer.module, schedule))
         # Then gates: they look at the module that calls, which is then the last of `path`.
         modules = {module: name for name, module in model.named_modules()}
-        for name, decision in choices.items():
-            decision.unrolled = True
-            for index, (option, candidate) in enumerate(decision.gated().items()):
-                gate = (names[id(decision.lead)], index)
-                stack.enter_context(_gated(candidate, open_gates, gate, name, path, schedule))
+        for mixer in mixers:
+            if isinstance(mixer.module, Decision):
+                mixer.module.unrolled = True
+            for key, (gates, candidate) in zip(_keys(mixer.module), mixer.candidates, strict=True):
+                caller = (mixer.path, gates)
+                stack.enter_context(_gated(candidate, open_gates, *caller, path, schedule))
                 # An option may be put together of submodules, and be none itself.
-                modules.setdefault(candidate, f"{name}.{option}")
+                modules.setdefault(candidate, f"{mixer.path}.{key}")
         for module, name in modules.items():
             stack.enter_context(_pushed(module, path, name))
         stack.enter_context(OperatorRecorder(on_call, lambda: path[-1], weights, schedule))
-        folds = stack.enter_context(FoldRecorder(model, open_gates, path))
+        folds = stack.enter_context(FoldRecorder(model, mixers, open_gates, path))
         try:
             ran = schedule.run(model, [x.contiguous() for x in inputs])
         except UserError as error:
             raise UserError(f"{path[-1] or type(model).__name__}: {error}") from None
-    return layers + [Layer(spec, event) for spec, event in folds.layers()], ran
+    layers += [Layer(spec, event) for spec, event in folds.layers()]
+    return layers + _stored(model, mixers), ran
 
 
 def _pushed(module: nn.Module, stack: list[Any], item: Any) -> AbstractContextManager[None]:
@@ -142,26 +144,33 @@ def _pushed(module: nn.Module, stack: list[Any], item: Any) -> AbstractContextMa
 def _gated(
     module: nn.Module,
     stack: list[Gate | None],
-    gate: Gate,
-    site: str,
+    mixer: str,
+    gates: Gates,
     path: list[str],
     schedule: ScheduleRecorder,
 ) -> AbstractContextManager[None]:
-    """Keep `gate` on `stack` while the decision at the path `site` runs `module`.
+    """Keep `gates` on `stack` while the module at the path `mixer` runs `module`.
 
-    None in its place while another caller does: one module may be an option of two decisions.
+    None in their place while another caller does: one module may be an option of two decisions.
     """
+    own = sorted(gates)
+    entered: list[bool] = []  # by the mixer, not by another caller
+
+    def push() -> None:
+        entered.append(path[-1] == mixer)
+        stack.extend(own if entered[-1] else [None] * len(own))
 
     def pop(out: Any) -> None:
-        if stack.pop() is not None:
-            schedule.option(gate, out)
+        del stack[len(stack) - len(own) :]
+        if entered.pop():
+            schedule.option(gates, out)
 
-    return _hooked(module, lambda: stack.append(gate if path[-1] == site else None), pop)
+    return _hooked(module, push, pop)
 
 
-def _joined(decision: Decision, schedule: ScheduleRecorder) -> AbstractContextManager[None]:
-    """Let the outputs of the options of `decision` stand for one another."""
-    return _hooked(decision, schedule.enter, schedule.leave, replace=True)
+def _joined(mixer: nn.Module, schedule: ScheduleRecorder) -> AbstractContextManager[None]:
+    """Let the outputs of the candidates of `mixer` stand for one another."""
+    return _hooked(mixer, schedule.enter, schedule.leave, replace=True)
 
 
 @contextmanager
@@ -188,13 +197,14 @@ def _hooked(
             handle.remove()
 
 
-def _stored(model: nn.Module, names: Mapping[int, str]) -> list[Layer]:
+def _stored(model: nn.Module, mixers: Iterable[Mixer]) -> list[Layer]:
     """One entry for each parameter and each persistent buffer that some architecture stores.
 
     A decision's own alpha and buffers belong to the search: no network stores them.
     """
+    candidates = {id(mixer.module): mixer.candidates for mixer in mixers}
     found: dict[int, tuple[LayerSpec, set[Gates]]] = {}
-    for path, module, gates in _walk(model, "", frozenset(), names):
+    for path, module, gates in _walk(model, "", frozenset(), candidates):
         for kind, key, tensor in _tensors(module):
             spec = stored(kind, path, module, key, tensor)
             found.setdefault(id(tensor), (spec, set()))[1].add(gates)
@@ -212,14 +222,24 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
 
 
 def _walk(
-    module: nn.Module, path: str, gates: Gates, names: Mapping[int, str]
+    module: nn.Module,
+    path: str,
+    gates: Gates,
+    mixers: Mapping[int, Sequence[tuple[Gates, nn.Module]]],
 ) -> Iterator[tuple[str, nn.Module, Gates]]:
     """Every module under every path that leads to it, with the gates on that path."""
     yield path, module, gates
-    if isinstance(module, Decision):
-        for index, (option, candidate) in enumerate(module.gated().items()):
-            gate = (names[id(module.lead)], index)
-            yield from _walk(candidate, f"{path}.{option}".lstrip("."), gates | {gate}, names)
+    if id(module) in mixers:
+        for key, (own, candidate) in zip(_keys(module), mixers[id(module)], strict=True):
+            if consistent(gates | own):
+                yield from _walk(candidate, f"{path}.{key}".lstrip("."), gates | own, mixers)
         return
     for key, child in module.named_children():
-        yield from _walk(child, f"{path}.{key}".lstrip("."), gates, names)
+        yield from _walk(child, f"{path}.{key}".lstrip("."), gates, mixers)
+
+
+def _keys(mixer: nn.Module) -> Iterable[object]:
+    """Names of the candidates that `mixer` runs, in their order."""
+    if isinstance(mixer, Unrolled):
+        return mixer.candidates
+    return mixer.gated() if isinstance(mixer, Decision) else ()

@@ -99,7 +99,9 @@ class _Writer:
         if node.op == "get_attr":
             return _access(str(node.target))
         if node.op == "call_module":
-            tensors = [self.text(a) for a in node.all_input_nodes]
+            # Not `all_input_nodes`: a module may be given one tensor twice.
+            given = (*node.args, *node.kwargs.values())
+            tensors = [self.text(a) for a in given if isinstance(a, fx.Node)]
             return f"{_access(str(node.target))}({', '.join(tensors)})"
         if node.op == "call_method":
             return f"{_bracketed(args[0])}.{node.target}({', '.join([*args[1:], *named])})"

@@ -7,6 +7,7 @@ one layer agree in shape. Convolutions before a BatchNorm have no bias. Every fa
 
 from collections.abc import Callable
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -144,7 +145,26 @@ def spatially_separable(
     )
 
 
-class MBConv(nn.Module):
+class Residual(nn.Module):
+    """A branch of layers, and the input added to what it gives where `residual`."""
+
+    def __init__(self, branch: Stack, residual: bool) -> None:
+        super().__init__()
+        self.branch, self.residual = branch, residual
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        y: Tensor = self.branch(x, scale)
+        if not self.residual:
+            return y
+        return y + x if scale is None else y + scale * x
+
+    def scaled(self, x: Tensor, scale: Tensor) -> Tensor:
+        """As `Stack.scaled`."""
+        y: Tensor = self(x, scale)
+        return y
+
+
+class MBConv(Residual):
     """Inverted bottleneck of MobileNetV2 (Sandler et al., 2018, Table 1), ReLU6 by default.
 
     Pointwise expansion (none at ``expand=1``), depthwise convolution, squeeze-and-excitation if
@@ -162,8 +182,6 @@ class MBConv(nn.Module):
         expand: int,
         se: bool = False,
     ) -> None:
-        super().__init__()
-        self.residual = stride == 1 and in_channels == out_channels
         hidden = in_channels * expand
         layers: list[nn.Module] = []
         if expand > 1:
@@ -173,35 +191,29 @@ class MBConv(nn.Module):
         if se:
             layers += [SqueezeExcitation(hidden, max(1, in_channels // 4), ndim)]
         layers += conv_norm(ndim, hidden, out_channels, 1)
-        self.branch = Stack(*layers)
-
-    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        y: Tensor = self.branch(x, scale)
-        if not self.residual:
-            return y
-        return y + x if scale is None else y + scale * x
-
-    def scaled(self, x: Tensor, scale: Tensor) -> Tensor:
-        """As `Stack.scaled`."""
-        y: Tensor = self(x, scale)
-        return y
+        super().__init__(Stack(*layers), stride == 1 and in_channels == out_channels)
 
 
 class SqueezeExcitation(nn.Module):
     """Channel gate ``x * sigmoid(W2 relu(W1 mean(x)))`` (Hu et al., 2018, Eq. 3).
 
-    `squeezed` is a quarter of the channels *before* the expansion, as in MnasNet and EfficientNet.
+    `squeezed` is a quarter of the channels *before* the expansion in MnasNet and EfficientNet, and
+    of those after it in MobileNetV3, whose sigmoid is `hard`: ``relu6(x + 3) / 6``.
     """
 
-    def __init__(self, channels: int, squeezed: int, ndim: int) -> None:
+    def __init__(self, channels: int, squeezed: int, ndim: int, hard: bool = False) -> None:
         super().__init__()
         self.reduce = CONV[ndim](channels, squeezed, 1)
         self.expand = CONV[ndim](squeezed, channels, 1)
-        self.dims = tuple(range(2, 2 + ndim))
+        self.dims, self.hard = tuple(range(2, 2 + ndim)), hard
 
     def forward(self, x: Tensor) -> Tensor:
         gate: Tensor = self.expand(self.reduce(x.mean(self.dims, keepdim=True)).relu())
-        return x * gate.sigmoid()
+        return self.gated(x, gate)
+
+    def gated(self, x: Tensor, gate: Tensor) -> Tensor:
+        """x times the sigmoid of `gate`."""
+        return x * (F.hardsigmoid(gate) if self.hard else gate.sigmoid())
 
 
 class ChannelShuffle(nn.Module):
@@ -215,6 +227,13 @@ class ChannelShuffle(nn.Module):
         # nn.ChannelShuffle is an operator that exporters do not all know; these three they do.
         split = x.reshape(x.shape[0], self.groups, x.shape[1] // self.groups, *x.shape[2:])
         return split.transpose(1, 2).flatten(1, 2)
+
+
+class GlobalPool(nn.Module):
+    """Mean over all places: ``(N, C, *S) -> (N, C)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).mean(-1)
 
 
 class Zero(nn.Module):

@@ -15,6 +15,9 @@ from torch import nn
 
 from nas.errors import UserError
 from nas.ops import blocks
+from nas.ops.elastic import Number, elastic, options_of
+from nas.ops.elastic_mbconv import ElasticMBConv
+from nas.ops.shuffle import ShuffleBlock
 
 
 @dataclass(frozen=True)
@@ -49,16 +52,44 @@ def _divisible(site: Site, groups: int, **numbers: int) -> str | None:
     return None if fits else f"it needs input and output channels divisible by {groups}"
 
 
+def _growing(site: Site, **numbers: int) -> str | None:
+    if site.stride == 1 and site.in_channels == site.out_channels:
+        return None if site.in_channels % 2 == 0 else "it needs an even number of channels"
+    fits = site.out_channels > site.in_channels
+    return None if fits else "it needs more output than input channels, or the same at stride 1"
+
+
 def _images(site: Site, **numbers: int) -> str | None:
     return None if site.ndim == 2 else "it needs images, not sequences"
 
 
 @dataclass(frozen=True)
 class Op:
-    """A factory, and what stands against building it at a site (None: nothing)."""
+    """A factory, and what stands against building it at a site (None: nothing).
+
+    `elastic`: the factory takes searched numbers of channels too.
+    """
 
     factory: Callable[..., nn.Module]
     obstacle: Callable[..., str | None] = field(default=_anywhere)
+    elastic: bool = False
+
+
+def _elastic_mbconv(
+    in_channels: Number,
+    out_channels: Number,
+    stride: int,
+    ndim: int,
+    activation: str | None,
+    largest: int,
+    widest: int,
+    se: bool = False,
+) -> nn.Module:
+    """Kernels 3, 5, ... up to `largest`; expansions of 3, 4, 6 up to, and with, `widest`."""
+    kernels = [*range(3, largest, 2), largest]
+    expansions = [*(e for e in (3, 4, 6) if e < widest), widest]
+    numbers = (elastic(kernels), elastic(expansions))
+    return ElasticMBConv(in_channels, out_channels, stride, ndim, activation, *numbers, se)
 
 
 OPS: dict[str, Op] = {
@@ -70,11 +101,21 @@ OPS: dict[str, Op] = {
     "ssep_k{kernel}": Op(blocks.spatially_separable, _images),
     "avgpool_k{kernel}": Op(blocks.average_pool, _same_channels),
     "maxpool_k{kernel}": Op(blocks.max_pool, _same_channels),
-    "identity": Op(blocks.identity, _same_shape),
+    "elastic_k{largest}_e{widest}": Op(_elastic_mbconv, elastic=True),
+    "elastic_k{largest}_e{widest}_se": Op(partial(_elastic_mbconv, se=True), elastic=True),
+    "shuffle_k{kernel}": Op(ShuffleBlock, _growing),
+    "shuffle_x": Op(partial(ShuffleBlock, xception=True), _growing),
+    "identity": Op(blocks.identity, _same_shape, elastic=True),
     "zero": Op(blocks.zero),
 }
 # What the listed names are made of; any other number works too, a kernel if it is odd.
-USUAL = {"kernel": (3, 5, 7), "expand": (1, 3, 6), "groups": (2, 4)}
+USUAL = {
+    "kernel": (3, 5, 7),
+    "expand": (1, 3, 6),
+    "groups": (2, 4),
+    "largest": (5, 7),
+    "widest": (6,),
+}
 
 
 def known_names() -> list[str]:
@@ -96,8 +137,9 @@ def parse(name: str) -> tuple[Op, dict[str, int]]:
         match = re.fullmatch(re.sub(r"\{(\w+)\}", r"(?P<\1>[1-9][0-9]*)", form), str(name))
         if match:
             numbers = {key: int(text) for key, text in match.groupdict().items()}
-            if numbers.get("kernel", 1) % 2 == 0:
-                raise UserError(f"op {name!r}: the kernel must be odd, got {numbers['kernel']}")
+            kernel = numbers.get("kernel", numbers.get("largest", 1))
+            if kernel % 2 == 0:
+                raise UserError(f"op {name!r}: the kernel must be odd, got {kernel}")
             return op, numbers
     close = get_close_matches(str(name), known_names(), n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -106,24 +148,32 @@ def parse(name: str) -> tuple[Op, dict[str, int]]:
 
 
 def obstacle(
-    name: str, in_channels: int, out_channels: int, stride: int = 1, ndim: int = 2
+    name: str, in_channels: Number, out_channels: Number, stride: int = 1, ndim: int = 2
 ) -> str | None:
     """Why the op cannot stand there, in words; None where it can."""
     op, numbers = parse(name)
-    site = Site(in_channels, out_channels, stride, ndim)
+    site = Site(options_of(in_channels)[-1], options_of(out_channels)[-1], stride, ndim)
     reason = op.obstacle(site, **numbers)
+    searched = not (isinstance(in_channels, int) and isinstance(out_channels, int))
+    if reason is None and searched:
+        if not op.elastic:
+            reason = "its channels cannot be searched; only those of elastic_* can"
+        elif name == "identity" and in_channels is not out_channels:
+            reason = "it needs the same decision for its input and output channels"
     return None if reason is None else f"op {name!r} does not fit {site}: {reason}"
 
 
-def allowed(name: str, in_channels: int, out_channels: int, stride: int = 1, ndim: int = 2) -> bool:
+def allowed(
+    name: str, in_channels: Number, out_channels: Number, stride: int = 1, ndim: int = 2
+) -> bool:
     """Whether `build` takes these arguments; identity and pooling keep the number of channels."""
     return obstacle(name, in_channels, out_channels, stride, ndim) is None
 
 
 def build(
     name: str,
-    in_channels: int,
-    out_channels: int,
+    in_channels: Number,
+    out_channels: Number,
     stride: int = 1,
     ndim: int = 2,
     activation: str | None = None,
@@ -131,6 +181,7 @@ def build(
     """The op of that name, with new weights.
 
     Args:
+        in_channels, out_channels: for elastic ops also an `Elastic` number.
         ndim: 2 for images ``(N, C, H, W)``, 1 for sequences ``(N, C, L)``.
         activation: instead of the op's own (ReLU; ReLU6 in `mb_*`); see `blocks.ACTIVATIONS`.
 
@@ -138,7 +189,8 @@ def build(
         UserError: unknown name or activation, an even kernel, numbers below 1, or an op that
             cannot change the channels or the size as asked.
     """
-    for what, value in (("channels", in_channels), ("channels", out_channels), ("stride", stride)):
+    channels = (options_of(in_channels)[0], options_of(out_channels)[0])
+    for what, value in (*(("channels", c) for c in channels), ("stride", stride)):
         if value < 1:
             raise UserError(f"op {name!r}: {what} must be at least 1, got {value}")
     if ndim not in blocks.CONV:

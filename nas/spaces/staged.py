@@ -7,7 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from nas.errors import UserError
+from nas.ops.blocks import GlobalPool, act
 from nas.ops.catalogue import allowed, build, obstacle
+from nas.ops.elastic import Elastic, Number, elastic
+from nas.ops.elastic_conv import ElasticConv
+from nas.ops.elastic_depth import ElasticDepth, ElasticResolution
 from nas.spaces.table import Head, Stage, Stem, check_positive, read_row, read_stages
 from nas.supernet.choice import ChoiceBlock
 
@@ -15,20 +19,24 @@ from nas.supernet.choice import ChoiceBlock
 class StagedSpace(nn.Module):
     """Stem, stages of choice blocks, 1x1 head, global average pooling, dropout, linear classifier.
 
-    Block b of stage s is ``blocks.s<s>b<b>``, both counted from 0. The first block of a stage
+    Block b of stage s is ``blocks.s<s>b<b>``, both counted from 0, or ``blocks.s<s>.blocks.b<b>``
+    where the depth of the stage is searched. The first block of a stage
     leaves out, without a word, the candidates that cannot change the channels or the size as it
     must (identity, pooling). A block left with one candidate is that op, and no decision.
 
     Args:
         input_shape: ``(C, H, W)`` for images, ``(C, L)`` for sequences, without the batch.
         num_classes: size of the output.
-        stages: mappings with the keys of `table.Stage`: ops, channels, stride, repeat.
+        stages: mappings with the keys of `table.Stage`: ops, channels, stride, repeat, depth,
+            activation; searched channels are for elastic ops.
         name: what `Arch.space` says of architectures found here.
         stem: channels, kernel, stride of a fixed first convolution; None: none.
-        head: features of a fixed last 1x1 convolution; None: none.
+        head: features of a fixed last 1x1 convolution, mix of a layer after pooling; None: none.
         width: multiplies all channels, rounded to a multiple of `divisor`, at least one of it.
         dropout: probability before the classifier, in training.
         activation: of all ops, stem and head, instead of each one's own: relu, relu6, ...
+        resolution: sides to resize the input to, searched; None: the input as it is. Everything
+            before `mix` is then below ``features.body``.
 
     Shape: ``(N, *input_shape) -> (N, num_classes)``.
 
@@ -48,6 +56,7 @@ class StagedSpace(nn.Module):
         divisor: int = 1,
         dropout: float = 0.0,
         activation: str | None = None,
+        resolution: Sequence[int] | None = None,
     ) -> None:
         _check_numbers(input_shape, num_classes, width, divisor, dropout)
         table = read_stages(stages)
@@ -56,16 +65,28 @@ class StagedSpace(nn.Module):
         self.ndim, self.activation = len(input_shape) - 1, activation
         self.width, self.divisor = width, divisor
 
-        channels = self.input_shape[0]
-        self.stem, channels = self._stem(stem, channels)
-        self.blocks = nn.Sequential(OrderedDict(self._blocks(table, channels)))
-        self.head, channels = self._head(head, self._scale(table[-1].channels))
+        stem_, channels = self._stem(stem, self.input_shape[0])
+        widths = [self._width(stage.channels) for stage in table]
+        blocks = nn.Sequential(OrderedDict(self._blocks(table, widths, channels)))
+        head_, channels, mix = self._head(head, widths[-1])
+        if resolution is None:
+            self.stem, self.blocks, self.head = stem_, blocks, head_
+        else:
+            body = OrderedDict(stem=stem_, blocks=blocks, head=head_, pool=GlobalPool())
+            sizes = Elastic(resolution)
+            self.features = ElasticResolution(nn.Sequential(body), sizes)
+        self.mix = mix
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.head(self.blocks(self.stem(x)))
-        y: Tensor = self.classifier(self.dropout(x.flatten(2).mean(-1)))
+        if hasattr(self, "features"):
+            x = self.features(x)
+        else:
+            x = self.head(self.blocks(self.stem(x))).flatten(2).mean(-1)
+        if self.mix is not None:
+            x = self.mix(x)
+        y: Tensor = self.classifier(self.dropout(x))
         return y
 
     def _stem(self, row: Mapping[str, Any] | None, channels: int) -> tuple[nn.Module, int]:
@@ -75,23 +96,53 @@ class StagedSpace(nn.Module):
         width = self._scale(stem.channels)
         return self._op(f"conv_k{stem.kernel}", channels, width, stem.stride), width
 
-    def _head(self, row: Mapping[str, Any] | None, channels: int) -> tuple[nn.Module, int]:
-        features = None if row is None else read_row(Head, row, "the head").features
+    def _head(
+        self, row: Mapping[str, Any] | None, channels: Number
+    ) -> tuple[nn.Module, int, nn.Module | None]:
+        """The head, the features that the classifier gets, and what makes them after pooling."""
+        head = Head() if row is None else read_row(Head, row, "the head")
+        if head.features is None:
+            if not isinstance(channels, int):
+                raise UserError(
+                    "the last stage has searched channels, which the classifier cannot read: "
+                    "add a head, e.g. head={features: 256}"
+                )
+            return nn.Identity(), channels, self._mix(channels, head.mix)
+        width = self._scale(head.features)
+        made: nn.Module
+        if isinstance(channels, int):
+            made = self._op("conv_k1", channels, width, 1)
+        else:
+            made = ElasticConv(channels, width, 1, self.ndim, self.activation, 1)
+        return made, head.mix or width, self._mix(width, head.mix)
+
+    def _mix(self, channels: int, features: int | None) -> nn.Module | None:
         if features is None:
-            return nn.Identity(), channels
-        return self._op("conv_k1", channels, self._scale(features), 1), self._scale(features)
+            return None
+        return nn.Sequential(nn.Linear(channels, features, bias=False), act(self.activation))
 
-    def _blocks(self, table: Sequence[Stage], channels: int) -> Iterator[tuple[str, nn.Module]]:
-        for s, stage in enumerate(table):
-            width = self._scale(stage.channels)
+    def _blocks(
+        self, table: Sequence[Stage], widths: Sequence[Number], channels: Number
+    ) -> Iterator[tuple[str, nn.Module]]:
+        for s, (stage, width) in enumerate(zip(table, widths, strict=True)):
             self._check_ops(stage, width, f"stage {s}")
-            for b in range(stage.repeat):
-                stride = stage.stride if b == 0 else 1
+            made = {}
+            for b in range(stage.blocks):
                 where = f"stage {s}, block {b}"
-                yield f"s{s}b{b}", self._block(stage.ops, channels, width, stride, where)
+                stride = stage.stride if b == 0 else 1
+                made[f"b{b}"] = self._block(stage, channels, width, stride, where)
                 channels = width
+            if stage.depth is not None and len(stage.depth) > 1:
+                yield f"s{s}", ElasticDepth(made, Elastic(stage.depth))
+            else:
+                yield from ((f"s{s}{b}", block) for b, block in made.items())
 
-    def _check_ops(self, stage: Stage, width: int, where: str) -> None:
+    def _width(self, channels: int | Sequence[int]) -> Number:
+        """The channels of a stage: a number, or several scaled ones that are searched."""
+        numbers = [channels] if isinstance(channels, int) else channels
+        return elastic(sorted({self._scale(number) for number in numbers}))
+
+    def _check_ops(self, stage: Stage, width: Number, where: str) -> None:
         # Only the shape of a first block is a reason to leave an op out without a word.
         for op in stage.ops:
             try:
@@ -102,22 +153,31 @@ class StagedSpace(nn.Module):
                 raise UserError(f"{where}: {reason}")
 
     def _block(
-        self, names: Sequence[str], in_channels: int, out_channels: int, stride: int, where: str
+        self, stage: Stage, in_channels: Number, out_channels: Number, stride: int, where: str
     ) -> nn.Module:
+        site, names = (in_channels, out_channels, stride), stage.ops
         fitting = {
-            name: self._op(name, in_channels, out_channels, stride)
+            name: self._op(name, *site, stage.activation)
             for name in names
-            if allowed(name, in_channels, out_channels, stride, self.ndim)
+            if allowed(name, *site, self.ndim)
         }
         if not fitting:
-            reason = obstacle(names[0], in_channels, out_channels, stride, self.ndim)
+            reason = obstacle(names[0], *site, self.ndim)
             raise UserError(f"{where}: none of {list(names)} can stand here ({reason})")
         if len(fitting) == 1:
             return next(iter(fitting.values()))
         return ChoiceBlock(fitting)
 
-    def _op(self, name: str, in_channels: int, out_channels: int, stride: int) -> nn.Module:
-        return build(name, in_channels, out_channels, stride, self.ndim, self.activation)
+    def _op(
+        self,
+        name: str,
+        in_channels: Number,
+        out_channels: Number,
+        stride: int,
+        activation: str | None = None,
+    ) -> nn.Module:
+        chosen = activation or self.activation
+        return build(name, in_channels, out_channels, stride, self.ndim, chosen)
 
     def _scale(self, channels: int) -> int:
         return self.divisor * max(1, round(channels * self.width / self.divisor))

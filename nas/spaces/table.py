@@ -12,12 +12,23 @@ Row = TypeVar("Row", "Stage", "Stem", "Head")
 
 @dataclass(frozen=True)
 class Stage:
-    """`repeat` blocks of one width; the first has the stride and the change of channels."""
+    """`repeat` blocks of one width; the first has the stride and the change of channels.
+
+    Several `channels`, or several depths in place of `repeat`, are searched; `activation` is that
+    of the ops of this stage, instead of the space's.
+    """
 
     ops: Sequence[str]
-    channels: int
+    channels: int | Sequence[int]
     stride: int = 1
     repeat: int = 1
+    depth: Sequence[int] | None = None
+    activation: str | None = None
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks the supernet has here."""
+        return self.depth[-1] if self.depth else self.repeat
 
 
 @dataclass(frozen=True)
@@ -31,9 +42,13 @@ class Stem:
 
 @dataclass(frozen=True)
 class Head:
-    """A fixed 1x1 convolution to `features` channels after the stages; None: no such layer."""
+    """A fixed 1x1 convolution to `features` channels after the stages; None: no such layer.
+
+    `mix`: features of a second one, without BatchNorm, after the pooling, as in MobileNetV3.
+    """
 
     features: int | None = None
+    mix: int | None = None
 
 
 def read_stages(stages: Sequence[Mapping[str, Any]]) -> list[Stage]:
@@ -65,17 +80,40 @@ def read_row(kind: type[Row], row: Mapping[str, Any], where: str) -> Row:
         if key not in row and field.default is MISSING:
             raise UserError(f"{where} lacks the key {key!r}, got only {list(row)}")
     for key, value in row.items():
-        if key == "ops":
-            _check_ops(value, where)
-        elif value is not None or allowed[key].default is not None:
-            check_positive(value, f"{where}: {key}")
+        _check_value(key, value, row, allowed[key].default is None, where)
     return kind(**row)
+
+
+def _check_value(
+    key: str, value: object, row: Mapping[str, Any], optional: bool, where: str
+) -> None:
+    if key == "ops":
+        _check_ops(value, where)
+    elif key == "activation":
+        pass  # the op it is given to knows which there are
+    elif key == "depth" or (key == "channels" and isinstance(value, list | tuple)):
+        _check_ascending(key, value, row, where)
+    elif value is not None or not optional:
+        check_positive(value, f"{where}: {key}")
 
 
 def check_positive(value: object, what: str) -> None:
     """Raises UserError unless `value` is a whole number of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"{what} must be a whole number of at least 1, got {value!r}")
+
+
+def _check_ascending(key: str, value: object, row: Mapping[str, Any], where: str) -> None:
+    if value is None and key == "depth":
+        return
+    whole = isinstance(value, Sequence) and all(type(n) is int and n > 0 for n in value)
+    if not whole or not value or list(value) != sorted(set(value)):  # type: ignore[call-overload]
+        raise UserError(
+            f"{where}: {key} must be whole numbers of at least 1 in ascending order, "
+            f"e.g. [2, 3, 4], got {value!r}"
+        )
+    if key == "depth" and "repeat" in row:
+        raise UserError(f"{where}: give either repeat (fixed) or depth (searched), not both")
 
 
 def _check_ops(ops: object, where: str) -> None:

@@ -142,7 +142,7 @@ def _check(candidates: Mapping[str, nn.Module]) -> None:
 
 @dataclass(frozen=True)
 class Relaxing:
-    """How every choice block of a model relaxes its choice, and tau over the search.
+    """How every decision of a model relaxes its choice, and tau over the search.
 
     Args:
         function: "softmax", "straight_through" or "sigmoid", see `nas.supernet.relax`.

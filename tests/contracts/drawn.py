@@ -92,7 +92,9 @@ def operation(draw: Draw, ndim: int, c_in: int, c_out: int, stride: int) -> nn.M
     kinds += ["channels_last"] if stride == 1 and c_in == c_out else []
     kind = draw(st.sampled_from(kinds))
     if kind == "catalogue":
-        names = [n for n in known_names() if allowed(n, *site) and "_k7" not in n]
+        # Elastic ops hold decisions of their own; they have a suite of theirs.
+        names = [n for n in known_names() if allowed(n, *site)]
+        names = [n for n in names if "_k7" not in n and not n.startswith("elastic")]
         return build(draw(st.sampled_from(names)), *site)
     if kind == "transposed":
         return transposed(draw, ndim, c_in, c_out, stride)
@@ -155,6 +157,9 @@ def randomized(net: nn.Module) -> nn.Module:
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.5, 1.5)
+        if isinstance(module, nn.ParameterDict):  # transforms of kernels, identities at the start
+            for transform in module.values():
+                transform.data.add_(torch.randn_like(transform), alpha=0.1)
     for _, decision in decisions(net):
         nn.init.normal_(decision.alpha)
     return net

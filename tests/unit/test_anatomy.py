@@ -56,6 +56,23 @@ def test_layers_of_nested_choices_belong_to_the_outermost():
     assert (last.name, last.costs["macs"]) == ("1", 2 * 3 * 7)
 
 
+def test_an_elastic_layer_is_one_part_and_a_block_left_out_is_none():
+    stages = [{"ops": ["elastic_k5_e4"], "channels": [4, 6], "depth": [1, 2]}]
+    net = StagedSpace((3, 8, 8), 5, stages, stem={"channels": 4}, head={"features": 8})
+    arch = arch_of(net)  # the first options: the smallest
+    parts = anatomy(net, arch, (3, 8, 8), COSTS)
+    told = [(part.name, part.option, part.layers) for part in parts]
+    assert told == [
+        ("stem", "", 1),
+        ("blocks.s0.depth", "1", 0),
+        ("blocks.s0.blocks.b0", "out_channels 4, kernel 3, expand 3", 3),
+        ("head", "", 1),
+        ("classifier", "", 1),
+    ]
+    params = sum(p.numel() for p in discretize(net, arch).parameters())
+    assert sum(part.costs.get("params", 0) for part in parts) == params
+
+
 PARTS = [
     {"name": "a", "option": "<op>", "channels": 8, "size": [4, 4], "costs": {"params": 30.0}},
     {"name": "b" * 40, "option": "", "channels": None, "size": [], "costs": {"params": 10.0}},

@@ -80,7 +80,9 @@ def test_scaled_is_the_product_in_values_gradients_and_statistics(
 
 @pytest.mark.parametrize("name", known_names())
 def test_the_ops_that_end_in_a_batchnorm_are_scalable(name):
+    # A shuffle block ends in what it keeps of its input; an elastic op slices its norm.
     without = name in ("identity", "zero") or "pool" in name
+    without |= name.startswith(("shuffle", "elastic"))
     assert isinstance(build(name, 8, 8), Scalable) == (not without)
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nas.discrete import discretize
 from nas.errors import UserError
 from nas.export.codegen import python_source
 from nas.export.layers import constructor
@@ -54,7 +55,7 @@ def inputs(ndim: int = 2) -> torch.Tensor:
 def test_every_operation(stride: int, ndim: int) -> None:
     for name in known_names():
         if obstacle(name, 4, 4, stride, ndim) is None:
-            check(nn.Sequential(build(name, 4, 4, stride, ndim)), inputs(ndim))
+            check(discretize(nn.Sequential(build(name, 4, 4, stride, ndim))), inputs(ndim))
 
 
 class Scaled(nn.Module):

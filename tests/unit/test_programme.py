@@ -47,6 +47,23 @@ def test_the_best_inside_limits_is_the_best_of_all_that_are_inside(objective, dr
     assert found.value == min(value(objective, arch) for arch in inside)
 
 
+complete = st.lists(st.integers(-9, 30).map(float), min_size=12, max_size=12)
+
+
+@settings(max_examples=20)
+@given(complete, complete, st.integers(0, 40).map(float))
+def test_all_products_of_some_decisions(costs, wishes, bound):
+    """As of a layer of three searched numbers: some row for every combination."""
+    products = [
+        frozenset(zip("abc", ks, strict=True)) for ks in product(range(2), range(3), range(2))
+    ]
+    limit = Limit(dict(zip(products, costs, strict=True)), bound)
+    wish = dict(zip(products, wishes, strict=True))
+    inside = [value(wish, arch) for arch in ARCHS if value(limit.terms, arch) <= bound]
+    found = Programme(OPTIONS).minimise([wish], [limit])
+    assert (found.value if found else None) == min(inside, default=None)
+
+
 def test_a_limit_holds_to_the_last_unit_of_a_large_count():
     # HiGHS lets a row be exceeded by a part in a million: here by hundreds of MACs.
     count = 3_000_000_000.0

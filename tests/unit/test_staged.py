@@ -183,14 +183,38 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(supernet.eval()(x), supernet(x))
 
 
+def test_elastic_stages_name_their_decisions_in_order():
+    supernet = space(
+        {"ops": ["elastic_k5_e4"], "channels": [4, 8], "depth": [1, 2]},
+        {"ops": ["elastic_k3_e4", "identity"], "channels": 8, "activation": "hardswish"},
+        head={"features": 9, "mix": 7},
+        resolution=[6, 8],
+    )
+    assert {name: decision.options for name, decision in decisions(supernet)} == {
+        "features.resolution": (6, 8),
+        "features.body.blocks.s0.depth": (1, 2),
+        "features.body.blocks.s0.blocks.b0.out_channels": (4, 8),
+        "features.body.blocks.s0.blocks.b0.kernel": (3, 5),
+        "features.body.blocks.s0.blocks.b0.expand": (3, 4),
+        "features.body.blocks.s0.blocks.b1.kernel": (3, 5),
+        "features.body.blocks.s0.blocks.b1.expand": (3, 4),
+        "features.body.blocks.s1b0.expand": (3, 4),
+    }
+    hard = [type(m) for m in supernet.features.body.blocks.s1b0.modules()]
+    assert nn.Hardswish in hard
+    assert supernet(torch.randn(2, 3, 8, 8)).shape == (2, 4)
+
+
 CONV = {"ops": ["conv_k3"], "channels": 4}
+ELASTIC = {"ops": ["elastic_k5_e4"], "channels": 4}
+HEAD = {"features": 5}
 
 
 @pytest.mark.parametrize(
     ("stages", "more", "says"),
     [
         ([CONV, {**CONV, "chanels": 3}], {}, "stage 1 has an unknown key 'chanels' .*'channels'"),
-        ([{**CONV, "strides": 2}], {}, r"allowed: \['ops', 'channels', 'stride', 'repeat'\]"),
+        ([{**CONV, "strides": 2}], {}, r"allowed: \['ops', 'channels', 'stride', 'repeat', "),
         ([{"ops": ["conv_k3"]}], {}, "stage 0 lacks the key 'channels'"),
         ([{**CONV, "channels": 0}], {}, "stage 0: channels must be a whole number .* got 0"),
         ([{**CONV, "channels": 2.5}], {}, "stage 0: channels .* got 2.5"),
@@ -213,6 +237,16 @@ CONV = {"ops": ["conv_k3"], "channels": 4}
             "stage 0: .*divisible by 4",
         ),
         ([{**CONV, "ops": ["ssep_k3"]}], {"shape": (3, 9)}, "stage 0: .*needs images"),
+        ([{**CONV, "channels": [8, 4]}], {}, "channels must be whole numbers .* ascending order"),
+        ([{**CONV, "channels": [4, 8]}], {"head": HEAD}, "stage 0: .*channels cannot be searched"),
+        ([{**ELASTIC, "channels": [4, 8]}], {}, "the classifier cannot read: add a head"),
+        ([{**ELASTIC, "channels": [4, 8]}, CONV], {}, "stage 1, block 0: none of .*'conv_k3'"),
+        ([{**ELASTIC, "depth": [2, 1]}], {}, r"depth must be whole numbers .* got \[2, 1\]"),
+        ([{**ELASTIC, "depth": 2}], {}, "depth must be whole numbers .* got 2"),
+        ([{**ELASTIC, "depth": [1, 2], "repeat": 2}], {}, "either repeat .* or depth"),
+        ([{**ELASTIC, "activation": "rulu"}], {}, "no activation 'rulu'"),
+        ([{**ELASTIC, "ops": ["elastic_k4_e6"]}], {}, "the kernel must be odd, got 4"),
+        ([CONV], {"resolution": [8]}, r"at least two whole numbers in ascending .* got \[8\]"),
         ([], {}, "stages must be a list of at least one stage"),
         (["conv_k3"], {}, "stage 0 must be a mapping"),
         ([CONV], {"stem": {"chanels": 3}}, "the stem has an unknown key 'chanels'"),
