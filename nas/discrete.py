@@ -8,6 +8,7 @@ from torch import nn
 
 from nas.arch import Arch, Option
 from nas.decision import Decision, Varying, apply, decisions
+from nas.ops.convolution import Conv2d
 
 
 def arch_of(model: nn.Module, space: str | None = None) -> Arch:
@@ -32,6 +33,11 @@ def discretize(model: nn.Module, arch: Arch | None = None) -> nn.Module:
     _check(model, taken)
     options = {decision: taken.choices[name] for name, decision in decisions(model)}
     copied: nn.Module = _copy(model, options, {})
+    for module in copied.modules():
+        if type(module) is Conv2d:
+            # What fuses or quantizes a network asks for exactly this type.
+            module.__class__ = nn.Conv2d
+            vars(module).pop("quick", None)
     return copied
 
 

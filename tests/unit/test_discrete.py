@@ -10,6 +10,7 @@ from nas.arch import Arch
 from nas.decision import decisions, resample
 from nas.discrete import arch_of, discretize
 from nas.errors import UserError
+from nas.ops.catalogue import build
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.relax import straight_through
 
@@ -162,3 +163,10 @@ def test_the_name_of_the_space_is_the_models_own_or_its_class():
     assert arch_of(net, "given").space == "given"
     with pytest.raises(UserError, match="of space 'Net', this supernet is 'mine'"):
         discretize(net, DEEP)
+
+
+def test_convolutions_are_torchs_own():
+    supernet = ChoiceBlock({"a": build("conv_k3", 2, 2), "b": build("sep_k3", 2, 2)})
+    network = discretize(nn.Sequential(supernet))
+    assert {type(m) for m in network.modules() if isinstance(m, nn.Conv2d)} == {nn.Conv2d}
+    assert not {type(m) for m in supernet.modules()} & {nn.Conv2d}
