@@ -73,7 +73,7 @@ def _chosen(
     Those of one elastic layer are told together, e.g. "kernel 5, expand 4".
     """
     if isinstance(module, Decision):
-        yield path, str(arch.choices[names[module]])
+        yield path, str(arch.choices[names[module.lead]])
         return
     own = module.decides() if isinstance(module, Varying) else ()
     numbers = {decision for decision in own if not decision.gated()}

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -36,7 +36,7 @@ def discretize(model: nn.Module, arch: Arch | None = None) -> nn.Module:
     for module in copied.modules():
         if type(module) is Conv2d:
             # What fuses or quantizes a network asks for exactly this type.
-            module.__class__ = nn.Conv2d
+            cast(nn.Module, module).__class__ = nn.Conv2d
             vars(module).pop("quick", None)
     return copied
 

@@ -52,6 +52,6 @@ class ShuffleBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         kept = x
         if self.splits:
-            pairs = x.unflatten(1, (-1, 2))
+            pairs = torch.unflatten(x, 1, (-1, 2))
             kept, x = pairs[:, :, 0], pairs[:, :, 1]
         return torch.cat([self.shortcut(kept), self.branch(x)], 1)
