@@ -15,6 +15,7 @@ from nas.discrete import discretize
 from nas.search.differentiable import frozen
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.relax import Relaxation
+from nas.supernet.relaxed import RelaxedDecision
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NUM_CLASSES = 10
@@ -103,9 +104,11 @@ def build_supernet(
     if candidates is not None:
         for stage in config.stages:
             stage.ops = list(MORE[:candidates])
+    if space == "nas_bench_201":
+        config.channels, config.cells = 8, 1
     net: nn.Module = instantiate(config)(input_shape=SHAPES[space], num_classes=NUM_CLASSES)
     for module in net.modules():
-        if isinstance(module, ChoiceBlock):
+        if isinstance(module, RelaxedDecision):
             module.relax, module.gumbel = relax, gumbel
     return net
 
