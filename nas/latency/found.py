@@ -45,7 +45,7 @@ def measure_network(network: nn.Module, inputs: tuple[Tensor, ...], about: About
             log = MeasurementLog(Path(folder) / "log", {})
             end = time.monotonic() + SECONDS
             measure([Job("found", lambda: call)], log, end, Schedule(), lambda *_: None, 1)
-        return timing(log.calls("found"))
+        return timing(log.steady("found"))
     except UserError as error:
         logging.getLogger("nas").warning("the network found was not measured: %s", error)
         return None

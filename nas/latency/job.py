@@ -21,9 +21,9 @@ from nas.errors import UserError
 from nas.latency.features import features
 from nas.latency.fit import Whole, fit_profile
 from nas.latency.key import Conditions
-from nas.latency.log import MeasurementLog
+from nas.latency.log import REFERENCE, MeasurementLog
 from nas.latency.machine import load, machine_name, quietness, versions_of
-from nas.latency.measure import REFERENCE, Job, Schedule, Tell, measure, timing
+from nas.latency.measure import Job, Schedule, Tell, measure, timing
 from nas.latency.networks import draw, indices
 from nas.latency.profile import About, Profile, UnitTime
 from nas.latency.runtime import Call, Runtime, runtime
@@ -120,12 +120,12 @@ class Work:
         """The profile of what `log` holds."""
         own = dict(decisions(self.model))
         units = {
-            key: _unit_time(unit, log.calls(key)) for key, unit in self.units.to_measure.items()
+            key: _unit_time(unit, log.steady(key)) for key, unit in self.units.to_measure.items()
         }
         wholes = []
         for role, archs in (("calibration", self.calibration), ("validation", self.validation)):
             for arch in archs:
-                found = timing(log.calls(name_of(arch)))
+                found = timing(log.steady(name_of(arch)))
                 keys = self.units.of(indices(own, arch.choices))
                 wholes.append(Whole(dict(arch.choices), keys, found.seconds, role, found.to_json()))
         timings = [*(u.timing for u in units.values()), *(w.timing for w in wholes)]
@@ -194,7 +194,7 @@ def inputs_like(
     return tuple(made)
 
 
-def _unit_time(unit: Unit, nanoseconds: Sequence[int]) -> UnitTime:
+def _unit_time(unit: Unit, nanoseconds: Sequence[float]) -> UnitTime:
     found = timing(nanoseconds)
     described = {name: float(value) for name, value in features(unit.layers).items()}
     return UnitTime(found.seconds, described, found.to_json())

@@ -5,9 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nas.errors import UserError
 
 SCHEMA = 1
+REFERENCE = (
+    "reference"  # a kernel that does the same work in every round, see `nas.latency.machine`
+)
 _FREE = ("date",)  # may differ when measuring goes on
 
 
@@ -27,6 +32,7 @@ class MeasurementLog:
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
         self.path = path
         self.rounds: dict[str, list[list[int]]] = {}
+        self._at: dict[str, list[int]] = {}  # of each row in `rounds`, the round it belongs to
         self.target: dict[str, int] = {}
         lines = self._read()
         if lines:
@@ -46,6 +52,18 @@ class MeasurementLog:
     def calls(self, name: str) -> list[int]:
         """Every time measured of `name`."""
         return [ns for row in self.rounds.get(name, []) for ns in row]
+
+    def steady(self, name: str) -> list[float]:
+        """The same, as if the machine had always been as fast as in its best round.
+
+        How fast it was in a round, the reference kernel tells: where others share a processor,
+        units and whole networks that are measured minutes apart would not be comparable.
+        """
+        pace = [float(np.percentile(row, 20)) for row in self.rounds.get(REFERENCE, [])]
+        best = min(pace, default=1.0)
+        pace.append(best)  # of a round that was cut short nothing is known
+        rows = zip(self.rounds.get(name, []), self._at.get(name, []), strict=True)
+        return [ns * best / pace[at] for row, at in rows for ns in row]
 
     def done(self, name: str) -> bool:
         """Whether `name` has been called as often as was planned."""
@@ -84,6 +102,8 @@ class MeasurementLog:
                 f"{self.path} is damaged: a line must hold name, of and ns, got {line!r}"[:300]
             ) from None
         self.target[name] = of
+        # A round ends with the reference.
+        self._at.setdefault(name, []).append(len(self.rounds.get(REFERENCE, [])))
         self.rounds.setdefault(name, []).append(ns)
 
     def _write(self, lines: Sequence[Mapping[str, Any]], keep: bool = True) -> None:

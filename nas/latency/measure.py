@@ -1,7 +1,8 @@
 """Timing many things fairly: interleaved, repeated where unstable, within a time budget.
 
 One call is timed at a time. Of the times of one thing the 20th percentile is its latency: the
-mean, and often the median, tell more about what else the machine was doing.
+mean, and often the median, tell more about what else the machine was doing. How fast the machine
+was in each round, a fixed kernel tells, and times are brought to the pace of the best round.
 """
 
 import gc
@@ -14,13 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from nas.latency.log import MeasurementLog
+from nas.latency.log import REFERENCE, MeasurementLog
 from nas.latency.machine import reference_kernel
 from nas.latency.runtime import Call
 
 UNSTABLE = 1.3  # median over minimum, from which on a thing is measured again
 OUTLIER = 2.0  # times the median
-REFERENCE = "reference"  # name of the fixed kernel in the log
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Timing:
         return asdict(self)
 
 
-def timing(nanoseconds: Sequence[int]) -> Timing:
+def timing(nanoseconds: Sequence[float]) -> Timing:
     """Sum up the times of single calls."""
     times = np.asarray(nanoseconds, dtype=np.float64) * 1e-9
     median, minimum = float(np.median(times)), float(times.min())

@@ -152,3 +152,14 @@ def test_figures_of_a_busy_machine_are_not_trusted_and_the_reason_is_said(
 
 def test_the_machine_has_a_name():
     assert machine_name()
+
+
+def test_a_slow_round_is_told_by_the_reference(tmp_path):
+    log = MeasurementLog(tmp_path / "log.jsonl", {})
+    log.add([("a", 6, [100, 110]), ("b", 2, [40]), (REFERENCE, 0, [10, 10, 12])])
+    log.add([("a", 6, [200, 220]), (REFERENCE, 0, [20, 20, 24])])
+    log.add([("a", 6, [100, 110])])  # cut short
+    for read in (log, MeasurementLog(tmp_path / "log.jsonl", {})):
+        assert read.steady("a") == pytest.approx([100, 110] * 3)
+        assert read.steady("b") == [40]
+        assert read.calls("a") == [100, 110, 200, 220, 100, 110]
