@@ -26,7 +26,43 @@ def expected(model: nn.Module, cost: LayerCost | NetworkCost, example: Example |
     return ExpectedCost(model, cost, example)
 
 
-class ExpectedCost:
+class ExpectedTerms:
+    """A cost that is one polynomial in the thetas of `model`.
+
+    Args:
+        model: holds the decisions; their theta is read at every call.
+        name, unit: of the cost.
+        terms: the polynomial.
+        options: decision name -> number of its options.
+    """
+
+    def __init__(
+        self, model: nn.Module, name: str, unit: str, terms: Terms, options: Mapping[str, int]
+    ) -> None:
+        self.name, self.unit, self.terms, self.options = name, unit, terms, dict(options)
+        self._decisions = dict(decisions(model))
+        self._polynomial = Polynomials([terms], self.options)
+
+    @property
+    def constraints(self) -> tuple[Terms, ...]:
+        """The one polynomial that is at most a budget where the cost is."""
+        return (self.terms,)
+
+    def __call__(self) -> Tensor:
+        """Expected cost, a float64 scalar (float32 where the device has no float64)."""
+        return self._polynomial({name: d.theta for name, d in self._decisions.items()})[0]
+
+    def mean(self) -> Tensor:
+        """Mean over all architectures: the cost of the untrained supernet under any relaxation."""
+        uniform = {n: torch.full((k,), 1 / k, dtype=torch.float64) for n, k in self.options.items()}
+        return self._polynomial(uniform)[0]
+
+    def of(self, choices: Mapping[str, object]) -> float:
+        """Exact cost of the architecture that takes `choices` (decision name -> option)."""
+        return float(self._polynomial(one_hot(self._decisions, choices))[0])
+
+
+class ExpectedCost(ExpectedTerms):
     """The cost of `model` under its present theta, differentiable in every alpha.
 
     ``E[c] = sum_layers P(layer exists) * c(layer)``, where the probability of a layer inside
@@ -47,29 +83,7 @@ class ExpectedCost:
     def __init__(self, model: nn.Module, cost: LayerCost, example: Example | Trace) -> None:
         traced = example if isinstance(example, Trace) else trace(model, example)
         self.cost = cost
-        self.name, self.unit = cost.name, cost.unit
-        self._decisions = dict(decisions(model))
-        self.terms = layer_terms(traced, cost)
-        self.options = dict(traced.options)
-        self._polynomial = Polynomials([self.terms], self.options)
-
-    @property
-    def constraints(self) -> tuple[Terms, ...]:
-        """The one polynomial that is at most a budget where the cost is."""
-        return (self.terms,)
-
-    def __call__(self) -> Tensor:
-        """Expected cost, a float64 scalar (float32 where the device has no float64)."""
-        return self._polynomial({name: d.theta for name, d in self._decisions.items()})[0]
-
-    def mean(self) -> Tensor:
-        """Mean over all architectures: the cost of the untrained supernet under any relaxation."""
-        uniform = {n: torch.full((k,), 1 / k, dtype=torch.float64) for n, k in self.options.items()}
-        return self._polynomial(uniform)[0]
-
-    def of(self, choices: Mapping[str, object]) -> float:
-        """Exact cost of the architecture that takes `choices` (decision name -> option)."""
-        return float(self._polynomial(one_hot(self._decisions, choices))[0])
+        super().__init__(model, cost.name, cost.unit, layer_terms(traced, cost), traced.options)
 
 
 def one_hot(own: Mapping[str, Decision], choices: Mapping[str, object]) -> dict[str, Tensor]:

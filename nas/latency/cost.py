@@ -5,14 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nas.cost.base import Expected, Monomial, Terms
-from nas.cost.expected import one_hot
-from nas.cost.polynomial import Polynomials, weighted_sum
+from nas.cost.expected import ExpectedTerms
+from nas.cost.polynomial import weighted_sum
 from nas.cost.trace import Example, Trace, inputs_of
-from nas.decision import decisions
 from nas.errors import UserError
 from nas.latency.features import features
 from nas.latency.network_cost import NetworkLatency
@@ -140,7 +138,7 @@ class UnitSum:
         )
 
 
-class ExpectedLatency:
+class ExpectedLatency(ExpectedTerms):
     """The latency of `model` under its present thetas, differentiable in every alpha.
 
     ``E = offset + sum_uses P(use) * (scale * seconds + per_unit)``, P the product of the thetas
@@ -151,35 +149,12 @@ class ExpectedLatency:
         UserError: as `Latency.expected`.
     """
 
-    name = Latency.name
-    unit = Latency.unit
-
     def __init__(self, model: nn.Module, cost: UnitSum, example: Example | Trace) -> None:
         inputs = example.inputs if isinstance(example, Trace) else inputs_of(example)
         self.profile = cost.profile
         self.units = units_of(model, inputs, cost.profile.about.conditions)
-        self.options = dict(self.units.options)
-        self._decisions = dict(decisions(model))
-        self.terms = self._terms(cost.seconds(model, self.units))
-        self._polynomial = Polynomials([self.terms], self.options)
-
-    @property
-    def constraints(self) -> tuple[Terms, ...]:
-        """The one polynomial that is at most a budget where the cost is."""
-        return (self.terms,)
-
-    def __call__(self) -> Tensor:
-        """Expected seconds, a float64 scalar (float32 where the device has no float64)."""
-        return self._polynomial({name: d.theta for name, d in self._decisions.items()})[0]
-
-    def mean(self) -> Tensor:
-        """Mean over all architectures: the cost of the untrained supernet under any relaxation."""
-        uniform = {n: torch.full((k,), 1 / k, dtype=torch.float64) for n, k in self.options.items()}
-        return self._polynomial(uniform)[0]
-
-    def of(self, choices: Mapping[str, object]) -> float:
-        """Predicted seconds of the architecture that takes `choices` (decision name -> option)."""
-        return float(self._polynomial(one_hot(self._decisions, choices))[0])
+        terms = self._terms(cost.seconds(model, self.units))
+        super().__init__(model, Latency.name, Latency.unit, terms, self.units.options)
 
     def _terms(self, seconds: Mapping[str, float]) -> dict[Monomial, float]:
         correction = self.profile.correction

@@ -20,7 +20,7 @@ from nas.cost.base import Gate, Gates, LayerSpec, stored
 from nas.cost.operators import OperatorRecorder
 from nas.cost.polynomial import consistent
 from nas.cost.trace import Example, inputs_of
-from nas.decision import Decision, decisions
+from nas.decision import Decision, decisions, sites
 from nas.errors import UserError
 from nas.latency.key import Conditions, is_view, key_of, operator_text
 
@@ -183,16 +183,18 @@ def _dry_run(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[_Call]:
 def _record(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[_Call]:
     model.eval()
     recorder = _Recorder()
-    for _, decision in decisions(model):
-        decision.unrolled = True
+    names = {decision: name for name, decision in decisions(model)}
+    for _, site in sites(model):
+        site.unrolled = True
     with ExitStack() as stack, torch.no_grad():
         # Options first: they look at who calls, which is then the last of those that run.
-        for name, decision in decisions(model):
-            for index, candidate in enumerate(decision.gated().values()):
-                _around(stack, candidate, *recorder.option(decision, (name, index)))
+        for _, site in sites(model):
+            for index, candidate in enumerate(site.gated().values()):
+                _around(stack, candidate, *recorder.option(site, (names[site.lead], index)))
         paths = {id(module): name for name, module in model.named_modules()}
         for leaf in _leaves(model):
-            _around(stack, leaf, *recorder.leaf(paths[id(leaf)]))
+            if id(leaf) in paths:  # a decision that others carry out has options of no module
+                _around(stack, leaf, *recorder.leaf(paths[id(leaf)]))
         for module in model.modules():
             _around(stack, module, *recorder.running())
         weights = {id(parameter) for parameter in model.parameters()}

@@ -17,6 +17,7 @@ from nas.latency.unit import units_of
 from nas.ops.catalogue import build
 from nas.spaces.staged import StagedSpace
 from nas.supernet.choice import ChoiceBlock
+from nas.supernet.relaxed import Shared
 from tests.contracts.drawn import all_counted, supernets
 
 MIXED = ["conv_k3", "sep_k5", "mb_k3_e3_se", "identity"]
@@ -177,3 +178,27 @@ def test_a_runtime_runs_what_it_is_given(name):
     (out, *_) = [runtime(name, "cpu", Conditions(batch=2)).prepare(module, (x,))()]
     found = out if name == "torch" else torch.as_tensor(out[0])
     torch.testing.assert_close(found, module(x), rtol=1e-4, atol=1e-5)
+
+
+class Twice(nn.Module):
+    """Two blocks that carry out one decision, which stands apart from them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = Shared(("k1", "k3"))
+        self.blocks = nn.ModuleList(
+            ChoiceBlock(
+                {"k1": nn.Conv2d(2, 2, 1), "k3": nn.Conv2d(2, 2, 3, padding=1)}, lead=self.shared
+            )
+            for _ in range(2)
+        )
+
+    def forward(self, x):
+        return self.blocks[1](self.blocks[0](x))
+
+
+def test_blocks_that_share_a_decision_are_gated_by_it():
+    found = units_of(Twice(), (2, 5, 5))
+    gates = [frozenset({("shared", 0)}), frozenset({("shared", 1)})]
+    assert [use.gates for use in found.uses] == gates * 2
+    assert len(found.to_measure) == 2
