@@ -165,7 +165,7 @@ def _extract(verb: str, arguments: list[str]) -> int:
     if not words or "help" in words or "-h" in words or "=" in words[0]:
         print(EXTRACT)
         return 0 if "help" in words or "-h" in words else 2
-    from nas.launch import extract
+    from nas.extract.command import extract
 
     return extract(words)
 

@@ -1,10 +1,8 @@
 """From the command line's words to runs: Hydra composes, this instantiates and launches."""
 
-import logging
 import os
 import sys
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +18,12 @@ from omegaconf.errors import OmegaConfBaseException
 from nas.config import Weights, check, config_dir, register
 from nas.errors import FailedRunError, InterruptedRunError, UserError
 from nas.explain import explain, flags_first, with_budgets, with_measure
+from nas.quiet import quiet
 from nas.run import RunDir, find_runs, fingerprint, shown, write_atomic, write_json
-from nas.saved import change, saved_config
+from nas.saved import saved_config
 
 # Keys that say where and how a run is made, not what comes out of it.
 _UNIMPORTANT = ("out", "name", "resume", "threads", "trainer", "measure")
-
-# Keys of `nas extract` that are not the run's own.
-_EXTRACTION = ("front", "along", "fine_tune", "out", "trust")
 
 # Environment variable: jobs of a sweep may run in processes that know no command line.
 COMMAND = "NAS_COMMAND"
@@ -166,7 +162,7 @@ def _fingerprint(config: Any) -> str:
 
 def _run(config: DictConfig, run: RunDir) -> None:
     check(config)
-    _quiet()
+    quiet()
     import torch
 
     from nas.arch import Arch
@@ -176,7 +172,7 @@ def _run(config: DictConfig, run: RunDir) -> None:
 
     torch.set_num_threads(config.threads or _threads())
     arch = Arch.load(Path(config.arch)) if config.get("arch") else None
-    pipeline = Run(_plan(config), run, arch)
+    pipeline = Run(plan_of(config), run, arch)
     if config.get("checkpoint"):
         load_supernet(pipeline.supernet, Path(config.checkpoint))
     run.create()
@@ -185,7 +181,15 @@ def _run(config: DictConfig, run: RunDir) -> None:
     announce(run, result)
 
 
-def _plan(config: DictConfig, about: Mapping[str, Any] | None = None) -> Any:
+def plan_of(config: DictConfig, about: Mapping[str, Any] | None = None) -> Any:
+    """The `Plan` that a configuration describes.
+
+    Args:
+        about: goes into result.json; by default what the command line asked for.
+
+    Raises:
+        UserError: a component refuses its values.
+    """
     from nas.plan import Plan
 
     try:
@@ -230,29 +234,19 @@ def _about(config: DictConfig) -> dict[str, Any]:
 
 def _threads() -> int:
     """The cores of this machine, shared by the jobs that a launcher runs at once."""
-    cores = _cores()
+    count = cores()
     settings = HydraConfig.get()
     jobs = 1
     if settings.mode == RunMode.MULTIRUN:
         jobs = int(settings.launcher.get("n_jobs") or 1)
-    return max(1, cores // (cores if jobs < 0 else jobs))
+    return max(1, count // (count if jobs < 0 else jobs))
 
 
-def _cores() -> int:
+def cores() -> int:
     """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _quiet() -> None:
-    """Lightning's adverts and hints about workers are not for the user of a search."""
-    logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    for text in (".*does not have many workers.*", ".*smaller than the logging interval.*"):
-        warnings.filterwarnings("ignore", text)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch|pytorch_lightning")
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
 def _describe(config: DictConfig) -> None:
@@ -260,7 +254,7 @@ def _describe(config: DictConfig) -> None:
     _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
     from nas.describe import describe
 
-    plan = _plan(config)
+    plan = plan_of(config)
     plan.data.setup()
     describe(
         plan.space(input_shape=plan.data.input_shape, num_classes=plan.data.num_classes),
@@ -271,7 +265,7 @@ def _describe(config: DictConfig) -> None:
 
 def _profile(config: DictConfig) -> None:
     check(config)
-    _quiet()
+    quiet()
     _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
     try:
         profiling = instantiate(config.measure)
@@ -282,7 +276,7 @@ def _profile(config: DictConfig) -> None:
     def build(size: tuple[tuple[int, ...], int] | None) -> tuple[Any, tuple[int, ...]]:
         import torch
 
-        plan = _plan(config)
+        plan = plan_of(config)
         if size is None:
             plan.data.setup()
             size = plan.data.input_shape, plan.data.num_classes
@@ -295,44 +289,6 @@ def _profile(config: DictConfig) -> None:
         raise InterruptedRunError(
             "interrupted; the same command goes on with what is measured so far"
         ) from None
-
-
-def extract(arguments: Sequence[str]) -> int:
-    """``nas extract RUN key=value ...``: see `nas.extract.Extraction`; the exit code."""
-    words = dict(word.partition("=")[::2] for word in arguments[1:] if "=" in word)
-    own = {key: yaml.safe_load(words.pop(key)) for key in _EXTRACTION if key in words}
-    source = RunDir(Path(arguments[0]))
-    config = saved_config(source, trust=bool(own.pop("trust", False)))
-    register()
-    change(config, [f"{key}={value}" for key, value in words.items()])
-    check(config)
-    _quiet()
-    import torch
-
-    from nas.extract import Extraction
-
-    torch.set_num_threads(config.threads or _cores())
-    size = own.get("front", 0)
-    if not isinstance(size, int) or size < 0:
-        raise UserError(f"front={size} must be a whole number of networks, e.g. front=8")
-    extraction = Extraction(
-        size,
-        own.get("along", "params"),
-        bool(own.get("fine_tune", False)),
-        Path(own["out"]) if "out" in own else None,
-    )
-    about = {
-        "seed": config.seed,
-        "overrides": {key: yaml.safe_load(value) for key, value in words.items()},
-        "command": " ".join(["nas extract", *arguments]),
-    }
-    try:
-        runs = extraction(_plan(config, about), source, OmegaConf.to_yaml(config, resolve=True))
-    except InterruptedRunError as error:
-        print(f"nas: {error}; the same command goes on", file=sys.stderr)
-        return 130
-    print(f"{len(runs)} network(s) in {shown(runs[0].path.parent)}")
-    return 0
 
 
 VERBS: dict[str, Callable[[DictConfig], None]] = {

@@ -12,7 +12,7 @@ from nas.config import check, config_dir, register
 from nas.data import digits
 from nas.decision import split_parameters
 from nas.discrete import arch_of, discretize
-from nas.launch import _plan
+from nas.launch import plan_of
 from nas.search.gap import DiscretizationGap
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning, about tiny runs
@@ -31,7 +31,7 @@ def made(*words: str) -> tuple[pl.LightningModule, nn.Module]:
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config = compose("config", [*SMALL, *words])
     check(config)
-    plan = _plan(config, {"command": ""})
+    plan = plan_of(config, {"command": ""})
     torch.manual_seed(0)
     supernet = plan.space(input_shape=(1, 8, 8), num_classes=10)
     plan.relax(supernet)

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "nas"
 
 # A module may import from its own layer or an earlier one.
 LAYERS = (
-    "errors arch pareto run schedule units drawing",
+    "errors arch pareto run schedule units drawing quiet",
     "budget",
     "config data explain",
     "decision",
@@ -27,9 +27,8 @@ LAYERS = (
     "latency",
     "plan",
     "pipeline",
-    "extract",
     "saved launch",
-    "deploy",
+    "extract deploy",
     "cli",
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer.split()}
@@ -39,7 +38,7 @@ SEARCH_FREE = {"export", "report"}
 # Third-party package -> the only parts of nas that may know of it.
 CONFINED = {
     "hydra": {"config", "deploy", "explain", "launch"},
-    "omegaconf": {"config", "deploy", "explain", "launch", "saved"},
+    "omegaconf": {"config", "deploy", "explain", "extract", "launch", "saved"},
     "pytorch_lightning": {"data", "train", "search", "plan", "pipeline"},
     "lightning": set(),
 }

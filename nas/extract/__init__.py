@@ -1,0 +1,1 @@
+"""Other networks out of a finished search, without searching again."""
