@@ -14,3 +14,7 @@ class FailedRunError(RuntimeError):
 
 class InterruptedRunError(RuntimeError):
     """Ctrl-C, or a scheduler's signal, ended a run. Exit code 130."""
+
+
+class NotFiniteError(RuntimeError):
+    """The loss became NaN or infinite; going on would train nothing."""

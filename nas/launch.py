@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nas.config import Weights, check, config_dir, register
-from nas.errors import FailedRunError, InterruptedRunError, UserError
+from nas.errors import FailedRunError, InterruptedRunError, NotFiniteError, UserError
 from nas.explain import explain, flags_first, with_budgets, with_measure
 from nas.quiet import quiet
 from nas.run import RunDir, find_runs, fingerprint, shown, write_atomic, write_json
@@ -105,14 +105,12 @@ def _carry_out(config: DictConfig) -> None:
             _record_failure(run, config, error)
         elif folder == made and not any(made.iterdir()):
             made.rmdir()
-        from nas.train import NotFiniteError
-
         if isinstance(error, NotFiniteError):
             raise FailedRunError(
                 f"{error}: lower the learning rate (search.weight_optimizer.lr, "
                 f"finetune.optimizer.lr) or raise clip. {_how_to_go_on(run)}"
             ) from None
-        if isinstance(error, OSError):  # e.g. the disk is full
+        if isinstance(error, OSError | FailedRunError):  # e.g. the disk is full, a worker died
             raise FailedRunError(f"{error}. {_how_to_go_on(run)}") from error
         raise
 

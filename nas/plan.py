@@ -1,5 +1,6 @@
 """What a run is made of, and what it searches: supernet, exact costs and budgets."""
 
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from nas.cost.trace import trace
 from nas.data import DataModule
 from nas.decision import apply, free
 from nas.errors import UserError
+from nas.export.loading import state_bytes
 from nas.selection import check_feasible, check_known, largest_of, select
 from nas.supernet.choice import Relaxing
 from nas.train import Training
@@ -69,6 +71,15 @@ class Problem:
         self.priced = {"params": Params(), "macs": MACs(), **plan.costs}
         self.costs = {n: expected(self.supernet, c, traced) for n, c in self.priced.items()}
         self.budgets = self._budgets()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # As bytes: tensors would be shared between the processes, and choosing writes to buffers.
+        return {"plan": self.plan, "weights": state_bytes(self.supernet)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["plan"])  # type: ignore[misc]
+        weights = torch.load(io.BytesIO(state["weights"]), map_location="cpu", weights_only=True)
+        self.supernet.load_state_dict(weights)
 
     def build(self) -> nn.Module:
         """A supernet as `seed` initialises it."""

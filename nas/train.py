@@ -9,15 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from nas.errors import UserError
+from nas.errors import NotFiniteError, UserError
 from nas.schedule import warmup_cosine
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Batch = tuple[Tensor, Tensor]
-
-
-class NotFiniteError(RuntimeError):
-    """The loss became NaN or infinite; going on would train nothing."""
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -83,6 +83,10 @@ class DataModule(pl.LightningDataModule):
         self.augment = auto_augment if augment == "auto" else augment
         self.seed = whole_number("seed", seed, 0)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Read anew where it is needed: another process gets no copy of all images through a pipe.
+        return {k: v for k, v in vars(self).items() if k not in ("images", "parts")}
+
     def setup(self, stage: str | None = None) -> None:
         """Read the source, split it and check that it suits the options; done once."""
         _ = self.parts

@@ -1,7 +1,9 @@
 """`TrialSearch`: architectures are proposed, scored one by one, and the best is taken."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -9,11 +11,13 @@ from torch import nn
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.run import RunDir, write_atomic
-from nas.search.evaluate import Scoring, Searched, in_turn
+from nas.search.evaluate import Searched
+from nas.search.scoring import Outcomes, Scoring, in_turn, recorded
 from nas.search.searcher import Searcher, best, search
 from nas.search.searchers import check_name, make
 from nas.search.space import SearchSpace
 from nas.search.trials import Trial, TrialLog, table_of
+from nas.search.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class TrialSearch:
         trials: different architectures to score; None: all where they are enumerated, else 500.
         by: the score that decides, an accuracy or a loss.
         along: the cost that the front is drawn over.
-        batch: architectures asked for at once.
+        batch: architectures asked for at once; None: as many as there are workers.
+        workers: processes that score side by side; 1: this one.
         seed: of the searcher's draws.
     """
 
@@ -56,19 +61,22 @@ class TrialSearch:
         trials: int | None = None,
         by: str = "val_acc",
         along: str = "params",
-        batch: int = 1,
+        batch: int | None = None,
+        workers: int = 1,
         seed: int = 0,
     ) -> None:
         if trials is not None and trials < 1:
             raise UserError(f"search.trials={trials} must be at least 1, or null (all there are)")
-        if batch < 1:
-            raise UserError(f"search.batch={batch} must be at least 1")
+        if batch is not None and batch < 1:
+            raise UserError(f"search.batch={batch} must be at least 1, or null (the workers)")
+        if workers < 1:
+            raise UserError(f"search.workers={workers} must be at least 1 (processes)")
         if not by.startswith("val_"):
             raise UserError(f"search.by={by}: a search may judge by val_acc or val_loss only")
         check_name(searcher)
         self.supernet, self.searcher, self.evaluate = supernet, searcher, evaluate
-        self.trials, self.by, self.along, self.batch = trials, by, along, batch
-        self.seed = seed
+        self.trials, self.by, self.along, self.batch = trials, by, along, batch or workers
+        self.workers, self.seed = workers, seed
 
     def find(self, problem: Searched, run: RunDir) -> Found:
         """Search, with ``trials.jsonl`` and ``trials.csv`` in the run's folder.
@@ -95,8 +103,19 @@ class TrialSearch:
         objectives = (self.by, self.along)
         searcher, count = make(self.searcher, space, self.seed, objectives, self.trials)
         log = TrialLog(run.trials)
-        evaluate = in_turn(self.evaluate(problem), space, log, Progress(self.by, self.along))
-        return search(searcher, evaluate, log, count, self.batch)
+        with self._outcomes(self.evaluate, problem) as outcomes:
+            evaluate = recorded(outcomes, space, log, Progress(self.by, self.along))
+            return search(searcher, evaluate, log, count, self.batch)
+
+    @contextmanager
+    def _outcomes(
+        self, factory: Callable[[Searched], Scoring], problem: Searched
+    ) -> Iterator[Outcomes]:
+        if self.workers == 1:
+            yield partial(in_turn, factory(problem))
+            return
+        with Workers(factory, problem, self.workers) as workers:
+            yield workers
 
 
 @dataclass

@@ -1,8 +1,7 @@
 """What an architecture is worth: trained alone for a short while, or with inherited weights."""
 
-import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Protocol
@@ -15,11 +14,10 @@ from torch import Tensor, nn
 from nas.arch import Arch
 from nas.cost.base import Expected
 from nas.discrete import discretize
-from nas.errors import InterruptedRunError, UserError
+from nas.errors import InterruptedRunError, NotFiniteError, UserError
 from nas.recalibrate import recalibrate
-from nas.search.space import SearchSpace
-from nas.search.trials import Trial, TrialLog
-from nas.train import NotFiniteError, Training
+from nas.search.scoring import Scoring
+from nas.train import Training
 
 
 class Made(Protocol):
@@ -52,9 +50,6 @@ class Searched(Protocol):
     def build(self) -> nn.Module:
         """A supernet as the seed initialises it."""
         ...
-
-
-Scoring = Callable[[Arch], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -183,29 +178,3 @@ def quiet_trainer(made: Made, epochs: int) -> pl.Trainer:
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the loaders know their rank
     )
-
-
-def scored(arch: Arch, score: Scoring, space: SearchSpace) -> Trial:
-    """The trial of `arch`; one whose loss became NaN has no metrics."""
-    wall, cpu = time.monotonic(), time.process_time()
-    message = None
-    try:
-        metrics = score(arch)
-    except NotFiniteError as error:
-        metrics, message = {}, str(error)
-    spent = time.monotonic() - wall, time.process_time() - cpu
-    return Trial(arch, metrics, space.price(arch), *spent, message)
-
-
-def in_turn(
-    score: Scoring, space: SearchSpace, log: TrialLog, each: Callable[[Trial], None]
-) -> Callable[[Sequence[Arch]], None]:
-    """Scores architectures one after another and appends each to `log` at once."""
-
-    def evaluate(archs: Sequence[Arch]) -> None:
-        for arch in archs:
-            trial = scored(arch, score, space)
-            log.append(trial)
-            each(trial)
-
-    return evaluate

@@ -91,10 +91,10 @@ def test_networks_are_extracted_by_their_rank_inside_a_budget(
 
 
 def test_a_killed_search_goes_on_without_repeating(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nas.search import evaluate
+    from nas.search import scoring
 
     command = ["search=predictor", "search.trials=4", "weights=fresh"]
-    scored, calls = evaluate.scored, []
+    scored, calls = scoring.scored, []
 
     def killed(*arguments):
         if len(calls) == 2:
@@ -102,14 +102,14 @@ def test_a_killed_search_goes_on_without_repeating(monkeypatch: pytest.MonkeyPat
         calls.append(arguments)
         return scored(*arguments)
 
-    monkeypatch.setattr(evaluate, "scored", killed)
+    monkeypatch.setattr(scoring, "scored", killed)
     with pytest.raises(RuntimeError, match="killed"):
         search(*command)
     first = list(trials().known)
     assert len(first) == 2
 
     calls.clear()
-    monkeypatch.setattr(evaluate, "scored", lambda *a: calls.append(a) or scored(*a))
+    monkeypatch.setattr(scoring, "scored", lambda *a: calls.append(a) or scored(*a))
     assert search(*command, "resume=true") == 0
     assert len(calls) == 2
     assert list(trials().known)[:2] == first

@@ -1,0 +1,69 @@
+"""What scoring gives: outcomes, as they come, and how they become trials on record."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nas.arch import Arch
+from nas.errors import NotFiniteError
+from nas.search.space import SearchSpace
+from nas.search.trials import Trial, TrialLog
+
+# What scores: ``(arch) -> metrics``, or ``(arch, epochs) -> metrics`` of a training in rungs.
+Scoring = Callable[..., Mapping[str, float]]
+Job = tuple[Any, ...]  # the arguments of one call
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one call gave; `metrics` is empty where the loss became NaN, as `message` then says."""
+
+    job: Job
+    metrics: Mapping[str, float]
+    seconds: float  # wall clock
+    cpu_seconds: float
+    message: str | None = None
+
+    @property
+    def arch(self) -> Arch:
+        """The architecture that was scored."""
+        arch: Arch = self.job[0]
+        return arch
+
+
+Outcomes = Callable[[Sequence[Job]], Iterator[Outcome]]  # in any order, each as it is there
+
+
+def scored(job: Job, score: Scoring) -> Outcome:
+    """Call, and measure how long that takes."""
+    wall, cpu = time.monotonic(), time.process_time()
+    message = None
+    try:
+        metrics = score(*job)
+    except NotFiniteError as error:
+        metrics, message = {}, str(error)
+    return Outcome(job, metrics, time.monotonic() - wall, time.process_time() - cpu, message)
+
+
+def in_turn(score: Scoring, jobs: Sequence[Job]) -> Iterator[Outcome]:
+    """One call after another, in this process."""
+    for job in jobs:
+        yield scored(job, score)
+
+
+def recorded(
+    outcomes: Outcomes, space: SearchSpace, log: TrialLog, each: Callable[[Trial], None]
+) -> Callable[[Sequence[Arch]], None]:
+    """Scores architectures and appends each to `log` as soon as it is finished."""
+
+    def evaluate(archs: Sequence[Arch]) -> None:
+        for found in outcomes([(arch,) for arch in archs]):
+            costs = space.price(found.arch)
+            trial = Trial(
+                found.arch, found.metrics, costs, found.seconds, found.cpu_seconds, found.message
+            )
+            log.append(trial)
+            each(trial)
+
+    return evaluate

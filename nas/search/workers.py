@@ -1,0 +1,172 @@
+"""`Workers`: scoring in several processes of this machine."""
+
+import os
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pickle import PicklingError
+from typing import Any
+
+import torch
+
+from nas.errors import FailedRunError, InterruptedRunError, UserError
+from nas.quiet import quiet
+from nas.search.scoring import Job, Outcome, Scoring, scored
+
+
+class Workers:
+    """Processes that score side by side; an `nas.search.scoring.Outcomes`, and a context.
+
+    They are spawned at the first job, since a process forked while torch has threads may hang, and
+    share this process's threads. They write no trials: this process does, as outcomes arrive.
+
+    Args:
+        factory: ``problem -> scoring``, called once in each.
+        problem: what is sent to each of them by pickling.
+        count: of processes.
+    """
+
+    def __init__(self, factory: Callable[[Any], Scoring], problem: Any, count: int) -> None:
+        self.factory, self.problem, self.count = factory, problem, count
+        self.processes: list[BaseProcess] = []
+        self._ends: list[Connection] = []  # this process's, of the pipe to each
+        self._busy: dict[Connection, Job] = {}
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            process.kill()  # files are replaced whole: whatever it is doing, nothing is torn
+        for process in self.processes:
+            process.join()
+        for end in self._ends:
+            end.close()
+        self._busy.clear()
+
+    def __call__(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        """The outcomes as they arrive; jobs are begun in their order.
+
+        Raises:
+            UserError: the problem cannot be sent, or the scoring has raised it.
+            FailedRunError: a process has died, or the scoring has raised anything else.
+            InterruptedRunError: a process was told to end.
+        """
+        waiting = deque(jobs)
+        if waiting and not self.processes:
+            self._start()
+        while waiting or self._busy:
+            for end in self._ends:
+                if waiting and end not in self._busy:
+                    self._send(end, waiting.popleft())
+            answers = [self._answer(end) for end in self._ready()]
+            # First what is finished, lest the error of one loses the work of another.
+            yield from (answer for answer in answers if isinstance(answer, Outcome))
+            for answer in answers:
+                if isinstance(answer, Exception):
+                    raise answer
+
+    def _start(self) -> None:
+        context = get_context("spawn")
+        threads = max(1, torch.get_num_threads() // self.count)
+        for _ in range(self.count):
+            here, there = context.Pipe()
+            process = context.Process(target=_work, args=(there, threads), daemon=True)
+            process.start()
+            # Else the pipe would stay open here when that process dies, and no one would notice.
+            there.close()
+            self.processes.append(process)
+            self._ends.append(here)
+        for end in self._ends:
+            try:
+                end.send((self.factory, self.problem))
+            except (PicklingError, AttributeError, TypeError) as error:
+                raise UserError(
+                    f"this search cannot be sent to other processes ({error}): let everything it "
+                    "is made of be defined in modules, or take workers=1"
+                ) from None
+            except OSError:
+                raise FailedRunError(self._epitaph(end, "before its first trial")) from None
+
+    def _send(self, end: Connection, job: Job) -> None:
+        self._busy[end] = job
+        try:
+            end.send(job)
+        except OSError:
+            raise self._death(end) from None
+
+    def _ready(self) -> list[Connection]:
+        ready = wait(list(self._busy))
+        return [end for end in self._ends if end in ready]
+
+    def _answer(self, end: Connection) -> Outcome | Exception:
+        try:
+            answer: Outcome | Exception = end.recv()
+        except (EOFError, OSError):
+            return self._death(end)
+        del self._busy[end]
+        return answer
+
+    def _death(self, end: Connection) -> FailedRunError:
+        return FailedRunError(self._epitaph(end, f"while it scored trial {_name(self._busy[end])}"))
+
+    def _epitaph(self, end: Connection, when: str) -> str:
+        process = self.processes[self._ends.index(end)]
+        process.join()
+        code = process.exitcode or 0
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended ({code})"
+        hint = "; was there too little memory for so many?" if code == -signal.SIGKILL else ""
+        return f"a worker {how} {when}{hint}"
+
+
+def _name(job: Job) -> str:
+    return str(job[0].hash)
+
+
+def _work(pipe: Connection, threads: int) -> None:
+    """The life of a worker: what to score with, then jobs, each answered."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    quiet()
+    torch.set_num_threads(threads)
+    score: Scoring | None = None
+    error: Exception | None = None
+    try:
+        factory, problem = pipe.recv()
+        score = factory(problem)
+    except Exception as caught:
+        error = _told(caught, "a worker could not start")
+    while True:
+        try:
+            job = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(error if score is None else _outcome(job, score))
+
+
+def _outcome(job: Job, score: Scoring) -> Outcome | Exception:
+    try:
+        return scored(job, score)
+    except Exception as error:
+        return _told(error, f"trial {_name(job)} failed")
+
+
+def _told(error: Exception, what: str) -> Exception:
+    """As an exception that can be sent for certain: not every one can be pickled."""
+    if isinstance(error, UserError | InterruptedRunError):
+        return type(error)(str(error))
+    traceback.print_exception(error)
+    return FailedRunError(f"{what}: {type(error).__name__}: {error}")
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would score on, beside those of a resumed search."""
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)

@@ -1,0 +1,194 @@
+"""Scoring in several processes: the same scores, every one recorded once, no death unnoticed."""
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+
+import pytest
+import torch
+
+from nas.arch import Arch
+from nas.data import digits
+from nas.errors import FailedRunError, UserError
+from nas.search.scoring import in_turn
+from nas.search.trials import TrialLog
+from nas.search.workers import Workers
+
+# Written to a file: a process that is spawned imports it by name, and nothing heavy with it.
+SCORING = """
+import os, signal, time
+import torch
+from nas.errors import NotFiniteError, UserError
+
+def scoring(faults):
+    def score(arch):
+        fault = faults.get(arch.choices["a"])
+        if fault == "dies":
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "mends":
+            raise UserError("mend it")
+        if fault == "odd":
+            raise KeyError("odd")
+        if fault == "nan":
+            raise NotFiniteError("the loss became nan")
+        if fault == "sleeps":
+            open(f"pid{os.getpid()}", "w").close()
+            time.sleep(60)
+        time.sleep(0.05)
+        value = float(arch.choices["a"])
+        return {"val_loss": value, "pid": os.getpid(), "threads": torch.get_num_threads()}
+    return score
+"""
+
+# A search over 6 architectures, in a process of its own that ends the hard way at the k-th line it
+# writes, while another trial is being scored; with k = 0 it goes to the end.
+SEARCH = """
+import os, signal, sys
+import scored_elsewhere
+from nas.arch import Arch
+from nas.search.scoring import recorded
+from nas.search.searcher import search
+from nas.search.space import SearchSpace
+from nas.search.trials import TrialLog
+from nas.search.workers import Workers
+from pathlib import Path
+
+class Listed:
+    def __init__(self): self.left = [Arch("s", {"a": i}) for i in range(6)]; self.told = []
+    def ask(self, count): asked, self.left = self.left[:count], self.left[count:]; return asked
+    def tell(self, trials): self.told += [t.arch.choices["a"] for t in trials]
+
+def each(trial):
+    if len(log) == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    log, searcher = TrialLog(Path("trials.jsonl")), Listed()
+    faults = {} if sys.argv[1] == "0" else {3: "sleeps"}
+    with Workers(scored_elsewhere.scoring, faults, 2) as workers:
+        evaluate = recorded(workers, SearchSpace("s", {"a": tuple(range(6))}), log, each)
+        found = search(searcher, evaluate, log, None, 2)
+    print([t.arch.choices["a"] for t in found], searcher.told)
+"""
+
+
+@pytest.fixture
+def scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "scored_elsewhere.py").write_text(SCORING)
+    (tmp_path / "search.py").write_text(SEARCH)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("scored_elsewhere").scoring
+    del sys.modules["scored_elsewhere"]  # the next test has a file of its own
+
+
+def jobs(count: int) -> list[tuple[Arch]]:
+    return [(Arch("s", {"a": i}),) for i in range(count)]
+
+
+def test_scores_are_those_of_one_process_and_the_threads_are_shared(scoring):
+    torch.set_num_threads(4)
+    try:
+        with Workers(scoring, {3: "nan"}, 2) as workers:
+            found = {o.arch: o for o in workers(jobs(6))}
+            for process in workers.processes:
+                os.kill(process.pid, signal.SIGINT)  # Ctrl-C reaches all; the parent decides
+            again = {o.arch: o for o in workers(jobs(2))}
+            assert not list(workers([]))
+    finally:
+        torch.set_num_threads(1)
+    alone = {o.arch: o for o in in_turn(scoring({3: "nan"}), jobs(6))}
+    assert found.keys() == alone.keys()
+    for arch, outcome in found.items():
+        assert outcome.metrics.get("val_loss") == alone[arch].metrics.get("val_loss")
+        assert outcome.message == alone[arch].message
+        assert outcome.seconds >= 0.05 or outcome.message
+    ran = [o.metrics for o in found.values() if o.metrics]
+    pids = {metrics["pid"] for metrics in ran}
+    assert len(pids) == 2
+    assert os.getpid() not in pids
+    assert {metrics["threads"] for metrics in ran} == {2}
+    assert {o.metrics["pid"] for o in again.values()} <= pids  # none is started anew
+    assert not alive(pids)
+
+
+def test_a_worker_that_dies_is_an_error_that_names_its_trial(scoring):
+    found, wanted = [], jobs(4)
+    with Workers(scoring, {1: "dies"}, 2) as workers:
+        arriving = (found.append(outcome.arch.choices["a"]) for outcome in workers(wanted))
+        with pytest.raises(FailedRunError, match=f"SIGKILL.*{wanted[1][0].hash}"):
+            list(arriving)
+    assert 0 in found  # what was finished before is handed over
+    assert not alive({process.pid for process in workers.processes})
+
+
+def test_an_error_in_a_worker_is_the_searchs(scoring):
+    with Workers(scoring, {0: "mends", 1: "odd"}, 1) as workers:
+        with pytest.raises(UserError, match=r"^mend it$"):
+            list(workers(jobs(1)))
+        with pytest.raises(FailedRunError, match=f"trial {jobs(2)[1][0].hash}.*KeyError: 'odd'"):
+            list(workers(jobs(2)[1:]))
+
+
+def test_what_cannot_be_sent_to_a_process_is_named():
+    with (
+        Workers(lambda problem: None, None, 2) as workers,
+        pytest.raises(UserError, match="workers=1"),
+    ):
+        list(workers(jobs(1)))
+    assert not alive({process.pid for process in workers.processes})
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_less_than_one_worker_is_refused(workers):
+    from nas.search.by_trials import TrialSearch
+
+    with pytest.raises(UserError, match=f"workers={workers} must be at least 1"):
+        TrialSearch(torch.nn.Identity(), "random", lambda _: None, workers=workers)
+
+
+def test_a_search_killed_with_its_workers_goes_on_without_repeating(scoring):
+    command = [sys.executable, "search.py"]
+    assert subprocess.run([*command, "3"], check=False).returncode == -9
+    before = Path("trials.jsonl").read_text()
+    assert len(before.splitlines()) == 3
+    (sleeping,) = [int(path.name[3:]) for path in Path.cwd().glob("pid*")]
+    deadline = time.monotonic() + 5
+    while alive({sleeping}) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive({sleeping})  # workers end with the process that started them
+    done = subprocess.run([*command, "0"], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[0, 1, 2, 3, 4, 5] [0, 1, 2, 3, 4, 5]"
+    after = Path("trials.jsonl").read_text()
+    assert after.startswith(before)
+    assert len(after.splitlines()) == len(TrialLog(Path("trials.jsonl"))) == 6
+
+
+def alive(pids) -> set[int]:
+    found = set()
+    for pid in map(int, pids):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if state != "Z":
+            found.add(pid)
+    return found
+
+
+def test_data_travel_without_their_images():
+    data = digits(limit=200)
+    data.setup()
+    data.normalise_as([0.25], [0.5])
+    sent = bytes(ForkingPickler.dumps(data))
+    assert len(sent) < 2000
+    again = ForkingPickler.loads(sent)
+    assert again.mean == [0.25]
+    for one, other in zip(data.weight_loader(), again.weight_loader(), strict=True):
+        assert torch.equal(one[0], other[0])
