@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.run import RunDir, write_atomic
-from nas.search.evaluate import Searched
+from nas.search.evaluate import Searched, StandAlone
+from nas.search.halving import FOLDER, Halving
 from nas.search.scoring import Outcomes, Scoring, in_turn, recorded
 from nas.search.searcher import Searcher, best, search
 from nas.search.searchers import check_name, make
@@ -48,8 +49,10 @@ class TrialSearch:
         trials: different architectures to score; None: all where they are enumerated, else 500.
         by: the score that decides, an accuracy or a loss.
         along: the cost that the front is drawn over.
-        batch: architectures asked for at once; None: as many as there are workers.
+        batch: architectures asked for at once; None: as many as there are workers, or as
+            halving needs.
         workers: processes that score side by side; 1: this one.
+        halving: compares the networks of a batch while they train, and trains on with the best.
         seed: of the searcher's draws.
     """
 
@@ -63,6 +66,7 @@ class TrialSearch:
         along: str = "params",
         batch: int | None = None,
         workers: int = 1,
+        halving: Halving | None = None,
         seed: int = 0,
     ) -> None:
         if trials is not None and trials < 1:
@@ -75,8 +79,25 @@ class TrialSearch:
             raise UserError(f"search.by={by}: a search may judge by val_acc or val_loss only")
         check_name(searcher)
         self.supernet, self.searcher, self.evaluate = supernet, searcher, evaluate
-        self.trials, self.by, self.along, self.batch = trials, by, along, batch or workers
+        self.trials, self.by, self.along = trials, by, along
+        self.halving = halving or Halving()
+        self.batch = batch or max(workers, self.halving.cohort)
         self.workers, self.seed = workers, seed
+        if self.halving.rungs:
+            self._check_evaluation()
+
+    def _check_evaluation(self) -> None:
+        if not isinstance(self.evaluate, StandAlone):
+            raise UserError(
+                "search.halving is for networks that are trained one by one (search=random_search, "
+                "evolution, ...): leave search.halving.epochs=null where weights are inherited"
+            )
+        whole, own = self.evaluate.epochs, self.halving.rungs[-1]
+        if whole not in (None, own):
+            raise UserError(
+                f"search.evaluate.epochs={whole} is not the last of search.halving.epochs="
+                f"{list(self.halving.rungs)}: leave it null"
+            )
 
     def find(self, problem: Searched, run: RunDir) -> Found:
         """Search, with ``trials.jsonl`` and ``trials.csv`` in the run's folder.
@@ -103,9 +124,19 @@ class TrialSearch:
         objectives = (self.by, self.along)
         searcher, count = make(self.searcher, space, self.seed, objectives, self.trials)
         log = TrialLog(run.trials)
-        with self._outcomes(self.evaluate, problem) as outcomes:
-            evaluate = recorded(outcomes, space, log, Progress(self.by, self.along))
-            return search(searcher, evaluate, log, count, self.batch)
+        each = Progress(self.by, self.along)
+        if not self.halving.rungs:
+            with self._outcomes(self.evaluate, problem) as outcomes:
+                evaluate = recorded(outcomes, space, log, each)
+                return search(searcher, evaluate, log, count, self.batch)
+        folder, total = run.path / FOLDER, self.halving.rungs[-1]
+        scoring = partial(cast(StandAlone, self.evaluate).in_rungs, total, folder)
+        with self._outcomes(scoring, problem) as outcomes:
+            evaluate = self.halving.evaluation(outcomes, space, log, each, self.by, folder)
+            found = search(searcher, evaluate, log, count, self.batch, whole=True)
+        spent = sum(trial.epochs for trial in found)
+        print(f"{len(found)} networks trained, {spent} epochs instead of {total * len(found)}")
+        return found
 
     @contextmanager
     def _outcomes(
@@ -120,19 +151,20 @@ class TrialSearch:
 
 @dataclass
 class Progress:
-    """One line for each trial."""
+    """One line for each trial, and for each rung that it reaches."""
 
     by: str
     along: str
-    seen: int = 0
+    numbers: dict[str, int] = field(default_factory=dict)  # hash -> place
 
     def __call__(self, trial: Trial) -> None:
-        self.seen += 1
+        number = self.numbers.setdefault(trial.arch.hash, len(self.numbers) + 1)
         score = trial.metrics.get(self.by)
         text = trial.message if score is None else f"{self.by} {score:.4f}"
+        if trial.epochs:
+            text = f"{text} after {trial.epochs} epochs"
         cost = trial.costs.get(self.along)
         print(
-            f"trial {self.seen}: {trial.arch.hash} {text}, {self.along} {cost}, "
-            f"{trial.seconds:.1f} s",
+            f"trial {number}: {trial.arch.hash} {text}, {self.along} {cost}, {trial.seconds:.1f} s",
             flush=True,
         )

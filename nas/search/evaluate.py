@@ -1,9 +1,10 @@
 """What an architecture is worth: trained alone for a short while, or with inherited weights."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import Path
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
@@ -16,6 +17,9 @@ from nas.cost.base import Expected
 from nas.discrete import discretize
 from nas.errors import InterruptedRunError, NotFiniteError, UserError
 from nas.recalibrate import recalibrate
+from nas.search.callbacks import LastCheckpoint
+from nas.search.halving import checkpoint_of
+from nas.search.paused import PauseAfter, paused
 from nas.search.scoring import Scoring
 from nas.train import Training
 
@@ -73,19 +77,48 @@ class StandAlone:
         fresh = problem.build()
 
         def score(arch: Arch) -> Mapping[str, float]:
-            options = {} if self.epochs is None else {"epochs": self.epochs}
-            module = made.finetune(network=discretize(fresh, arch), seed=made.seed, **options)
+            module = self._module(made, fresh, arch, self.epochs)
             trainer = quiet_trainer(made, module.epochs)
             fit(trainer, module, made.data.weight_loader())
-            trainer.validate(module, made.data.val_dataloader(), verbose=False)
-            metrics = dict(trainer.callback_metrics)
-            if self.test:
-                trainer.test(module, made.data.test_dataloader(), verbose=False)
-                metrics |= trainer.callback_metrics
-            wanted = ("val_acc", "val_loss", "test_acc", "test_loss")
-            return {name: float(metrics[name]) for name in wanted if name in metrics}
+            return self._evaluated(made, trainer, module)
 
         return score
+
+    def in_rungs(self, epochs: int, folder: Path, problem: Searched) -> Scoring:
+        """As a call, of trainings of `epochs` that pause: ``(arch, up to epoch) -> scores``.
+
+        Each goes on from its own checkpoint in `folder`, where there is one.
+        """
+        made: Made = problem.plan
+        fresh = problem.build()
+
+        def score(arch: Arch, until: int) -> Mapping[str, float]:
+            module = self._module(made, fresh, arch, epochs)
+            checkpoint = checkpoint_of(folder, arch)
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            done, state = paused(checkpoint, until)
+            trainer = quiet_trainer(made, epochs, [PauseAfter(until), LastCheckpoint(checkpoint)])
+            if done == until:  # and what it gave was not recorded, because the run was killed
+                module.load_state_dict(state)
+            else:
+                loader = made.data.weight_loader()
+                fit(trainer, module, loader, checkpoint if done else None)
+            return self._evaluated(made, trainer, module)
+
+        return score
+
+    def _module(self, made: Made, fresh: nn.Module, arch: Arch, epochs: int | None) -> Training:
+        options = {} if epochs is None else {"epochs": epochs}
+        return made.finetune(network=discretize(fresh, arch), seed=made.seed, **options)
+
+    def _evaluated(self, made: Made, trainer: pl.Trainer, module: Training) -> dict[str, float]:
+        trainer.validate(module, made.data.val_dataloader(), verbose=False)
+        metrics = dict(trainer.callback_metrics)
+        if self.test:
+            trainer.test(module, made.data.test_dataloader(), verbose=False)
+            metrics |= trainer.callback_metrics
+        wanted = ("val_acc", "val_loss", "test_acc", "test_loss")
+        return {name: float(metrics[name]) for name in wanted if name in metrics}
 
 
 @dataclass(frozen=True)
@@ -151,8 +184,10 @@ def validated(
     return {"val_acc": right / seen, "val_loss": loss / seen}
 
 
-def fit(trainer: pl.Trainer, module: pl.LightningModule, loaders: Any) -> None:
-    """Train without validating.
+def fit(
+    trainer: pl.Trainer, module: pl.LightningModule, loaders: Any, checkpoint: Path | None = None
+) -> None:
+    """Train without validating, from `checkpoint` on where there is one.
 
     Raises:
         InterruptedRunError: by Ctrl-C, or a scheduler's signal.
@@ -160,19 +195,20 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, loaders: Any) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*but have no `val_dataloader`.*")
         try:
-            trainer.fit(module, loaders)
+            trainer.fit(module, loaders, ckpt_path=checkpoint, weights_only=True)
         except SystemExit:
             raise InterruptedRunError("interrupted") from None
     if trainer.interrupted:
         raise InterruptedRunError("interrupted")
 
 
-def quiet_trainer(made: Made, epochs: int) -> pl.Trainer:
-    """A trainer that leaves nothing behind and shows nothing."""
+def quiet_trainer(made: Made, epochs: int, callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
+    """A trainer that leaves nothing behind, but for what `callbacks` do, and shows nothing."""
     return made.trainer(
         max_epochs=epochs,
         logger=False,
-        enable_checkpointing=False,
+        callbacks=list(callbacks),
+        enable_checkpointing=bool(callbacks),  # else Lightning refuses ours
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,

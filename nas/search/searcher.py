@@ -10,7 +10,7 @@ import torch
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.search.space import SearchSpace
-from nas.search.trials import Trial, TrialLog
+from nas.search.trials import Trial, TrialLog, comparable
 
 # Proposals in a row, all known already, before a search ends: small spaces run out.
 PATIENCE = 50
@@ -83,6 +83,7 @@ def search(
     log: TrialLog,
     trials: int | None = None,
     batch: int = 1,
+    whole: bool = False,
 ) -> list[Trial]:
     """Ask, score what is new, tell; until so many different architectures are scored.
 
@@ -90,6 +91,8 @@ def search(
         evaluate: scores architectures and appends each to `log`.
         trials: different architectures to score; None: until the searcher has none left.
         batch: architectures asked for at once; of a resumed search the same as before.
+        whole: also hand `evaluate` what `log` knows from an earlier session, for it compares the
+            architectures of a batch with each other.
 
     Returns:
         The different trials, in the order in which they were first asked for.
@@ -100,7 +103,11 @@ def search(
         asked = searcher.ask(batch if trials is None else min(batch, trials - len(found)))
         if not asked:
             break
-        fresh = {arch.hash: arch for arch in asked if log.get(arch) is None}
+        fresh = {
+            arch.hash: arch
+            for arch in asked
+            if arch.hash not in found and (whole or log.get(arch) is None)
+        }
         evaluate(list(fresh.values()))
         told = [log.known[arch.hash] for arch in asked]
         searcher.tell(told)
@@ -119,12 +126,12 @@ def search(
 
 
 def best(trials: Sequence[Trial], by: str) -> Trial:
-    """The trial of the best `by`; of equal ones the first.
+    """The trial of the best `by` among those `comparable`; of equal ones the first.
 
     Raises:
         UserError: no trial was scored.
     """
-    scored = [trial for trial in trials if trial.metrics]
+    scored = comparable(trials)
     if not scored:
         messages = {trial.message for trial in trials}
         raise UserError(f"no architecture could be scored: {messages or 'none was proposed'}")

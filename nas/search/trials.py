@@ -20,6 +20,14 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
+class Rung:
+    """What a network was worth after so many epochs, where its training paused."""
+
+    epochs: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Trial:
     """One architecture with its scores.
 
@@ -32,6 +40,12 @@ class Trial:
     seconds: float = 0.0  # wall clock
     cpu_seconds: float = 0.0  # of the process that scored it: comparable on a shared machine
     message: str | None = None
+    rungs: tuple[Rung, ...] = ()  # of successive halving; `metrics` are those of the last
+
+    @property
+    def epochs(self) -> int:
+        """Of training, where networks are trained for different times; else 0."""
+        return self.rungs[-1].epochs if self.rungs else 0
 
     def value(self, name: str) -> float:
         """The metric or cost of that name, to be minimised: of an accuracy, the error.
@@ -50,7 +64,7 @@ class Trial:
 
     def to_json(self) -> str:
         """One line."""
-        record = {
+        record: dict[str, Any] = {
             "schema": SCHEMA,
             "hash": self.arch.hash,
             "space": self.arch.space,
@@ -61,6 +75,8 @@ class Trial:
             "cpu_seconds": round(self.cpu_seconds, 3),
             "message": self.message,
         }
+        if self.rungs:
+            record["rungs"] = [{"epochs": r.epochs, "metrics": dict(r.metrics)} for r in self.rungs]
         return json.dumps(record, allow_nan=False)
 
     @classmethod
@@ -76,7 +92,8 @@ class Trial:
         known = {"schema": 1, "space": raw["space"], "choices": raw["choices"]}
         arch = Arch.from_json(json.dumps(known), "a trial")
         numbers = ("metrics", "costs", "seconds", "cpu_seconds", "message")
-        return cls(arch, **{name: raw[name] for name in numbers})
+        rungs = tuple(Rung(rung["epochs"], rung["metrics"]) for rung in raw.get("rungs", ()))
+        return cls(arch, **{name: raw[name] for name in numbers}, rungs=rungs)
 
 
 class TrialLog:
@@ -132,9 +149,16 @@ class TrialLog:
         self._torn = len(whole) < len(content)
 
 
-def front_of(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Trial]:
-    """The trials that no other one dominates, in the order given; failed ones are left out."""
+def comparable(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that were scored; of successive halving those trained longest."""
     scored = [trial for trial in trials if trial.metrics]
+    longest = max((trial.epochs for trial in scored), default=0)
+    return [trial for trial in scored if trial.epochs == longest]
+
+
+def front_of(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Trial]:
+    """The trials that no other `comparable` one dominates, in the order given."""
+    scored = comparable(trials)
     if not scored:
         return []
     points = [[trial.value(name) for name in objectives] for trial in scored]
@@ -167,6 +191,7 @@ def table_of(trials: Sequence[Trial], objectives: Sequence[str]) -> str:
             **trial.metrics,
             "seconds": trial.seconds,
             "cpu_seconds": trial.cpu_seconds,
+            **({"epochs": trial.epochs} if trial.epochs else {}),
             "front": int(trial.arch.hash in on_front),
         }
         for trial in trials

@@ -23,12 +23,20 @@ if TYPE_CHECKING:
 
 def linear_fade() -> Schedule:
     """``1 - progress``."""
-    return lambda progress: max(0.0, 1.0 - progress)
+    return _linear
 
 
 def cosine_fade() -> Schedule:
     """``(1 + cos(pi progress)) / 2``."""
-    return lambda progress: (1 + cos(pi * min(1.0, progress))) / 2
+    return _cosine
+
+
+def _linear(progress: float) -> float:
+    return max(0.0, 1.0 - progress)
+
+
+def _cosine(progress: float) -> float:
+    return (1 + cos(pi * min(1.0, progress))) / 2
 
 
 class AuxiliarySkip(nn.Module):

@@ -3,13 +3,19 @@
 import csv
 import json
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
 
 import nas
 from nas.cli import run
+from nas.export import load_supernet
+from nas.launch import plan_of
+from nas.plan import Problem
 from nas.run import RunDir
+from nas.saved import saved_config
+from nas.search.evaluate import Inherited
 from nas.search.trials import TrialLog
 
 Nas = Callable[..., int]
@@ -115,6 +121,46 @@ def test_a_killed_search_goes_on_without_repeating(monkeypatch: pytest.MonkeyPat
     assert list(trials().known)[:2] == first
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_side_by_side_and_in_rungs_is_what_one_process_finds(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["search=random_search", "search.trials=4", "search.batch=4", "weights=fresh"]
+    words += ["search.halving.epochs=[1,2]", "search.halving.eta=2"]
+    assert search(*words) == 0
+    out = capsys.readouterr().out
+    assert out.count("after 1 epochs") == 4
+    assert out.count("after 2 epochs") == 2
+    assert "4 networks trained, 6 epochs instead of 8" in out
+    assert not list(Path("runs/a/rungs").iterdir())
+    one, result = trials(), RunDir(Path("runs/a")).read_result()
+    assert len(RunDir(Path("runs/a")).trials.read_text().splitlines()) == 6
+    assert result is not None
+    assert one.known[result["arch_hash"]].epochs == 2
+
+    assert search(*words, "search.workers=2", "out=two") == 0
+    two = TrialLog(Path("two/a/trials.jsonl"))
+    assert two.known.keys() == one.known.keys()
+    for key, trial in two.known.items():
+        assert trial.rungs == one.known[key].rungs
+    assert RunDir(Path("two/a")).read_result()["arch"] == result["arch"]  # type: ignore[index]
+
+
+def test_a_supernet_sent_to_another_process_gives_the_same_scores() -> None:
+    assert search("search=spos", *ONE_SHOT) == 0
+    run_dir = RunDir(Path("runs/a"))
+    problem = Problem(plan_of(saved_config(run_dir), {"command": ""}))
+    (arch, *_) = (trial.arch for trial in trials().known.values())
+    fresh = Inherited()(problem)(arch)
+    load_supernet(problem.supernet, run_dir.checkpoint)
+    sent = ForkingPickler.loads(ForkingPickler.dumps(problem))
+    scores = Inherited()(sent)(arch)
+    assert scores == Inherited()(problem)(arch) != fresh
+    # Nothing is shared: choosing an option writes to buffers.
+    next(sent.supernet.parameters()).data.zero_()
+    assert Inherited()(problem)(arch) == scores
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -123,6 +169,12 @@ def test_a_killed_search_goes_on_without_repeating(monkeypatch: pytest.MonkeyPat
         (["search=spos", "search.ranking.by=test_acc"], "val_acc or val_loss"),
         (["search=spos", "search.ranking.evaluate.calibration=-1"], "calibration=-1"),
         (["search=random_search", "search.trials=0"], "search.trials=0"),
+        (["search=random_search", "search.workers=0"], "search.workers=0"),
+        (["search=spos", "search.ranking.workers=two"], "workers='two'"),
+        (["search=random_search", "search.batch=0"], "search.batch=0"),
+        (["search=random_search", "search.halving.epochs=[3,1]"], "[3, 1] must rise"),
+        (["search=random_search", "search.halving.epochs=9"], "search.halving.epochs=9"),
+        (["search=random_search", "search.halving.eta=1"], "search.halving.eta=1"),
         (["search=random_search", "budget.params=10"], "the smallest network"),
     ],
 )

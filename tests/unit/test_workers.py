@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 
 from nas.arch import Arch
+from nas.config import config_dir, groups, register
 from nas.data import digits
 from nas.errors import FailedRunError, UserError
 from nas.search.scoring import in_turn
@@ -51,7 +54,11 @@ def scoring(faults):
 SEARCH = """
 import os, signal, sys
 import scored_elsewhere
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
 from nas.arch import Arch
+from nas.config import config_dir, groups, register
 from nas.search.scoring import recorded
 from nas.search.searcher import search
 from nas.search.space import SearchSpace
@@ -192,3 +199,13 @@ def test_data_travel_without_their_images():
     assert again.mean == [0.25]
     for one, other in zip(data.weight_loader(), again.weight_loader(), strict=True):
         assert torch.equal(one[0], other[0])
+
+
+@pytest.mark.parametrize("group", ["relax", "space", "search", "data", "finetune", "trainer"])
+def test_whatever_a_search_is_made_of_can_be_sent(group):
+    register()
+    left_out = {"data": "image_folder"}  # needs a folder
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        for option in set(groups()[group]) - {left_out.get(group)}:
+            part = instantiate(compose("config", [f"{group}={option}"])[group], _convert_="all")
+            assert ForkingPickler.dumps(part), option
