@@ -65,6 +65,8 @@ nas extract RUN [options]: networks out of a finished search, without searching 
   front=N              at most N networks, from the smallest to the most probable
   along=NAME           the cost that they are spread over (params)
   fine_tune=true       train each; else the supernet's weights are taken as they are
+  profile=[A,B,...]    for each of several devices, in a folder of its name; then a table of all.
+                       budget.latency=3ms is for each, budget.latency=[3ms,8ms] one after another
   out=FOLDER           where their folders go (RUN/extracts)
   trust=true           run code from outside this package that the run's config.yaml names
   KEY=VALUE            any key of the run's own config.yaml, e.g. finetune.epochs=10

@@ -52,8 +52,18 @@ def change(config: DictConfig, words: Sequence[str]) -> None:
         else:
             _set(config, key, text)
     for name, amount in config.get("budget", {}).items():
-        if amount is not None and name not in config.cost:
-            config.cost = OmegaConf.merge(config.cost, _option("cost", str(name)))
+        if amount is not None:
+            add_cost(config, str(name))
+
+
+def add_cost(config: DictConfig, name: str) -> None:
+    """Let a saved configuration compute a cost, in place, if it does not yet.
+
+    Raises:
+        UserError: no such cost.
+    """
+    if name not in config.cost:
+        config.cost = OmegaConf.merge(config.cost, _option("cost", name))
 
 
 def _set(config: DictConfig, key: str, text: str) -> None:

@@ -1,19 +1,21 @@
 """From the words of `nas extract` to the networks taken out of a run."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from nas.config import check, register
-from nas.errors import InterruptedRunError, UserError
+from nas.errors import FailedRunError, InterruptedRunError, UserError
+from nas.extract.devices import COST, Device, folders, summarise, words_of_each
 from nas.extract.extraction import Extraction
 from nas.launch import cores, plan_of
 from nas.quiet import quiet
 from nas.run import RunDir, shown
-from nas.saved import change, saved_config
+from nas.saved import add_cost, change, saved_config
 
 # Keys of `nas extract` that are not the run's own.
 _OWN = ("front", "along", "fine_tune", "out", "trust")
@@ -24,32 +26,73 @@ def extract(arguments: Sequence[str]) -> int:
     words = dict(word.partition("=")[::2] for word in arguments[1:] if "=" in word)
     own = {key: yaml.safe_load(words.pop(key)) for key in _OWN if key in words}
     source = RunDir(Path(arguments[0]))
-    config = saved_config(source, trust=bool(own.pop("trust", False)))
-    register()
-    change(config, [f"{key}={value}" for key, value in words.items()])
-    check(config)
+    each = words_of_each(words)
+    configs = [_config(source, given, own, len(each) > 1) for given in each]
+    extraction = _extraction(own)
     quiet()
     import torch
 
-    torch.set_num_threads(config.threads or cores())
-    size = own.get("front", 0)
-    if not isinstance(size, int) or size < 0:
-        raise UserError(f"front={size} must be a whole number of networks, e.g. front=8")
-    extraction = Extraction(
-        size,
-        own.get("along", "params"),
-        bool(own.get("fine_tune", False)),
-        Path(own["out"]) if "out" in own else None,
-    )
-    about = {
-        "seed": config.seed,
-        "overrides": {key: yaml.safe_load(value) for key, value in words.items()},
-        "command": " ".join(["nas extract", *arguments]),
-    }
+    torch.set_num_threads(configs[0].threads or cores())
+    command = " ".join(["nas extract", *arguments])
+    folder = Path(own["out"]) if "out" in own else source.extracts
     try:
-        runs = extraction(plan_of(config, about), source, OmegaConf.to_yaml(config, resolve=True))
+        # All of them before the first network: a mistake in the last one is found at once.
+        devices = _devices(extraction, source, folder, each, configs, command)
+        taken = [(d, r) for d in devices for r in extraction(d.problem, source, d.folder, d.config)]
     except InterruptedRunError as error:
         print(f"nas: {error}; the same command goes on", file=sys.stderr)
         return 130
-    print(f"{len(runs)} network(s) in {shown(runs[0].path.parent)}")
+    except FailedRunError as error:
+        print(f"nas: {error}; the same command goes on", file=sys.stderr)
+        return 1
+    if len(devices) > 1:
+        summarise(folder, taken)
+    print(f"{len(taken)} network(s) in {shown(folder)}")
     return 0
+
+
+def _extraction(own: Mapping[str, Any]) -> Extraction:
+    size = own.get("front", 0)
+    if not isinstance(size, int) or size < 0:
+        raise UserError(f"front={size} must be a whole number of networks, e.g. front=8")
+    return Extraction(size, own.get("along", "params"), bool(own.get("fine_tune", False)))
+
+
+def _config(
+    source: RunDir, words: Mapping[str, str], own: Mapping[str, Any], several: bool
+) -> DictConfig:
+    """The run's configuration with these words; a profile brings its cost along."""
+    config = saved_config(source, trust=bool(own.get("trust", False)))
+    register()
+    if "profile" in words:
+        add_cost(config, COST)
+        # A run saves the cost with the profile it was searched with.
+        config.cost[COST].profile = words["profile"]
+        if several:
+            config.cost[COST].expect_device = None  # the run's own can be one of them only
+    change(config, [f"{key}={value}" for key, value in words.items()])
+    check(config)
+    return config
+
+
+def _devices(
+    extraction: Extraction,
+    source: RunDir,
+    folder: Path,
+    words: Sequence[Mapping[str, str]],
+    configs: Sequence[DictConfig],
+    command: str,
+) -> list[Device]:
+    plans = []
+    for given, config in zip(words, configs, strict=True):
+        overrides = {key: yaml.safe_load(value) for key, value in given.items()}
+        about = {"seed": config.seed, "overrides": overrides, "command": command}
+        plans.append(plan_of(config, about))
+    names, places = [""], [folder]
+    if len(plans) > 1:
+        names = [plan.costs[COST].profile.device for plan in plans]
+        places = [folder / name for name in folders(names, [given["profile"] for given in words])]
+    return [
+        Device(name, place, extraction.problem(plan, source), OmegaConf.to_yaml(c, resolve=True))
+        for name, place, plan, c in zip(names, places, plans, configs, strict=True)
+    ]

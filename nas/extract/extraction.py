@@ -27,16 +27,14 @@ class Extraction:
         size: 0 for the most probable network inside the budgets, N for a front of at most N.
         along: the cost that the front's networks are spread over.
         fine_tune: train each network; else it is evaluated with the supernet's weights.
-        out: folder of the runs; by default ``extracts`` in that of the search.
     """
 
     size: int = 0
     along: str = "params"
     fine_tune: bool = False
-    out: Path | None = None
 
-    def __call__(self, plan: Plan, source: RunDir, config: str) -> list[RunDir]:
-        """Select, evaluate and export; one run folder for each network, named by its hash.
+    def problem(self, plan: Plan, source: RunDir) -> Problem:
+        """The search's supernet with its weights, priced as `plan` says.
 
         Raises:
             UserError: the search has left no weights, or no network meets the budgets.
@@ -54,13 +52,20 @@ class Extraction:
         problem = Problem(plan)
         if source.checkpoint.is_file():
             load_supernet(problem.supernet, source.checkpoint)
-        folder = self.out or source.extracts
-        ranking = _ranking(plan, problem)
+        return problem
+
+    def __call__(self, problem: Problem, source: RunDir, folder: Path, config: str) -> list[RunDir]:
+        """Select, evaluate and export; one run in `folder` for each network, named by its hash.
+
+        Args:
+            problem: see `Extraction.problem`.
+            config: what the runs keep as their configuration, YAML.
+        """
+        ranking = _ranking(problem)
         archs = self.archs(problem) if ranking is None else self.ranked(problem, ranking, source)
-        runs = []
-        for arch in archs:
-            runs.append(self._carry_out(plan, problem, arch, RunDir(folder / arch.hash), config))
-        return runs
+        return [
+            self._carry_out(problem, arch, RunDir(folder / arch.hash), config) for arch in archs
+        ]
 
     def archs(self, problem: Problem) -> list[Arch]:
         """The architectures to take, the smallest first."""
@@ -95,22 +100,21 @@ class Extraction:
             )
         return replace(plan, inherit=False)
 
-    def _carry_out(
-        self, plan: Plan, problem: Problem, arch: Arch, run: RunDir, config: str
-    ) -> RunDir:
+    def _carry_out(self, problem: Problem, arch: Arch, run: RunDir, config: str) -> RunDir:
         known: Mapping[str, Any] = run.read_result() or {}
         if run.finished and (known.get("trained") or not self.fine_tune):
             print(f"already there: {run.path}")
             return run
-        stages = Run(plan, run, arch, problem, train=self.fine_tune)
+        stages = Run(problem.plan, run, arch, problem, train=self.fine_tune)
         run.create()
         write_atomic(run.config, config)
         announce(run, stages())
         return run
 
 
-def _ranking(plan: Plan, problem: Problem) -> TrialSearch | None:
+def _ranking(problem: Problem) -> TrialSearch | None:
     """What ranks the networks of a search that moves no alphas; None for one that does."""
+    plan = problem.plan
     target = getattr(plan.search, "func", plan.search)
     if not isinstance(target, type) or not issubclass(target, OneShot | TrialSearch):
         return None

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -124,6 +124,10 @@ class TrialSearch:
         objectives = (self.by, self.along)
         searcher, count = make(self.searcher, space, self.seed, objectives, self.trials)
         log = TrialLog(run.trials)
+        # Recorded may be the costs of another device, or before a cost was asked for.
+        for key, trial in log.known.items():
+            if space.holds(trial.arch):
+                log.known[key] = replace(trial, costs=space.price(trial.arch))
         each = Progress(self.by, self.along)
         if not self.halving.rungs:
             with self._outcomes(self.evaluate, problem) as outcomes:

@@ -71,6 +71,11 @@ class SearchSpace:
         """Decision name -> number of the option that `arch` takes."""
         return {name: o.index(arch.choices[name]) for name, o in self.options.items()}
 
+    def holds(self, arch: Arch) -> bool:
+        """Whether `arch` is one of the space's, budgets aside."""
+        known = arch.space == self.name and arch.choices.keys() == self.options.keys()
+        return known and all(arch.choices[name] in o for name, o in self.options.items())
+
     def __iter__(self) -> Iterator[Arch]:
         """Every architecture inside the budgets, in a fixed order."""
         for choice in product(*self.options.values()):
