@@ -92,7 +92,11 @@ def _devices(
     if len(plans) > 1:
         names = [plan.costs[COST].profile.device for plan in plans]
         places = [folder / name for name in folders(names, [given["profile"] for given in words])]
-    return [
-        Device(name, place, extraction.problem(plan, source), OmegaConf.to_yaml(c, resolve=True))
-        for name, place, plan, c in zip(names, places, plans, configs, strict=True)
-    ]
+    found = []
+    for name, place, plan, config in zip(names, places, plans, configs, strict=True):
+        try:
+            problem = extraction.problem(plan, source)
+        except UserError as error:
+            raise UserError(f"{name}: {error}" if name else str(error)) from None
+        found.append(Device(name, place, problem, OmegaConf.to_yaml(config, resolve=True)))
+    return found
