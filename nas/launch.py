@@ -130,7 +130,9 @@ def _how_to_go_on(run: RunDir) -> str:
 
 
 def _record_failure(run: RunDir, config: DictConfig, error: Exception) -> None:
-    message = " ".join(str(error).split()) or type(error).__name__
+    message = " ".join(str(error).split())
+    if not isinstance(error, UserError):  # its text may mean nothing without its kind
+        message = f"{type(error).__name__}: {message}"
     about = {"schema": 1, "status": "failed", "message": message, **_about(config)}
     write_json(run.result, about)
 

@@ -45,10 +45,10 @@ class Profiling:
     input: Sequence[int] | None = None
     classes: int = 10
     device: str | None = None
-    networks: int = 40
-    calibrate: int = 10
+    networks: int = 50
+    calibrate: int = 20
     seconds: float = 600.0
-    calls: int = 200
+    calls: int = 1000
     seed: int = 0
     out: str | None = None
     export_to: str | None = None

@@ -12,6 +12,7 @@ from nas.cost.analytic import MACs, Params
 from nas.cost.memory import PeakMemory
 from nas.discrete import arch_of, discretize
 from nas.drawing import console, share, svg, table
+from nas.spaces.nas_bench_201 import NasBench201
 from nas.spaces.staged import StagedSpace
 from nas.supernet.choice import ChoiceBlock
 
@@ -42,6 +43,16 @@ def test_parts_add_up_to_the_network(seed):
     for part in parts:
         if part.option == "identity":
             assert (part.channels, part.costs) == (None, {})
+
+
+def test_a_shared_decision_is_told_where_it_is_carried_out():
+    torch.manual_seed(0)
+    supernet = NasBench201((3, 8, 8), 10, channels=4, cells=1)
+    parts = anatomy(supernet, arch_of(supernet), (3, 8, 8), COSTS)
+    edges = [part for part in parts if ".edges." in part.name]
+    assert len(edges) == 3 * 6
+    assert all(part.option for part in edges)
+    assert {part.name for part in parts if part.option} == {part.name for part in edges}
 
 
 def test_layers_of_nested_choices_belong_to_the_outermost():
