@@ -59,10 +59,10 @@ def svg(parts: Parts, costs: Sequence[str], title: str = "", alone: bool = False
     width = max(columns.width, round(LETTER * len(title)) if alone else 0)
     left = -GAP if alone else 0
     width -= 2 * left
-    size = f'width="{width}" height="{height}" style="max-width: 100%" ' if alone else ""
+    size = f' width="{width}" height="{height}" style="max-width: 100%"' if alone else ""
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size}viewBox="{left} 0 {width} {height}" role="img" '
-        f'aria-label="{escape(title or "architecture")}" font-family="system-ui, sans-serif" '
+        f'<svg xmlns="http://www.w3.org/2000/svg"{size} viewBox="{left} 0 {width} {height}" '
+        f'role="img" aria-label="{escape(title or "architecture")}" font-family="system-ui, sans-serif" '
         f'font-size="12" fill="currentColor">{_page(width, height, title) if alone else ""}'
         f"{_legend(costs, columns.bars, head - 26)}{rows}</svg>"
     )
