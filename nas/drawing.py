@@ -59,11 +59,12 @@ def svg(parts: Parts, costs: Sequence[str], title: str = "", alone: bool = False
     width = max(columns.width, round(LETTER * len(title)) if alone else 0)
     left = -GAP if alone else 0
     width -= 2 * left
+    page = _page(width, height, title) if alone else ""
     size = f' width="{width}" height="{height}" style="max-width: 100%"' if alone else ""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg"{size} viewBox="{left} 0 {width} {height}" '
-        f'role="img" aria-label="{escape(title or "architecture")}" font-family="system-ui, sans-serif" '
-        f'font-size="12" fill="currentColor">{_page(width, height, title) if alone else ""}'
+        f'role="img" aria-label="{escape(title or "architecture")}" '
+        f'font-family="system-ui, sans-serif" font-size="12" fill="currentColor">{page}'
         f"{_legend(costs, columns.bars, head - 26)}{rows}</svg>"
     )
 
