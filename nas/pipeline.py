@@ -38,7 +38,7 @@ from nas.search.oneshot import OneShot
 from nas.search.speed import SpeedUp
 from nas.search.stopwatch import Stopwatch
 from nas.search.telemetry import SearchTelemetry, TrainingTelemetry
-from nas.train import Training
+from nas.train import Training, strategy_of
 
 
 class Run:
@@ -230,7 +230,9 @@ class Run:
     def _trainer(
         self, epochs: int, callbacks: list[pl.Callback], logger: TensorBoardLogger
     ) -> pl.Trainer:
+        given = getattr(self.plan.trainer, "keywords", {})
         return self.plan.trainer(
+            **strategy_of(given.get("strategy", "auto"), given.get("devices", 1)),
             max_epochs=epochs,
             callbacks=callbacks,
             logger=logger,
