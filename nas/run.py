@@ -51,6 +51,11 @@ class RunDir:
         return self.path / "result.json"
 
     @property
+    def drawing(self) -> Path:
+        """The network block by block; beside it the same as a table, with the suffix .csv."""
+        return self.path / "network.svg"
+
+    @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 
