@@ -20,6 +20,7 @@ nas: search for the network that fits your device
   nas extract   RUN [options]        other networks of a finished search: budget.params=20k, front=8
   nas report    DIR [DIR ...]        all runs below a folder: front, table, CSV, pictures, HTML;
                                      --serve shows them in TensorBoard
+  nas draw      RUN [RUN ...]        the network block by block: here, as SVG and as CSV
   nas export    RUN [options]        files that deploy, each checked, and a card: format=onnx,pte
 
 Options are Hydra's: group=option, key=value, -m for a sweep. `nas search --help` lists them.
@@ -159,6 +160,17 @@ def _report(verb: str, arguments: list[str]) -> int:
     return 0
 
 
+def _draw(verb: str, arguments: list[str]) -> int:
+    asked = "-h" in arguments or "--help" in arguments
+    if asked or not arguments:
+        print("nas draw RUN [RUN ...]: prints each network, writes RUN/network.svg and network.csv")
+        return 0 if asked else 2
+    from nas.result import draw
+
+    draw([Path(word) for word in arguments])
+    return 0
+
+
 def _extract(verb: str, arguments: list[str]) -> int:
     words = [word.removeprefix("--") for word in arguments]
     if "--front" in arguments[:-1]:  # the only flag with a value: --front 8
@@ -189,6 +201,7 @@ VERBS: dict[str, Callable[[str, list[str]], int]] = {
     "profile": _configured,
     "extract": _extract,
     "report": _report,
+    "draw": _draw,
     "export": _export,
 }
 

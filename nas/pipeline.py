@@ -20,7 +20,14 @@ from nas.latency.found import NAME as LATENCY
 from nas.latency.found import measured_fields, write_picture
 from nas.plan import Plan, Problem
 from nas.recalibrate import recalibrate
-from nas.result import SCHEMA, cost_fields, input_fields, read_json, versions
+from nas.result import (
+    SCHEMA,
+    cost_fields,
+    input_fields,
+    read_json,
+    versions,
+    write_drawing,
+)
 from nas.run import RunDir, write_atomic, write_json
 from nas.run_log import log_final, logger_of
 from nas.search.by_trials import TrialSearch
@@ -31,7 +38,7 @@ from nas.search.oneshot import OneShot
 from nas.search.speed import SpeedUp
 from nas.search.stopwatch import Stopwatch
 from nas.search.telemetry import SearchTelemetry, TrainingTelemetry
-from nas.train import Training
+from nas.train import Training, strategy_of
 
 
 class Run:
@@ -102,6 +109,7 @@ class Run:
         write_atomic(self.run.network, state_bytes(network))
         if self.plan.onnx:
             result["onnx_max_abs_diff"] = self._onnx(network)
+        write_drawing(self.run, result)
         write_json(self.run.result, result)
         log_final(logger, result, network, self.plan.data.input_shape)
         self.run.finetune_checkpoint.unlink(missing_ok=True)
@@ -222,7 +230,9 @@ class Run:
     def _trainer(
         self, epochs: int, callbacks: list[pl.Callback], logger: TensorBoardLogger
     ) -> pl.Trainer:
+        given = getattr(self.plan.trainer, "keywords", {})
         return self.plan.trainer(
+            **strategy_of(given.get("strategy", "auto"), given.get("devices", 1)),
             max_epochs=epochs,
             callbacks=callbacks,
             logger=logger,

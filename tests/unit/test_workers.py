@@ -54,12 +54,10 @@ def scoring(faults):
 SEARCH = """
 import os, signal, sys
 import scored_elsewhere
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
-
+from contextlib import nullcontext
+from functools import partial
 from nas.arch import Arch
-from nas.config import config_dir, groups, register
-from nas.search.scoring import recorded
+from nas.search.scoring import in_turn, recorded
 from nas.search.searcher import search
 from nas.search.space import SearchSpace
 from nas.search.trials import TrialLog
