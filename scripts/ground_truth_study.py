@@ -146,13 +146,13 @@ def _sorted_by(run: RunDir) -> tuple[str, str]:
 def of_alphas(run: RunDir, size: int) -> list[Arch]:
     """At most `size` networks, from the smallest to the most probable."""
     from nas.export import load_supernet
-    from nas.launch import _plan
+    from nas.launch import plan_of
     from nas.plan import Problem
     from nas.saved import saved_config
     from nas.selection import front
 
     config = saved_config(run)
-    problem = Problem(_plan(config, {"seed": config.seed}))
+    problem = Problem(plan_of(config, {"seed": config.seed}))
     load_supernet(problem.supernet, run.checkpoint)
     return front(problem.supernet, problem.space, problem.costs, {}, "params", size)
 
