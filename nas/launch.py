@@ -20,14 +20,8 @@ from nas.config import Weights, check, config_dir, register
 from nas.errors import FailedRunError, InterruptedRunError, NotFiniteError, UserError
 from nas.explain import explain, flags_first, with_budgets, with_measure
 from nas.quiet import quiet
-from nas.run import RunDir, find_runs, fingerprint, is_main, shown, write_atomic, write_json
-from nas.saved import saved_config
-
-# Keys that say where and how a run is made, not what comes out of it.
-_UNIMPORTANT = ("out", "name", "resume", "threads", "trainer", "measure")
-
-# Environment variable: jobs of a sweep may run in processes that know no command line.
-COMMAND = "NAS_COMMAND"
+from nas.resume import COMMAND, how_to_go_on, remove_if_empty, resumed
+from nas.run import RunDir, is_main, shown, write_atomic, write_json
 
 
 def launch(verb: str, arguments: list[str]) -> int:
@@ -102,7 +96,7 @@ def _carry_out(config: DictConfig) -> None:
     """One job: single, or one of a sweep. A failure is recorded in its folder."""
     made = shown(Path(HydraConfig.get().runtime.output_dir))
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    config, folder = _resumed(config, made)
+    config, folder = resumed(config, made)
     run = RunDir(folder)
     if run.finished:
         print(f"already finished: {run.path}")
@@ -114,7 +108,7 @@ def _carry_out(config: DictConfig) -> None:
 
             follow(Path(HydraConfig.get().sweep.dir))
     except (KeyboardInterrupt, InterruptedRunError):
-        raise InterruptedRunError(f"interrupted. {_how_to_go_on(run)}") from None
+        raise InterruptedRunError(f"interrupted. {how_to_go_on(run)}") from None
     except Exception as error:
         if sweep or run.checkpoint.exists():
             _record_failure(run, config, error)
@@ -123,19 +117,11 @@ def _carry_out(config: DictConfig) -> None:
         if isinstance(error, NotFiniteError):
             raise FailedRunError(
                 f"{error}: lower the learning rate (search.weight_optimizer.lr, "
-                f"finetune.optimizer.lr) or raise clip. {_how_to_go_on(run)}"
+                f"finetune.optimizer.lr) or raise clip. {how_to_go_on(run)}"
             ) from None
         if isinstance(error, OSError | FailedRunError):  # e.g. the disk is full, a worker died
-            raise FailedRunError(f"{error}. {_how_to_go_on(run)}") from error
+            raise FailedRunError(f"{error}. {how_to_go_on(run)}") from error
         raise
-
-
-def _how_to_go_on(run: RunDir) -> str:
-    for saved in (run.finetune_checkpoint, run.checkpoint, run.trials):
-        if saved.exists():
-            verb = os.environ.get(COMMAND, "nas search")
-            return f"Saved last: {saved}. Go on with: {verb} resume={run.path}"
-    return "No epoch was completed, so there is no checkpoint yet: start again"
 
 
 def _record_failure(run: RunDir, config: DictConfig, error: Exception) -> None:
@@ -144,35 +130,6 @@ def _record_failure(run: RunDir, config: DictConfig, error: Exception) -> None:
         message = f"{type(error).__name__}: {message}"
     about = {"schema": 1, "status": "failed", "message": message, **_about(config)}
     write_json(run.result, about)
-
-
-def _resumed(config: DictConfig, made: Path) -> tuple[DictConfig, Path]:
-    """The configuration and folder to go on with, `made` where nothing is resumed."""
-    if config.resume in (False, None):
-        return config, made
-    if config.resume is not True:
-        source = RunDir(Path(str(config.resume)))
-        saved = saved_config(source)
-        _remove_if_empty(made)
-        return saved, source.path
-    wanted = _fingerprint(config)
-    for run in reversed(find_runs(Path(config.out))):
-        if run.config.is_file() and _fingerprint(OmegaConf.load(run.config)) == wanted:
-            if run.path != made:
-                _remove_if_empty(made)
-            return config, run.path
-    return config, made
-
-
-def _remove_if_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-
-
-def _fingerprint(config: Any) -> str:
-    container = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
-    assert isinstance(container, dict)
-    return fingerprint({str(k): v for k, v in container.items()}, without=_UNIMPORTANT)
 
 
 def _run(config: DictConfig, run: RunDir) -> None:
@@ -266,7 +223,7 @@ def cores() -> int:
 
 def _describe(config: DictConfig) -> None:
     check(config)
-    _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+    remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
     from nas.describe import describe
 
     plan = plan_of(config)
@@ -281,7 +238,7 @@ def _describe(config: DictConfig) -> None:
 def _profile(config: DictConfig) -> None:
     check(config)
     quiet()
-    _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+    remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
     try:
         profiling = instantiate(config.measure)
     except hydra.errors.InstantiationException as error:

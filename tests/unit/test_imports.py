@@ -28,7 +28,7 @@ LAYERS = (
     "plan",
     "run_log",
     "pipeline",
-    "saved launch",
+    "saved resume launch",
     "extract deploy",
     "cli",
 )

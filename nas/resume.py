@@ -1,0 +1,55 @@
+"""Going on with a run that was interrupted: which one it is, and what a user must type."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from nas.run import RunDir, find_runs, fingerprint
+from nas.saved import saved_config
+
+# Keys that say where and how a run is made, not what comes out of it.
+_UNIMPORTANT = ("out", "name", "resume", "threads", "trainer", "measure")
+
+# Environment variable: jobs of a sweep may run in processes that know no command line.
+COMMAND = "NAS_COMMAND"
+
+
+def how_to_go_on(run: RunDir) -> str:
+    """One sentence for the end of a message."""
+    for saved in (run.finetune_checkpoint, run.checkpoint, run.trials):
+        if saved.exists():
+            verb = os.environ.get(COMMAND, "nas search")
+            return f"Saved last: {saved}. Go on with: {verb} resume={run.path}"
+    return "No epoch was completed, so there is no checkpoint yet: start again"
+
+
+def resumed(config: DictConfig, made: Path) -> tuple[DictConfig, Path]:
+    """The configuration and folder to go on with, `made` where nothing is resumed."""
+    if config.resume in (False, None):
+        return config, made
+    if config.resume is not True:
+        source = RunDir(Path(str(config.resume)))
+        saved = saved_config(source)
+        remove_if_empty(made)
+        return saved, source.path
+    wanted = _fingerprint(config)
+    for run in reversed(find_runs(Path(config.out))):
+        if run.config.is_file() and _fingerprint(OmegaConf.load(run.config)) == wanted:
+            if run.path != made:
+                remove_if_empty(made)
+            return config, run.path
+    return config, made
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Hydra makes a folder before it is known whether anything comes into it."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _fingerprint(config: Any) -> str:
+    container = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    assert isinstance(container, dict)
+    return fingerprint({str(k): v for k, v in container.items()}, without=_UNIMPORTANT)
