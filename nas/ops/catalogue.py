@@ -94,6 +94,7 @@ def _elastic_mbconv(
 
 OPS: dict[str, Op] = {
     "conv_k{kernel}": Op(blocks.conv),
+    "conv_k{kernel}_se": Op(partial(blocks.conv, se=True)),
     "sep_k{kernel}": Op(blocks.separable),
     "mb_k{kernel}_e{expand}": Op(blocks.MBConv),
     "mb_k{kernel}_e{expand}_se": Op(partial(blocks.MBConv, se=True)),
