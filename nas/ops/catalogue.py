@@ -94,10 +94,10 @@ def _elastic_mbconv(
 
 OPS: dict[str, Op] = {
     "conv_k{kernel}": Op(blocks.conv),
-    "conv_k{kernel}_se": Op(partial(blocks.conv, se=True)),
     "sep_k{kernel}": Op(blocks.separable),
     "mb_k{kernel}_e{expand}": Op(blocks.MBConv),
     "mb_k{kernel}_e{expand}_se": Op(partial(blocks.MBConv, se=True)),
+    "conv_k{kernel}_se": Op(partial(blocks.conv, se=True)),
     "grp_k{kernel}_g{groups}": Op(blocks.grouped, _divisible),
     "ssep_k{kernel}": Op(blocks.spatially_separable, _images),
     "avgpool_k{kernel}": Op(blocks.average_pool, _same_channels),

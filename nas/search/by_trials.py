@@ -9,7 +9,7 @@ from torch import nn
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.run import RunDir, write_atomic
-from nas.search.evaluate import Scoring, Searched, in_turn
+from nas.search.evaluate import Inherited, Scoring, Searched, in_turn
 from nas.search.searcher import Searcher, best, search
 from nas.search.searchers import check_name, make
 from nas.search.space import SearchSpace
@@ -93,7 +93,8 @@ class TrialSearch:
         if self.along not in space.costs:
             raise UserError(f"search.along={self.along} is not one of {sorted(space.costs)}")
         objectives = (self.by, self.along)
-        searcher, count = make(self.searcher, space, self.seed, objectives, self.trials)
+        trained = problem if isinstance(self.evaluate, Inherited) else None
+        searcher, count = make(self.searcher, space, self.seed, objectives, self.trials, trained)
         log = TrialLog(run.trials)
         evaluate = in_turn(self.evaluate(problem), space, log, Progress(self.by, self.along))
         return search(searcher, evaluate, log, count, self.batch)
