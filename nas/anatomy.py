@@ -9,7 +9,7 @@ from torch import nn
 from nas.arch import Arch
 from nas.cost.base import LayerCost, LayerSpec, NetworkCost
 from nas.cost.trace import Example, trace
-from nas.decision import Decision, Varying, decisions
+from nas.decision import Decision, Varying, decisions, sites
 from nas.discrete import discretize
 
 
@@ -48,7 +48,9 @@ def anatomy(
     """
     additive = {n: cost for n, cost in costs.items() if not isinstance(cost, NetworkCost)}
     names = {decision: name for name, decision in decisions(supernet)}
-    chosen = dict(_chosen(supernet, "", arch, names))
+    apart = set(_apart(supernet))
+    every = _chosen(supernet, "", arch, names)
+    chosen = {path: option for path, option in every if path not in apart}
     found = {name: Part(name, option) for name, option in chosen.items()}
     for name, _ in supernet.named_children():
         if not any(choice == name or choice.startswith(f"{name}.") for choice in chosen):
@@ -63,6 +65,14 @@ def anatomy(
     there = {name for name, _ in network.named_modules()}
     there |= {name for decision, name in names.items() if not decision.gated()}
     return [p for p in parts.values() if p.layers or (p.option and p.name in there)]
+
+
+def _apart(supernet: nn.Module) -> Iterator[str]:
+    """Paths of decisions that only lead: each stands in the network where its followers do."""
+    followed = {site.lead for _, site in sites(supernet) if site.lead is not site}
+    for path, site in sites(supernet):
+        if site in followed and not any(site.children()):
+            yield path
 
 
 def _chosen(

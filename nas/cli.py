@@ -20,6 +20,7 @@ nas: search for the network that fits your device
   nas extract   RUN [options]        other networks of a finished search: budget.params=20k, front=8
   nas report    DIR [DIR ...]        all runs below a folder: front, table, CSV, pictures, HTML;
                                      --serve shows them in TensorBoard
+  nas draw      RUN [RUN ...]        the network block by block: here, as SVG and as CSV
   nas export    RUN [options]        files that deploy, each checked, and a card: format=onnx,pte
 
 Options are Hydra's: group=option, key=value, -m for a sweep. `nas search --help` lists them.
@@ -48,8 +49,8 @@ nas profile [options]: measure every candidate of a space on a device, fit, vali
   runtime=torch            torch | torch_compile | onnxruntime | executorch
   threads=1 batch=1 dtype=float32 accelerator=cpu
   device=NAME              what the profile calls the device (the processor's own name)
-  networks=40 calibrate=10 random whole networks to measure; so many calibrate, the others validate
-  seconds=600 calls=200    time budget; calls of each thing where it allows
+  networks=50 calibrate=20 random whole networks to measure; so many calibrate, the others validate
+  seconds=600 calls=1000   time budget; calls of each thing where it allows
   out=FILE                 the profile (profiles/SPACE_RUNTIME.json); the same command resumes
   export_to=FOLDER         write ONNX files and a manifest to measure elsewhere; pte=true adds .pte
   import_csv=FILE          fit what was measured elsewhere
@@ -157,6 +158,17 @@ def _report(verb: str, arguments: list[str]) -> int:
     return 0
 
 
+def _draw(verb: str, arguments: list[str]) -> int:
+    asked = "-h" in arguments or "--help" in arguments
+    if asked or not arguments:
+        print("nas draw RUN [RUN ...]: prints each network, writes RUN/network.svg and network.csv")
+        return 0 if asked else 2
+    from nas.result import draw
+
+    draw([Path(word) for word in arguments])
+    return 0
+
+
 def _extract(verb: str, arguments: list[str]) -> int:
     words = [word.removeprefix("--") for word in arguments]
     if "--front" in arguments[:-1]:  # the only flag with a value: --front 8
@@ -187,6 +199,7 @@ VERBS: dict[str, Callable[[str, list[str]], int]] = {
     "profile": _configured,
     "extract": _extract,
     "report": _report,
+    "draw": _draw,
     "export": _export,
 }
 

@@ -1,5 +1,7 @@
-"""An architecture as a drawing: block by block, in the terminal and as SVG."""
+"""An architecture as a drawing: block by block, in the terminal, as SVG and as CSV."""
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -12,8 +14,8 @@ Parts = Sequence[Mapping[str, Any]]  # as result.json has them, see `nas.anatomy
 
 PIPE_WIDTH = 140  # columns where the output is no terminal that has a width
 BAR = 12  # characters of a full bar in the terminal
-ROW, WIDTH = 30, 640  # of the SVG, in pixels
-BARS = (430, 200)  # where bars start, and how long a full one is
+ROW, FULL, GAP = 30, 200, 14  # of the SVG, in pixels: a row, a full bar, between columns
+LETTER = 7.2  # pixels that a letter of 12 takes at most in the mean, in any sans-serif
 # Legible on white and on dark, see `nas.report.series`.
 TONES = ("#3a8bd0", "#d9622b", "#259b78", "#b768a8", "#c2921d", "#6b7f93")
 
@@ -37,19 +39,49 @@ def table(parts: Parts, costs: Sequence[str]) -> Table:
     return drawn
 
 
-def svg(parts: Parts, costs: Sequence[str], title: str = "") -> str:
+def costs_of(parts: Parts) -> list[str]:
+    """The costs that the parts have shares of."""
+    return list(dict.fromkeys(name for part in parts for name in part["costs"]))
+
+
+def svg(parts: Parts, costs: Sequence[str], title: str = "", alone: bool = False) -> str:
     """The same as a picture: boxes in the order of the network, bars for the shares.
 
     Colours follow the page it stands in (``currentColor``); text is text.
+
+    Args:
+        alone: for a file: with its title, its size and colours for light and dark.
     """
-    head = 26
+    columns = _Columns(parts)
+    head = 50 if alone else 26
     height = head + ROW * len(parts) + 6
-    rows = "".join(_row(parts, part, costs, head + ROW * i) for i, part in enumerate(parts))
+    rows = "".join(_row(parts, p, costs, columns, head + ROW * i) for i, p in enumerate(parts))
+    width = max(columns.width, round(LETTER * len(title)) if alone else 0)
+    left = -GAP if alone else 0
+    width -= 2 * left
+    page = _page(width, height, title) if alone else ""
+    size = f' width="{width}" height="{height}" style="max-width: 100%"' if alone else ""
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
-        f'aria-label="{escape(title or "architecture")}" font-family="system-ui, sans-serif" '
-        f'font-size="12" fill="currentColor">{_legend(costs)}{rows}</svg>'
+        f'<svg xmlns="http://www.w3.org/2000/svg"{size} viewBox="{left} 0 {width} {height}" '
+        f'role="img" aria-label="{escape(title or "architecture")}" '
+        f'font-family="system-ui, sans-serif" font-size="12" fill="currentColor">{page}'
+        f"{_legend(costs, columns.bars, head - 26)}{rows}</svg>"
     )
+
+
+def csv_text(parts: Parts) -> str:
+    """The same as a table: each part with its amount and share of every cost that adds up."""
+    costs = costs_of(parts)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    shares = [f"{name}_share" for name in costs]
+    writer.writerow(["block", "operation", "channels", "size", "layers", *costs, *shares])
+    for part in parts:
+        size = "x".join(str(n) for n in part["size"])
+        own = [part["name"], part["option"], part["channels"], size, part.get("layers")]
+        amounts = [part["costs"].get(name, 0) for name in costs]
+        writer.writerow([*own, *amounts, *(round(share(parts, part, name), 6) for name in costs)])
+    return text.getvalue()
 
 
 def share(parts: Parts, part: Mapping[str, Any], cost: str) -> float:
@@ -71,43 +103,76 @@ def _bar(value: float) -> Text:
     return Text.assemble(("█" * full, "blue"), ("·" * (BAR - full), "dim"), f" {value:4.0%}")
 
 
-def _legend(costs: Sequence[str]) -> str:
-    marks, left = [], BARS[0]
+class _Columns:
+    """Where the columns of the SVG begin, for the longest text of each."""
+
+    def __init__(self, parts: Parts) -> None:
+        def longest(texts: Sequence[str]) -> int:
+            return round(LETTER * max((len(text) for text in texts), default=0))
+
+        self.box = longest([_short(part["name"]) for part in parts]) + GAP
+        self.box_width = longest([_label(part) for part in parts]) + GAP
+        self.output = self.box + self.box_width + GAP
+        self.bars = self.output + longest([output(part) for part in parts]) + GAP
+        self.width = self.bars + FULL + 40  # the figure behind a full bar
+
+
+def _page(width: int, height: int, title: str) -> str:
+    return (
+        "<style>svg { color-scheme: light dark; color: #1c2733 } .paper { fill: #fff } "
+        "@media (prefers-color-scheme: dark) { svg { color: #e4e9ef } .paper { fill: #14191f } }"
+        f'</style><rect class="paper" x="{-GAP}" width="{width}" height="{height}"/>'
+        f'<text x="0" y="16" font-weight="600">{escape(title)}</text>'
+    )
+
+
+def _legend(costs: Sequence[str], left: int, top: int) -> str:
+    marks = []
     for name, tone in zip(costs, TONES, strict=False):
-        marks.append(f'<rect x="{left}" y="8" width="9" height="9" fill="{tone}"/>')
-        marks.append(f'<text x="{left + 13}" y="16">{escape(name)}</text>')
-        left += 30 + 7 * len(name)
+        marks.append(f'<rect x="{left}" y="{top + 8}" width="9" height="9" fill="{tone}"/>')
+        marks.append(f'<text x="{left + 13}" y="{top + 16}">{escape(name)}</text>')
+        left += 24 + round(LETTER * len(name))
     return "".join(marks)
 
 
-def _row(parts: Parts, part: Mapping[str, Any], costs: Sequence[str], top: int) -> str:
-    option = part["option"]
-    label = escape(_short(option or "fixed"))
+def _row(
+    parts: Parts, part: Mapping[str, Any], costs: Sequence[str], columns: _Columns, top: int
+) -> str:
+    middle, centre = top + 15, columns.box + columns.box_width / 2
     box = (
-        f'<rect x="150" y="{top}" width="140" height="{ROW - 8}" rx="5" fill="none" '
-        f'stroke="currentColor" stroke-opacity="{0.9 if option else 0.3}"/>'
+        f'<rect x="{columns.box}" y="{top}" width="{columns.box_width}" height="{ROW - 8}" rx="5" '
+        f'fill="none" stroke="currentColor" stroke-opacity="{0.9 if part["option"] else 0.3}"/>'
     )
-    middle = top + 15
-    arrow = f'<path d="M220 {top - 8}v8" stroke="currentColor" stroke-opacity=".5"/>'
+    arrow = f'<path d="M{centre} {top - 8}v8" stroke="currentColor" stroke-opacity=".5"/>'
     words = (
         f'<text x="0" y="{middle}" opacity=".75">{escape(_short(part["name"]))}</text>'
-        f'<text x="220" y="{middle}" text-anchor="middle">{label}</text>'
-        f'<text x="302" y="{middle}" opacity=".75">{escape(output(part))}</text>'
+        f'<text x="{centre}" y="{middle}" text-anchor="middle">{escape(_label(part))}</text>'
+        f'<text x="{columns.output}" y="{middle}" opacity=".75">{escape(output(part))}</text>'
     )
-    return arrow + box + words + _bars(parts, part, costs, top)
+    return arrow + box + words + _bars(parts, part, costs, columns.bars, top)
 
 
-def _bars(parts: Parts, part: Mapping[str, Any], costs: Sequence[str], top: int) -> str:
+def _bars(parts: Parts, part: Mapping[str, Any], costs: Sequence[str], left: int, top: int) -> str:
     drawn = []
-    thick = (ROW - 10) / max(1, len(costs[: len(TONES)]))
+    thick = (ROW - 8) / max(1, len(costs[: len(TONES)]))
     for i, (name, tone) in enumerate(zip(costs, TONES, strict=False)):
-        value = share(parts, part, name)
+        value, y = share(parts, part, name), top + i * thick
+        long = max(0.5, value * FULL)
         drawn.append(
-            f'<rect x="{BARS[0]}" y="{top + i * thick:.1f}" width="{max(0.5, value * BARS[1]):.1f}"'
+            f'<rect x="{left}" y="{y:.1f}" width="{long:.1f}"'
             f' height="{thick - 1:.1f}" fill="{tone}"><title>{escape(name)} {value:.1%}</title>'
             "</rect>"
         )
+        if thick >= 10:  # else only who points at a bar is told
+            drawn.append(
+                f'<text x="{left + long + 4:.1f}" y="{y + thick / 2 + 3:.1f}" font-size="10" '
+                f'opacity=".75">{value:.0%}</text>'
+            )
     return "".join(drawn)
+
+
+def _label(part: Mapping[str, Any]) -> str:
+    return _short(part["option"] or "fixed", 36)
 
 
 def _short(text: str, most: int = 20) -> str:

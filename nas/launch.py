@@ -4,7 +4,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nas.config import Weights, check, config_dir, register
 from nas.errors import FailedRunError, InterruptedRunError, UserError
 from nas.explain import explain, flags_first, with_budgets, with_measure
-from nas.run import RunDir, find_runs, fingerprint, shown, write_atomic, write_json
+from nas.run import RunDir, find_runs, fingerprint, is_main, shown, write_atomic, write_json
 from nas.saved import change, saved_config
 
 # Keys that say where and how a run is made, not what comes out of it.
@@ -40,12 +41,16 @@ def launch(verb: str, arguments: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     os.environ[COMMAND] = f"nas {verb}"
     words = with_measure(arguments) if verb == "profile" else with_budgets(arguments)
+    script = sys.argv[0]
     sys.argv = [f"nas {verb}", *flags_first(words)]
     ended: list[Exception] = []
 
     def job(config: DictConfig) -> None:
+        # With this command line Lightning starts the other processes of a distributed training.
+        sys.argv = [script, verb, *arguments]
         try:
-            VERBS[verb](config)
+            with _one_voice():
+                VERBS[verb](config)
         except (UserError, FailedRunError, InterruptedRunError) as error:
             # Of a sweep Hydra must hear of it; of a single job it would only print more lines.
             if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -72,6 +77,16 @@ def launch(verb: str, arguments: list[str]) -> int:
         print(f"nas: {error}", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def _one_voice() -> Iterator[None]:
+    """Of a distributed training, the first process alone prints."""
+    with ExitStack() as stack:
+        if not is_main():
+            nowhere = stack.enter_context(Path(os.devnull).open("w"))
+            stack.enter_context(redirect_stdout(nowhere))
+        yield
 
 
 def _search(config: DictConfig) -> None:
@@ -130,7 +145,9 @@ def _how_to_go_on(run: RunDir) -> str:
 
 
 def _record_failure(run: RunDir, config: DictConfig, error: Exception) -> None:
-    message = " ".join(str(error).split()) or type(error).__name__
+    message = " ".join(str(error).split())
+    if not isinstance(error, UserError):  # its text may mean nothing without its kind
+        message = f"{type(error).__name__}: {message}"
     about = {"schema": 1, "status": "failed", "message": message, **_about(config)}
     write_json(run.result, about)
 

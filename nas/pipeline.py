@@ -2,7 +2,6 @@
 
 import logging
 import time
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,8 +20,16 @@ from nas.latency.found import NAME as LATENCY
 from nas.latency.found import measured_fields, write_picture
 from nas.plan import Plan, Problem
 from nas.recalibrate import recalibrate
-from nas.result import SCHEMA, cost_fields, input_fields, read_json, versions
+from nas.result import (
+    SCHEMA,
+    cost_fields,
+    input_fields,
+    read_json,
+    versions,
+    write_drawing,
+)
 from nas.run import RunDir, write_atomic, write_json
+from nas.run_log import log_final, logger_of
 from nas.search.by_trials import TrialSearch
 from nas.search.callbacks import LastCheckpoint, StopWhenStable
 from nas.search.differentiable import DifferentiableSearch
@@ -31,7 +38,7 @@ from nas.search.oneshot import OneShot
 from nas.search.speed import SpeedUp
 from nas.search.stopwatch import Stopwatch
 from nas.search.telemetry import SearchTelemetry, TrainingTelemetry
-from nas.train import Training
+from nas.train import Training, strategy_of
 
 
 class Run:
@@ -94,7 +101,7 @@ class Run:
     def __call__(self) -> dict[str, Any]:
         """Run what is left to do, write the artefacts, return what is in result.json."""
         started = time.monotonic()
-        logger = self._logger()
+        logger = logger_of(self.plan, self.problem, self.run.path)
         found = self._find(logger)
         network, trained = self._finetune(found, logger)
         result = self._result(found, trained, time.monotonic() - started)
@@ -102,8 +109,9 @@ class Run:
         write_atomic(self.run.network, state_bytes(network))
         if self.plan.onnx:
             result["onnx_max_abs_diff"] = self._onnx(network)
+        write_drawing(self.run, result)
         write_json(self.run.result, result)
-        self._log_final(logger, result, network)
+        log_final(logger, result, network, self.plan.data.input_shape)
         self.run.finetune_checkpoint.unlink(missing_ok=True)
         return result
 
@@ -222,7 +230,9 @@ class Run:
     def _trainer(
         self, epochs: int, callbacks: list[pl.Callback], logger: TensorBoardLogger
     ) -> pl.Trainer:
+        given = getattr(self.plan.trainer, "keywords", {})
         return self.plan.trainer(
+            **strategy_of(given.get("strategy", "auto"), given.get("devices", 1)),
             max_epochs=epochs,
             callbacks=callbacks,
             logger=logger,
@@ -231,41 +241,6 @@ class Run:
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the loaders know their rank
         )
-
-    def _logger(self) -> TensorBoardLogger:
-        logger = TensorBoardLogger(
-            self.run.path, name="tensorboard", version="", default_hp_metric=False
-        )
-        names = ("test_acc", "val_acc", *self.problem.costs)
-        logger.log_hyperparams(
-            self._hyper_parameters(), {f"final/{n}": float("nan") for n in names}
-        )
-        return logger
-
-    def _hyper_parameters(self) -> dict[str, Any]:
-        shown = {"space": self.problem.space, "data": self.plan.data.name, "seed": self.plan.seed}
-        shown["objective"] = type(self.plan.objective).__name__
-        strength = getattr(self.plan.objective, "strength", None)
-        if isinstance(strength, float):  # of the others it changes while they search
-            shown["strength"] = strength
-        return {**shown, **self.plan.about.get("overrides", {})}
-
-    def _log_final(
-        self, logger: TensorBoardLogger, result: Mapping[str, Any], network: nn.Module
-    ) -> None:
-        example = torch.zeros(1, *self.plan.data.input_shape)
-        with warnings.catch_warnings():
-            # Drawn by tracing with TorchScript, which torch has deprecated without a successor
-            # that TensorBoard reads.
-            warnings.simplefilter("ignore")
-            try:
-                logger.experiment.add_graph(network, example)
-            except RuntimeError as error:  # control flow that tracing cannot follow
-                logging.getLogger("nas").info("no graph for TensorBoard: %s", error)
-        final = {**result["metrics"], **result["costs"]}
-        names = ("test_acc", "val_acc", *self.problem.costs)
-        logger.log_metrics({f"final/{name}": final[name] for name in names}, step=0)
-        logger.finalize("success")
 
     def _onnx(self, network: nn.Module) -> float | None:
         example = next(iter(self.plan.data.test_dataloader()))[0][:16]

@@ -1,7 +1,7 @@
 """What a run leaves behind to be read: the fields of result.json, and what the user is told."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from math import isclose
 from pathlib import Path
@@ -9,9 +9,9 @@ from typing import Any
 
 from nas.arch import Arch
 from nas.cost.base import Expected
-from nas.drawing import console, table
+from nas.drawing import console, costs_of, csv_text, svg, table
 from nas.errors import UserError
-from nas.run import RunDir, shown
+from nas.run import RunDir, shown, write_atomic
 from nas.selection import largest_of, least_of
 from nas.units import amount
 
@@ -72,6 +72,38 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def write_drawing(run: RunDir, result: Mapping[str, Any]) -> None:
+    """The network block by block, as a picture and as a table."""
+    parts = result["parts"]
+    title = f"{result['space']} for {result['data']}: {_figures(result)}"
+    write_atomic(run.drawing, svg(parts, costs_of(parts), title, alone=True) + "\n")
+    write_atomic(run.drawing.with_suffix(".csv"), csv_text(parts))
+
+
+def draw(folders: Sequence[Path]) -> None:
+    """`nas draw`: print the networks of finished runs and write their drawings again.
+
+    Raises:
+        UserError: a run that has not finished, or that an earlier version wrote without its parts.
+    """
+    for run in map(RunDir, folders):
+        result = run.read_result() or {}
+        if result.get("status") != "finished" or not result.get("parts"):
+            raise UserError(
+                f"{run.path} is no finished run with a network to draw (result.json has no parts): "
+                "give the folder of a run that has ended"
+            )
+        _draw(result)
+        write_drawing(run, result)
+        print(f"written: {shown(run.drawing)}, {shown(run.drawing.with_suffix('.csv'))}")
+
+
+def _figures(result: Mapping[str, Any]) -> str:
+    units = result.get("units", {})
+    costs = [f"{n} {amount(v, units.get(n, ''))}" for n, v in result["costs"].items()]
+    return ", ".join([f"test accuracy {result['metrics']['test_acc']:.2%}", *costs])
+
+
 def announce(run: RunDir, result: Mapping[str, Any]) -> None:
     """Tell what was found, where its files are, and what to do next."""
     metrics, costs = result["metrics"], result["costs"]
@@ -89,6 +121,7 @@ def announce(run: RunDir, result: Mapping[str, Any]) -> None:
     folder = shown(run.path)
     print(
         f"\nfiles: {folder}\n"
+        f"  drawing of the network: {folder / run.drawing.name}, .csv\n"
         f"  curves and heat map:   tensorboard --logdir {folder}\n"
         f"  in Python:             nas.load({str(folder)!r})\n"
         f"  all runs on one front: nas report {folder.parent}"

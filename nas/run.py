@@ -51,6 +51,11 @@ class RunDir:
         return self.path / "result.json"
 
     @property
+    def drawing(self) -> Path:
+        """The network block by block; beside it the same as a table, with the suffix .csv."""
+        return self.path / "network.svg"
+
+    @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 
@@ -93,11 +98,23 @@ class RunDir:
         return (self.read_result() or {}).get("status") == "finished"
 
 
+def is_main() -> bool:
+    """Whether this is the first, or only, process of a distributed training.
+
+    Told by the environment, as the others are before they know of one another.
+    """
+    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+    return next((rank for rank in ranks if rank is not None), "0") == "0"
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write `content` so that a reader, or a crash, sees the old file or the new one, never half.
 
-    The temporary file lies beside the target: a rename is atomic within one file system only.
+    Of a distributed training, the first process alone writes: the others have the same to say. The
+    temporary file lies beside the target: a rename is atomic within one file system only.
     """
+    if not is_main():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -1,6 +1,6 @@
 """Training of one plain network with Lightning: fine-tuning, or stand-alone from fresh weights."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -34,6 +34,19 @@ def check_finite(loss: Tensor, epoch: int) -> Tensor:
     if not bool(torch.isfinite(loss)):
         raise NotFiniteError(f"the loss became {float(loss.detach())} in epoch {epoch}")
     return loss
+
+
+def strategy_of(strategy: object, devices: object) -> dict[str, object]:
+    """What a Trainer must be told: in a search, most steps leave some parameters out.
+
+    Distributed training otherwise stops at the first of them.
+    """
+    several = devices in (-1, "-1", "auto") and torch.cuda.device_count() > 1
+    several |= isinstance(devices, int) and devices > 1
+    several |= isinstance(devices, Sequence) and not isinstance(devices, str) and len(devices) > 1
+    if strategy == "ddp" or (strategy == "auto" and several):
+        return {"strategy": "ddp_find_unused_parameters_true"}
+    return {}
 
 
 class Training(pl.LightningModule):

@@ -4,8 +4,9 @@
     python scripts/deploy_study.py --latency                 # measure what was exported; alone!
 
 Trains one small network per space, exports each in every format, trains for int8 the ones that
-lose more than a point of accuracy by it, and writes parity.csv and latency.csv into --out. What is
-there is not repeated, so that an interrupted study goes on where it was.
+lose more than a point of accuracy by it, and writes parity.csv, latency.csv and latency.md (the
+table) into --out. What is there is not repeated, so that an interrupted study goes on where it was;
+latencies are measured anew.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import torch
 import nas
 from nas.cli import run
 from nas.export.formats import FORMATS, chosen
-from nas.export.timing import latencies
+from nas.export.latency import SECONDS, latencies
 from nas.run import RunDir, write_atomic, write_json
 
 SHORT = ["search.epochs=4", "search.warmup_epochs=1", "finetune.epochs=10"]
@@ -61,7 +62,7 @@ PARITY = (
     "bytes",
     "share_of_float32",
 )
-LATENCY = ("run", "format", "p20_ms", "median_ms", "steady", "ratio_to_eager")
+LATENCY = ("run", "format", "ratio_to_eager", "ms", "median_ms", "calls", "stable")
 
 
 def main() -> None:
@@ -69,13 +70,16 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in arguments.runs or RUNS:
         if arguments.latency:
-            measure(arguments.out, name)
+            measure(arguments.out, name, arguments.seconds)
         else:
             train(arguments.out, name, arguments.data_root)
             export(arguments.out, name)
     rows = list(latency_rows(arguments.out) if arguments.latency else parity_rows(arguments.out))
     table = arguments.out / ("latency.csv" if arguments.latency else "parity.csv")
     write_csv(table, LATENCY if arguments.latency else PARITY, rows)
+    if arguments.latency:
+        table = arguments.out / "latency.md"
+        write_atomic(table, latency_table(rows))
     print(table.read_text(encoding="utf-8"))
 
 
@@ -85,6 +89,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--data-root", help="where FashionMNIST/ lies (default: data)")
     parser.add_argument("--runs", nargs="+", choices=RUNS, help="only these")
     parser.add_argument("--latency", action="store_true", help="measure what was exported")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of measuring, each network")
     return parser.parse_args()
 
 
@@ -150,31 +155,50 @@ def parity_rows(out: Path) -> Iterator[dict[str, Any]]:
             }
 
 
-def measure(out: Path, name: str) -> None:
+def measure(out: Path, name: str, seconds: float) -> None:
     """Open what was exported and time it against eager."""
+    there = exports(out, name)
+    if there is None:
+        raise SystemExit(f"{name} is not exported in {out}: first run this without --latency")
     network = nas.load(out / "runs" / name)
     result = RunDir(out / "runs" / name).read_result() or {}
-    folder, there = out / "exports" / name, exports(out, name)["formats"]
-    formats = chosen([n for n in there if n != "state_dict"], network)
+    folder = out / "exports" / name
+    formats = chosen([n for n in there["formats"] if n != "state_dict"], network)
     models = {n: form.open(folder / form.files[0]) for n, form in formats.items()}
     x = torch.randn(1, *result["input"]["shape"], generator=torch.Generator().manual_seed(0))
-    found = latencies({"eager": network, **models}, x)
-    write_json(folder / "latency.json", {n: latency.fields() for n, latency in found.items()})
+    write_json(folder / "latency.json", latencies(network, models, x, seconds))
+    print(f"{name}: measured")
 
 
 def latency_rows(out: Path) -> Iterator[dict[str, Any]]:
     for path in sorted((out / "exports").glob("*/latency.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        for name, row in found.items():
-            ratio = row["p20_ms"] / found["eager"]["p20_ms"]
-            shown = {k: f"{row[k]:.4f}" for k in ("p20_ms", "median_ms")}
+        for name, row in json.loads(path.read_text(encoding="utf-8")).items():
             yield {
                 "run": path.parent.name,
                 "format": name,
-                **shown,
-                "steady": row["steady"],
-                "ratio_to_eager": f"{ratio:.3f}",
+                "ratio_to_eager": f"{row['ratio_to_eager']:.3f}",
+                "ms": f"{1e3 * row['seconds']:.4f}",  # 20th percentile
+                "median_ms": f"{1e3 * row['median']:.4f}",
+                "calls": row["calls"],
+                "stable": row["stable"],
             }
+
+
+def latency_table(rows: list[dict[str, Any]]) -> str:
+    """A row for each network, a column for each runtime: the ratio, in brackets where unstable."""
+    formats = [name for name in FORMATS if any(row["format"] == name for row in rows)]
+    found = {(row["run"], row["format"]): row for row in rows}
+    lines = [["network", "eager, ms", *formats], ["---"] * (2 + len(formats))]
+    for network in dict.fromkeys(row["run"] for row in rows):
+        cells = [_cell(found.get((network, name)), "ratio_to_eager") for name in formats]
+        lines.append([network, _cell(found[network, "eager"], "ms"), *cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(row: dict[str, Any] | None, key: str) -> str:
+    if row is None:
+        return "-"
+    return f"{float(row[key]):.2f}" if row["stable"] else f"({float(row[key]):.2f})"
 
 
 def write_csv(path: Path, header: tuple[str, ...], rows: list[dict[str, Any]]) -> None:

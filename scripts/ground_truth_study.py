@@ -12,6 +12,8 @@ True accuracy is the mean over the seeds of the table. Hypervolumes are of (test
 params), up to the worst of the table. Seconds are the processor's, of the searches alone, relative
 to training every member once. `random, networks`: the mean hypervolume of as many networks drawn
 at random as the row's front has; `random, seconds`: of as many as can be trained in its seconds.
+A second table is of rows that rank all members: what is found when the networks that only the
+front dominates are trained as well, and those after them.
 """
 
 import csv
@@ -35,6 +37,7 @@ from nas.run import RunDir, write_atomic
 from nas.search.trials import Trial, TrialLog, front_of
 
 DRAWS = 400  # random searches that a mean is taken of
+LAYERS = (2, 3)  # of non-dominated sorting, beside the front
 COLUMNS = ("params", "macs", "val_acc", "val_loss", "test_acc", "test_loss", "seconds")
 
 
@@ -117,19 +120,27 @@ class Row:
             self.runs[seed].append(run)
 
 
-def networks(run: RunDir, size: int) -> list[Arch]:
-    """The front that a run gives: of its trials, of its alphas, or the one network it found."""
+def networks(run: RunDir, size: int, layers: int = 1) -> list[Arch]:
+    """The front that a run gives: of its trials, of its alphas, or the one network it found.
+
+    Args:
+        size: at most so many from alphas.
+        layers: of trials, the front, that of the rest, and so on.
+    """
     trials = list(TrialLog(run.trials).known.values())
     if trials:
-        return [trial.arch for trial in front_of(trials, (_by(run), "params"))]
+        found: list[Trial] = []
+        for _ in range(layers):
+            found += front_of([trial for trial in trials if trial not in found], _sorted_by(run))
+        return [trial.arch for trial in found]
     if size:
         return of_alphas(run, size)
     return [Arch.load(run.arch)]
 
 
-def _by(run: RunDir) -> str:
+def _sorted_by(run: RunDir) -> tuple[str, str]:
     search = yaml.safe_load(run.config.read_text(encoding="utf-8"))["search"]
-    return str(search.get("by") or search["ranking"]["by"])
+    return str(search.get("by") or search["ranking"]["by"]), "params"
 
 
 def of_alphas(run: RunDir, size: int) -> list[Arch]:
@@ -170,6 +181,13 @@ def judged(row: Row, seed: int, truth: Truth) -> dict[str, Any]:
         f"tau_{name}": tau(truth, trials, name)
         for name in ("val_loss", "val_acc", "raw_val_loss", "raw_val_acc")
     }
+    deeper: dict[str, Any] = {}
+    for layers in LAYERS:
+        more = [a for run in runs for a in networks(run, row.front, layers)] if trials else []
+        places = sorted(set(truth.places(more)))
+        deeper[f"networks_{layers}"] = len(places) if trials else None
+        deeper[f"hypervolume_{layers}"] = truth.share(places) if trials else None
+        deeper[f"random_{layers}"] = truth.random(len(places), rng) if trials else None
     affordable = int(spent / (truth.seconds / len(truth.names)))
     return {
         "row": row.name,
@@ -184,6 +202,7 @@ def judged(row: Row, seed: int, truth: Truth) -> dict[str, Any]:
         **taus,
         "seconds": spent,
         "share_of_all": spent / truth.seconds,
+        **deeper,
     }
 
 
@@ -235,6 +254,21 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def deeper_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Means over the seeds, in Markdown, of rows that rank all members."""
+    ranked = [row for row in rows if row["networks_2"] is not None]
+    lines = ["| row | layers | networks | hypervolume | random, networks |", "|---" * 5 + "|"]
+    for name in dict.fromkeys(row["row"] for row in ranked):
+        own = [row for row in ranked if row["row"] == name]
+        for layers in LAYERS:
+            count, share, random = (
+                mean(row[f"{key}_{layers}"] for row in own)
+                for key in ("networks", "hypervolume", "random")
+            )
+            lines.append(f"| {name} | {layers} | {count:.1f} | {share:.1%} | {random:.1%} |")
+    return "\n".join(lines)
+
+
 def main(arguments: list[str]) -> None:
     """Run what is missing, judge everything."""
     words = dict(word.split("=", 1) for word in arguments if "=" in word)
@@ -252,6 +286,7 @@ def main(arguments: list[str]) -> None:
             results.append(judged(row, seed, truth))
             write_csv(out / "study.csv", results)
     print(table(results))
+    print(deeper_table(results))
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

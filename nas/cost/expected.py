@@ -1,11 +1,12 @@
 """Expected cost of a supernet: layers weighted by the probability that they are in the network."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from nas.cost.base import Expected, LayerCost, LayerSpec, Monomial, NetworkCost, Terms
+from nas.cost.maximum import ExpectedMaximum
 from nas.cost.polynomial import Polynomials, probability, weighted_sum
 from nas.cost.trace import Example, Trace, trace
 from nas.decision import Decision, decisions
@@ -27,39 +28,55 @@ def expected(model: nn.Module, cost: LayerCost | NetworkCost, example: Example |
 
 
 class ExpectedTerms:
-    """A cost that is one polynomial in the thetas of `model`.
+    """A cost that is one polynomial in the thetas of `model`, or the largest of several.
 
     Args:
         model: holds the decisions; their theta is read at every call.
         name, unit: of the cost.
-        terms: the polynomial.
+        rows: the polynomials. Of several the mean of the largest is taken, see
+            `nas.cost.maximum` for what is approximated.
         options: decision name -> number of its options.
     """
 
     def __init__(
-        self, model: nn.Module, name: str, unit: str, terms: Terms, options: Mapping[str, int]
+        self,
+        model: nn.Module,
+        name: str,
+        unit: str,
+        rows: Sequence[Terms],
+        options: Mapping[str, int],
     ) -> None:
-        self.name, self.unit, self.terms, self.options = name, unit, terms, dict(options)
+        self.name, self.unit, self.rows, self.options = name, unit, tuple(rows), dict(options)
         self._decisions = dict(decisions(model))
-        self._polynomial = Polynomials([terms], self.options)
+        self._value: Callable[[Mapping[str, Tensor]], Tensor]
+        if len(self.rows) == 1:
+            polynomial = Polynomials(self.rows, self.options)
+            self._value = lambda thetas: polynomial(thetas)[0]
+        else:
+            self._value = ExpectedMaximum(self.rows, self.options)
 
     @property
     def constraints(self) -> tuple[Terms, ...]:
-        """The one polynomial that is at most a budget where the cost is."""
-        return (self.terms,)
+        """Polynomials that are all at most a budget where the cost is; the cost is the largest."""
+        return self.rows
 
     def __call__(self) -> Tensor:
         """Expected cost, a float64 scalar (float32 where the device has no float64)."""
-        return self._polynomial({name: d.theta for name, d in self._decisions.items()})[0]
+        return self.at({name: d.theta for name, d in self._decisions.items()})
 
     def mean(self) -> Tensor:
         """Mean over all architectures: the cost of the untrained supernet under any relaxation."""
-        uniform = {n: torch.full((k,), 1 / k, dtype=torch.float64) for n, k in self.options.items()}
-        return self._polynomial(uniform)[0]
+        return self.at(
+            {n: torch.full((k,), 1 / k, dtype=torch.float64) for n, k in self.options.items()}
+        )
 
     def of(self, choices: Mapping[str, object]) -> float:
         """Exact cost of the architecture that takes `choices` (decision name -> option)."""
-        return float(self._polynomial(one_hot(self._decisions, choices))[0])
+        return float(self.at(one_hot(self._decisions, choices)))
+
+    def at(self, thetas: Mapping[str, Tensor]) -> Tensor:
+        """Expected cost under these thetas ``(K_d,)``."""
+        return self._value(thetas)
 
 
 class ExpectedCost(ExpectedTerms):
@@ -83,7 +100,8 @@ class ExpectedCost(ExpectedTerms):
     def __init__(self, model: nn.Module, cost: LayerCost, example: Example | Trace) -> None:
         traced = example if isinstance(example, Trace) else trace(model, example)
         self.cost = cost
-        super().__init__(model, cost.name, cost.unit, layer_terms(traced, cost), traced.options)
+        terms = layer_terms(traced, cost)
+        super().__init__(model, cost.name, cost.unit, [terms], traced.options)
 
 
 def one_hot(own: Mapping[str, Decision], choices: Mapping[str, object]) -> dict[str, Tensor]:

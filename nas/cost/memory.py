@@ -3,17 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from nas.cost.analytic import Params
 from nas.cost.base import Monomial, Terms
-from nas.cost.expected import layer_terms, one_hot
+from nas.cost.expected import ExpectedTerms, layer_terms
 from nas.cost.liveness import peak_terms
-from nas.cost.maximum import ExpectedMaximum
 from nas.cost.polynomial import Polynomials, reduced, weighted_sum
 from nas.cost.trace import Example, Trace, trace
-from nas.decision import decisions
 from nas.errors import UserError
 
 
@@ -66,7 +63,7 @@ class PeakMemory:
         return ExpectedPeak(model, self, example)
 
 
-class ExpectedPeak:
+class ExpectedPeak(ExpectedTerms):
     """The peak memory of `model` under its present thetas, differentiable in every alpha.
 
     ``E[max_r p_r]``: the mean over architectures, each with its probability, of the exact peak,
@@ -84,37 +81,22 @@ class ExpectedPeak:
     def __init__(self, model: nn.Module, cost: PeakMemory, example: Example | Trace) -> None:
         traced = example if isinstance(example, Trace) else trace(model, example)
         self.cost = cost
-        self.name, self.unit = cost.name, cost.unit
-        self.options = dict(traced.options)
-        self._decisions = dict(decisions(model))
         sizes = [-(-size * cost.bits // 8) for size in traced.schedule.sizes]
-        self._peaks = peak_terms(traced.schedule, sizes, traced.options, cost.fuse)
-        self._peak = ExpectedMaximum(self._peaks, self.options)
+        peaks = peak_terms(traced.schedule, sizes, traced.options, cost.fuse)
         self._stored = _stored(traced, cost.weight_bits) if cost.weights else {}
-        self._weights = Polynomials([self._stored], self.options)
+        self._weights = Polynomials([self._stored], traced.options)
+        # Stored weights depend on every decision: added afterwards, they leave the tables small.
+        super().__init__(model, cost.name, cost.unit, peaks, traced.options)
 
     @property
     def constraints(self) -> tuple[Terms, ...]:
         """Polynomials that are all at most a budget where the cost is; the cost is the largest."""
-        sums = (weighted_sum([(1, peak), (1, self._stored)]) for peak in self._peaks)
+        sums = (weighted_sum([(1, peak), (1, self._stored)]) for peak in self.rows)
         return tuple(reduced(terms, self.options) for terms in sums)
 
-    def __call__(self) -> Tensor:
-        """Expected peak bytes, a float64 scalar (float32 where the device has no float64)."""
-        return self._at({name: d.theta for name, d in self._decisions.items()})
-
-    def mean(self) -> Tensor:
-        """Mean over all architectures: the cost of the untrained supernet under any relaxation."""
-        return self._at(
-            {n: torch.full((k,), 1 / k, dtype=torch.float64) for n, k in self.options.items()}
-        )
-
-    def of(self, choices: Mapping[str, object]) -> float:
-        """Exact peak of the architecture that takes `choices` (decision name -> option)."""
-        return float(self._at(one_hot(self._decisions, choices)))
-
-    def _at(self, thetas: Mapping[str, Tensor]) -> Tensor:
-        peak = self._peak(thetas)
+    def at(self, thetas: Mapping[str, Tensor]) -> Tensor:
+        """Expected cost under these thetas ``(K_d,)``."""
+        peak = super().at(thetas)
         return peak + self._weights(thetas)[0] if self._stored else peak
 
 

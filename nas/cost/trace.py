@@ -5,7 +5,6 @@ parameters from the module tree (so what is stored counts, used or not). The sam
 the schedule: which activations each operator reads and makes.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.cost.base import Event, Gate, Gates, LayerSpec, stored
+from nas.cost.dry_run import dry_run
 from nas.cost.folding import FoldRecorder
 from nas.cost.operators import OperatorRecorder
 from nas.cost.polynomial import consistent
@@ -57,8 +57,7 @@ def trace(model: nn.Module, example: Example) -> Trace:
         UserError: the forward pass fails, or a layer with weights is of an unknown kind.
     """
     inputs = inputs_of(example)
-    with torch.random.fork_rng(devices=[]):  # a forward pass may draw
-        layers, schedule = _dry_run(model, inputs)
+    layers, schedule = dry_run(model, inputs, _record)
     return Trace(
         tuple(layers),
         {name: len(decision.options) for name, decision in decisions(model)},
@@ -75,26 +74,6 @@ def inputs_of(example: Example) -> tuple[Tensor, ...]:
     if tensors:
         return tensors
     return (torch.zeros(1, *(int(size) for size in example if isinstance(size, int))),)
-
-
-def _dry_run(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Layer], Schedule]:
-    """On the meta device where the model can run there, else on a CPU copy."""
-    try:
-        return _record(copy.deepcopy(model).to("meta"), tuple(x.to("meta") for x in inputs))
-    except UserError:
-        raise
-    except Exception:
-        # E.g. a forward that looks at values. A second failure is the model's own.
-        try:
-            return _record(copy.deepcopy(model).cpu(), tuple(x.cpu() for x in inputs))
-        except UserError:
-            raise
-        except Exception as error:
-            shapes = [tuple(x.shape) for x in inputs]
-            raise UserError(
-                f"the forward pass of {type(model).__name__} fails for an input of shape "
-                f"{shapes}: {error}"
-            ) from error
 
 
 def _record(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Layer], Schedule]:

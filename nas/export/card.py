@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from nas.latency.machine import machine_name
 from nas.units import amount
 
 _PACKAGES = ("dnas", "torch", "onnx", "onnxruntime", "executorch", "torchao")
@@ -40,7 +41,7 @@ def card(result: Mapping[str, Any], trained: bool, exported: Mapping[str, Any]) 
         "found_with": result.get("versions"),
         "exported_by": exported["command"],
         "exported_with": _versions(),
-        "machine": platform.processor() or platform.machine(),
+        "machine": machine_name(),
         "eager_latency": exported["eager_latency"],
         "formats": exported["formats"],
     }
@@ -141,16 +142,16 @@ def _latency(card: Mapping[str, Any]) -> str:
     header = ("format", "runtime", "20th percentile (median) ms", "time / eager", "steady")
     return (
         f"## Latency\n\n{_table(header, rows)}\n\nOne thread, batch 1, on {card['machine']}; "
-        "200 interleaved calls after 20 to warm up."
+        f"{eager['calls']} interleaved calls after 20 to warm up."
     )
 
 
 def _ms(found: Mapping[str, Any]) -> str:
-    return f"{found['p20_ms']:.3f} ({found['median_ms']:.3f})"
+    return f"{1e3 * found['seconds']:.3f} ({1e3 * found['median']:.3f})"
 
 
 def _steady(found: Mapping[str, Any]) -> str:
-    return "yes" if found["steady"] else "no: the machine was busy"
+    return "yes" if found["stable"] else "no: the machine was busy"
 
 
 def _origin(card: Mapping[str, Any]) -> str:

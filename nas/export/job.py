@@ -15,11 +15,11 @@ from nas.data import DataModule
 from nas.errors import UserError
 from nas.export.card import card, markdown
 from nas.export.formats import chosen
+from nas.export.latency import latencies
 from nas.export.loading import state_bytes
 from nas.export.parity import Batch, Parity, compare, complaint
 from nas.export.qat import fine_tune
 from nas.export.source import Format, Model, Source
-from nas.export.timing import latencies
 from nas.run import RunDir, shown, write_atomic, write_json
 
 _EXAMPLE = 16  # samples that the exporters trace with
@@ -233,12 +233,10 @@ class Export:
 
     def _time(self, models: Mapping[str, Model], made: Exported) -> None:
         measured = {n: m for n, m in models.items() if n != "state_dict"}  # which is eager
-        found = latencies({"eager": self.subject.network, **measured}, self.batches[0][0][:1])
-        eager = found.pop("eager")
+        found = latencies(self.subject.network, measured, self.batches[0][0][:1])
+        self.eager = found.pop("eager")
         for name, latency in found.items():
-            ratio = latency.p20_ms / eager.p20_ms
-            made.rows[name]["latency"] = {**latency.fields(), "ratio_to_eager": ratio}
-        self.eager = eager.fields()
+            made.rows[name]["latency"] = latency
 
     eager: Mapping[str, Any] | None = None  # latency of the network as it is
 

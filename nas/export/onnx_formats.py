@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.errors import UserError
+from nas.export.slim import slim
 from nas.export.source import Format, Model, Source
 from nas.run import write_atomic
 
@@ -76,27 +77,35 @@ def write_onnx(source: Source, folder: Path) -> None:
 
 def write_int8(source: Source, folder: Path) -> None:
     """Static quantization to QDQ: weights per channel, activations per tensor, all int8."""
+    with TemporaryDirectory(dir=folder) as scratch:
+        model = quantized(source, Path(scratch))
+    slim(model)
+    write_atomic(folder / "network_int8.onnx", model.SerializeToString())
+
+
+def quantized(source: Source, scratch: Path) -> Any:
+    """The `onnx.ModelProto` as onnxruntime's tool makes it, through files in `scratch`."""
+    import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     assert source.calibration is not None
     reader = _Reader(source.calibration)
     logging.getLogger("root").setLevel(logging.ERROR)
-    with TemporaryDirectory(dir=folder) as scratch:
-        plain, ready, out = (str(Path(scratch) / name) for name in ("plain", "ready", "out"))
-        Path(plain).write_bytes(onnx_bytes(source.network, source.example))
-        # Optimised first: BatchNorm is folded into the convolutions, whose weights are quantized.
-        quant_pre_process(plain, ready, skip_symbolic_shape=True)
-        quantize_static(
-            ready,
-            out,
-            reader,
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            activation_type=QuantType.QInt8,
-        )
-        write_atomic(folder / "network_int8.onnx", Path(out).read_bytes())
+    plain, ready, out = (str(scratch / name) for name in ("plain", "ready", "out"))
+    Path(plain).write_bytes(onnx_bytes(source.network, source.example))
+    # Optimised first: BatchNorm is folded into the convolutions, whose weights are quantized.
+    quant_pre_process(plain, ready, skip_symbolic_shape=True)
+    quantize_static(
+        ready,
+        out,
+        reader,
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        activation_type=QuantType.QInt8,
+    )
+    return onnx.load(out)
 
 
 class _Reader:

@@ -13,6 +13,7 @@ from torch import nn
 from nas.decision import decisions
 from nas.errors import UserError
 from nas.latency.accuracy import Accuracy, kendall, spearman
+from nas.latency.correction import Correction
 from nas.latency.exchange import export, is_times, read_csv
 from nas.latency.figure import picture, write_tensorboard
 from nas.latency.job import Measuring
@@ -45,10 +46,10 @@ class Profiling:
     input: Sequence[int] | None = None
     classes: int = 10
     device: str | None = None
-    networks: int = 40
-    calibrate: int = 10
+    networks: int = 50
+    calibrate: int = 20
     seconds: float = 600.0
-    calls: int = 200
+    calls: int = 1000
     seed: int = 0
     out: str | None = None
     export_to: str | None = None
@@ -159,15 +160,25 @@ def show(profile: Profile, console: Console) -> None:
     if profile.networks_accuracy is not None:
         table.add_row("unseen networks", "corrected sum", *_cells(profile.networks_accuracy))
     console.print(table)
-    correction = profile.correction
-    _say(
-        console,
-        f"network = {correction.scale:.3f} x sum + {amount(correction.per_unit, 's')} x units + "
-        f"{amount(correction.offset, 's')}",
-    )
+    _say(console, _formula(profile.correction))
     if profile.quiet:
         counts = "{outliers} outliers in {calls} calls, {unstable} unstable"
         _say(console, f"{quiet_text(profile.quiet)} ({counts.format(**profile.quiet)})")
+
+
+def _formula(correction: Correction) -> str:
+    text = f"network = {correction.scale:.3f} x sum"
+    if correction.factors:
+        low, high = min(correction.factors.values()), max(correction.factors.values())
+        text += f" of units x their own factors ({low:.2f} to {high:.2f})"
+    if correction.per_unit:
+        text += f" + {amount(correction.per_unit, 's')} x units"
+    if correction.offset:
+        text += f" + {amount(correction.offset, 's')}"
+    if correction.spill is not None:
+        room, per_weight = correction.spill.room, correction.spill.per_weight
+        text += f" + {per_weight * 1e9:.3g} ns for each of its weights beyond {amount(room, '')}"
+    return text
 
 
 def _next(console: Console, out: Path) -> None:
@@ -182,9 +193,10 @@ def _console() -> Console:
 
 
 def _cells(score: Accuracy) -> list[str]:
-    shares = (score.mape, score.within_5, score.within_10)
+    shares = (score.within_5, score.within_10)
+    mape = f"{score.mape:.1%}" if score.mape < 10 else "> 1000 %"
     ranks = (score.kendall, score.spearman)
-    return [str(score.count), *(f"{s:.1%}" for s in shares), *(f"{r:.3f}" for r in ranks)]
+    return [str(score.count), mape, *(f"{s:.1%}" for s in shares), *(f"{r:.3f}" for r in ranks)]
 
 
 def _say(console: Console, line: str) -> None:

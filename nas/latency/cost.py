@@ -7,12 +7,12 @@ from pathlib import Path
 
 from torch import nn
 
-from nas.cost.base import Expected, Monomial, Terms
+from nas.cost.base import Expected, Terms
 from nas.cost.expected import ExpectedTerms
 from nas.cost.polynomial import weighted_sum
 from nas.cost.trace import Example, Trace, inputs_of
 from nas.errors import UserError
-from nas.latency.features import features
+from nas.latency.features import features, weights_of
 from nas.latency.network_cost import NetworkLatency
 from nas.latency.profile import Profile, read_json
 from nas.latency.table_profile import KIND, TableProfile
@@ -24,8 +24,8 @@ _LISTED = 5  # missing keys that a message shows
 class Latency:
     """Seconds of one call of the network, from a profile that `nas profile` wrote.
 
-    ``scale * sum_units seconds + per_unit * (number of units) + offset``: each unit's own measured
-    time, and the correction that makes sums agree with whole networks.
+    ``offset + sum_units (scale * factor * seconds + per_unit)``: each unit's own measured time, and
+    the correction that makes sums agree with whole networks.
 
     Args:
         profile: the profile's file.
@@ -141,9 +141,11 @@ class UnitSum:
 class ExpectedLatency(ExpectedTerms):
     """The latency of `model` under its present thetas, differentiable in every alpha.
 
-    ``E = offset + sum_uses P(use) * (scale * seconds + per_unit)``, P the product of the thetas
-    that gate it (ProxylessNAS, Cai et al., 2019, Eq. 5). One-hot thetas give the corrected sum over
-    that network's units.
+    ``E = offset + sum_uses P(use) * (scale * factor * seconds + per_unit)``, P the product of the
+    thetas that gate it (ProxylessNAS, Cai et al., 2019, Eq. 5). One-hot thetas give the corrected
+    sum over that network's units. Where weights spill over the cache it is the larger of two: that
+    sum, and the same with what all weights beyond the room take, which is less than 0 where none
+    are.
 
     Raises:
         UserError: as `Latency.expected`.
@@ -153,14 +155,21 @@ class ExpectedLatency(ExpectedTerms):
         inputs = example.inputs if isinstance(example, Trace) else inputs_of(example)
         self.profile = cost.profile
         self.units = units_of(model, inputs, cost.profile.about.conditions)
-        terms = self._terms(cost.seconds(model, self.units))
-        super().__init__(model, Latency.name, Latency.unit, terms, self.units.options)
+        sums = self._sums(cost.seconds(model, self.units))
+        super().__init__(model, Latency.name, Latency.unit, sums, self.units.options)
 
-    def _terms(self, seconds: Mapping[str, float]) -> dict[Monomial, float]:
+    def _sums(self, seconds: Mapping[str, float]) -> list[Terms]:
         correction = self.profile.correction
+        uses = [use for use in self.units.uses if use.key in seconds]
         parts: list[tuple[float, Terms]] = [(correction.offset, {frozenset(): 1.0})]
-        for use in self.units.uses:
-            if use.key in seconds:
-                value = correction.scale * seconds[use.key] + correction.per_unit
-                parts.append((value, {use.gates: 1.0}))
-        return weighted_sum(parts)
+        for use in uses:
+            parts.append((correction.unit(use.key, seconds[use.key]), {use.gates: 1.0}))
+        sums: list[Terms] = [weighted_sum(parts)]
+        if correction.spill is not None:
+            room, per_weight = correction.spill.room, correction.spill.per_weight
+            parts.append((-per_weight * room, {frozenset(): 1.0}))
+            for use in uses:
+                weights = weights_of(features(self.units.by_key[use.key].layers))
+                parts.append((per_weight * weights, {use.gates: 1.0}))
+            sums.append(weighted_sum(parts))
+        return sums

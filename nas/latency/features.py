@@ -32,6 +32,11 @@ def features(layers: Sequence[LayerSpec]) -> dict[str, Scalar]:
     return total
 
 
+def weights_of(described: Features) -> float:
+    """Numbers that the layers read besides their inputs, of the features of a unit."""
+    return float(sum(described.get(f"{kind}_weights", 0.0) for kind in KINDS))
+
+
 def kind_of(layer: LayerSpec) -> str:
     """One of `KINDS` for a call.
 

@@ -1,11 +1,14 @@
 """Measurements -> profile: the regression, the correction, and how right both are."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from nas.latency.accuracy import Accuracy, accuracy
-from nas.latency.correction import Calibration, Correction, Network, calibrate
+from nas.latency.calibrate import Calibration, calibrate
+from nas.latency.correction import Correction, Network
+from nas.latency.features import weights_of
 from nas.latency.models import FitReport, Sample, fit_best
 from nas.latency.profile import About, NetworkTime, Profile, UnitTime
 
@@ -36,12 +39,19 @@ def fit_profile(
     Raises:
         UserError: figures that nothing can be fitted to.
     """
-    networks = [_summed(whole, units) for whole in wholes]
-    counts = [len(whole.keys) for whole in wholes]
-    calibration = _calibrated(networks, counts)
+    measured = [_network(whole, units) for whole in wholes]
+    calibration = _calibrated([n for n, w in zip(measured, wholes, strict=True) if _calibrates(w)])
     corrected = [
-        replace(network, predicted=float(calibration.correction(network.total, count)))
-        for network, count in zip(networks, counts, strict=True)
+        NetworkTime(
+            whole.choices,
+            whole.seconds,
+            network.total,
+            calibration.correction(network),
+            whole.role,
+            sum(_macs(units[key]) for key in whole.keys),
+            whole.timing,
+        )
+        for whole, network in zip(wholes, measured, strict=True)
     ]
     unseen = [network for network in corrected if network.role == "validation"]
     report = _regression(units)
@@ -59,23 +69,23 @@ def fit_profile(
     )
 
 
-def _summed(whole: Whole, units: Mapping[str, UnitTime]) -> NetworkTime:
-    total = sum(units[key].seconds for key in whole.keys)
-    macs = sum(_macs(units[key]) for key in whole.keys)
-    return NetworkTime(whole.choices, whole.seconds, total, total, whole.role, macs, whole.timing)
+def _network(whole: Whole, units: Mapping[str, UnitTime]) -> Network:
+    uses = Counter(whole.keys)
+    parts = {key: count * units[key].seconds for key, count in uses.items()}
+    weights = sum(count * weights_of(units[key].features) for key, count in uses.items())
+    return Network(parts, len(whole.keys), whole.seconds, weights)
+
+
+def _calibrates(whole: Whole) -> bool:
+    return whole.role == "calibration"
 
 
 def _macs(unit: UnitTime) -> float:
     return sum(value for name, value in unit.features.items() if name.endswith("_macs"))
 
 
-def _calibrated(networks: Sequence[NetworkTime], counts: Sequence[int]) -> Calibration:
-    chosen = [
-        Network(network.total, count, network.seconds)
-        for network, count in zip(networks, counts, strict=True)
-        if network.role == "calibration"
-    ]
-    return calibrate(chosen) if chosen else Calibration(Correction(), "nothing", {})
+def _calibrated(networks: Sequence[Network]) -> Calibration:
+    return calibrate(networks) if networks else Calibration(Correction(), "nothing", {})
 
 
 def _regression(units: Mapping[str, UnitTime]) -> FitReport | None:

@@ -1,10 +1,8 @@
 """The network that a search has found, measured where it was profiled, beside its prediction."""
 
 import logging
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -12,12 +10,12 @@ from torch import Tensor, nn
 
 from nas.cost.base import Expected
 from nas.errors import UserError
+from nas.latency.calls import timings
 from nas.latency.cost import ExpectedLatency
 from nas.latency.figure import add_picture, picture
 from nas.latency.job import inputs_like, plain
-from nas.latency.log import MeasurementLog
 from nas.latency.machine import machine_name
-from nas.latency.measure import Job, Schedule, Timing, measure, timing
+from nas.latency.measure import Timing
 from nas.latency.profile import About
 from nas.latency.runtime import runtime
 from nas.run import write_atomic
@@ -41,11 +39,7 @@ def measure_network(network: nn.Module, inputs: tuple[Tensor, ...], about: About
         ready = runtime(about.runtime, about.accelerator, about.conditions)
         made = inputs_like(shapes, dtypes, about.conditions)
         call = ready.prepare(plain(network, about.conditions), made)
-        with TemporaryDirectory() as folder:
-            log = MeasurementLog(Path(folder) / "log", {})
-            end = time.monotonic() + SECONDS
-            measure([Job("found", lambda: call)], log, end, Schedule(), lambda *_: None, 1)
-        return timing(log.steady("found"))
+        return timings({"found": call}, SECONDS, about.conditions.threads)["found"]
     except UserError as error:
         logging.getLogger("nas").warning("the network found was not measured: %s", error)
         return None

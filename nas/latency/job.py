@@ -21,7 +21,7 @@ from nas.errors import UserError
 from nas.latency.features import features
 from nas.latency.fit import Whole, fit_profile
 from nas.latency.key import Conditions
-from nas.latency.log import REFERENCE, MeasurementLog
+from nas.latency.log import MeasurementLog
 from nas.latency.machine import load, machine_name, quietness, versions_of
 from nas.latency.measure import Job, Schedule, Tell, measure, timing
 from nas.latency.networks import draw, indices
@@ -29,7 +29,9 @@ from nas.latency.profile import About, Profile, UnitTime
 from nas.latency.runtime import Call, Runtime, runtime
 from nas.latency.unit import Unit, Units, units_of
 
-UNITS_AT_ONCE, NETWORKS_AT_ONCE = 256, 10  # kept ready together: their weights are in memory
+# Kept ready and interleaved: the more, the less do minutes matter. Their weights are in memory.
+UNITS_AT_ONCE, NETWORKS_AT_ONCE = 256, 64
+BYTES_AT_ONCE = 2**31
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,10 @@ class Measuring:
     accelerator: str = "cpu"
     conditions: Conditions = field(default_factory=Conditions)
     device: str | None = None
-    networks: int = 40
-    calibrate: int = 10
+    networks: int = 50
+    calibrate: int = 20
     seconds: float = 600.0
-    calls: int = 200
+    calls: int = 1000
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -114,7 +116,7 @@ class Work:
         middle = end - self.plan.seconds / 2 if networks else end
         with bars() as bar:
             measure(units, log, middle, schedule, bar("units"), UNITS_AT_ONCE)
-            measure(networks, log, end, schedule, bar("whole networks"), NETWORKS_AT_ONCE)
+            measure(networks, log, end, schedule, bar("whole networks"), self._at_once())
 
     def fit(self, log: MeasurementLog, load_before: float | None) -> Profile:
         """The profile of what `log` holds."""
@@ -129,11 +131,16 @@ class Work:
                 keys = self.units.of(indices(own, arch.choices))
                 wholes.append(Whole(dict(arch.choices), keys, found.seconds, role, found.to_json()))
         timings = [*(u.timing for u in units.values()), *(w.timing for w in wholes)]
-        unstable = sum(not found["stable"] for found in timings)
-        quiet = quietness(log.rounds.get(REFERENCE, []), load_before, unstable, len(timings))
-        counts = {"unstable": unstable, "outliers": sum(t["outliers"] for t in timings)}
-        counts["calls"] = sum(t["calls"] for t in timings)
+        names = [*units, *map(name_of, self.archs)]
+        quiet = quietness(log.references, load_before, [r for n in names for r in _repeat(log, n)])
+        counts = {key: sum(t[key] for t in timings) for key in ("outliers", "calls")}
+        counts["unstable"] = sum(not found["stable"] for found in timings)
         return fit_profile(self.about, units, wholes, {**quiet, **counts})
+
+    def _at_once(self) -> int:
+        # Of the supernet, which no network of it exceeds.
+        size = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        return max(4, min(NETWORKS_AT_ONCE, BYTES_AT_ONCE // max(1, size)))
 
     def _unit(self, unit: Unit) -> Call:
         inputs = inputs_like(unit.inputs, unit.dtypes, self.plan.conditions)
@@ -198,6 +205,13 @@ def _unit_time(unit: Unit, nanoseconds: Sequence[float]) -> UnitTime:
     found = timing(nanoseconds)
     described = {name: float(value) for name, value in features(unit.layers).items()}
     return UnitTime(found.seconds, described, found.to_json())
+
+
+def _repeat(log: MeasurementLog, name: str) -> list[float]:
+    """Its time in the first half of the rounds over that in the second; empty of one round."""
+    middle = len(log.rows.get(name, [])) // 2
+    halves = [log.steady(name, part) for part in (slice(middle), slice(middle, None))]
+    return [timing(halves[0]).seconds / timing(halves[1]).seconds] if all(halves) else []
 
 
 @contextmanager

@@ -3,24 +3,36 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nas.errors import UserError
 
 SCHEMA = 1
-REFERENCE = (
-    "reference"  # a kernel that does the same work in every round, see `nas.latency.machine`
-)
 _FREE = ("date",)  # may differ when measuring goes on
+
+
+class Row(NamedTuple):
+    """Calls of one thing in one round.
+
+    Attributes:
+        of: how many calls there shall be in all.
+        ns: nanoseconds of each.
+        reference: of a kernel that always does the same work, just before and after; see
+            `nas.latency.machine.reference_kernel`. Empty: nothing is known.
+    """
+
+    name: str
+    of: int
+    ns: list[int]
+    reference: list[int]
 
 
 class MeasurementLog:
     """Times in nanoseconds of named things, in a file that grows.
 
-    The first line says what is measured, on what, and how; the others ``{"name", "of", "ns"}``
-    are calls of one round, `of` how many there shall be in all.
+    The first line says what is measured, on what, and how; the others are rows, see `Row`.
 
     Args:
         about: for the first line; JSON values.
@@ -31,43 +43,47 @@ class MeasurementLog:
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
         self.path = path
-        self.rounds: dict[str, list[list[int]]] = {}
-        self._at: dict[str, list[int]] = {}  # of each row in `rounds`, the round it belongs to
-        self.target: dict[str, int] = {}
+        self.rows: dict[str, list[Row]] = {}
+        self.references: list[int] = []  # every time of the reference kernel, in order
         lines = self._read()
         if lines:
             self._check(lines[0], about)
             for line in lines[1:]:
-                self._keep(line)
+                self._keep(self._row(line))
         # Only whole lines: a kill may leave half of one.
         self._write([{"schema": SCHEMA, **about}] if not lines else [], keep=bool(lines))
 
-    def add(self, rows: Sequence[tuple[str, int, list[int]]]) -> None:
-        """Append calls ``(name, how many in all, nanoseconds)``."""
-        lines = [{"name": name, "of": of, "ns": ns} for name, of, ns in rows]
-        for line in lines:
-            self._keep(line)
-        self._write(lines)
+    def add(self, rows: Sequence[Row]) -> None:
+        """Append the calls of a round."""
+        for row in rows:
+            self._keep(row)
+        self._write([row._asdict() for row in rows])
 
     def calls(self, name: str) -> list[int]:
         """Every time measured of `name`."""
-        return [ns for row in self.rounds.get(name, []) for ns in row]
+        return [ns for row in self.rows.get(name, []) for ns in row.ns]
 
-    def steady(self, name: str) -> list[float]:
-        """The same, as if the machine had always been as fast as in its best round.
+    def steady(self, name: str, part: slice = slice(None)) -> list[float]:
+        """The same, as if the machine were always at one pace.
 
-        How fast it was in a round, the reference kernel tells: where others share a processor,
-        units and whole networks that are measured minutes apart would not be comparable.
+        The reference kernel tells how fast it was just then: where others share a processor, or it
+        changes its clock, things measured minutes apart would not be comparable. Of the kernel's
+        times around a row the least counts: it is so short that a disturbance doubles it.
+
+        Args:
+            part: of the rounds.
         """
-        pace = [float(np.percentile(row, 20)) for row in self.rounds.get(REFERENCE, [])]
-        best = min(pace, default=1.0)
-        pace.append(best)  # of a round that was cut short nothing is known
-        rows = zip(self.rounds.get(name, []), self._at.get(name, []), strict=True)
-        return [ns * best / pace[at] for row, at in rows for ns in row]
+        one = float(np.percentile(self.references, 20)) if self.references else 1.0
+        return [
+            ns * (one / min(row.reference) if row.reference else 1.0)
+            for row in self.rows.get(name, [])[part]
+            for ns in row.ns
+        ]
 
     def done(self, name: str) -> bool:
         """Whether `name` has been called as often as was planned."""
-        return name in self.target and len(self.calls(name)) >= self.target[name]
+        rows = self.rows.get(name, [])
+        return bool(rows) and len(self.calls(name)) >= rows[-1].of
 
     def _read(self) -> list[Any]:
         if not self.path.exists():
@@ -94,17 +110,18 @@ class MeasurementLog:
                     f"{wanted[key]!r}: choose another out=FILE, or remove that file"
                 )
 
-    def _keep(self, line: Any) -> None:
+    def _row(self, line: Any) -> Row:
         try:
-            name, of, ns = line["name"], int(line["of"]), [int(n) for n in line["ns"]]
+            times = ([int(n) for n in line[key]] for key in ("ns", "reference"))
+            return Row(line["name"], int(line["of"]), *times)
         except (TypeError, KeyError, ValueError):
             raise UserError(
-                f"{self.path} is damaged: a line must hold name, of and ns, got {line!r}"[:300]
+                f"{self.path} is damaged: a line must hold {', '.join(Row._fields)}, got {line!r}"
             ) from None
-        self.target[name] = of
-        # A round ends with the reference.
-        self._at.setdefault(name, []).append(len(self.rounds.get(REFERENCE, [])))
-        self.rounds.setdefault(name, []).append(ns)
+
+    def _keep(self, row: Row) -> None:
+        self.rows.setdefault(row.name, []).append(row)
+        self.references += row.reference
 
     def _write(self, lines: Sequence[Mapping[str, Any]], keep: bool = True) -> None:
         try:

@@ -12,9 +12,7 @@ import torch
 
 from nas.latency.runtime import Call
 
-# Of a kernel that always does the same work: beyond these, something else was running.
-SPREAD = 1.3  # median over minimum
-DRIFT = 1.15  # slowest over quickest round, by their 20th percentiles
+REPEAT = 0.03  # by which figures of the first half of the time differ from those of the second
 LOAD = 0.25  # of the cores, before measuring starts
 
 
@@ -64,37 +62,39 @@ def reference_kernel() -> Call:
 
 
 def quietness(
-    rounds: Sequence[Sequence[int]], load_before: float | None, unstable: int, of: int
+    references: Sequence[int], load_before: float | None, repeats: Sequence[float]
 ) -> dict[str, Any]:
     """Whether figures can be trusted, and every reason against it.
 
+    A machine whose pace changes is no reason, as long as the same figures come out.
+
     Args:
-        rounds: nanoseconds of the reference kernel, one row for each round of measurements.
+        references: nanoseconds of the reference kernel, in the order they were measured.
         load_before: see `load`.
-        unstable: of `of` units and networks, those whose own times spread too much.
+        repeats: of each thing measured, its time in the first half over that in the second.
     """
     reasons = []
     facts: dict[str, Any] = {"load_before": load_before}
-    if rounds:
-        every = np.concatenate([np.asarray(row, dtype=np.float64) for row in rounds])
-        low = [float(np.percentile(row, 20)) for row in rounds]
+    if references:
+        every = np.asarray(references, dtype=np.float64)
+        low = [np.percentile(part, 20) for part in np.array_split(every, 10) if len(part)]
         facts["spread"] = float(np.median(every) / every.min())
-        facts["drift"] = max(low) / min(low)
-        if facts["spread"] > SPREAD:
-            reasons.append(f"a fixed kernel's median is {facts['spread']:.2f} of its minimum")
-        if facts["drift"] > DRIFT:
-            reasons.append(f"it was {facts['drift']:.2f} times as slow in one round as in another")
+        facts["drift"] = float(max(low) / min(low))
+    if repeats:
+        facts["repeat"] = float(np.median(np.abs(np.asarray(repeats) - 1)))
+        if facts["repeat"] > REPEAT:
+            reasons.append(f"measured twice, figures differ by {facts['repeat']:.1%}")
     if load_before is not None and load_before > LOAD:
         reasons.append(f"{load_before:.0%} of the cores were busy before the start")
-    if of and unstable > 0.1 * of:
-        reasons.append(f"{unstable} of {of} measurements spread too much")
     return {"trusted": not reasons, "reasons": reasons, **facts}
 
 
 def quiet_text(quiet: Mapping[str, Any]) -> str:
     """One line for people."""
     if quiet["trusted"]:
-        return "the machine was quiet"
+        repeat = quiet.get("repeat")
+        agree = "" if repeat is None else f": measured twice, figures agree to {repeat:.1%}"
+        return f"the machine was quiet{agree}"
     return (
         f"not to be trusted: {'; '.join(quiet['reasons'])}. Measure again while nothing else runs"
     )

@@ -2,7 +2,8 @@
 
 One call is timed at a time. Of the times of one thing the 20th percentile is its latency: the
 mean, and often the median, tell more about what else the machine was doing. How fast the machine
-was in each round, a fixed kernel tells, and times are brought to the pace of the best round.
+was just then, a fixed kernel tells that is timed before and after, and times are brought to one
+pace by it.
 """
 
 import gc
@@ -15,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from nas.latency.log import REFERENCE, MeasurementLog
+from nas.latency.log import MeasurementLog, Row
 from nas.latency.machine import reference_kernel
 from nas.latency.runtime import Call
 
-UNSTABLE = 1.3  # median over minimum, from which on a thing is measured again
+UNSTABLE = 1.3  # median over the least in a hundred, from which on a thing is measured again
 OUTLIER = 2.0  # times the median
 
 
@@ -38,18 +39,18 @@ class Schedule:
     Args:
         most: calls of each, where the time budget allows.
         least: calls of each, whatever the budget.
-        rounds: that the calls are spread over.
+        together: calls in one round.
         warm_ups: calls before the first that counts.
         again: calls at each return to a thing that do not count: another one had the cache.
         repeats: further rounds for what is unstable.
     """
 
-    most: int = 200
+    most: int = 1000
     least: int = 20
-    rounds: int = 5
+    together: int = 4
     warm_ups: int = 20
     again: int = 2
-    repeats: int = 2
+    repeats: int = 8
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def timing(nanoseconds: Sequence[float]) -> Timing:
         minimum,
         len(times),
         int((times > OUTLIER * median).sum()),
-        median <= UNSTABLE * minimum,
+        median <= UNSTABLE * float(np.percentile(times, 1)),
     )
 
 
@@ -134,7 +135,7 @@ class _Group:
             self._round(self.jobs, prepared, calls, sum(rounds))
             progress(0.3 + 0.7 * (index + 1) / len(rounds))
         for _ in range(self.schedule.repeats):
-            unstable = [j for j in self.jobs if not timing(self.log.calls(j.name)).stable]
+            unstable = [j for j in self.jobs if not timing(self.log.steady(j.name)).stable]
             if unstable and time.monotonic() < deadline:
                 self._round(unstable, prepared, rounds[0], sum(rounds))
 
@@ -144,28 +145,34 @@ class _Group:
 
     def _planned(self, seconds: float, deadline: float) -> list[int]:
         """Calls of each job in each round, as many as fit before the deadline."""
-        fit = int((deadline - time.monotonic()) / max(seconds, 1e-9))
-        calls = min(self.schedule.most, max(self.schedule.least, fit))
-        rounds = min(self.schedule.rounds, calls)
+        plan = self.schedule
+        uncounted = 1 + plan.again / plan.together
+        fit = int((deadline - time.monotonic()) / max(seconds * uncounted, 1e-9))
+        calls = min(plan.most, max(plan.least, fit))
+        rounds = max(1, calls // plan.together)
         return [calls // rounds + (index < calls % rounds) for index in range(rounds)]
 
     def _round(
         self, jobs: Sequence[Job], prepared: Mapping[str, Call], calls: int, of: int
     ) -> None:
-        times: dict[str, list[int]] = {job.name: [] for job in jobs}
-        reference: list[int] = []
+        rows = []
         order = list(jobs)
         with _undisturbed():
             self.order.shuffle(order)
+            before = self._pace()
             for job in order:
                 call = prepared[job.name]
                 for _ in range(self.schedule.again):
                     call()
-                times[job.name] += [_timed(call) for _ in range(calls)]
-                self.reference()
-                reference.append(_timed(self.reference))
-        rows = [(name, of, found) for name, found in times.items()]
-        self.log.add([*rows, (REFERENCE, 0, reference)])
+                times = [_timed(call) for _ in range(calls)]
+                after = self._pace()
+                rows.append(Row(job.name, of, times, before + after))
+                before = after
+        self.log.add(rows)
+
+    def _pace(self) -> list[int]:
+        self.reference()  # the job before had the cache
+        return [_timed(self.reference) for _ in range(2)]
 
 
 def _timed(call: Call) -> int:

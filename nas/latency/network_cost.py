@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from itertools import product
 from math import prod
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from nas.cost.base import Monomial, Terms
-from nas.cost.expected import one_hot
-from nas.cost.polynomial import Polynomials, reduced
+from nas.cost.base import Monomial
+from nas.cost.expected import ExpectedTerms
+from nas.cost.polynomial import reduced
 from nas.cost.trace import Example, Trace
 from nas.decision import Decision, decisions
 from nas.errors import UserError
@@ -37,7 +36,7 @@ class NetworkLatency:
         return ExpectedNetworkLatency(model, self)
 
 
-class ExpectedNetworkLatency:
+class ExpectedNetworkLatency(ExpectedTerms):
     """Mean over architectures, each with its probability; exact, and so differentiable.
 
     A model that adds up over decisions has one term for each option. For any other the
@@ -45,31 +44,12 @@ class ExpectedNetworkLatency:
     """
 
     def __init__(self, supernet: nn.Module, cost: NetworkLatency) -> None:
-        self.cost, self.name, self.unit = cost, cost.name, cost.unit
-        self._decisions: dict[str, Decision] = dict(decisions(supernet))
+        self.cost = cost
+        self._decisions = dict(decisions(supernet))
         self.options = {name: len(d.options) for name, d in self._decisions.items()}
         self._order = _matched(self._decisions, cost.model.encoding.options)
-        self.terms = self._additive() if cost.model.additive else self._enumerated()
-        self._polynomial = Polynomials([self.terms], self.options)
-
-    @property
-    def constraints(self) -> tuple[Terms, ...]:
-        """The one polynomial that is at most a budget where the cost is."""
-        return (self.terms,)
-
-    def __call__(self) -> Tensor:
-        """Expected seconds, a float64 scalar (float32 where the device has no float64)."""
-        return self._polynomial({name: d.theta for name, d in self._decisions.items()})[0]
-
-    def mean(self) -> Tensor:
-        """Mean over all architectures."""
-        return self._polynomial(
-            {n: torch.full((k,), 1 / k, dtype=torch.float64) for n, k in self.options.items()}
-        )[0]
-
-    def of(self, choices: Mapping[str, object]) -> float:
-        """Predicted seconds of the architecture that takes `choices` (decision name -> option)."""
-        return float(self._polynomial(one_hot(self._decisions, choices))[0])
+        terms = self._additive() if cost.model.additive else self._enumerated()
+        super().__init__(supernet, cost.name, cost.unit, [terms], self.options)
 
     def _additive(self) -> dict[Monomial, float]:
         """The value of the first architecture, and what each other option adds to it."""

@@ -24,6 +24,11 @@ class Stored:
             raise UserError(f"{what} must be an object, not {type(raw).__name__}")
         self._raw: Mapping[Any, Any] = raw
 
+    def optional(self, key: str) -> "Stored | None":
+        """An object that may be absent or null."""
+        value = self._raw.get(key)
+        return None if value is None else Stored(value, f"{self.what}: {key}")
+
     def number(self, key: str) -> float:
         return self._number(self._get(key), key)
 

@@ -6,7 +6,6 @@ such as stem, head and classifier. Functions that a forward calls between module
 addition) belong to no unit; the correction for whole networks stands for them.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from nas.cost.base import Gate, Gates, LayerSpec, stored
+from nas.cost.dry_run import dry_run
 from nas.cost.operators import OperatorRecorder
 from nas.cost.polynomial import consistent
 from nas.cost.trace import Example, inputs_of
@@ -91,7 +91,7 @@ def units_of(model: nn.Module, example: Example, conditions: Conditions | None =
                 f"decision {name!r} ({type(decision).__name__}) has no candidate modules, so "
                 "its latency cannot be put together from measured units"
             )
-    calls = _dry_run(model, inputs_of(example))
+    calls = dry_run(model, inputs_of(example), _record)
     names = {name: len(decision.options) for name, decision in decisions(model)}
     made = [_unit(model, call, conditions) for call in calls]
     by_key: dict[str, Unit] = {}
@@ -159,25 +159,6 @@ def _stored(modules: list[nn.Module]) -> Iterator[LayerSpec]:
         for path, part in module.named_modules():
             for name, parameter in part.named_parameters(recurse=False):
                 yield stored("parameter", path, part, name, parameter)
-
-
-def _dry_run(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[_Call]:
-    """On the meta device where the model can run there, else on a CPU copy."""
-    with torch.random.fork_rng(devices=[]):
-        try:
-            return _record(copy.deepcopy(model).to("meta"), tuple(x.to("meta") for x in inputs))
-        except UserError:
-            raise
-        except Exception:
-            try:
-                return _record(copy.deepcopy(model).cpu(), tuple(x.cpu() for x in inputs))
-            except UserError:
-                raise
-            except Exception as error:
-                raise UserError(
-                    f"the forward pass of {type(model).__name__} fails for inputs of shape "
-                    f"{[tuple(x.shape) for x in inputs]}: {error}"
-                ) from error
 
 
 def _record(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[_Call]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nas.drawing import svg
+from nas.drawing import costs_of, svg
 from nas.report.labels import cost_label, cost_text, metric_text
 from nas.report.runs import Run, text_of
 from nas.run import RunDir
@@ -18,7 +18,9 @@ def details(runs: Sequence[Run], rows: Mapping[int, str]) -> dict[str, Any]:
     Args:
         rows: ``id(run)`` -> id of its row in the page's table.
     """
-    drawings = {run.arch_hash: svg(run.parts, _drawn(run), run.name) for run in runs if run.parts}
+    drawings = {
+        run.arch_hash: svg(run.parts, costs_of(run.parts), run.name) for run in runs if run.parts
+    }
     return {"runs": {rows[id(run)]: _detail(run) for run in runs}, "drawings": drawings}
 
 
@@ -44,10 +46,6 @@ def commands(run: Run) -> list[tuple[str, str]]:
     if RunDir(run.path).checkpoint.is_file():
         found.append((f"nas extract {place} --front 8 fine_tune=true", "others of the same search"))
     return found
-
-
-def _drawn(run: Run) -> list[str]:
-    return list(dict.fromkeys(name for part in run.parts for name in part["costs"]))
 
 
 def _detail(run: Run) -> dict[str, Any]:

@@ -40,15 +40,16 @@ def pictures(fronts: Sequence[Front], small: bool = False) -> tuple[bytes, bytes
     """
     matplotlib = load_optional("matplotlib")
     with matplotlib.rc_context(STYLE):
-        figure = _draw(fronts, SMALL if small else INCHES)
+        figure = _draw(fronts, small)
         png, svg = io.BytesIO(), io.BytesIO()
         figure.savefig(png, format="png", dpi=DPI)
         figure.savefig(svg, format="svg", metadata={"Date": None})
     return png.getvalue(), svg.getvalue()
 
 
-def _draw(fronts: Sequence[Front], inches: tuple[float, float]) -> "Figure":
+def _draw(fronts: Sequence[Front], small: bool) -> "Figure":
     # A Figure without pyplot: no window system, no global state, safe in a thread.
+    inches = SMALL if small else INCHES
     figure: Figure = load_optional("matplotlib.figure").Figure(figsize=inches, layout="constrained")
     axes = figure.add_subplot()
     for index, front in enumerate(fronts):
@@ -61,7 +62,7 @@ def _draw(fronts: Sequence[Front], inches: tuple[float, float]) -> "Figure":
         # A swatch of its own: the first point of a setting may be a dimmed one.
         axes.scatter([], [], s=46, color=series.colour, label=series.label or None)
     _marks(axes, fronts)
-    _axes(axes, fronts)
+    _axes(axes, fronts, small)
     if any(series.label for series in series_of(fronts)):
         axes.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=9, loc="best")
     return figure
@@ -116,7 +117,7 @@ def _marks(axes: "Axes", fronts: Sequence[Front]) -> None:
             )
 
 
-def _axes(axes: "Axes", fronts: Sequence[Front]) -> None:
+def _axes(axes: "Axes", fronts: Sequence[Front], small: bool) -> None:
     ticker = load_optional("matplotlib.ticker")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
@@ -125,4 +126,6 @@ def _axes(axes: "Axes", fronts: Sequence[Front]) -> None:
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.set_xlabel(cost_label(fronts[0].cost))
     axes.set_ylabel(metric_label(fronts[0].metric))
-    axes.set_title(title(fronts), loc="left")
+    words = title(fronts)
+    # Where it is small, one line would be cut off.
+    axes.set_title(words.replace(", hypervolume", "\nhypervolume") if small else words, loc="left")

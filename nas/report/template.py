@@ -68,16 +68,23 @@ const filter = document.getElementById('filter');
 const detail = document.getElementById('detail');
 const rowsOf = () => document.querySelectorAll('tr[data-places]');
 
-// A row's own text, and the choices that only its details hold.
-const words = new Map([...rowsOf()].map(row => {
-  const {facts, choices, arch} = runs[row.id];
-  const drawn = (drawings[arch] ?? '').replace(/<[^>]*>/g, ' ');
-  const given = facts.concat(choices).map(pair => pair.join('='));
-  return [row.id, [row.textContent, ...given, drawn].join(' ').toLowerCase()];
-}));
+// A row's own text, and the choices that only its details hold; found when a filter first asks.
+const words = new Map();
+
+function wordsOf(id) {
+  if (!words.has(id)) {
+    const {facts, choices, arch} = runs[id];
+    const drawn = (drawings[arch] ?? '').replace(/<[^>]*>/g, ' ');
+    const given = facts.concat(choices).map(pair => pair.join('='));
+    const text = document.getElementById(id).textContent;
+    words.set(id, [text, ...given, drawn].join(' ').toLowerCase());
+  }
+  return words.get(id);
+}
 
 function wanted(id) {
-  return filter.value.toLowerCase().split(/[\\s,]+/).every(word => words.get(id)?.includes(word));
+  if (!filter.value || !runs[id]) return !filter.value;
+  return filter.value.toLowerCase().split(/[\\s,]+/).every(word => wordsOf(id).includes(word));
 }
 
 function filtered(trace) {

@@ -95,7 +95,8 @@ class DifferentiableSearch(pl.LightningModule):
         if not 0 <= warmup_epochs < epochs:
             raise UserError(
                 f"search.warmup_epochs={warmup_epochs} must be at least 0 and below "
-                f"epochs={epochs}: alphas are searched in the epochs after it"
+                f"epochs={epochs}: alphas are searched in the epochs after it. Give both, e.g. "
+                f"search.epochs={epochs} search.warmup_epochs={epochs // 3}"
             )
         self.automatic_optimization = False
         self.supernet, self.costs, self.targets = supernet, dict(costs), dict(targets or {})

@@ -15,6 +15,7 @@ import numpy as np
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.pareto import non_dominated
+from nas.run import is_main
 
 SCHEMA = 1
 
@@ -106,6 +107,9 @@ class TrialLog:
         return self.known.get(arch.hash)
 
     def append(self, trial: Trial) -> None:
+        self.known[trial.arch.hash] = trial
+        if not is_main():
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self._torn:  # only who writes may cut: a reader may look while another run writes
             os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
@@ -114,7 +118,6 @@ class TrialLog:
             file.write(trial.to_json() + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self.known[trial.arch.hash] = trial
 
     def _read(self) -> Iterator[Trial]:
         if not self.path.exists():

@@ -114,7 +114,8 @@ def test_a_thousand_runs_open(browser, tmp_path):
     file = report(tmp_path / "many").html
     start = time.monotonic()
     page, errors = opened(browser, file)
-    # Three seconds are promised on a machine that does nothing else.
+    # Three seconds are promised on a machine that does nothing else; it takes 2 s of one core, of
+    # which the library of the chart needs most, and other tests may run at the same time.
     assert time.monotonic() - start < 15
     assert page.locator("tr[data-places]").count() == 1000
     assert errors == []

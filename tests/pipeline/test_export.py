@@ -74,6 +74,10 @@ def test_several_formats_with_a_card_and_latencies(exported: Path) -> None:
         assert row["eager_accuracy"] == pytest.approx(result["metrics"]["test_acc"])
         assert sum(row["files"].values()) == sum((out / f).stat().st_size for f in row["files"])
         assert ("latency" in row) == (name != "state_dict")
+    eager = json.loads((out / "export.json").read_text())["eager_latency"]
+    found = rows["onnx"]["latency"]
+    assert found["ratio_to_eager"] == pytest.approx(found["seconds"] / eager["seconds"])
+    assert found["calls"] >= 20
     assert rows["python"]["max_abs_diff"] == rows["state_dict"]["max_abs_diff"] == 0
     assert rows["onnx"]["max_abs_diff"] <= 1e-4
     assert rows["onnx"]["argmax_agreement"] == 1

@@ -1,5 +1,6 @@
 """The main job through the command line: what a run leaves, and that it can be read back."""
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,13 @@ def test_search_leaves_a_network_that_is_what_the_result_says(
     assert folder.onnx.exists()
     assert nas.Arch.load(folder.arch).choices == result["arch"]
     assert list(folder.tensorboard.glob("events*"))
+    assert f"{result['costs']['params']:,}" in folder.drawing.read_text()
+    parts = list(csv.DictReader((folder.path / "network.csv").open()))
+    assert sum(float(part["params"]) for part in parts) == result["costs"]["params"]
+    folder.drawing.unlink()
+    assert run(["draw", "runs/a"]) == 0
+    assert folder.drawing.exists()
+    assert "blocks.s0b0" in capsys.readouterr().out
     assert not folder.finetune_checkpoint.exists()
 
 

@@ -1,5 +1,6 @@
 """The pieces of a network, and their drawing."""
 
+import csv
 from xml.etree import ElementTree
 
 import pytest
@@ -11,7 +12,8 @@ from nas.arch import Arch
 from nas.cost.analytic import MACs, Params
 from nas.cost.memory import PeakMemory
 from nas.discrete import arch_of, discretize
-from nas.drawing import console, share, svg, table
+from nas.drawing import console, csv_text, share, svg, table
+from nas.spaces.nas_bench_201 import NasBench201
 from nas.spaces.staged import StagedSpace
 from nas.supernet.choice import ChoiceBlock
 
@@ -42,6 +44,16 @@ def test_parts_add_up_to_the_network(seed):
     for part in parts:
         if part.option == "identity":
             assert (part.channels, part.costs) == (None, {})
+
+
+def test_a_shared_decision_is_told_where_it_is_carried_out():
+    torch.manual_seed(0)
+    supernet = NasBench201((3, 8, 8), 10, channels=4, cells=1)
+    parts = anatomy(supernet, arch_of(supernet), (3, 8, 8), COSTS)
+    edges = [part for part in parts if ".edges." in part.name]
+    assert len(edges) == 3 * 6
+    assert all(part.option for part in edges)
+    assert {part.name for part in parts if part.option} == {part.name for part in edges}
 
 
 def test_layers_of_nested_choices_belong_to_the_outermost():
@@ -97,3 +109,18 @@ def test_the_terminal_shows_the_same():
     assert "75%" in lines[1]
     assert "█████████···" in lines[1]
     assert share(PARTS, PARTS[2], "macs") == 0
+
+
+def test_the_table_has_amounts_and_shares():
+    rows = list(csv.DictReader(csv_text(PARTS).splitlines()))
+    assert [row["block"] for row in rows] == ["a", "b" * 40, "c"]
+    assert (rows[0]["operation"], rows[0]["channels"], rows[0]["size"]) == ("<op>", "8", "4x4")
+    assert [float(row["params"]) for row in rows] == [30, 10, 0]
+    assert [float(row["params_share"]) for row in rows] == [0.75, 0.25, 0]
+
+
+def test_a_drawing_of_its_own_has_a_size_and_does_not_style_a_page_that_it_is_put_in():
+    alone = ElementTree.fromstring(svg(PARTS, ["params"], "a & b", alone=True))
+    assert alone.get("viewBox").split()[2:] == [alone.get("width"), alone.get("height")]
+    assert "a & b" in [element.text for element in alone.iter()]
+    assert "style" not in svg(PARTS, ["params"], "a & b")

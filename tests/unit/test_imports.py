@@ -22,10 +22,11 @@ LAYERS = (
     "objective anatomy",
     "recalibrate selection train",
     "search",
-    "export",
     "report result describe",
     "latency",
+    "export",
     "plan",
+    "run_log",
     "pipeline",
     "extract",
     "saved launch",
@@ -40,7 +41,7 @@ SEARCH_FREE = {"export", "report"}
 CONFINED = {
     "hydra": {"config", "deploy", "explain", "launch"},
     "omegaconf": {"config", "deploy", "explain", "launch", "saved"},
-    "pytorch_lightning": {"data", "train", "search", "plan", "pipeline"},
+    "pytorch_lightning": {"data", "train", "search", "plan", "run_log", "pipeline"},
     "lightning": set(),
 }
 # In extras: a module-level import would break an installation without the extra.

@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nas.errors import UserError
 from nas.latency.accuracy import accuracy, kendall, mape, spearman, within
-from nas.latency.correction import Correction, Network, calibrate
+from nas.latency.calibrate import calibrate
+from nas.latency.correction import Correction, Network, Spill
 
 POSITIVE = st.lists(st.floats(0.1, 10), min_size=2, max_size=20)
 
@@ -48,16 +48,27 @@ def test_what_cannot_be_compared_is_refused(predicted, measured, message):
         accuracy(predicted, measured)
 
 
+ALONE = {name: 1e-4 * (1 + index) for index, name in enumerate("abcdefgh")}
+
+WEIGHTS = {name: 1e4 * (1 + 3 * index % 7) for index, name in enumerate("abcdefgh")}
+
+
 def drawn_networks(true, n=10, seed=0, noise=0.0):
     draw = np.random.default_rng(seed)
     networks = []
     for _ in range(n):
-        units = int(draw.integers(4, 12))
-        counts = {name: float(draw.integers(0, 4)) for name in ("a>b", "b>a")}
-        total = float(draw.uniform(1e-3, 2e-3) + units * 1e-4)
-        seconds = float(true(total, units, counts)) * np.exp(noise * draw.normal())
-        networks.append(Network(total, units, seconds, counts))
+        uses = {name: int(draw.integers(0, 4)) for name in ALONE}
+        uses["a"] += 1
+        parts = {name: count * ALONE[name] for name, count in uses.items() if count}
+        units = sum(uses.values())
+        weights = sum(count * WEIGHTS[name] for name, count in uses.items())
+        exact = true(Network(parts, units, 1.0, weights))
+        networks.append(Network(parts, units, exact * np.exp(noise * draw.normal()), weights))
     return networks
+
+
+def predictions(correction, networks):
+    return [correction(n) for n in networks]
 
 
 def test_exact_sums_need_no_correction():
@@ -70,7 +81,7 @@ def test_exact_sums_need_no_correction():
 def test_noise_alone_is_not_corrected_by_much(seed):
     found = calibrate(drawn_networks(Correction(), noise=0.03, seed=seed))
     new = drawn_networks(Correction(), n=200, seed=99)
-    predicted = [found.correction(n.predicted, n.units, n.transitions) for n in new]
+    predicted = predictions(found.correction, new)
     assert mape(predicted, [n.seconds for n in new]) < 0.03
 
 
@@ -80,7 +91,6 @@ def test_noise_alone_is_not_corrected_by_much(seed):
         (Correction(0.8), "scale"),
         (Correction(0.8, offset=3e-4), "scale+offset"),
         (Correction(1.3, per_unit=-2e-5), "scale+per_unit"),
-        (Correction(1.1, transitions={"a>b": 5e-5, "b>a": -2e-5}), "scale+transitions"),
     ],
 )
 def test_a_known_correction_is_recovered(true, chosen):
@@ -92,33 +102,72 @@ def test_a_known_correction_is_recovered(true, chosen):
     assert found.errors[chosen] < 0.02 < found.errors["nothing"]
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_units_that_are_slower_or_quicker_in_a_network_are_told_apart(noise):
+    true = Correction(1.1, factors={"b": 1.6, "g": 0.7, "h": 0.9})
+    found = calibrate(drawn_networks(true, n=20, noise=noise))
+    new = drawn_networks(true, n=200, seed=99)
+    seconds = [n.seconds for n in new]
+
+    assert found.chosen == "factors"
+    found_by_scale = Correction(found.correction.scale, found.correction.per_unit)
+    error = mape(predictions(found.correction, new), seconds)
+    assert error < 0.5 * mape(predictions(found_by_scale, new), seconds)
+    assert error < 0.015 + noise / 2
+    assert found.correction.factors["b"] > found.correction.factors["c"]
+    assert found.correction.factors["g"] < found.correction.factors["c"]
+
+
+def test_weights_that_the_cache_does_not_hold_are_told_from_slow_units():
+    true = Correction(1.1, factors={"b": 1.3, "g": 0.8}, spill=Spill(4.5e5, 1e-8))
+    networks = drawn_networks(true, n=20, noise=0.003)
+    found = calibrate(networks)
+    new = drawn_networks(true, n=200, seed=99)
+    assert 6 < sum(n.weights > 4.5e5 for n in networks) < 14
+    assert found.chosen == "factors+spill"
+    assert mape(predictions(found.correction, new), [n.seconds for n in new]) < 0.02
+    assert found.errors["factors"] > 2 * found.errors["factors+spill"]
+
+
+def test_a_unit_that_no_network_has_keeps_its_time():
+    found = calibrate(drawn_networks(Correction(1.1, factors={"b": 1.6, "g": 0.7}), n=20))
+    scale, per_unit = found.correction.scale, found.correction.per_unit
+    assert found.correction.unit("new", 1e-3) == scale * 1e-3 + per_unit
+
+
 @pytest.mark.parametrize("factor", [10, 0.1])
 def test_one_network_measured_at_a_bad_moment_changes_little(factor):
     networks = drawn_networks(Correction(0.8), noise=0.01)
-    wrong = Network(networks[0].predicted, networks[0].units, factor * networks[0].seconds)
-    assert calibrate([wrong, *networks[1:]]).correction.scale == pytest.approx(0.8, rel=0.03)
+    wrong = Network(networks[0].parts, networks[0].units, factor * networks[0].seconds)
+    found = calibrate([wrong, *networks[1:]]).correction
+    new = drawn_networks(Correction(0.8), n=50, seed=7)
+    assert mape(predictions(found, new), [n.seconds for n in new]) < 0.03
 
 
-def test_a_correction_is_differentiable_and_survives_json():
-    correction = Correction(1.2, 1e-5, -2e-4, {"a>b": 3e-5})
+def test_a_network_costs_what_its_units_add_and_a_correction_survives_json():
+    correction = Correction(1.2, 1e-5, -2e-4, {"a": 1.5, "b": 0.5}, Spill(1e3, 1e-9))
     assert Correction.from_json(json.loads(json.dumps(correction.to_json()))) == correction
-    total = torch.tensor(1e-3, dtype=torch.float64, requires_grad=True)
-    count = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
-    correction(total, 5, {"a>b": count, "never seen": 1.0}).backward()
-    assert total.grad == pytest.approx(1.2)
-    assert count.grad == pytest.approx(3e-5)
+    parts = {"a": 2 * 1e-3, "c": 3e-3}
+    units = 2 * correction.unit("a", 1e-3) + correction.unit("c", 3e-3)
+    assert correction(Network(parts, 3, 1.0, 900)) == pytest.approx(correction.offset + units)
+    spilled = correction(Network(parts, 3, 1.0, 3e3))
+    assert spilled == pytest.approx(correction.offset + units + 2e-6)
 
 
 def test_a_damaged_correction_is_refused():
     raw = Correction().to_json()
     with pytest.raises(UserError, match="above 0"):
         Correction.from_json(raw | {"scale": -1.0})
-    with pytest.raises(UserError, match="transitions"):
-        Correction.from_json(raw | {"transitions": {"a>b": "x"}})
+    with pytest.raises(UserError, match="factors"):
+        Correction.from_json(raw | {"factors": {"a": "x"}})
+    with pytest.raises(UserError, match=r"a=0\.0 must be above 0"):
+        Correction.from_json(raw | {"factors": {"a": 0.0}})
 
 
 def test_networks_that_say_nothing_are_refused():
     with pytest.raises(UserError, match="at least one"):
         calibrate([])
     with pytest.raises(UserError, match="seconds=0"):
-        Network(1.0, 3, 0.0)
+        Network({"a": 1.0}, 3, 0.0)
+    with pytest.raises(UserError, match="total=0"):
+        Network({}, 0, 1.0)

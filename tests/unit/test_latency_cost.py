@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from functools import cache
 from itertools import product
 
@@ -9,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from nas.cost.expected import expected
 from nas.cost.trace import trace
 from nas.decision import decisions
 from nas.errors import UserError
-from nas.latency.correction import Correction
+from nas.latency.correction import Correction, Network, Spill
 from nas.latency.cost import Latency
-from nas.latency.features import features
+from nas.latency.features import features, weights_of
 from nas.latency.fit import Whole, fit_profile
 from nas.latency.key import Conditions
 from nas.latency.models import REGRESSIONS, Sample
@@ -67,19 +69,38 @@ def profile_of(net, correction=None, model=None, leave_out=0):
     return Profile(ABOUT, kept, (), regression, {}, correction or Correction(), {}, None, None, {})
 
 
-CORRECTIONS = [Correction(), Correction(0.8, -2e-7, 5e-6), Correction(1.3, 1e-7, -1e-6)]
+CORRECTIONS = [
+    Correction(),
+    Correction(0.8, -2e-7, 5e-6),
+    Correction(1.3, 1e-7, -1e-6),
+    Correction(0.9, 0, 1e-6, spill=Spill(700, 1e-8)),
+]
+
+
+def network_of(keys, profile):
+    parts = {key: keys.count(key) * profile.units[key].seconds for key in keys}
+    weights = sum(weights_of(profile.units[key].features) for key in keys)
+    return Network(parts, len(keys), 1.0, weights)
+
+
+def corrected(correction, net):
+    """With a factor of its own for every unit."""
+    keys = units_of(net, net.input_shape).to_measure
+    return replace(correction, factors={key: 1 + i / 10 for i, key in enumerate(keys)})
 
 
 @settings(max_examples=15)
-@given(supernets())
-def test_one_network_costs_the_corrected_sum_of_its_units_and_their_mean_is_the_expectation(net):
-    correction = CORRECTIONS[1]
+@given(supernets(), st.sampled_from(CORRECTIONS[1:]))
+def test_one_network_costs_the_corrected_sum_of_its_units_and_their_mean_is_the_expectation(
+    net, correction
+):
+    correction = corrected(correction, net)
     profile = profile_of(net, correction)
     cost = expected(net, Latency(profile), trace(net, net.input_shape))
     units, own, mean = units_of(net, net.input_shape), dict(decisions(net)), 0.0
     for arch in archs(net):
         keys = units.of(indices(own, arch.choices))
-        by_hand = correction(sum(profile.units[key].seconds for key in keys), len(keys))
+        by_hand = correction(network_of(keys, profile)) if keys else correction.offset
         assert cost.of(arch.choices) == pytest.approx(by_hand, rel=1e-12)
         mean += probability(net, arch) * by_hand
     assert cost().item() == pytest.approx(mean, rel=1e-6)
@@ -202,7 +223,7 @@ def test_no_profile_no_file_no_json_and_another_device(tmp_path):
 
 def test_every_combination_of_options_is_one_term_at_most():
     net = Net()
-    terms = expected(net, Latency(profile_of(net)), net.input_shape).terms
+    terms = expected(net, Latency(profile_of(net)), net.input_shape).constraints[0]
     sizes = [len(d.options) for _, d in decisions(net)]
     assert len(terms) <= 1 + sum(sizes) < len(list(product(*map(range, sizes))))
     assert torch.isfinite(torch.tensor(list(terms.values()))).all()

@@ -6,9 +6,9 @@ import time
 import pytest
 
 from nas.errors import UserError
-from nas.latency.log import MeasurementLog
+from nas.latency.log import MeasurementLog, Row
 from nas.latency.machine import machine_name, quietness
-from nas.latency.measure import REFERENCE, Job, Schedule, measure, timing
+from nas.latency.measure import Job, Schedule, measure, timing
 
 ABOUT = {"space": "small", "runtime": "torch", "date": "today"}
 
@@ -43,7 +43,7 @@ class Device:
 
 def run(device, log, most=20, seconds=60.0, at_once=8, schedule=None):
     told = []
-    schedule = schedule or Schedule(most=most, least=5, rounds=4, warm_ups=1, again=0, repeats=0)
+    schedule = schedule or Schedule(most=most, least=5, together=5, warm_ups=1, again=0, repeats=0)
     end = time.monotonic() + seconds
     measure(device.jobs, log, end, schedule, lambda done, total: told.append(done / total), at_once)
     return told
@@ -60,7 +60,7 @@ def test_every_round_has_every_thing_and_progress_ends_at_all(tmp_path):
     rounds = [after_warm_up[i : i + 15] for i in range(0, 60, 15)]
     assert all(sorted(found) == sorted("abc" * 5) for found in rounds)
     assert len({tuple(dict.fromkeys(found)) for found in rounds}) > 1  # not always in one order
-    assert len(log.rounds[REFERENCE]) == 4
+    assert len(log.references) == 4 * 3 * 4  # two before and two after each row
 
 
 @pytest.mark.parametrize("after", [0, 5, 30, 70, 95, 120])
@@ -86,13 +86,13 @@ def test_an_interruption_loses_no_round_and_repeats_none(tmp_path, after):
 def test_a_half_written_last_line_is_dropped(tmp_path):
     path = tmp_path / "log"
     log = MeasurementLog(path, ABOUT)
-    log.add([("a", 4, [1, 2, 3, 4])])
+    log.add([Row("a", 4, [1, 2, 3, 4], [])])
     whole = path.read_text()
     path.write_text(whole + '{"name": "b", "of": 4, "ns": [1, ')
     log = MeasurementLog(path, ABOUT)
     assert log.done("a")
     assert not log.calls("b")
-    log.add([("b", 1, [7])])
+    log.add([Row("b", 1, [7], [9])])
     assert [json.loads(line)["name"] for line in path.read_text().splitlines()[1:]] == ["a", "b"]
 
 
@@ -127,25 +127,25 @@ def test_what_is_unstable_is_measured_again(tmp_path):
 
     device.jobs[0] = Job("a", lambda: shaky)
     device.jobs[1] = Job("b", lambda: lambda: time.sleep(1e-3))
-    run(device, log, schedule=Schedule(8, 8, 2, 1, 0, 2))
+    run(device, log, schedule=Schedule(8, 8, 4, 1, 0, 2))
     assert len(log.calls("a")) == 8 + 2 * 4
     assert log.done("a")
 
 
 @pytest.mark.parametrize(
-    ("rounds", "load", "unstable", "said"),
+    ("references", "load", "repeats", "said"),
     [
-        ([[10, 10, 11], [10, 10, 11]], 0.1, 0, ""),
-        ([[10, 15, 15], [10, 15, 15]], 0.1, 0, "its minimum"),
-        ([[10, 10, 10], [12, 12, 12]], 0.1, 0, "times as slow"),
-        ([[10, 10, 10]], 0.6, 0, "60% of the cores"),
-        ([[10, 10, 10]], None, 3, "3 of 20"),
+        ([10, 10, 11] * 10, 0.1, [1.0, 1.01, 0.98], ""),
+        ([10] * 27 + [14] * 3, 0.1, [1.0], ""),  # it has another pace, and figures repeat
+        ([10] * 30, 0.6, [], "60% of the cores"),
+        ([10] * 30, None, [1.05, 0.95, 1.0], "measured twice, figures differ by 5.0%"),
+        ([], None, [], ""),
     ],
 )
 def test_figures_of_a_busy_machine_are_not_trusted_and_the_reason_is_said(
-    rounds, load, unstable, said
+    references, load, repeats, said
 ):
-    verdict = quietness(rounds, load, unstable, 20)
+    verdict = quietness(references, load, repeats)
     assert verdict["trusted"] == (not said)
     assert said in "; ".join(verdict["reasons"])
 
@@ -154,12 +154,14 @@ def test_the_machine_has_a_name():
     assert machine_name()
 
 
-def test_a_slow_round_is_told_by_the_reference(tmp_path):
+def test_a_slow_moment_is_told_by_the_reference(tmp_path):
     log = MeasurementLog(tmp_path / "log.jsonl", {})
-    log.add([("a", 6, [100, 110]), ("b", 2, [40]), (REFERENCE, 0, [10, 10, 12])])
-    log.add([("a", 6, [200, 220]), (REFERENCE, 0, [20, 20, 24])])
-    log.add([("a", 6, [100, 110])])  # cut short
+    log.add([Row("a", 6, [100, 110], [10, 10, 19, 12]), Row("b", 2, [40], [10, 11, 12, 12])])
+    log.add([Row("a", 6, [200, 220], [20, 20, 24, 38]), Row("b", 2, [80], [20, 20, 20, 20])])
+    log.add([Row("c", 1, [7], [10] * 8)])
+    log.add([Row("a", 6, [100, 110], [])])  # nothing is known
     for read in (log, MeasurementLog(tmp_path / "log.jsonl", {})):
         assert read.steady("a") == pytest.approx([100, 110] * 3)
-        assert read.steady("b") == [40]
+        assert read.steady("b") == [40, 40]
+        assert read.steady("a", slice(1, None, 2)) == pytest.approx([100, 110])
         assert read.calls("a") == [100, 110, 200, 220, 100, 110]
