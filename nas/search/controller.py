@@ -113,8 +113,8 @@ class Controller:
         objectives: Sequence[str] = ("val_loss",),
         reward: CostAwareAccuracy | None = None,
         spread: bool = True,
-        samples: int = 8,
-        rate: float = 0.01,
+        samples: int = 4,
+        rate: float = 0.02,
         bonus: float = 0.3,
         memory: int = 64,
         hidden: int = 64,
@@ -162,7 +162,9 @@ class Controller:
     def _draw(self, repair: bool) -> None:
         """A round of draws, of which the new ones are to be asked for."""
         if self.spread:
-            self.condition = torch.rand(self.samples, generator=self.generator) * 2 - 1
+            # One in each of as many equal parts: all targets are heard of in every round.
+            parts = torch.arange(self.samples) + torch.rand(self.samples, generator=self.generator)
+            self.condition = 2 * parts / self.samples - 1
         else:
             self.condition = torch.zeros(self.samples)
         self.picks = self.policy.draw(self.condition, self.generator)

@@ -56,8 +56,9 @@ def make(
     if kind in OVER_SUPERNET.values():
         if trained is None:
             raise UserError(
-                "the searcher gradient asks a trained supernet, and networks are trained one by one "
-                "here: take it after a one-shot search, search=spos search.ranking.searcher=gradient"
+                "the searcher gradient asks a trained supernet, and here networks are trained one "
+                "by one: take it after a one-shot search, e.g. search=spos "
+                "search.ranking.searcher=gradient"
             )
         over = trained
     number = TRIALS if trials is None and kind is not Enumerate else trials

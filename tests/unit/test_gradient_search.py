@@ -97,7 +97,7 @@ def test_alphas_go_where_the_validation_loss_falls_or_the_cost_does(estimator):
 def test_networks_are_new_inside_the_budgets_alike_for_a_seed_and_come_to_an_end():
     whole = problem()
     space = SearchSpace(
-        "net", {n: ("large", "mid") for n in whole.costs["params"].options}, whole.costs
+        "net", dict.fromkeys(whole.costs["params"].options, ("large", "mid")), whole.costs
     )
     prices = sorted(space.price(arch)["params"] for arch in space)
     runs = []
