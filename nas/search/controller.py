@@ -18,7 +18,7 @@ from nas.search.space import SearchSpace
 from nas.search.trials import Trial
 from nas.selection import largest_of, least_of
 
-ROUNDS = 8  # of draws, none of them new, before a network drawn is changed until it is new
+ROUNDS = 4  # of draws, none of them new, before a network drawn is changed until it is new
 LARGEST = 3.0  # advantage, in standard deviations of the rewards
 
 
@@ -113,8 +113,8 @@ class Controller:
         objectives: Sequence[str] = ("val_loss",),
         reward: CostAwareAccuracy | None = None,
         spread: bool = True,
-        samples: int = 4,
-        rate: float = 0.02,
+        samples: int = 8,
+        rate: float = 0.01,
         bonus: float = 0.3,
         memory: int = 64,
         hidden: int = 64,
