@@ -21,6 +21,7 @@ from typing import Any
 from nas.arch import Arch
 from nas.pareto import hypervolume
 from nas.search.bayes import TPE
+from nas.search.controller import Controller
 from nas.search.evolution import NSGA2, RegularisedEvolution
 from nas.search.predictor import Predictor
 from nas.search.searcher import RandomSearch, search
@@ -37,6 +38,7 @@ SEARCHERS: dict[str, Callable[..., Any]] = {
     "nsga2": NSGA2,
     "tpe": TPE,
     "predictor": Predictor,
+    "controller": Controller,
     # It is told, in units of what it sees, which region counts.
     "predictor_ref": partial(Predictor, reference=(REFERENCE[0] / 100, REFERENCE[1])),
 }

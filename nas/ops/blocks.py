@@ -92,10 +92,19 @@ def act(name: str | None, default: str = "relu") -> nn.Module:
 
 
 def conv(
-    in_channels: int, out_channels: int, stride: int, ndim: int, activation: str | None, kernel: int
+    in_channels: int,
+    out_channels: int,
+    stride: int,
+    ndim: int,
+    activation: str | None,
+    kernel: int,
+    se: bool = False,
 ) -> Stack:
-    """Convolution, BatchNorm, ReLU."""
-    return Stack(*conv_norm(ndim, in_channels, out_channels, kernel, stride), act(activation))
+    """Convolution, BatchNorm, ReLU; squeeze-and-excitation to a quarter of the input if `se`."""
+    layers = [*conv_norm(ndim, in_channels, out_channels, kernel, stride), act(activation)]
+    if se:
+        layers.append(SqueezeExcitation(out_channels, max(1, in_channels // 4), ndim))
+    return Stack(*layers)
 
 
 def separable(
@@ -237,16 +246,19 @@ class GlobalPool(nn.Module):
 
 
 class Zero(nn.Module):
-    """Zeros of the shape that any other op of this stride and width gives: no path."""
+    """Zeros of the shape that any other op of this stride and width gives: no path.
 
-    def __init__(self, out_channels: int, stride: int) -> None:
+    Without `out_channels`, as many as the input has.
+    """
+
+    def __init__(self, out_channels: int | None, stride: int) -> None:
         super().__init__()
         self.out_channels, self.stride = out_channels, stride
 
     def forward(self, x: Tensor) -> Tensor:
         # Not 0 * x, which would pass on a NaN or an infinity.
         sides = [(side - 1) // self.stride + 1 for side in x.shape[2:]]
-        return x.new_zeros(x.shape[0], self.out_channels, *sides)
+        return x.new_zeros(x.shape[0], self.out_channels or x.shape[1], *sides)
 
 
 def zero(

@@ -97,6 +97,7 @@ OPS: dict[str, Op] = {
     "sep_k{kernel}": Op(blocks.separable),
     "mb_k{kernel}_e{expand}": Op(blocks.MBConv),
     "mb_k{kernel}_e{expand}_se": Op(partial(blocks.MBConv, se=True)),
+    "conv_k{kernel}_se": Op(partial(blocks.conv, se=True)),
     "grp_k{kernel}_g{groups}": Op(blocks.grouped, _divisible),
     "ssep_k{kernel}": Op(blocks.spatially_separable, _images),
     "avgpool_k{kernel}": Op(blocks.average_pool, _same_channels),

@@ -57,6 +57,10 @@ class Elastic(RelaxedDecision):
     def gated(self) -> Mapping[Option, nn.Module]:
         return {}
 
+    def variant(self, options: Mapping[Decision, Option]) -> nn.Module:
+        """Nothing where it stands: it is read by the modules that it makes differ."""
+        return nn.Identity()
+
 
 Number = int | Elastic
 

@@ -11,7 +11,7 @@ from torch import nn
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.run import RunDir, write_atomic
-from nas.search.evaluate import Searched, StandAlone
+from nas.search.evaluate import Inherited, Searched, StandAlone
 from nas.search.halving import FOLDER, Halving
 from nas.search.scoring import Outcomes, Scoring, in_turn, recorded
 from nas.search.searcher import Searcher, best, search
@@ -122,7 +122,8 @@ class TrialSearch:
         if self.along not in space.costs:
             raise UserError(f"search.along={self.along} is not one of {sorted(space.costs)}")
         objectives = (self.by, self.along)
-        searcher, count = make(self.searcher, space, self.seed, objectives, self.trials)
+        trained = problem if isinstance(self.evaluate, Inherited) else None
+        searcher, count = make(self.searcher, space, self.seed, objectives, self.trials, trained)
         log = TrialLog(run.trials)
         # Recorded may be the costs of another device, or before a cost was asked for.
         for key, trial in log.known.items():

@@ -15,7 +15,6 @@ from nas.discrete import discretize
 from nas.ops.elastic_order import sort_channels
 from nas.schedule import warmup_cosine
 from nas.search.by_trials import TrialSearch
-from nas.search.differentiable import frozen
 from nas.search.oneshot import OneShot
 from nas.search.shrinking import Phase, Shrinking, read_phases
 from nas.train import Batch, OptimizerFactory
@@ -123,6 +122,4 @@ class OnceForAll(OneShot):
         if self.shrinking.phase.open and self.teacher is not None:
             with torch.no_grad():
                 self.shrinking.taught = self.teacher(batch[0])
-        # Nothing is learned of alphas here: without their gradient, slices run as they are.
-        with frozen(split_parameters(self.supernet).alphas):
-            super().training_step(batch, batch_idx)
+        super().training_step(batch, batch_idx)

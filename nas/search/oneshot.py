@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from nas.cost.base import Expected
-from nas.decision import decisions, free
+from nas.decision import decisions, free, split_parameters
 from nas.errors import UserError
 from nas.run import RunDir
 from nas.schedule import warmup_cosine
 from nas.search.by_trials import Found, TrialSearch
+from nas.search.differentiable import frozen
 from nas.search.evaluate import Searched
 from nas.search.schemes import Scheme
 from nas.train import Batch, OptimizerFactory, accuracy, check_finite
@@ -79,8 +80,7 @@ class OneShot(pl.LightningModule):
         return data.weight_loader()
 
     def configure_optimizers(self) -> Any:
-        alphas = {id(decision.alpha) for _, decision in decisions(self.supernet)}
-        weights = [p for p in self.supernet.parameters() if id(p) not in alphas]
+        weights = split_parameters(self.supernet).weights
         optimizer = self.optimizer_factory([p for p in weights if p.requires_grad])
         steps = max(1, int(self.trainer.estimated_stepping_batches) // self.epochs)
         schedule = warmup_cosine(self.warmup_epochs * steps, self.epochs * steps)
@@ -96,9 +96,11 @@ class OneShot(pl.LightningModule):
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()
         by_labels = self._loss(labels)
-        for loss in self.scheme.paths(by_labels, self.generator):
-            value = loss(self.supernet(x))
-            self.manual_backward(check_finite(value, self.current_epoch))
+        # Nothing is learned of alphas here: without their gradient, paths run as they are.
+        with frozen(split_parameters(self.supernet).alphas):
+            for loss in self.scheme.paths(by_labels, self.generator):
+                value = loss(self.supernet(x))
+                self.manual_backward(check_finite(value, self.current_epoch))
         if self.clip:
             self.clip_gradients(optimizer.optimizer, self.clip, "norm")
         optimizer.step()

@@ -1,7 +1,7 @@
 """`StagedSpace`: a table of stages -> supernet."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from nas.ops.catalogue import allowed, build, obstacle
 from nas.ops.elastic import Elastic, Number, elastic
 from nas.ops.elastic_conv import ElasticConv
 from nas.ops.elastic_depth import ElasticDepth, ElasticResolution
+from nas.spaces.hierarchical import SharedChoices
 from nas.spaces.table import Head, Stage, Stem, check_positive, read_row, read_stages
 from nas.supernet.choice import ChoiceBlock
 
@@ -22,13 +23,14 @@ class StagedSpace(nn.Module):
     Block b of stage s is ``blocks.s<s>b<b>``, both counted from 0, or ``blocks.s<s>.blocks.b<b>``
     where the depth of the stage is searched. The first block of a stage
     leaves out, without a word, the candidates that cannot change the channels or the size as it
-    must (identity, pooling). A block left with one candidate is that op, and no decision.
+    must (identity, pooling). A block left with one candidate is that op, and no decision. What all
+    blocks of stage s share is decided in ``shared.s<s>``, see `nas.spaces.hierarchical`.
 
     Args:
         input_shape: ``(C, H, W)`` for images, ``(C, L)`` for sequences, without the batch.
         num_classes: size of the output.
         stages: mappings with the keys of `table.Stage`: ops, channels, stride, repeat, depth,
-            activation; searched channels are for elastic ops.
+            activation, factors, skip; searched channels are for elastic and for shared ops.
         name: what `Arch.space` says of architectures found here.
         stem: channels, kernel, stride of a fixed first convolution; None: none.
         head: features of a fixed last 1x1 convolution, mix of a layer after pooling; None: none.
@@ -65,6 +67,8 @@ class StagedSpace(nn.Module):
         self.ndim, self.activation = len(input_shape) - 1, activation
         self.width, self.divisor = width, divisor
 
+        if any(stage.shared for stage in table):
+            self.shared = nn.ModuleDict()  # first, so that its paths name what stages share
         stem_, channels = self._stem(stem, self.input_shape[0])
         widths = [self._width(stage.channels) for stage in table]
         blocks = nn.Sequential(OrderedDict(self._blocks(table, widths, channels)))
@@ -125,17 +129,31 @@ class StagedSpace(nn.Module):
         self, table: Sequence[Stage], widths: Sequence[Number], channels: Number
     ) -> Iterator[tuple[str, nn.Module]]:
         for s, (stage, width) in enumerate(zip(table, widths, strict=True)):
-            self._check_ops(stage, width, f"stage {s}")
+            depth = elastic(stage.depth or stage.repeat)
+            block = self._maker(stage, width, depth, s)
             made = {}
             for b in range(stage.blocks):
-                where = f"stage {s}, block {b}"
-                stride = stage.stride if b == 0 else 1
-                made[f"b{b}"] = self._block(stage, channels, width, stride, where)
+                made[f"b{b}"] = block(channels, stage.stride if b == 0 else 1, b)
                 channels = width
-            if stage.depth is not None and len(stage.depth) > 1:
-                yield f"s{s}", ElasticDepth(made, Elastic(stage.depth))
+            if isinstance(depth, Elastic):
+                yield f"s{s}", ElasticDepth(made, depth)
             else:
                 yield from ((f"s{s}{b}", block) for b, block in made.items())
+
+    def _maker(
+        self, stage: Stage, width: Number, depth: Number, s: int
+    ) -> Callable[[Number, int, int], nn.Module]:
+        """What makes a block of stage s: channels, stride, number -> block."""
+        if stage.shared:
+            activation = stage.activation or self.activation
+            own = SharedChoices(stage, width, self.ndim, activation, f"stage {s}")
+            self.shared[f"s{s}"] = own.modules(depth)
+            return lambda channels, stride, b: own.block(channels, stride)
+        self._check_ops(stage, width, f"stage {s}")
+        where = f"stage {s}, block "
+        return lambda channels, stride, b: self._block(
+            stage, channels, width, stride, where + str(b)
+        )
 
     def _width(self, channels: int | Sequence[int]) -> Number:
         """The channels of a stage: a number, or several scaled ones that are searched."""
@@ -155,7 +173,7 @@ class StagedSpace(nn.Module):
     def _block(
         self, stage: Stage, in_channels: Number, out_channels: Number, stride: int, where: str
     ) -> nn.Module:
-        site, names = (in_channels, out_channels, stride), stage.ops
+        site, names = (in_channels, out_channels, stride), list(stage.ops)
         fitting = {
             name: self._op(name, *site, stage.activation)
             for name in names
@@ -163,7 +181,7 @@ class StagedSpace(nn.Module):
         }
         if not fitting:
             reason = obstacle(names[0], *site, self.ndim)
-            raise UserError(f"{where}: none of {list(names)} can stand here ({reason})")
+            raise UserError(f"{where}: none of {names} can stand here ({reason})")
         if len(fitting) == 1:
             return next(iter(fitting.values()))
         return ChoiceBlock(fitting)

@@ -16,14 +16,25 @@ class Stage:
 
     Several `channels`, or several depths in place of `repeat`, are searched; `activation` is that
     of the ops of this stage, instead of the space's.
+
+    `ops` as a mapping, label -> form, are one decision for all blocks of the stage, and so are
+    `factors`, each label -> text that stands for ``{factor}`` in the forms, and `skip`: what is
+    added beside the op where the shape stays, of "none" and names of ops without weights.
     """
 
-    ops: Sequence[str]
+    ops: Sequence[str] | Mapping[str, str]
     channels: int | Sequence[int]
     stride: int = 1
     repeat: int = 1
     depth: Sequence[int] | None = None
     activation: str | None = None
+    factors: Mapping[str, Mapping[str, object]] | None = None
+    skip: Sequence[str] | None = None
+
+    @property
+    def shared(self) -> bool:
+        """Whether the blocks of the stage are all alike."""
+        return isinstance(self.ops, Mapping)
 
     @property
     def blocks(self) -> int:
@@ -87,7 +98,11 @@ def read_row(kind: type[Row], row: Mapping[str, Any], where: str) -> Row:
 def _check_value(
     key: str, value: object, row: Mapping[str, Any], optional: bool, where: str
 ) -> None:
-    if key == "ops":
+    if key == "ops" and isinstance(value, Mapping):
+        _check_labels(value, f"{where}: ops")
+    elif key in ("factors", "skip"):
+        _check_shared(key, value, row, where)
+    elif key == "ops":
         _check_ops(value, where)
     elif key == "activation":
         pass  # the op it is given to knows which there are
@@ -116,9 +131,40 @@ def _check_ascending(key: str, value: object, row: Mapping[str, Any], where: str
         raise UserError(f"{where}: give either repeat (fixed) or depth (searched), not both")
 
 
-def _check_ops(ops: object, where: str) -> None:
+def _check_shared(key: str, value: object, row: Mapping[str, Any], where: str) -> None:
+    if value is None:
+        return
+    if not isinstance(row.get("ops"), Mapping):
+        raise UserError(f"{where}: {key} needs ops as a mapping, e.g. {{conv: conv_k3}}")
+    if key == "skip":
+        _check_ops(value, where, "skip", "[none, identity]")
+        return
+    if not isinstance(value, Mapping) or not value:
+        raise UserError(
+            f"{where}: factors must be a mapping, e.g. {{kernel: {{k3: 3, k5: 5}}}}, got {value!r}"
+        )
+    for name, labels in value.items():
+        _check_labels(labels, f"{where}: factor {name}")
+        if name in ("op", "skip", "channels", "depth"):
+            raise UserError(f"{where}: a factor cannot be called {name!r}, which is another choice")
+        if not any(f"{{{name}}}" in str(form) for form in row["ops"].values()):
+            raise UserError(f"{where}: no form in ops has {{{name}}}, so this factor does nothing")
+
+
+def _check_labels(labels: object, where: str) -> None:
+    if not isinstance(labels, Mapping) or not labels:
+        raise UserError(f"{where} must be a mapping of labels, e.g. {{k3: 3}}, got {labels!r}")
+    texts = [str(text) for text in labels.values()]
+    for label, text in labels.items():
+        if not isinstance(label, str) or not label or "." in label:
+            raise UserError(f"{where}: label {label!r} must be a word without a dot, e.g. k3")
+        if texts.count(str(text)) > 1:
+            raise UserError(f"{where}: {text!r} has more than one label")
+
+
+def _check_ops(ops: object, where: str, key: str = "ops", example: str = "[conv_k3]") -> None:
     if isinstance(ops, str) or not isinstance(ops, Sequence) or not ops:
-        raise UserError(f"{where}: ops must be a list of names, e.g. [conv_k3], got {ops!r}")
+        raise UserError(f"{where}: {key} must be a list of names, e.g. {example}, got {ops!r}")
     double = [name for i, name in enumerate(ops) if name in ops[:i]]
     if double:
         raise UserError(f"{where}: op {double[0]!r} is listed more than once")
