@@ -13,7 +13,7 @@ import torch
 from nas.latency.runtime import Call
 
 REPEAT = 0.03  # by which figures of the first half of the time differ from those of the second
-LOAD = 0.25  # of the cores, before measuring starts
+LOAD = 0.75  # of the cores, before measuring starts: one must be free, whatever the profile before did
 
 
 def machine_name(accelerator: str = "cpu") -> str:

@@ -137,7 +137,7 @@ def test_what_is_unstable_is_measured_again(tmp_path):
     [
         ([10, 10, 11] * 10, 0.1, [1.0, 1.01, 0.98], ""),
         ([10] * 27 + [14] * 3, 0.1, [1.0], ""),  # it has another pace, and figures repeat
-        ([10] * 30, 0.6, [], "60% of the cores"),
+        ([10] * 30, 0.8, [], "80% of the cores"),
         ([10] * 30, None, [1.05, 0.95, 1.0], "measured twice, figures differ by 5.0%"),
         ([], None, [], ""),
     ],
