@@ -10,7 +10,7 @@ import torch
 
 from nas.latency.log import MeasurementLog
 from nas.latency.measure import Job, Schedule, Timing, measure, timing
-from nas.latency.runtime import Call
+from nas.latency.runtime import Call, keep_memory
 
 
 def timings(calls: Mapping[str, Call], seconds: float, threads: int = 1) -> dict[str, Timing]:
@@ -22,6 +22,7 @@ def timings(calls: Mapping[str, Call], seconds: float, threads: int = 1) -> dict
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    keep_memory()
     try:
         with TemporaryDirectory() as folder, torch.inference_mode():
             log = MeasurementLog(Path(folder) / "log", {})

@@ -80,6 +80,8 @@ class Measuring:
         model = model.eval()
         work = Work(self, model, example, ready)
         written = MeasurementLog(log, work.about.to_json())
+        if all(written.done(name) for name in work.names):
+            return work.fit(written, None)  # of the time of measuring nothing is known
         work.measure(written)
         return work.fit(written, before)
 
@@ -100,6 +102,11 @@ class Work:
     @property
     def archs(self) -> list[Arch]:
         return [*self.calibration, *self.validation]
+
+    @property
+    def names(self) -> list[str]:
+        """What is measured, as the log calls it."""
+        return [*self.units.to_measure, *map(name_of, self.archs)]
 
     def measure(self, log: MeasurementLog) -> None:
         """Time every unit, then every network, half of the time budget for each."""
@@ -131,8 +138,8 @@ class Work:
                 keys = self.units.of(indices(own, arch.choices))
                 wholes.append(Whole(dict(arch.choices), keys, found.seconds, role, found.to_json()))
         timings = [*(u.timing for u in units.values()), *(w.timing for w in wholes)]
-        names = [*units, *map(name_of, self.archs)]
-        quiet = quietness(log.references, load_before, [r for n in names for r in _repeat(log, n)])
+        repeats = [ratio for name in self.names for ratio in _repeat(log, name)]
+        quiet = quietness(log.references, load_before, repeats)
         counts = {key: sum(t[key] for t in timings) for key in ("outliers", "calls")}
         counts["unstable"] = sum(not found["stable"] for found in timings)
         return fit_profile(self.about, units, wholes, {**quiet, **counts})

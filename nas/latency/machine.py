@@ -13,7 +13,7 @@ import torch
 from nas.latency.runtime import Call
 
 REPEAT = 0.03  # by which figures of the first half of the time differ from those of the second
-LOAD = 0.75  # of the cores, before measuring starts: one must be free, whatever the profile before did
+LOAD = 0.75  # of the cores, before the start: more than the profile before this one takes
 
 
 def machine_name(accelerator: str = "cpu") -> str:

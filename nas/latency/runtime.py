@@ -1,5 +1,6 @@
 """Runtimes: from a module to something that can be called and timed."""
 
+import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from nas.errors import UserError
 from nas.latency.key import Conditions
 
 Call = Callable[[], object]  # runs a unit once, to the end
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 class Runtime(Protocol):
@@ -65,6 +67,21 @@ class Compiled:
         return call
 
 
+def keep_memory() -> None:
+    """Let the C library keep what PyTorch frees, where that is glibc; for this process, for good.
+
+    By default large activations go back to the system in most calls, page by page, and come again:
+    a third of a MobileNet's time, or none of it, as the heap happens to lie. No call after the
+    first asks for new memory then, as with the allocators that servers use.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_MMAP_THRESHOLD, 2**30)
+    mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def _on_device(module: Any, inputs: tuple[Tensor, ...], accelerator: str) -> Call:
     inputs = tuple(x.to(accelerator) for x in inputs)
     module.to(accelerator)
@@ -116,4 +133,6 @@ def runtime(name: str, accelerator: str, conditions: Conditions) -> Runtime:
     if accelerator == "cuda" and name.startswith("torch") and not torch.cuda.is_available():
         raise UserError("accelerator=cuda: PyTorch finds no CUDA device here; use accelerator=cpu")
     torch.set_num_threads(conditions.threads)
+    if name.startswith("torch") and accelerator == "cpu":
+        keep_memory()
     return RUNTIMES[name](accelerator, conditions.threads)

@@ -1,6 +1,9 @@
 """What is measured of a supernet, and under which choices it exists."""
 
 import copy
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -202,3 +205,24 @@ def test_blocks_that_share_a_decision_are_gated_by_it():
     gates = [frozenset({("shared", 0)}), frozenset({("shared", 1)})]
     assert [use.gates for use in found.uses] == gates * 2
     assert len(found.to_measure) == 2
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
+def test_large_activations_are_not_given_back_to_the_system_between_calls():
+    # In a process of its own: it sets the allocator for good.
+    code = """
+import resource, torch
+from nas.latency.key import Conditions
+from nas.latency.runtime import runtime
+layers = [torch.nn.Conv2d(64, 64, 1, groups=64), torch.nn.ReLU()]
+net = torch.nn.Sequential(*[layer for _ in range(4) for layer in layers])
+call = runtime("torch", "cpu", Conditions()).prepare(net, (torch.zeros(1, 64, 160, 160),))
+for _ in range(3):
+    call()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    call()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(ended.stdout) < 100  # one activation alone is 1,600 pages
