@@ -286,7 +286,8 @@ def main(arguments: list[str]) -> None:
             results.append(judged(row, seed, truth))
             write_csv(out / "study.csv", results)
     print(table(results))
-    print(deeper_table(results))
+    if any(row["networks_2"] is not None for row in results):
+        print(deeper_table(results))
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
