@@ -127,8 +127,9 @@ def _uses(
             uses.append((now - over, buffer, gates.union(step.path)))
     uses += [(len(schedule.steps), buffer, gates) for gates, buffer in schedule.outputs]
     for until, buffer, gates in uses:
-        found[buffer][0].append(until)
-        found[buffer][1].append(gates)
+        if consistent(gates):
+            found[buffer][0].append(until)
+            found[buffer][1].append(gates)
     return found
 
 
@@ -138,8 +139,13 @@ def _written_over(step: Step, buffer: int, sizes: Sequence[int]) -> bool:
 
 
 def _condition(conjunctions: Iterable[Gates], given: Gates) -> Event:
-    """The disjunction of `conjunctions` where `given` holds."""
-    return frozenset(gates - given for gates in conjunctions if consistent(gates | given))
+    """The disjunction of `conjunctions`, each possible in itself, where `given` holds."""
+    taken = dict(given)
+    return frozenset(
+        gates - given
+        for gates in set(conjunctions)
+        if all(taken.get(name, option) == option for name, option in gates)
+    )
 
 
 def _probabilities(options: Mapping[str, int]) -> Probability:

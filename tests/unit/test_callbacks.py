@@ -333,7 +333,7 @@ def test_costs_are_told_and_logged_without_the_noise_of_the_last_draw(
     class EachStep(pl.Callback):
         def on_train_batch_end(self, *_: object) -> None:
             theta = {n: relax(d.alpha / d.tau).double() for n, d in decisions(module.supernet)}
-            costs.append(float(module.costs["params"]._polynomial(theta)))
+            costs.append(float(module.costs["params"].at(theta)))
 
     trainer = fit(module, EachStep(), limit_val_batches=0)
     told = cast(Recording, module.objective).told

@@ -39,7 +39,7 @@ SEARCH_FREE = {"export", "report"}
 # Third-party package -> the only parts of nas that may know of it.
 CONFINED = {
     "hydra": {"config", "deploy", "explain", "launch"},
-    "omegaconf": {"config", "deploy", "explain", "extract", "launch", "saved"},
+    "omegaconf": {"config", "deploy", "explain", "extract", "launch", "resume", "saved"},
     "pytorch_lightning": {"data", "train", "search", "plan", "run_log", "pipeline"},
     "lightning": set(),
 }

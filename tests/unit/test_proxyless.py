@@ -185,7 +185,11 @@ def test_costs_are_expected_under_the_probabilities_and_move_what_was_sampled(dr
         joined = cost()
         joined.backward()
     assert float(joined.detach()) == pytest.approx(value, rel=1e-6)
-    prices = cost._polynomial._linear[:, 0].split([4, 4])
+    (terms,) = cost.constraints
+    prices = [
+        torch.tensor([terms.get(frozenset({(name, k)}), 0.0) for k in range(4)]).double()
+        for name in ("first", "second")
+    ]
     for block, price in zip((net.first, net.second), prices, strict=True):
         if isinstance(draws[block.alpha], ExactPath):
             assert (block.alpha.grad != 0).all()
