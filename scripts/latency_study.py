@@ -28,7 +28,7 @@ from nas.latency.runtime import runtime
 from nas.pareto import non_dominated
 from nas.run import RunDir, find_runs, write_atomic
 
-SECONDS = 300.0  # for all networks of `fronts`
+SECONDS = 120.0  # for all networks of `fronts`
 
 
 def main() -> None:
@@ -100,19 +100,19 @@ def fronts(profile: str, out: str, *labelled: str) -> None:
         label, _, runs = word.partition("=")
         for run in find_runs(Path(runs)):
             if run.finished:
-                found[f"{label}/{run.path.name}"] = (label, run)
+                found[str(run.path)] = (label, run)
     jobs = [Job(name, partial(prepared, ready, run, about)) for name, (_, run) in found.items()]
     with TemporaryDirectory() as scratch:
         log = MeasurementLog(Path(scratch) / "log", {})
         end = time.monotonic() + SECONDS
         measure(jobs, log, end, Schedule(), lambda done, total: None, 16)
-        seconds = {name: timing(log.calls(name)).seconds for name in found}
+        seconds = {name: timing(log.steady(name)).seconds for name in found}
     rows = []
     for name, (label, run) in found.items():
         result = run.read_result()
         costs = result["costs"]
         error = 1 - result["metrics"]["test_acc"]
-        rows.append((label, run.path.name, seconds[name], costs["macs"], costs["params"], error))
+        rows.append((label, name, seconds[name], costs["macs"], costs["params"], error))
     text = io.StringIO()
     head = ("search", "run", "seconds", "macs", "params", "test_error")
     csv.writer(text).writerows([head, *rows])
