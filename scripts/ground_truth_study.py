@@ -129,10 +129,7 @@ def networks(run: RunDir, size: int, layers: int = 1) -> list[Arch]:
     """
     trials = list(TrialLog(run.trials).known.values())
     if trials:
-        found: list[Trial] = []
-        for _ in range(layers):
-            found += front_of([trial for trial in trials if trial not in found], _sorted_by(run))
-        return [trial.arch for trial in found]
+        return [trial.arch for trial in front_of(trials, _sorted_by(run), layers)]
     if size:
         return of_alphas(run, size)
     return [Arch.load(run.arch)]

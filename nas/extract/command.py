@@ -18,7 +18,7 @@ from nas.run import RunDir, shown
 from nas.saved import add_cost, change, saved_config
 
 # Keys of `nas extract` that are not the run's own.
-_OWN = ("front", "along", "fine_tune", "out", "trust")
+_OWN = ("front", "layers", "along", "fine_tune", "out", "trust")
 
 
 def extract(arguments: Sequence[str]) -> int:
@@ -55,7 +55,13 @@ def _extraction(own: Mapping[str, Any]) -> Extraction:
     size = own.get("front", 0)
     if not isinstance(size, int) or size < 0:
         raise UserError(f"front={size} must be a whole number of networks, e.g. front=8")
-    return Extraction(size, own.get("along", "params"), bool(own.get("fine_tune", False)))
+    layers = own.get("layers", 1)
+    if not isinstance(layers, int) or layers < 1:
+        raise UserError(f"layers={layers} must be a whole number of layers, e.g. layers=2")
+    if layers > 1 and not size:
+        raise UserError(f"layers={layers} is of a front: say of how many networks, e.g. front=40")
+    fine_tune = bool(own.get("fine_tune", False))
+    return Extraction(size, own.get("along", "params"), fine_tune, layers)
 
 
 def _config(

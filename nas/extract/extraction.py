@@ -26,12 +26,14 @@ class Extraction:
     Args:
         size: 0 for the most probable network inside the budgets, N for a front of at most N.
         along: the cost that the front's networks are spread over.
+        layers: of a ranking, take in what only the front dominates (2), and so on; see `front_of`.
         fine_tune: train each network; else it is evaluated with the supernet's weights.
     """
 
     size: int = 0
     along: str = "params"
     fine_tune: bool = False
+    layers: int = 1
 
     def problem(self, plan: Plan, source: RunDir) -> Problem:
         """The search's supernet with its weights, priced as `plan` says.
@@ -89,7 +91,7 @@ class Extraction:
         if not self.size:
             return [best(trials, ranking.by).arch]
         check_known(problem.costs, {self.along: 0.0})
-        front = front_of(trials, (ranking.by, self.along))
+        front = front_of(trials, (ranking.by, self.along), self.layers)
         return [trial.arch for trial in spread(front, self.along, self.size)]
 
     def _without_supernet(self, plan: Plan, source: RunDir) -> Plan:

@@ -159,13 +159,20 @@ def comparable(trials: Sequence[Trial]) -> list[Trial]:
     return [trial for trial in scored if trial.epochs == longest]
 
 
-def front_of(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Trial]:
-    """The trials that no other `comparable` one dominates, in the order given."""
-    scored = comparable(trials)
-    if not scored:
-        return []
-    points = [[trial.value(name) for name in objectives] for trial in scored]
-    return [trial for trial, kept in zip(scored, non_dominated(points), strict=True) if kept]
+def front_of(trials: Sequence[Trial], objectives: Sequence[str], layers: int = 1) -> list[Trial]:
+    """The trials that no other `comparable` one dominates, in the order given.
+
+    Args:
+        layers: with 2, those too that only the front dominates; and so on. A score is not the
+            truth, and the best network may stand a little behind.
+    """
+    left, found = comparable(trials), set()
+    for _ in range(layers):
+        points = [[trial.value(name) for name in objectives] for trial in left]
+        kept: Sequence[bool] = list(non_dominated(points)) if points else []
+        found |= {trial.arch.hash for trial, on_it in zip(left, kept, strict=True) if on_it}
+        left = [trial for trial in left if trial.arch.hash not in found]
+    return [trial for trial in comparable(trials) if trial.arch.hash in found]
 
 
 def spread(trials: Sequence[Trial], along: str, size: int) -> list[Trial]:
@@ -177,6 +184,8 @@ def spread(trials: Sequence[Trial], along: str, size: int) -> list[Trial]:
     if size < 1:
         raise UserError(f"front={size} must be at least 1")
     ordered = sorted(trials, key=lambda trial: trial.value(along))
+    if size >= len(ordered):
+        return ordered
     places = np.log([max(trial.value(along), 1e-300) for trial in ordered])
     wanted = np.linspace(places[-1], places[0], size)  # of one network, the largest
     taken = {int(np.abs(places - place).argmin()) for place in wanted}

@@ -75,6 +75,20 @@ def test_the_front_and_its_table():
     assert [row.rsplit(",", 1)[1] for row in rows[1:]] == ["1", "0", "1"]
 
 
+def test_layers_of_the_front():
+    places = {"a": (1, 9), "b": (2, 8), "c": (2, 9), "d": (3, 8), "e": (3, 9), "f": (9, 9)}
+    trials = [trial(name, *place) for name, place in places.items()]
+    fronts = [front_of(trials, ("val_loss", "params"), layers) for layers in (1, 2, 3, 4, 9)]
+    names = ["".join(t.arch.choices["a"] for t in front) for front in fronts]
+    assert names == ["ab", "abcd", "abcde", "abcdef", "abcdef"]
+    assert front_of([], ("val_loss",), 2) == []
+
+
+def test_all_are_taken_where_there_is_room_for_all():
+    trials = [trial(str(p), 1.0, p) for p in (1000, 10, 11)]
+    assert [t.costs["params"] for t in spread(trials, "params", 3)] == [10, 11, 1000]
+
+
 def test_spread_takes_both_ends_and_of_one_the_largest():
     trials = [trial(str(p), 1.0, p) for p in (1000, 10, 100, 11)]
     assert [t.costs["params"] for t in spread(trials, "params", 3)] == [10, 100, 1000]
