@@ -11,6 +11,7 @@ from nas.cost.base import LayerCost, LayerSpec, NetworkCost
 from nas.cost.trace import Example, trace
 from nas.decision import Decision, Varying, decisions, sites
 from nas.discrete import discretize
+from nas.ops.blocks import SqueezeExcitation
 
 
 @dataclass
@@ -58,9 +59,13 @@ def anatomy(
     order = [name for name, _ in supernet.named_modules() if name in found]
     parts = {name: found[name] for name in order}
     network = discretize(supernet, arch)
+    # Their convolutions make factors for what passes, not what passes.
+    gates = tuple(
+        f"{name}." for name, m in network.named_modules() if isinstance(m, SqueezeExcitation)
+    )
     for layer in trace(network, example).layers:
         part = parts.setdefault(*_owner(layer.spec.module, parts))
-        _add(part, layer.spec, additive)
+        _add(part, layer.spec, additive, shapes=not layer.spec.module.startswith(gates))
     # What is decided in a block that a searched depth leaves out is in no network.
     there = {name for name, _ in network.named_modules()}
     there |= {name for decision, name in names.items() if not decision.gated()}
@@ -107,8 +112,8 @@ def _owner(module: str, parts: Mapping[str, Part]) -> tuple[str, Part]:
     return name, Part(name)
 
 
-def _add(part: Part, spec: LayerSpec, costs: Mapping[str, LayerCost]) -> None:
-    if spec.is_call:
+def _add(part: Part, spec: LayerSpec, costs: Mapping[str, LayerCost], shapes: bool) -> None:
+    if spec.is_call and shapes:
         part.channels, part.size = int(spec.out_channels), spec.out_size
     part.layers += spec.is_call
     for name, cost in costs.items():

@@ -56,6 +56,14 @@ def test_a_shared_decision_is_told_where_it_is_carried_out():
     assert {part.name for part in parts if part.option} == {part.name for part in edges}
 
 
+def test_squeeze_and_excitation_at_the_end_of_a_block_is_not_its_size():
+    stages = [{"ops": ["conv_k3_se", "conv_k5_se"], "channels": 4}]
+    supernet = StagedSpace((3, 8, 8), 5, stages)
+    parts = anatomy(supernet, arch_of(supernet), (3, 8, 8), COSTS)
+    (block,) = [part for part in parts if part.option]
+    assert (block.channels, block.size) == (4, (8, 8))
+
+
 def test_layers_of_nested_choices_belong_to_the_outermost():
     inner = ChoiceBlock({"k1": nn.Conv1d(2, 2, 1), "k3": nn.Conv1d(2, 2, 3, padding=1)})
     net = nn.Sequential(
