@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nas.errors import UserError
+from nas.errors import FailedRunError, InterruptedRunError, UserError
 
 USAGE = """\
 nas: search for the network that fits your device
@@ -112,6 +112,12 @@ def run(arguments: Sequence[str]) -> int:
         return VERBS[verb](verb, rest)
     except UserError as error:
         return _complain(str(error))
+    except FailedRunError as error:
+        print(f"nas: {error}", file=sys.stderr)
+        return 1
+    except InterruptedRunError as error:
+        print(f"nas: {error}", file=sys.stderr)
+        return 130
     except KeyboardInterrupt:
         print("\nnas: interrupted", file=sys.stderr)
         return 130

@@ -2,8 +2,9 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -60,23 +61,12 @@ def launch(verb: str, arguments: list[str]) -> int:
             f"cannot write to {error.filename} ({error.strerror}); choose another output folder "
             "with out=FOLDER"
         ) from None
-    except FailedRunError as error:
-        print(f"nas: {error}", file=sys.stderr)
-        return 1
-    except InterruptedRunError as error:
-        print(f"nas: {error}", file=sys.stderr)
-        return 130
     return 0
 
 
-@contextmanager
-def _one_voice() -> Iterator[None]:
+def _one_voice() -> AbstractContextManager[object]:
     """Of a distributed training, the first process alone prints."""
-    with ExitStack() as stack:
-        if not is_main():
-            nowhere = stack.enter_context(Path(os.devnull).open("w"))
-            stack.enter_context(redirect_stdout(nowhere))
-        yield
+    return nullcontext() if is_main() else redirect_stdout(StringIO())
 
 
 def _search(config: DictConfig) -> None:

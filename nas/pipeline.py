@@ -111,7 +111,7 @@ class Run:
             result["onnx_max_abs_diff"] = self._onnx(network)
         write_drawing(self.run, result)
         write_json(self.run.result, result)
-        log_final(logger, result, network, self.plan.data.input_shape)
+        log_final(logger, result, network, self.plan, self.problem)
         self.run.finetune_checkpoint.unlink(missing_ok=True)
         return result
 

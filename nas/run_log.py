@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ def log_final(
     logger: TensorBoardLogger,
     result: Mapping[str, Any],
     network: nn.Module,
-    input_shape: Sequence[int],
+    plan: Plan,
+    problem: Problem,
 ) -> None:
     """The network as a graph, and the metrics of its row."""
     with warnings.catch_warnings():
@@ -44,10 +45,10 @@ def log_final(
         # TensorBoard reads.
         warnings.simplefilter("ignore")
         try:
-            logger.experiment.add_graph(network, torch.zeros(1, *input_shape))
+            logger.experiment.add_graph(network, torch.zeros(1, *plan.data.input_shape))
         except RuntimeError as error:  # control flow that tracing cannot follow
             logging.getLogger("nas").info("no graph for TensorBoard: %s", error)
     final = {**result["metrics"], **result["costs"]}
-    names = [*ACCURACIES, *result["costs"]]
+    names = (*ACCURACIES, *problem.costs)
     logger.log_metrics({f"final/{name}": final[name] for name in names}, step=0)
     logger.finalize("success")

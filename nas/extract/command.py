@@ -1,6 +1,5 @@
 """From the words of `nas extract` to the networks taken out of a run."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,12 +38,8 @@ def extract(arguments: Sequence[str]) -> int:
         # All of them before the first network: a mistake in the last one is found at once.
         devices = _devices(extraction, source, folder, each, configs, command)
         taken = [(d, r) for d in devices for r in extraction(d.problem, source, d.folder, d.config)]
-    except InterruptedRunError as error:
-        print(f"nas: {error}; the same command goes on", file=sys.stderr)
-        return 130
-    except FailedRunError as error:
-        print(f"nas: {error}; the same command goes on", file=sys.stderr)
-        return 1
+    except (FailedRunError, InterruptedRunError) as error:
+        raise type(error)(f"{error}; the same command goes on") from error
     if len(devices) > 1:
         summarise(folder, taken)
     print(f"{len(taken)} network(s) in {shown(folder)}")
