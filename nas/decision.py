@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from nas.arch import Arch, Option
 from nas.errors import UserError
@@ -218,7 +219,16 @@ class SplitParameters(NamedTuple):
 
 
 def split_parameters(model: nn.Module) -> SplitParameters:
-    """Network weights and architecture logits, each once, in the order of the modules."""
+    """Network weights and architecture logits, each once, in the order of the modules.
+
+    Raises:
+        UserError: a lazy module has no weights yet.
+    """
+    if lazy := [name for name, parameter in model.named_parameters() if is_lazy(parameter)]:
+        raise UserError(
+            f"the lazy parameters {lazy} are not made yet: call nas.trace(model, example) first, "
+            "which runs every candidate once"
+        )
     # dict, not set: optimizer state is saved by position, and a set of tensors iterates in
     # memory-address order, so a resumed run would give alphas each other's Adam moments.
     alphas = dict.fromkeys(d.alpha for _, d in decisions(model) if not d.derived)

@@ -1,12 +1,12 @@
 """Supernet + architecture -> a plain module that inherits the weights."""
 
-import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from torch import nn
 
 from nas.arch import Arch, Option
+from nas.copying import copied
 from nas.decision import Decision, Varying, apply, decisions
 from nas.ops.convolution import Conv2d
 
@@ -32,24 +32,24 @@ def discretize(model: nn.Module, arch: Arch | None = None) -> nn.Module:
     taken = arch or arch_of(model)
     _check(model, taken)
     options = {decision: taken.choices[name] for name, decision in decisions(model)}
-    copied: nn.Module = _copy(model, options, {})
-    for module in copied.modules():
+    network: nn.Module = _copy(model, options, {})
+    for module in network.modules():
         if type(module) is Conv2d:
             # What fuses or quantizes a network asks for exactly this type.
             cast(nn.Module, module).__class__ = nn.Conv2d
             vars(module).pop("quick", None)
-    return copied
+    return network
 
 
 def _copy(module: nn.Module, options: Mapping[Decision, Option], memo: dict[int, Any]) -> Any:
-    """Copy `module`; `memo` gives deepcopy, for all that varies, what stands in its place.
+    """Copy `module`; `memo` gives `copied`, for all that varies, what stands in its place.
 
     Inner decisions before the options that hold them; options that are not taken are not copied.
     """
     for varying in outermost(module):
         if id(varying) not in memo:
             memo[id(varying)] = _copy(varying.variant(options), options, memo)
-    return copy.deepcopy(module, memo)
+    return copied(module, memo)
 
 
 def outermost(module: nn.Module) -> Iterator[Varying]:

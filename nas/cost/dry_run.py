@@ -1,22 +1,61 @@
 """Running a copy of a model once to see what it does, without the work where that is possible."""
 
-import copy
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves, tree_map
 
+from nas.copying import copied
+from nas.decision import sites
 from nas.errors import UserError
 
 T = TypeVar("T")
 
+Example = Tensor | Sequence[Any] | Mapping[str, Any]
+Inputs = tuple[Any, ...] | Mapping[str, Any]  # arguments by position, or by name
 
-def dry_run(
-    model: nn.Module,
-    inputs: tuple[Tensor, ...],
-    record: Callable[[nn.Module, tuple[Tensor, ...]], T],
-) -> T:
+
+def inputs_of(example: Example, model: nn.Module) -> Inputs:
+    """The arguments that `example`, see `nas.cost.trace.trace`, stands for.
+
+    Raises:
+        UserError: it is neither a shape nor holds a tensor.
+    """
+    if isinstance(example, Tensor):
+        return (example,)
+    if any(isinstance(leaf, Tensor) for leaf in tree_leaves(example)):
+        return dict(example) if isinstance(example, Mapping) else tuple(example)
+    sizes = tuple(example) if isinstance(example, Sequence) else ()
+    if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise UserError(
+            f"example={example!r} must be the shape of one sample, e.g. (3, 32, 32), an input "
+            "tensor of batch size 1, a tuple of arguments, or a dict of arguments by name"
+        )
+    return (torch.zeros(1, *sizes, dtype=_dtype(model)),)
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    """Of the first weight of floating point; alphas keep a type of their own."""
+    own = {id(x) for _, site in sites(model) for x in _tensors(site, recurse=False)}
+    kinds = (x.dtype for x in _tensors(model) if id(x) not in own and x.is_floating_point())
+    return next(kinds, torch.get_default_dtype())
+
+
+def _tensors(model: nn.Module, recurse: bool = True) -> Iterator[Tensor]:
+    return chain(model.parameters(recurse), model.buffers(recurse))
+
+
+def run(model: nn.Module, inputs: Inputs) -> Any:
+    """What `model` gives for `inputs`."""
+    return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+
+
+def dry_run(model: nn.Module, inputs: Inputs, record: Callable[[nn.Module, Inputs], T]) -> T:
     """What `record` makes of a copy of `model` on the meta device, else of one on the CPU.
 
     The global random state is left as it was: a forward pass may draw.
@@ -24,20 +63,80 @@ def dry_run(
     Raises:
         UserError: the forward pass fails for `inputs` on either device, or `record` raised one.
     """
+    materialize(model, inputs)
     with torch.random.fork_rng(devices=[]):
         try:
-            return record(copy.deepcopy(model).to("meta"), tuple(x.to("meta") for x in inputs))
+            return record(copied(model, device="meta"), _on("meta", inputs))
         except UserError:
             raise
         except Exception:
             # E.g. a forward that looks at values. A second failure is the model's own.
-            try:
-                return record(copy.deepcopy(model).cpu(), tuple(x.cpu() for x in inputs))
-            except UserError:
-                raise
-            except Exception as error:
-                shapes = [tuple(x.shape) for x in inputs]
-                raise UserError(
-                    f"the forward pass of {type(model).__name__} fails for an input of shape "
-                    f"{shapes}: {error}"
-                ) from error
+            with _failing(model, inputs), _plain_kernels():
+                return record(copied(model, device="cpu"), _on("cpu", inputs))
+
+
+def materialize(model: nn.Module, inputs: Inputs) -> None:
+    """Give the lazy modules of `model` their weights: all candidates run once, if there are any.
+
+    Raises:
+        UserError: the forward pass fails, or does not reach one of them.
+    """
+    if not _lazy(model):
+        return
+    modes = [(module, module.training) for module in model.modules()]
+    blocks = [(site, site.unrolled) for _, site in sites(model)]
+    device = next(model.parameters()).device
+    try:
+        for site, _ in blocks:
+            site.unrolled = True
+        model.eval()
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), _failing(model, inputs):
+            run(model, _on(device, inputs))
+    finally:
+        for site, unrolled in blocks:
+            site.unrolled = unrolled
+        for module, training in modes:
+            module.training = training
+    if missed := _lazy(model):
+        raise UserError(
+            f"the forward pass of {type(model).__name__} does not reach the lazy modules {missed}: "
+            "remove them, or give them their sizes"
+        )
+
+
+def _lazy(model: nn.Module) -> list[str]:
+    """Paths of the modules that have no weights yet."""
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    return list(dict.fromkeys(name.rpartition(".")[0] for name, x in tensors if is_lazy(x)))
+
+
+def _on(device: torch.device | str, inputs: Inputs) -> Any:
+    return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, inputs)
+
+
+@contextmanager
+def _failing(model: nn.Module, inputs: Inputs) -> Iterator[None]:
+    """Name the model and the shapes in what a forward pass raises."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        shapes = [tuple(x.shape) for x in tree_leaves(inputs) if isinstance(x, Tensor)]
+        raise UserError(
+            f"the forward pass of {type(model).__name__} fails for an input of shape "
+            f"{shapes}: {error}"
+        ) from error
+
+
+@contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Without kernels of the CPU that do the work of a whole layer in one operator."""
+    encoders, recurrent = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch.backends.mkldnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(encoders)
+        torch.backends.mkldnn.enabled = recurrent

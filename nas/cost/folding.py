@@ -5,7 +5,7 @@ both. Where a decision stands between the two, that depends on what is chosen.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Self
@@ -18,6 +18,10 @@ from torch.utils._pytree import tree_leaves
 from nas.cost.base import Event, Gates, LayerSpec, stored
 from nas.cost.unrolled import Mixer
 
+# Stored tensor -> the modules that hold it, and the gates under which each of them exists.
+Owners = Mapping[int, Mapping[nn.Module, Event]]
+
+_ALWAYS: Event = frozenset({frozenset()})
 _NORMS = {"native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"}
 
 
@@ -123,27 +127,58 @@ class FoldRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # What mixes candidates is gone from the network that is deployed.
             self._reads(args)
         if name == "convolution":
-            self._make(out, [_Source(self._gates, id(args[1]), path, args[2] is not None)])
+            # A weight that is computed before each call has no identity of its own.
+            layer = id(args[1]) if isinstance(args[1], nn.Parameter) else path
+            self._make(out, [_Source(self._gates, layer, path, args[2] is not None)])
         elif name in ("mm", "addmm") and isinstance(module, nn.Linear):
             self._make(out, [_Source(self._gates, id(module.weight), path, name == "addmm")])
         return out
 
-    def layers(self) -> Iterator[tuple[LayerSpec, Event]]:
+    def layers(
+        self, owners: Owners, options: Mapping[str, int]
+    ) -> Iterator[tuple[LayerSpec, Event]]:
         """Tensors `folded` away, or `gained`, and the architectures in which they are.
 
         Folds that something may prevent are taken back where it does.
+
+        Args:
+            owners: of each stored tensor, by its id.
+            options: decision name -> number of its options.
         """
         readers = self._readers()
+        stays: dict[nn.Module, Event] = {}  # norms with tied tensors that may fold -> where they do not
         for norm, calls in self.norms.items():
             layers = {source.key: source for _, sources in calls for source in sources}
             for key, source in layers.items():
                 if key is None:
                     continue
                 folds, prevented = self._events(norm, key, readers[key])
-                for kind, opposite, spec in self._changes(norm, source):
+                module = self.modules[norm]
+                if any(len(owners[id(tensor)]) > 1 for _, tensor in _tensors(module)):
+                    unless = _least(_not(folds, options) | prevented)
+                    stays[module] = _both(stays.get(module, _ALWAYS), unless)
+                for kind, opposite, spec in self._changes(norm, source, owners):
                     for name, event in ((kind, folds), (opposite, prevented)):
                         if event:
                             yield replace(spec, kind=name), event
+        yield from self._tied(owners, stays)
+
+    def _tied(
+        self, owners: Owners, stays: Mapping[nn.Module, Event]
+    ) -> Iterator[tuple[LayerSpec, Event]]:
+        """A norm's tensor that other modules hold too goes where all of them fold that exist."""
+        done: set[int] = set()
+        paths = {module: path for path, module in self.modules.items()}
+        for norm, (name, tensor) in ((m, t) for m in stays for t in _tensors(m)):
+            held = owners[id(tensor)]
+            if len(held) > 1 and id(tensor) not in done:
+                done.add(id(tensor))
+                spec = stored("folded", paths[norm], norm, name, tensor)
+                yield spec, _least(gates for event in held.values() for gates in event)
+                kept = (_both(event, stays.get(m, _ALWAYS)) for m, event in held.items())
+                event = _least(gates for event in kept for gates in event)
+                if event:
+                    yield replace(spec, kind="gained"), event
 
     def _readers(self) -> dict[object, set[tuple[Gates, str | None]]]:
         """Key of each layer -> who reads what it makes, and under which gates of both."""
@@ -167,16 +202,37 @@ class FoldRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         folds = {gates for gates in _least(fed) if not any(other <= gates for other in prevented)}
         return frozenset(folds), _least(a | b for a, b in product(folds, prevented))
 
-    def _changes(self, norm: str, source: _Source) -> Iterator[tuple[str, str, LayerSpec]]:
+    def _changes(
+        self, norm: str, source: _Source, owners: Owners
+    ) -> Iterator[tuple[str, str, LayerSpec]]:
         module = self.modules[norm]
-        hidden = module._non_persistent_buffers_set
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            if name not in hidden:
+        for name, tensor in _tensors(module):
+            if len(owners[id(tensor)]) == 1:
                 yield "folded", "gained", stored("folded", norm, module, name, tensor)
         if not source.has_bias:
             mean: Tensor = module.running_mean  # one per channel
             owner = self.modules[source.path]
             yield "gained", "folded", stored("gained", source.path, owner, "bias", mean)
+
+
+def _tensors(norm: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What a norm stores."""
+    hidden = norm._non_persistent_buffers_set
+    yield from norm.named_parameters()
+    yield from ((name, buffer) for name, buffer in norm.named_buffers() if name not in hidden)
+
+
+def _both(first: Event, second: Event) -> Event:
+    return _least(a | b for a, b in product(first, second))
+
+
+def _not(event: Event, options: Mapping[str, int]) -> Event:
+    """Where `event` does not happen: of each of its conjunctions one gate is another option."""
+    found = _ALWAYS
+    for gates in event:
+        others = ((name, k) for name, taken in gates for k in range(options[name]) if k != taken)
+        found = _both(found, frozenset(frozenset({gate}) for gate in others))
+    return found
 
 
 def _least(events: Iterable[Gates]) -> Event:

@@ -1,31 +1,36 @@
 """Reads layers off the operators a model runs: which tensor operator is which kind of layer."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nas.cost.schedule import ScheduleRecorder
+from nas.cost.schedule import ScheduleRecorder, key_of
 from nas.errors import UserError
 
 Fields = dict[str, Any]  # the fields of a LayerSpec, without `module`
 
-# Operators that may take a matrix of weights and multiply nothing with it, by the counting
-# convention: lookups, element-wise arithmetic and whatever only moves or views a tensor.
-# fmt: off
-_FREE = {
-    "_to_copy", "_unsafe_view", "abs", "add", "add_", "alias", "as_strided", "cat", "clamp",
-    "clone", "contiguous", "copy_", "detach", "div", "embedding", "exp", "expand", "flip",
-    "full_like", "gather", "index", "index_select", "linalg_vector_norm", "mean", "mul", "mul_",
-    "neg", "norm", "ones_like", "permute", "pow", "prelu", "_prelu_kernel", "repeat", "reshape",
-    "roll", "select", "sigmoid", "slice", "softmax", "_softmax", "split", "split_with_sizes",
-    "sqrt", "squeeze", "stack", "sub", "sum", "t", "tanh", "to", "transpose", "unbind",
-    "unsqueeze", "view", "where", "_weight_norm_interface", "zeros_like",
-}
-# fmt: on
+_FREE: set[str] = set()  # what `register` was told of
+# Operators of PyTorch that only move numbers, or scale what is normalised: nothing that the
+# counting convention counts, whatever goes in.
+_UNCOUNTED = re.compile(r"norm|scatter|index|embedding|copy|stack|(^|_)cat$|prelu|search|bucket")
+
+
+def _uncounted(func: Any) -> bool:
+    """Whether an operator multiplies no matrix of weights with data; element by element it may."""
+    name = func.overloadpacket.__name__
+    if name in _FREE:
+        return True
+    if func.namespace == "aten" and _UNCOUNTED.search(name):
+        return True
+    # The tag is missing on some overloads, and on most that work in place.
+    plain = getattr(getattr(torch.ops, func.namespace), name.rstrip("_"), func.overloadpacket)
+    overloads = (getattr(plain, overload) for overload in plain.overloads())
+    return any(torch.Tag.pointwise in overload.tags for overload in overloads)
 
 
 def _conv(args: tuple[Any, ...], out: Any) -> Fields:
@@ -66,13 +71,37 @@ def _attention(args: tuple[Any, ...], out: Any) -> list[Fields]:
     return [scores, {**weighted, "out_size": (rows,)}]
 
 
+def _bilinear(args: tuple[Any, ...], out: Any) -> list[Fields]:
+    """``y_no = sum_ij a_ni W_oij b_nj``: a product with every ``W_o``, then one with b."""
+    left, weight, right = args[:3]
+    outputs, inner, last = weight.shape
+    first = _product("linear", left, weight.reshape(outputs, inner, last).movedim(1, 0).flatten(1))
+    second = _product("matmul", right[:, None], right.new_empty(len(right), last, outputs))
+    return [first, second]
+
+
+def _bag(args: tuple[Any, ...], out: Any) -> list[Fields]:
+    """Sums of rows; with a weight for each row, a product of these with the rows."""
+    rows, indices = args[:2]
+    if len(args) < 7 or args[6] is None:
+        return []
+    return [_product("linear", rows.new_empty(1, indices.numel()), rows[:1])]
+
+
 _CALLS: dict[str, Callable[[tuple[Any, ...], Any], Fields | list[Fields]]] = {
     "convolution": _conv,
     "mm": lambda args, out: _product("linear", args[0], args[1]),
     "addmm": lambda args, out: _product("linear", args[1], args[2]),
     "mv": lambda args, out: _product("linear", args[0], args[1].unsqueeze(-1)),
+    "addmv": lambda args, out: _product("linear", args[1], args[2].unsqueeze(-1)),
+    "dot": lambda args, out: _product("linear", args[0].unsqueeze(0), args[1].unsqueeze(-1)),
+    "vdot": lambda args, out: _product("linear", args[0].unsqueeze(0), args[1].unsqueeze(-1)),
     "bmm": lambda args, out: _product("matmul", args[0], args[1]),
     "baddbmm": lambda args, out: _product("matmul", args[1], args[2]),
+    "addbmm": lambda args, out: _product("matmul", args[1], args[2]),
+    "_trilinear": _bilinear,
+    "_embedding_bag": _bag,
+    "_embedding_bag_forward_only": _bag,
     "linear": lambda args, out: _product(
         "linear", args[0].reshape(-1, args[0].shape[-1]), args[1].t()
     ),
@@ -113,26 +142,48 @@ def _run(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 class OperatorRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Calls `on_call` with the fields of each layer that runs inside its `with` block.
 
+    What an operator makes of weights and constants alone is a weight again, at no cost unless the
+    operator is a product, which counts where it runs. What it makes of data is data.
+
     Args:
         on_call: told the fields of a `LayerSpec`, `module` left out.
         where: the path of the module that runs now.
-        weights: id of every parameter of the model.
+        model: whose parameters are the weights.
+        data: what the model is run on.
         schedule: told every operator that runs.
 
     Raises:
-        UserError: a matrix of weights goes into an operator that is neither priced nor free.
+        UserError: a matrix of weights goes, with data, into an operator whose cost is not known.
     """
 
     def __init__(
         self,
         on_call: Callable[[Fields], None],
         where: Callable[[], str],
-        weights: set[int],
+        model: nn.Module,
+        data: Any,
         schedule: ScheduleRecorder,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.on_call, self.where, self.weights = on_call, where, weights
-        self.schedule = schedule
+        self.on_call, self.where, self.schedule = on_call, where, schedule
+        # By storage: views, and tensors that share one with a weight, are of the same sort.
+        self._weights = {key_of(x) for x in model.parameters()}
+        self._data: set[int] = set()
+        self._kept: list[torch.UntypedStorage] = []  # so that no storage gets the address of one
+        self.add(self._data, tensors(data))
+
+    def add(self, sort: set[int], made: list[Tensor]) -> None:
+        """Take `made` for data, or for weights."""
+        for x in made:
+            storage = x.untyped_storage()
+            if storage._cdata not in sort:
+                sort.add(storage._cdata)
+                self._kept.append(storage)
+
+    def passes(self, out: Any) -> Any:
+        """Take for data what a module gives that stands for several and makes it of nothing."""
+        self.add(self._data, tensors(out))
+        return out
 
     def __torch_dispatch__(
         self,
@@ -143,18 +194,45 @@ class OperatorRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         name = func.overloadpacket.__name__
         out = _run(func, name, args, kwargs or {})
+        given = tensors((args, kwargs))
+        keys = [key_of(x) for x in given]
+        data = [x for x, key in zip(given, keys, strict=True) if key in self._data]
+        weights = [x for x, key in zip(given, keys, strict=True) if key in self._weights]
         if name in _CALLS:
             found = _CALLS[name](args, out)
             for fields in found if isinstance(found, list) else [found]:
                 self.on_call(fields)
-        elif name not in _FREE and any(self._is_matrix(arg) for arg in tree_leaves(args)):
-            raise UserError(
-                f"module {self.where()!r} puts a weight into the operator {name!r}, whose cost "
-                f"is not known. Say what it costs: nas.cost.operators.register({name!r}, "
-                "lambda args, out: {'kind': 'linear', ...}), or None in place of the function "
-                "if it multiplies nothing"
-            )
-        return self.schedule.operator(func, args, kwargs, out)
+        elif data and weights:
+            self._check(func, weights, data)
+        out = self.schedule.operator(func, args, kwargs, out)
+        if data or weights:
+            made = tensors(out)
+            if func._schema.is_mutable:
+                made += tensors(list(_written(func, args, kwargs or {})))
+            self.add(self._data if data else self._weights, made)
+        return out
 
-    def _is_matrix(self, value: object) -> bool:
-        return isinstance(value, Tensor) and value.ndim > 1 and id(value) in self.weights
+    def _check(self, func: Any, weights: list[Tensor], data: list[Tensor]) -> None:
+        # With whole numbers a row is looked up, with truth values one is picked.
+        multiplied = any(x.is_floating_point() or x.is_complex() for x in data)
+        if not multiplied or all(x.ndim < 2 for x in weights) or _uncounted(func):
+            return
+        name = func.overloadpacket.__name__
+        raise UserError(
+            f"module {self.where()!r} puts a weight into the operator {name!r}, whose cost "
+            f"is not known. Say what it costs: nas.cost.operators.register({name!r}, "
+            "lambda args, out: {'kind': 'linear', ...}), or None in place of the function "
+            "if it multiplies nothing"
+        )
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """Every tensor in `value`."""
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
+    """The arguments that an operator writes to."""
+    for index, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield args[index] if index < len(args) else kwargs.get(argument.name)

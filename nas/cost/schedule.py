@@ -84,10 +84,10 @@ class ScheduleRecorder:
         self._kept: list[torch.UntypedStorage] = []  # so that no storage gets the address of one
         self._choices: list[list[Read]] = []  # of each running decision, what it may return
 
-    def run(self, model: Callable[..., Any], inputs: Sequence[Tensor]) -> Schedule:
-        """Call `model` and return what it did."""
+    def run(self, forward: Callable[[], Any], inputs: Sequence[Tensor]) -> Schedule:
+        """Call `forward`, which reads `inputs`, and return what it did."""
         start = [made for x in inputs for made in self._make(x)]
-        outputs = [read for out in tree_leaves(model(*inputs)) for read in self._read(out)]
+        outputs = [read for out in tree_leaves(forward()) for read in self._read(out)]
         used = {buffer for step in self._steps for _, buffer in step.reads}
         used |= {buffer for _, buffer in outputs}
         steps = (_without_unused(step, used) for step in self._steps)
@@ -98,11 +98,11 @@ class ScheduleRecorder:
         if self._where() in self._mixers:
             return out
         inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        old = {_key(x) for x in inputs}
+        old = {key_of(x) for x in inputs}
         if func._schema.is_mutable:  # in place: what it returns is what it was given
             self._step(func, inputs, out, old)
             return out
-        if all(_key(x) in old for x in tree_leaves(out) if isinstance(x, Tensor)):
+        if all(key_of(x) in old for x in tree_leaves(out) if isinstance(x, Tensor)):
             return tree_map(self._view, out)
         out = tree_map(_row_major, out)
         self._step(func, inputs, out, old)
@@ -125,14 +125,14 @@ class ScheduleRecorder:
         # A storage of its own: with a single option `out` is what that option gave.
         joined = out.clone(memory_format=torch.contiguous_format)
         self._kept.append(joined.untyped_storage())
-        self._reads[_key(joined)] = tuple(dict.fromkeys(alternatives))
+        self._reads[key_of(joined)] = tuple(dict.fromkeys(alternatives))
         return joined
 
     def _step(self, func: Any, inputs: list[Tensor], out: Any, old: set[int]) -> None:
         name = func.overloadpacket.__name__
-        fresh = [x for x in tree_leaves(out) if isinstance(x, Tensor) and _key(x) not in old]
+        fresh = [x for x in tree_leaves(out) if isinstance(x, Tensor) and key_of(x) not in old]
         over = torch.Tag.pointwise in func.tags or name in _POINTWISE | _NORMS
-        one = sum(_key(x) in self._reads for x in inputs) == 1
+        one = sum(key_of(x) in self._reads for x in inputs) == 1
         self._add(name, inputs, fresh, over and one and not func._schema.is_mutable)
 
     def _add(
@@ -147,7 +147,7 @@ class ScheduleRecorder:
         self._steps.append(Step(*step, made, pointwise))
 
     def _view(self, x: Any) -> Any:
-        if not isinstance(x, Tensor) or _key(x) not in self._reads:
+        if not isinstance(x, Tensor) or key_of(x) not in self._reads:
             return x  # of a parameter
         copy = _row_major(x)
         if copy is not x:
@@ -155,20 +155,21 @@ class ScheduleRecorder:
         return copy
 
     def _read(self, x: object) -> tuple[Read, ...]:
-        return self._reads.get(_key(x), ()) if isinstance(x, Tensor) else ()
+        return self._reads.get(key_of(x), ()) if isinstance(x, Tensor) else ()
 
     def _make(self, x: Tensor) -> list[int]:
         counted = x.ndim > 0 and (x.is_floating_point() or x.is_complex())
-        if not counted or not x.numel() or _key(x) in self._reads:
+        if not counted or not x.numel() or key_of(x) in self._reads:
             return []
         storage, buffer = x.untyped_storage(), len(self._sizes)
         self._kept.append(storage)
         self._sizes.append(storage.nbytes() // x.itemsize * (2 if x.is_complex() else 1))
-        self._reads[_key(x)] = ((frozenset(), buffer),)
+        self._reads[key_of(x)] = ((frozenset(), buffer),)
         return [buffer]
 
 
-def _key(x: Tensor) -> int:
+def key_of(x: Tensor) -> int:
+    """The storage of `x`, as long as that is kept."""
     return int(x.untyped_storage()._cdata)
 
 

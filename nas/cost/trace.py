@@ -5,6 +5,7 @@ parameters from the module tree (so what is stored counts, used or not). The sam
 the schedule: which activations each operator reads and makes.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,20 +13,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from nas.cost.base import Event, Gate, Gates, LayerSpec, stored
-from nas.cost.dry_run import dry_run
-from nas.cost.folding import FoldRecorder
-from nas.cost.operators import OperatorRecorder
+from nas.cost.dry_run import Example as Example
+from nas.cost.dry_run import Inputs as Inputs
+from nas.cost.dry_run import dry_run, run
+from nas.cost.dry_run import inputs_of as inputs_of
+from nas.cost.folding import FoldRecorder, Owners
+from nas.cost.operators import OperatorRecorder, tensors
 from nas.cost.polynomial import consistent
 from nas.cost.schedule import Schedule, ScheduleRecorder
 from nas.cost.unrolled import Mixer, Unrolled, unroll
 from nas.decision import Decision, decisions
 from nas.errors import UserError
-
-ALWAYS: Event = frozenset({frozenset()})
-
-Example = Tensor | tuple[Tensor, ...] | tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,41 +44,39 @@ class Trace:
     layers: tuple[Layer, ...]
     options: Mapping[str, int]  # decision name -> number of options
     schedule: Schedule
-    inputs: tuple[Tensor, ...]  # what the model was run on, of batch size 1
+    inputs: Inputs  # what the model was run on, of batch size 1
 
 
 def trace(model: nn.Module, example: Example) -> Trace:
     """Run `model` once without touching it, on a copy without memory, and list its layers.
 
+    Only lazy modules (`nn.LazyConv2d`) are touched: they get their weights here.
+
     Args:
-        example: the shape of one sample ``(C, H, W)`` or ``(C, L)``, or the input tensors
-            themselves, of batch size 1, where a model takes several or other than float.
+        example: the shape of one sample ``(C, H, W)`` or ``(C, L)``, of the model's floating
+            point type; or an input tensor of batch size 1, or a tuple of arguments, or a dict
+            of arguments by name, where a model takes several or other than float.
 
     Raises:
         UserError: the forward pass fails, or a layer with weights is of an unknown kind.
     """
-    inputs = inputs_of(example)
+    inputs = inputs_of(example, model)
     layers, schedule = dry_run(model, inputs, _record)
     return Trace(
         tuple(layers),
-        {name: len(decision.options) for name, decision in decisions(model)},
+        _options(model),
         schedule,
         inputs,
     )
 
 
-def inputs_of(example: Example) -> tuple[Tensor, ...]:
-    """The tensors that `example`, see `trace`, stands for."""
-    if isinstance(example, Tensor):
-        return (example,)
-    tensors = tuple(item for item in example if isinstance(item, Tensor))
-    if tensors:
-        return tensors
-    return (torch.zeros(1, *(int(size) for size in example if isinstance(size, int))),)
+def _options(model: nn.Module) -> dict[str, int]:
+    return {name: len(decision.options) for name, decision in decisions(model)}
 
 
-def _record(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Layer], Schedule]:
+def _record(model: nn.Module, inputs: Inputs) -> tuple[list[Layer], Schedule]:
     model.eval()  # a BatchNorm in training mode refuses a single value per channel
+    options = _options(model)
     model, mixers = unroll(model)
     open_gates: list[Gate | None] = []
     layers: list[Layer] = []
@@ -88,11 +87,14 @@ def _record(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Layer], 
         layers.append(Layer(spec, frozenset({frozenset(filter(None, open_gates))})))
 
     schedule = ScheduleRecorder(open_gates, lambda: path[-1], {mixer.path for mixer in mixers})
-    weights = {id(parameter) for parameter in model.parameters()}
+    inputs = tree_map(lambda x: x.contiguous() if isinstance(x, Tensor) else x, inputs)
+    operators = OperatorRecorder(on_call, lambda: path[-1], model, inputs, schedule)
     with ExitStack() as stack, torch.no_grad():
         # Mixers first: one that is an option of another must have joined its own options by then.
         for mixer in mixers:
             stack.enter_context(_joined(mixer.module, schedule))
+            if isinstance(mixer.module, Unrolled):
+                stack.enter_context(_hooked(mixer.module, lambda: None, operators.passes))
         # Then gates: they look at the module that calls, which is then the last of `path`.
         modules = {module: name for name, module in model.named_modules()}
         for mixer in mixers:
@@ -105,14 +107,15 @@ def _record(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Layer], 
                 modules.setdefault(candidate, f"{mixer.path}.{key}")
         for module, name in modules.items():
             stack.enter_context(_pushed(module, path, name))
-        stack.enter_context(OperatorRecorder(on_call, lambda: path[-1], weights, schedule))
+        stack.enter_context(operators)
         folds = stack.enter_context(FoldRecorder(model, mixers, open_gates, path))
         try:
-            ran = schedule.run(model, [x.contiguous() for x in inputs])
+            ran = schedule.run(lambda: run(model, inputs), tensors(inputs))
         except UserError as error:
             raise UserError(f"{path[-1] or type(model).__name__}: {error}") from None
-    layers += [Layer(spec, event) for spec, event in folds.layers()]
-    return layers + _stored(model, mixers), ran
+    held, owners = _stored(model, mixers)
+    layers += [Layer(spec, event) for spec, event in folds.layers(owners, options)]
+    return layers + held, ran
 
 
 def _pushed(module: nn.Module, stack: list[Any], item: Any) -> AbstractContextManager[None]:
@@ -176,18 +179,24 @@ def _hooked(
             handle.remove()
 
 
-def _stored(model: nn.Module, mixers: Iterable[Mixer]) -> list[Layer]:
+def _stored(model: nn.Module, mixers: Iterable[Mixer]) -> tuple[list[Layer], Owners]:
     """One entry for each parameter and each persistent buffer that some architecture stores.
 
-    A decision's own alpha and buffers belong to the search: no network stores them.
+    A decision's own alpha and buffers belong to the search: no network stores them. Tied tensors
+    are one, and there where any of the modules that hold it is.
     """
     candidates = {id(mixer.module): mixer.candidates for mixer in mixers}
-    found: dict[int, tuple[LayerSpec, set[Gates]]] = {}
+    found: dict[int, LayerSpec] = {}
+    owners: dict[int, dict[nn.Module, Event]] = defaultdict(dict)
     for path, module, gates in _walk(model, "", frozenset(), candidates):
         for kind, key, tensor in _tensors(module):
-            spec = stored(kind, path, module, key, tensor)
-            found.setdefault(id(tensor), (spec, set()))[1].add(gates)
-    return [Layer(spec, frozenset(events)) for spec, events in found.values()]
+            found.setdefault(id(tensor), stored(kind, path, module, key, tensor))
+            own = owners[id(tensor)]
+            own[module] = own.get(module, frozenset()) | {gates}
+    layers = [
+        Layer(spec, frozenset().union(*owners[tensor].values())) for tensor, spec in found.items()
+    ]
+    return layers, owners
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, str, Tensor]]:

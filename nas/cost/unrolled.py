@@ -1,6 +1,5 @@
 """A supernet in which every variant of everything that varies is a module of its own, and runs."""
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nas.copying import copied
 from nas.cost.base import Gates
 from nas.decision import Decision, Varying, decisions
 from nas.discrete import outermost
@@ -59,9 +59,9 @@ def unroll(model: nn.Module) -> tuple[nn.Module, list[Mixer]]:
     """
     names = {decision: name for name, decision in decisions(model)}
     memo: dict[int, Any] = {}
-    copied = _copy(model, names, memo) if _needs_copy(model) else model
+    made = _copy(model, names, memo) if _needs_copy(model) else model
     own = {id(memo.get(id(decision), decision)): name for decision, name in names.items()}
-    return copied, list(_mixers(copied, own))
+    return made, list(_mixers(made, own))
 
 
 def _needs_copy(model: nn.Module) -> bool:
@@ -72,7 +72,7 @@ def _copy(module: nn.Module, names: Mapping[Decision, str], memo: dict[int, Any]
     for varying in _unrollable(module):
         if id(varying) not in memo:
             memo[id(varying)] = Unrolled(list(_variants(varying, names, memo)))
-    return copy.deepcopy(module, memo)
+    return copied(module, memo)
 
 
 def _unrollable(module: nn.Module) -> Iterator[Varying]:

@@ -6,7 +6,6 @@ scale per output channel, which the weight's own scale takes up, so that nothing
 The result is a float network of the same layers, for any format's own int8 conversion.
 """
 
-import copy
 from collections.abc import Iterable
 from math import cos, pi
 from typing import Any
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from nas.copying import copied
 from nas.train import check_finite
 
 QUANTIZED = (nn.Conv1d, nn.Conv2d, nn.Linear)
@@ -74,7 +74,7 @@ def fine_tune(
         lr: of SGD with momentum, falling to 0 along a cosine.
         seed: of random draws in the network (dropout).
     """
-    trained = copy.deepcopy(network).eval()  # eval: BatchNorm keeps its statistics
+    trained = copied(network).eval()  # eval: BatchNorm keeps its statistics
     layers = [m for m in trained.modules() if isinstance(m, QUANTIZED)]
     for layer in layers:
         parametrize.register_parametrization(layer, "weight", _Weight())

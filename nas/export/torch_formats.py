@@ -1,6 +1,5 @@
 """Formats that torch itself runs: state dict, stand-alone Python, torch.export."""
 
-import copy
 import importlib.util
 import io
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from nas.copying import copied
 from nas.export.codegen import python_source
 from nas.export.loading import load_weights, state_bytes
 from nas.export.source import Format, Model, Source
@@ -23,7 +23,7 @@ def state_dict_format(network: nn.Module) -> Format:
     """The format that is read back into a module like `network`."""
 
     def opened(path: Path) -> Model:
-        fresh = copy.deepcopy(network)
+        fresh = copied(network)
         for tensor in fresh.state_dict().values():
             tensor.zero_()  # what is not in the file must not pass for having been read from it
         load_weights(fresh, path)

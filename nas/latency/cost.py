@@ -152,7 +152,7 @@ class ExpectedLatency(ExpectedTerms):
     """
 
     def __init__(self, model: nn.Module, cost: UnitSum, example: Example | Trace) -> None:
-        inputs = example.inputs if isinstance(example, Trace) else inputs_of(example)
+        inputs = example.inputs if isinstance(example, Trace) else inputs_of(example, model)
         self.profile = cost.profile
         self.units = units_of(model, inputs, cost.profile.about.conditions)
         sums = self._sums(cost.seconds(model, self.units))

@@ -1,6 +1,5 @@
 """`nas profile`: measure a space on this machine, fit, validate, write the profile."""
 
-import copy
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from torch import Tensor, nn
 
 from nas.arch import Arch
+from nas.copying import copied
 from nas.cost.trace import Example, inputs_of
 from nas.decision import decisions
 from nas.discrete import discretize
@@ -91,7 +91,7 @@ class Work:
 
     def __init__(self, plan: Measuring, model: nn.Module, example: Example, ready: Runtime) -> None:
         self.plan, self.model, self.runtime = plan, model, ready
-        self.inputs = inputs_of(example)
+        self.inputs = inputs_of(example, model)
         self.units: Units = units_of(model, self.inputs, plan.conditions)
         self.space = str(getattr(model, "name", type(model).__name__))
         self.calibration, self.validation = draw(
@@ -189,7 +189,7 @@ def name_of(arch: Arch) -> str:
 
 def plain(module: nn.Module, conditions: Conditions) -> nn.Module:
     """A copy to measure: runtimes may change what they are given."""
-    return copy.deepcopy(module).eval().to(getattr(torch, conditions.dtype))
+    return copied(module).eval().to(getattr(torch, conditions.dtype))
 
 
 def inputs_like(

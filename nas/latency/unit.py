@@ -19,7 +19,7 @@ from nas.cost.base import Gate, Gates, LayerSpec, stored
 from nas.cost.dry_run import dry_run
 from nas.cost.operators import OperatorRecorder
 from nas.cost.polynomial import consistent
-from nas.cost.trace import Example, inputs_of
+from nas.cost.trace import Example, Inputs, inputs_of, run
 from nas.decision import Decision, decisions, sites
 from nas.errors import UserError
 from nas.latency.key import Conditions, is_view, key_of, operator_text
@@ -91,7 +91,7 @@ def units_of(model: nn.Module, example: Example, conditions: Conditions | None =
                 f"decision {name!r} ({type(decision).__name__}) has no candidate modules, so "
                 "its latency cannot be put together from measured units"
             )
-    calls = dry_run(model, inputs_of(example), _record)
+    calls = dry_run(model, inputs_of(example, model), _record)
     names = {name: len(decision.options) for name, decision in decisions(model)}
     made = [_unit(model, call, conditions) for call in calls]
     by_key: dict[str, Unit] = {}
@@ -161,7 +161,7 @@ def _stored(modules: list[nn.Module]) -> Iterator[LayerSpec]:
                 yield stored("parameter", path, part, name, parameter)
 
 
-def _record(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[_Call]:
+def _record(model: nn.Module, inputs: Inputs) -> list[_Call]:
     model.eval()
     recorder = _Recorder()
     names = {decision: name for name, decision in decisions(model)}
@@ -178,11 +178,10 @@ def _record(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[_Call]:
                 _around(stack, leaf, *recorder.leaf(paths[id(leaf)]))
         for module in model.modules():
             _around(stack, module, *recorder.running())
-        weights = {id(parameter) for parameter in model.parameters()}
         stack.enter_context(
-            OperatorRecorder(recorder.layer, recorder.where, weights, cast(Any, recorder))
+            OperatorRecorder(recorder.layer, recorder.where, model, inputs, cast(Any, recorder))
         )
-        model(*inputs)
+        run(model, inputs)
     return recorder.calls
 
 

@@ -1,6 +1,5 @@
 """Gradient descent on alphas over a trained supernet whose weights stay, as a searcher."""
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas.arch import Arch
+from nas.copying import copied
 from nas.cost.base import Expected
 from nas.decision import decisions, free, resample, split_parameters
 from nas.errors import UserError
@@ -75,7 +75,7 @@ class GradientSearch:
         self.space, self.budgets = problem.space, problem.budgets
         # Together: costs read the alphas of the supernet that they belong to.
         pair: tuple[nn.Module, Mapping[str, Expected]]
-        pair = copy.deepcopy((problem.supernet, dict(problem.costs)))
+        pair = copied((problem.supernet, dict(problem.costs)))
         self.device = quiet_trainer(problem.plan, 1).strategy.root_device
         self.supernet, self.costs = pair[0].to(self.device), pair[1]
         self.data = problem.plan.data

@@ -5,7 +5,6 @@ the flow of gradients, so that the skip among the candidates is judged by what i
 no network found, nor in any cost.
 """
 
-import copy
 from collections.abc import Iterable
 from math import cos, pi
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from nas.copying import copied
 from nas.errors import UserError
 from nas.ops.cell_ops import FactorizedReduce
 from nas.supernet.temperature import Schedule
@@ -78,7 +78,7 @@ def add_skips(blocks: "Iterable[ChoiceBlock]", schedule: Schedule) -> None:
 
 
 def _another(op: nn.Module) -> nn.Module:
-    made = copy.deepcopy(op)
+    made = copied(op)
     for module in made.modules():
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
             module.reset_parameters()

@@ -14,7 +14,6 @@ follows, which costs more (1.1 to 1.6 times the time of separate ones from 16 x 
 shared read of the input saves.
 """
 
-import copy
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nas.copying import copied
 from nas.decision import free
 from nas.errors import UserError
 from nas.ops.convolution import Conv2d
@@ -97,7 +97,7 @@ def fastest(model: nn.Module, x: Tensor) -> tuple[str, dict[str, float]]:
     seconds: dict[str, float] = {}
     with torch.random.fork_rng(devices=[]):
         for speed in MEASURED:
-            trial = copy.deepcopy(model).train()
+            trial = copied(model).train()
             free(trial)
             prepare(trial, speed)
             try:
