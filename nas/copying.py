@@ -47,5 +47,3 @@ class _Copying(TorchFunctionMode):
             memo[id(x)] = made.requires_grad_(x.is_leaf and x.requires_grad)
         found: Tensor = memo[id(x)]
         return found
-
-

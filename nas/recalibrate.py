@@ -26,11 +26,15 @@ def kept_statistics(network: nn.Module) -> Iterator[None]:
 
 
 def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Set every running mean and variance of `network` to its mean over `batches`.
+    """Set every running mean and variance of `network` to those of all `batches` together.
 
     Each batch runs once without gradient, BatchNorm normalising with the batch's own statistics and
     everything else as in evaluation (dropout off), so that nothing is drawn. Weights, momenta and
     training flags stay as they are (Cai et al. 2020, Once-for-All; Yu et al. 2020, BigNAS).
+
+    Every sample weighs the same, however they are split into batches: the first norm of a network
+    gets what one batch of all samples would give it. A deeper one sees what the norms before it
+    made of each batch, and that depends on the split.
 
     Args:
         batches: inputs ``(N, ...)`` on the network's device; training images, unaugmented.
@@ -42,27 +46,76 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
         UserError: there is no batch.
     """
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    pools = [_Pool(norm) for norm in norms]
+    handles = [
+        norm.register_forward_pre_hook(pool) for norm, pool in zip(norms, pools, strict=True)
+    ]
     modes = [(module, module.training) for module in network.modules()]
-    momenta = [norm.momentum for norm in norms]
     seen = 0
     network.eval()
     try:
         with torch.no_grad():
             for x in batches:
-                for norm in () if seen else norms:
-                    # Only now: with no batch the statistics stay what they were.
-                    norm.reset_running_stats()
-                    norm.momentum = None  # the plain mean over batches
-                    norm.train()
                 network(x)
                 seen += 1
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for handle in handles:
+            handle.remove()
         for module, training in modes:
             module.training = training
     if not seen:
         raise UserError(
             "recalibrating BatchNorm needs at least one batch of training inputs, got none"
         )
+    for pool in pools:
+        pool.write()
     return seen
+
+
+class _Pool:
+    """The statistics of all that one norm has been given.
+
+    Called before each forward pass of the norm, in evaluation mode, it makes the statistics of the
+    batch those that the norm uses.
+    """
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        self.norm, self.calls, self.count = norm, 0, 0  # count: values per channel
+
+    def __call__(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0]
+        count = x.numel() // x.shape[1]
+        if not count:
+            return
+        x = x if x.dtype == torch.float64 else x.float()
+        spread, mean = torch.var_mean(x, [d for d in range(x.ndim) if d != 1], correction=0)
+        self._add(count, mean, spread * count)
+        # A single value per channel has no spread of its own: it is normalised with that of all.
+        self._use(mean, spread) if count > 1 else self._use(self.mean, self.squares / self.count)
+
+    def _add(self, count: int, mean: Tensor, squares: Tensor) -> None:
+        """Join a batch's sums to those of all (Chan, Golub and LeVeque 1979, Eq. 2.1)."""
+        self.calls += 1
+        if not self.count:
+            self.count, self.mean, self.squares = count, mean, squares
+            return
+        total, away = self.count + count, mean - self.mean
+        self.mean = self.mean + away * (count / total)
+        self.squares = self.squares + squares + away.square() * (self.count * count / total)
+        self.count = total
+
+    def _use(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.norm.running_mean is not None
+        assert self.norm.running_var is not None
+        self.norm.running_mean.copy_(mean)
+        self.norm.running_var.copy_(variance)
+
+    def write(self) -> None:
+        """Make them the norm's own, with the unbiased variance, as training does."""
+        self.norm.reset_running_stats()
+        if not self.calls:
+            return
+        unbiased = self.squares / (self.count - 1) if self.count > 1 else self.squares + 1
+        self._use(self.mean, unbiased)
+        if self.norm.num_batches_tracked is not None:
+            self.norm.num_batches_tracked.fill_(self.calls)

@@ -62,12 +62,14 @@ class FoldRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.handles: list[Any] = []
 
     def __enter__(self) -> Self:
+        gathered: dict[str, list[_Source]] = {name: [] for name in self.mixers}
+        # A mixer that is itself a candidate has to pass on before it is gathered from.
         for name, mixer in self.mixers.items():
-            gathered: list[_Source] = []
+            self.handles.append(mixer.module.register_forward_hook(self._pass_on(gathered[name])))
+        for name, mixer in self.mixers.items():
             for gates, candidate in mixer.candidates:
-                gather = self._gather(name, gates, gathered)
+                gather = self._gather(name, gates, gathered[name])
                 self.handles.append(candidate.register_forward_hook(gather))
-            self.handles.append(mixer.module.register_forward_hook(self._pass_on(gathered)))
         # A result of the network is read by whoever called it.
         self.handles.append(self.model.register_forward_hook(lambda *args: self._reads(args[2])))
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -146,7 +148,9 @@ class FoldRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             options: decision name -> number of its options.
         """
         readers = self._readers()
-        stays: dict[nn.Module, Event] = {}  # norms with tied tensors that may fold -> where they do not
+        stays: dict[
+            nn.Module, Event
+        ] = {}  # norms with tied tensors that may fold -> where they do not
         for norm, calls in self.norms.items():
             layers = {source.key: source for _, sources in calls for source in sources}
             for key, source in layers.items():

@@ -194,10 +194,14 @@ class OperatorRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         name = func.overloadpacket.__name__
         out = _run(func, name, args, kwargs or {})
-        given = tensors((args, kwargs))
-        keys = [key_of(x) for x in given]
-        data = [x for x, key in zip(given, keys, strict=True) if key in self._data]
-        weights = [x for x, key in zip(given, keys, strict=True) if key in self._weights]
+        data: list[Tensor] = []
+        weights: list[Tensor] = []
+        for x in tensors((args, kwargs)):
+            key = key_of(x)
+            if key in self._data:  # also where data was written over what was a weight
+                data.append(x)
+            elif key in self._weights:
+                weights.append(x)
         if name in _CALLS:
             found = _CALLS[name](args, out)
             for fields in found if isinstance(found, list) else [found]:

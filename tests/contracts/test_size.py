@@ -106,6 +106,13 @@ def nested() -> nn.Module:
     return Tree(lambda s, x: s.norm(s.block(x)), block=outer, norm=norm())
 
 
+def directly_nested() -> nn.Module:
+    """A choice that is itself an option."""
+    inner = ChoiceBlock({"a": conv(bias=False), "b": nn.AvgPool2d(3, 1, 1)})
+    outer = ChoiceBlock({"inner": inner, "flat": conv()})
+    return Tree(lambda s, x: s.norm(s.block(x)), block=outer, norm=norm())
+
+
 def residual() -> nn.Module:
     def forward(self, x):
         y = self.conv(x)
@@ -176,6 +183,7 @@ NETS = [
     choice_behind,
     choice_beside,
     nested,
+    directly_nested,
     in_place,
     linear,
     returned,
