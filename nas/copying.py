@@ -4,6 +4,7 @@ import copy
 from typing import Any, TypeVar
 
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 T = TypeVar("T")
@@ -40,9 +41,11 @@ class _Copying(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _copy(self, x: Tensor, memo: dict[int, Any]) -> Tensor:
-        if x.is_leaf and self.device is None:
+        if id(x) not in memo and is_lazy(x):  # of a lazy module: no values yet
+            memo[id(x)] = type(x)(requires_grad=x.requires_grad, device=x.device, dtype=x.dtype)
+        elif x.is_leaf and self.device is None:
             return Tensor.__deepcopy__(x, memo)  # type: ignore[no-any-return]
-        if id(x) not in memo:
+        elif id(x) not in memo:
             made = x.detach().to(self.device or x.device, copy=True)
             memo[id(x)] = made.requires_grad_(x.is_leaf and x.requires_grad)
         found: Tensor = memo[id(x)]
