@@ -1,7 +1,7 @@
 """Copies of modules as they stand, in the middle of a training too."""
 
 import copy
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import Tensor
 from torch.nn.parameter import is_lazy
@@ -42,9 +42,10 @@ class _Copying(TorchFunctionMode):
 
     def _copy(self, x: Tensor, memo: dict[int, Any]) -> Tensor:
         if id(x) not in memo and is_lazy(x):  # of a lazy module: no values yet
-            memo[id(x)] = type(x)(requires_grad=x.requires_grad, device=x.device, dtype=x.dtype)
+            kind: Any = type(x)
+            memo[id(x)] = kind(requires_grad=x.requires_grad, device=x.device, dtype=x.dtype)
         elif x.is_leaf and self.device is None:
-            return Tensor.__deepcopy__(x, memo)  # type: ignore[no-any-return]
+            return cast(Tensor, Tensor.__deepcopy__(x, memo))  # type: ignore[no-untyped-call]
         elif id(x) not in memo:
             made = x.detach().to(self.device or x.device, copy=True)
             memo[id(x)] = made.requires_grad_(x.is_leaf and x.requires_grad)

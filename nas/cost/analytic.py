@@ -22,7 +22,8 @@ class MACs:
     """Multiply-accumulates of convolutions and matrix products for one sample.
 
     Bias, norms, activations and pooling are left out: exactly half of what torch's
-    `FlopCounterMode` counts.
+    `FlopCounterMode` counts, where that sees every product. It misses fused attention and LSTMs on
+    a CPU, `nn.Bilinear`, weighted bags of embeddings and products of a matrix with a vector.
     """
 
     name: str = "macs"
@@ -45,7 +46,7 @@ class MACs:
 class FLOPs:
     """Operations for one sample: two for each multiply-accumulate, as `MACs` counts them.
 
-    Exactly what torch's `FlopCounterMode` counts.
+    What torch's `FlopCounterMode` counts, but for what it misses; see `MACs`.
     """
 
     name: str = "flops"

@@ -134,7 +134,7 @@ def _plain_kernels() -> Iterator[None]:
     """Without kernels of the CPU that do the work of a whole layer in one operator."""
     encoders, recurrent = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
-    torch.backends.mkldnn.enabled = False
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     try:
         yield
     finally:

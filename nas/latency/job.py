@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nas.arch import Arch
 from nas.copying import copied
+from nas.cost.operators import tensors
 from nas.cost.trace import Example, inputs_of
 from nas.decision import decisions
 from nas.discrete import discretize
@@ -91,7 +92,7 @@ class Work:
 
     def __init__(self, plan: Measuring, model: nn.Module, example: Example, ready: Runtime) -> None:
         self.plan, self.model, self.runtime = plan, model, ready
-        self.inputs = inputs_of(example, model)
+        self.inputs = tensors(inputs_of(example, model))
         self.units: Units = units_of(model, self.inputs, plan.conditions)
         self.space = str(getattr(model, "name", type(model).__name__))
         self.calibration, self.validation = draw(

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from nas.cost.base import Gate, Gates, LayerSpec, stored
-from nas.cost.dry_run import dry_run
+from nas.cost.dry_run import dry_run, run
 from nas.cost.operators import OperatorRecorder
 from nas.cost.polynomial import consistent
-from nas.cost.trace import Example, Inputs, inputs_of, run
+from nas.cost.trace import Example, Inputs, inputs_of
 from nas.decision import Decision, decisions, sites
 from nas.errors import UserError
 from nas.latency.key import Conditions, is_view, key_of, operator_text

@@ -231,6 +231,12 @@ def test_torchs_counter_misses_what_a_kernel_of_the_cpu_does_whole():
     lstm, steps = nn.LSTM(8, 4, batch_first=True), torch.randn(1, 5, 8)
     if torch.backends.mkldnn.is_available():
         assert flops(lstm, steps) == 0
+    assert flops(nn.Linear(8, 1, bias=False), steps[0, :1]) == 16  # a product that it sees
+    matrix = nn.Parameter(torch.rand(4, 8))
+    with FlopCounterMode(display=False) as vector, torch.no_grad():
+        matrix @ steps[0, 0]
+        nn.Bilinear(8, 8, 2)(steps, steps)
+    assert vector.get_total_flops() == 0
     assert flops(lstm.to("meta"), steps.to("meta")) == 2 * 5 * 4 * 4 * (8 + 4)
 
 
