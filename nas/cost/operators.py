@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from nas.cost.schedule import ScheduleRecorder, key_of
+from nas.cost.schedule import ScheduleRecorder, key_of, tensors
 from nas.errors import UserError
 
 Fields = dict[str, Any]  # the fields of a LayerSpec, without `module`
@@ -228,11 +227,6 @@ class OperatorRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             "lambda args, out: {'kind': 'linear', ...}), or None in place of the function "
             "if it multiplies nothing"
         )
-
-
-def tensors(value: Any) -> list[Tensor]:
-    """Every tensor in `value`."""
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:

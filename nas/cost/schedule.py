@@ -97,12 +97,12 @@ class ScheduleRecorder:
         """Take note of one operator; gives its output, row-major."""
         if self._where() in self._mixers:
             return out
-        inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        inputs = tensors((args, kwargs))
         old = {key_of(x) for x in inputs}
         if func._schema.is_mutable:  # in place: what it returns is what it was given
             self._step(func, inputs, out, old)
             return out
-        if all(key_of(x) in old for x in tree_leaves(out) if isinstance(x, Tensor)):
+        if all(key_of(x) in old for x in tensors(out)):
             return tree_map(self._view, out)
         out = tree_map(_row_major, out)
         self._step(func, inputs, out, old)
@@ -130,7 +130,7 @@ class ScheduleRecorder:
 
     def _step(self, func: Any, inputs: list[Tensor], out: Any, old: set[int]) -> None:
         name = func.overloadpacket.__name__
-        fresh = [x for x in tree_leaves(out) if isinstance(x, Tensor) and key_of(x) not in old]
+        fresh = [x for x in tensors(out) if key_of(x) not in old]
         over = torch.Tag.pointwise in func.tags or name in _POINTWISE | _NORMS
         one = sum(key_of(x) in self._reads for x in inputs) == 1
         self._add(name, inputs, fresh, over and one and not func._schema.is_mutable)
@@ -166,6 +166,19 @@ class ScheduleRecorder:
         self._sizes.append(storage.nbytes() // x.itemsize * (2 if x.is_complex() else 1))
         self._reads[key_of(x)] = ((frozenset(), buffer),)
         return [buffer]
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """Every tensor in `value`."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, tuple | list):  # arguments of operators, for which pytrees are slow
+        return [x for item in value for x in tensors(item)]
+    if isinstance(value, dict):
+        return [x for item in value.values() for x in tensors(item)]
+    if value is None or isinstance(value, int | float | str):
+        return []
+    return [x for x in tree_leaves(value) if isinstance(x, Tensor)]
 
 
 def key_of(x: Tensor) -> int:

@@ -21,9 +21,9 @@ from nas.cost.dry_run import Inputs as Inputs
 from nas.cost.dry_run import dry_run, run
 from nas.cost.dry_run import inputs_of as inputs_of
 from nas.cost.folding import FoldRecorder, Owners
-from nas.cost.operators import OperatorRecorder, tensors
+from nas.cost.operators import OperatorRecorder
 from nas.cost.polynomial import consistent
-from nas.cost.schedule import Schedule, ScheduleRecorder
+from nas.cost.schedule import Schedule, ScheduleRecorder, tensors
 from nas.cost.unrolled import Mixer, Unrolled, unroll
 from nas.decision import Decision, decisions
 from nas.errors import UserError

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nas.arch import Arch
 from nas.copying import copied
-from nas.cost.operators import tensors
+from nas.cost.schedule import tensors
 from nas.cost.trace import Example, inputs_of
 from nas.decision import decisions
 from nas.discrete import discretize

@@ -145,7 +145,7 @@ def test_shares_add_up_and_the_choice_keeps_its_budget(net):
 
 
 @settings(max_examples=5)
-@given(tied_nets().filter(few))
+@given(net=tied_nets().filter(few))
 def test_ties_live_on_in_the_network_and_in_its_file(net, tmp_path_factory):
     for arch in list(archs(net))[:3]:
         network, fresh = discretize(net, arch), discretize(net, arch)
