@@ -16,6 +16,7 @@ from nas.config import check, config_dir, register
 from nas.errors import UserError
 from nas.explain import explain
 from nas.export.job import Export, Options, Subject
+from nas.result import input_fields
 from nas.run import RunDir
 from nas.saved import change, saved_config
 
@@ -94,6 +95,8 @@ def _of_run(run: RunDir, words: Mapping[str, str], trust: bool, command: str) ->
         )
     change(config, [f"{key}={value}" for key, value in words.items()])
     network = load(run.path, instantiate(config.space, _convert_="all") if trust else None)
+    if "value_range" in config.data and config.data.value_range is None:
+        config.data.value_range = result["input"].get("value_range")  # as the network was trained
     data = _data(config)
     _check_fits(data, result["input"])
     data.normalise_as(result["input"]["mean"], result["input"]["std"])
@@ -148,12 +151,7 @@ def _bare(path: Path, words: dict[str, str], weights: str | None, command: str) 
         "space": arch.space,
         "data": data.name,
         "arch": dict(arch.choices),
-        "input": {
-            "shape": list(data.input_shape),
-            "classes": list(data.classes),
-            "mean": list(data.mean),
-            "std": list(data.std),
-        },
+        "input": input_fields(data),
     }
     return Subject(network, data, result, weights is not None, command)
 

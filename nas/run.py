@@ -160,5 +160,13 @@ def fingerprint(config: Mapping[str, Any], without: tuple[str, ...] = ()) -> str
 
     A key that is not set, null or empty, is as if it were not there: runs outlive new options.
     """
-    kept = {k: v for k, v in config.items() if k not in without and v is not None and v != {}}
+    kept = _set({k: v for k, v in config.items() if k not in without})
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _set(value: Any) -> Any:
+    """Without what is null or an empty mapping, at any depth."""
+    if not isinstance(value, Mapping):
+        return value
+    inner = {k: _set(v) for k, v in value.items()}
+    return {k: v for k, v in inner.items() if v is not None and v != {}}
