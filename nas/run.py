@@ -97,6 +97,11 @@ class RunDir:
     def finished(self) -> bool:
         return (self.read_result() or {}).get("status") == "finished"
 
+    @property
+    def complete(self) -> bool:
+        """Finished, and its other files are made: the training's checkpoint goes at the very end."""
+        return self.finished and not self.finetune_checkpoint.exists()
+
 
 def is_main() -> bool:
     """Whether this is the first, or only, process of a distributed training.
