@@ -99,7 +99,8 @@ class RunDir:
 
     @property
     def complete(self) -> bool:
-        """Finished, and its other files are made: the training's checkpoint goes at the very end."""
+        """Finished, with its other files made."""
+        # The checkpoint of the training is removed at the very end.
         return self.finished and not self.finetune_checkpoint.exists()
 
 
