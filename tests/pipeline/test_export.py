@@ -256,6 +256,19 @@ def test_a_run_that_did_not_finish(finished: Path, capsys: pytest.CaptureFixture
     assert "resume=a" in line
 
 
+def test_a_space_of_ones_own_whose_module_is_gone(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = finished / "config.yaml"
+    text = config.read_text().replace("nas.spaces.staged.StagedSpace", "nowhere.Net")
+    config.write_text(text)
+    assert run(["export", "a", "trust=true"]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert "'nowhere.Net' cannot be imported" in said.strip().splitlines()[-1]
+    assert "on PYTHONPATH" in said
+
+
 def test_data_of_other_classes(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for label in "01":
         Path(f"photos/{label}").mkdir(parents=True)
