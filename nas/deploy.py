@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -16,6 +16,7 @@ from nas.config import check, config_dir, register
 from nas.errors import UserError
 from nas.explain import explain
 from nas.export.job import Export, Options, Subject
+from nas.result import input_fields
 from nas.run import RunDir
 from nas.saved import change, saved_config
 
@@ -93,7 +94,10 @@ def _of_run(run: RunDir, words: Mapping[str, str], trust: bool, command: str) ->
             f"{', '.join(sorted({*_OWN, *(f.name for f in fields(Options))} - {'formats'}))}"
         )
     change(config, [f"{key}={value}" for key, value in words.items()])
-    network = load(run.path, instantiate(config.space, _convert_="all") if trust else None)
+    check(config)
+    network = load(run.path, _made(config.space) if trust else None)
+    if "value_range" in config.data and config.data.value_range is None:
+        config.data.value_range = result["input"].get("value_range")  # as the network was trained
     data = _data(config)
     _check_fits(data, result["input"])
     data.normalise_as(result["input"]["mean"], result["input"]["std"])
@@ -102,9 +106,17 @@ def _of_run(run: RunDir, words: Mapping[str, str], trust: bool, command: str) ->
 
 def _data(config: DictConfig) -> Any:
     check(config)
-    data = instantiate(config.data)(seed=config.seed)
+    data = _made(config.data)(seed=config.seed)
     data.setup()
     return data
+
+
+def _made(node: Any) -> Any:
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__  # Hydra wraps what a constructor raised
+        raise cause if isinstance(cause, UserError) else UserError(explain(error)) from None
 
 
 def _check_fits(data: Any, known: Mapping[str, Any]) -> None:
@@ -134,7 +146,7 @@ def _bare(path: Path, words: dict[str, str], weights: str | None, command: str) 
     config = _composed(words)
     data = _data(config)
     torch.manual_seed(config.seed)
-    space = instantiate(config.space, _convert_="all")
+    space = _made(config.space)
     supernet = space(input_shape=data.input_shape, num_classes=data.num_classes)
     network = discretize(supernet, arch).eval()
     if weights is not None:
@@ -148,12 +160,7 @@ def _bare(path: Path, words: dict[str, str], weights: str | None, command: str) 
         "space": arch.space,
         "data": data.name,
         "arch": dict(arch.choices),
-        "input": {
-            "shape": list(data.input_shape),
-            "classes": list(data.classes),
-            "mean": list(data.mean),
-            "std": list(data.std),
-        },
+        "input": input_fields(data),
     }
     return Subject(network, data, result, weights is not None, command)
 

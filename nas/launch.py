@@ -88,7 +88,7 @@ def _carry_out(config: DictConfig) -> None:
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     config, folder = resumed(config, made)
     run = RunDir(folder)
-    if run.finished:
+    if run.complete:
         print(f"already finished: {run.path}")
         return
     try:

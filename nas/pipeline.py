@@ -1,6 +1,5 @@
 """The stages of a run: search -> discretize -> fine-tune -> test -> export, each resumable."""
 
-import logging
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -12,13 +11,14 @@ from torch import nn
 
 from nas.anatomy import anatomy
 from nas.arch import Arch
+from nas.attempts import Attempts
 from nas.decision import free
 from nas.discrete import discretize
-from nas.errors import InterruptedRunError, UserError
+from nas.errors import InterruptedRunError
 from nas.export import load_supernet, onnx, state_bytes
 from nas.latency.found import NAME as LATENCY
 from nas.latency.found import measured_fields, write_picture
-from nas.plan import Plan, Problem
+from nas.plan import Plan, Problem, check_logits
 from nas.recalibrate import recalibrate
 from nas.result import (
     SCHEMA,
@@ -29,7 +29,7 @@ from nas.result import (
     write_drawing,
 )
 from nas.run import RunDir, write_atomic, write_json
-from nas.run_log import log_final, logger_of
+from nas.run_log import log_final, log_graph, logger_of
 from nas.search.by_trials import TrialSearch
 from nas.search.callbacks import LastCheckpoint, StopWhenStable
 from nas.search.differentiable import DifferentiableSearch
@@ -66,12 +66,15 @@ class Run:
         train: bool = True,
     ) -> None:
         self.plan, self.run, self.arch, self.train = plan, run, arch, train
+        self.attempts = Attempts(run.path)
         self.problem = problem or Problem(plan)
         self.supernet = self.problem.supernet
         if arch is not None:
             self.problem.check(arch)
         self.search = None if arch else self._searcher()
-        self._training(discretize(self.supernet, arch))
+        network = discretize(self.supernet, arch)
+        check_logits(network, plan.data.input_shape, plan.data.num_classes)
+        self._training(network)
 
     def _searcher(self) -> Any:
         costs = {name: self.problem.costs[name] for name in self.plan.costs}
@@ -105,15 +108,32 @@ class Run:
         found = self._find(logger)
         network, trained = self._finetune(found, logger)
         result = self._result(found, trained, time.monotonic() - started)
-        self._measure(network, result, logger)
+        # What was trained is on the disk before anything is tried that may fail.
         write_atomic(self.run.network, state_bytes(network))
-        if self.plan.onnx:
-            result["onnx_max_abs_diff"] = self._onnx(network)
-        write_drawing(self.run, result)
         write_json(self.run.result, result)
-        log_final(logger, result, network, self.plan, self.problem)
-        self.run.finetune_checkpoint.unlink(missing_ok=True)
+        self._finish(network, result, logger)
+        self.run.finetune_checkpoint.unlink(missing_ok=True)  # nothing is left to do
         return result
+
+    def _finish(
+        self, network: nn.Module, result: dict[str, Any], logger: TensorBoardLogger
+    ) -> None:
+        """What is made of the network found; a step that fails is a warning in result.json."""
+        attempt = self.attempts.attempt
+        with attempt("latency", "the latency of the network was not measured"):
+            self._measure(network, result, logger)
+        if self.plan.onnx:
+            with attempt("onnx", "no ONNX file"):
+                example = next(iter(self.plan.data.test_dataloader()))[0][:16]
+                result["onnx_max_abs_diff"] = onnx(network, example, self.run.onnx)
+        if result["parts"]:
+            with attempt("drawing", "no drawing of the network"):
+                write_drawing(self.run, result)
+        with attempt("graph", "no graph of the network in TensorBoard"):
+            log_graph(logger, network, self.plan)
+        with attempt("tensorboard", "no final figures in TensorBoard"):
+            log_final(logger, result, self.problem)
+        write_json(self.run.result, result)
 
     def _find(self, logger: TensorBoardLogger) -> dict[str, Any]:
         """The search stage: the architecture, and what is known of the search."""
@@ -242,14 +262,6 @@ class Run:
             use_distributed_sampler=False,  # the loaders know their rank
         )
 
-    def _onnx(self, network: nn.Module) -> float | None:
-        example = next(iter(self.plan.data.test_dataloader()))[0][:16]
-        try:
-            return onnx(network, example, self.run.onnx)
-        except UserError as error:
-            logging.getLogger("nas").warning("no ONNX file: %s", error)
-            return None
-
     def _measure(
         self, network: nn.Module, result: dict[str, Any], logger: TensorBoardLogger
     ) -> None:
@@ -267,8 +279,11 @@ class Run:
     def _parts(self) -> list[dict[str, Any]]:
         assert self.arch is not None
         shape = self.plan.data.input_shape
-        found = anatomy(self.supernet, self.arch, shape, self.problem.priced)
-        return [part.to_json() for part in found]
+        parts: list[dict[str, Any]] = []
+        with self.attempts.attempt("parts", "no list of the network's parts"):
+            found = anatomy(self.supernet, self.arch, shape, self.problem.priced)
+            parts = [part.to_json() for part in found]
+        return parts
 
     def _result(
         self, found: Mapping[str, Any], trained: Mapping[str, Any], seconds: float
@@ -296,4 +311,6 @@ class Run:
                 "this_session": seconds,
             },
             "versions": versions(),
+            "warnings": self.attempts.warnings,
+            **({"onnx_max_abs_diff": None} if self.plan.onnx else {}),
         }

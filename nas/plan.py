@@ -7,13 +7,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nas.arch import Arch
 from nas.budget import parse
 from nas.cost.analytic import MACs, Params
 from nas.cost.base import LayerCost, NetworkCost
-from nas.cost.dry_run import materialize
+from nas.cost.dry_run import dry_run, materialize, run
 from nas.cost.expected import expected
 from nas.cost.trace import inputs_of, trace
 from nas.data import DataModule
@@ -120,3 +120,28 @@ class Problem:
                     f"this architecture has {name} {amount(value, unit)}, more than "
                     f"budget.{name}={amount(bound, unit)}"
                 )
+
+
+def check_logits(network: nn.Module, shape: tuple[int, ...], classes: int) -> None:
+    """Refuse a network that does not give one row of logits for each image.
+
+    Raises:
+        UserError: saying what it gives instead.
+    """
+    wanted = (2, classes)
+    found = dry_run(network, (torch.zeros(2, *shape),), _output)
+    if not isinstance(found, Tensor):
+        got = f"a {type(found).__name__}"
+    elif tuple(found.shape) != wanted or not found.is_floating_point():
+        got = f"a tensor {tuple(found.shape)} of {found.dtype}"
+    else:
+        return
+    raise UserError(
+        f"the network gives {got} for 2 images and {classes} classes: its forward must return one "
+        f"tensor {wanted} of floats, the logits (N, classes)"
+    )
+
+
+def _output(network: nn.Module, inputs: Any) -> Any:
+    with torch.no_grad():
+        return run(network.eval(), inputs)

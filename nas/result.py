@@ -43,7 +43,13 @@ def input_fields(data: Any) -> dict[str, Any]:
         "classes": list(data.classes),
         "mean": list(data.mean),
         "std": list(data.std),
+        **_value_range(data),
     }
+
+
+def _value_range(data: Any) -> dict[str, Any]:
+    found = getattr(data, "value_range", None)  # a data module of the user's own may have none
+    return {} if found is None else {"value_range": list(found)}
 
 
 def versions() -> dict[str, str]:

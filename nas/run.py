@@ -97,6 +97,12 @@ class RunDir:
     def finished(self) -> bool:
         return (self.read_result() or {}).get("status") == "finished"
 
+    @property
+    def complete(self) -> bool:
+        """Finished, with its other files made."""
+        # The checkpoint of the training is removed at the very end.
+        return self.finished and not self.finetune_checkpoint.exists()
+
 
 def is_main() -> bool:
     """Whether this is the first, or only, process of a distributed training.
@@ -160,5 +166,13 @@ def fingerprint(config: Mapping[str, Any], without: tuple[str, ...] = ()) -> str
 
     A key that is not set, null or empty, is as if it were not there: runs outlive new options.
     """
-    kept = {k: v for k, v in config.items() if k not in without and v is not None and v != {}}
+    kept = _set({k: v for k, v in config.items() if k not in without})
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _set(value: Any) -> Any:
+    """Without what is null or an empty mapping, at any depth."""
+    if not isinstance(value, Mapping):
+        return value
+    inner = {k: _set(v) for k, v in value.items()}
+    return {k: v for k, v in inner.items() if v is not None and v != {}}

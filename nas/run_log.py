@@ -1,6 +1,5 @@
 """What TensorBoard is told of a run: its hyper-parameters, its end figures, its network."""
 
-import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,22 +31,17 @@ def _hyper_parameters(plan: Plan, space: str) -> dict[str, Any]:
     return {**shown, **plan.about.get("overrides", {})}
 
 
-def log_final(
-    logger: TensorBoardLogger,
-    result: Mapping[str, Any],
-    network: nn.Module,
-    plan: Plan,
-    problem: Problem,
-) -> None:
-    """The network as a graph, and the metrics of its row."""
+def log_graph(logger: TensorBoardLogger, network: nn.Module, plan: Plan) -> None:
+    """The network as a graph; any error of tracing where it cannot be followed."""
     with warnings.catch_warnings():
         # Drawn by tracing with TorchScript, which torch has deprecated without a successor that
         # TensorBoard reads.
         warnings.simplefilter("ignore")
-        try:
-            logger.experiment.add_graph(network, torch.zeros(1, *plan.data.input_shape))
-        except RuntimeError as error:  # control flow that tracing cannot follow
-            logging.getLogger("nas").info("no graph for TensorBoard: %s", error)
+        logger.experiment.add_graph(network, torch.zeros(1, *plan.data.input_shape))
+
+
+def log_final(logger: TensorBoardLogger, result: Mapping[str, Any], problem: Problem) -> None:
+    """The metrics of the run's row."""
     final = {**result["metrics"], **result["costs"]}
     names = (*ACCURACIES, *problem.costs)
     logger.log_metrics({f"final/{name}": final[name] for name in names}, step=0)

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 Array = NDArray[np.float32]
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
 
 
 def main() -> int:
@@ -67,12 +67,56 @@ def prepared(path: Path, given: dict[str, list[float]]) -> Array:
     with Image.open(path) as file:
         file.draft(mode, (width, height))  # a large JPEG is decoded at a fraction of its size
         image: Image.Image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I;16"):  # `convert` would clip 16 bits instead of scaling them
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        fitted = ImageOps.fit(image.convert(mode), (width, height), Image.Resampling.BILINEAR)
-    pixels = np.asarray(fitted, np.float32).reshape(height, width, channels).transpose(2, 0, 1)
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            image = deep(file, image, given.get("value_range"))
+        else:
+            image = opaque(image).convert(mode)
+    fitted = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(fitted, np.float32).reshape(height, width, -1).transpose(2, 0, 1)
     mean, std = (np.asarray(given[key], np.float32)[:, None, None] for key in ("mean", "std"))
-    return np.ascontiguousarray((pixels / 255 - mean) / std, np.float32)
+    return np.ascontiguousarray((pixels.clip(0, 255) / 255 - mean) / std, np.float32)
+
+
+def deep(file: Image.Image, image: Image.Image, known: list[float] | None) -> Image.Image:
+    """Grey of more than 8 bits as 0..255: by the card's range, else by what the format says."""
+    tags = getattr(file, "tag_v2", {})  # of a TIFF: 258 bits, 262 which is white, 339 signed or not
+    values = np.asarray(image)
+    if image.mode == "I" and file.format == "TIFF" and tags.get(339, (1,))[0] == 1:
+        values = values.view(np.uint32)
+    if image.mode.startswith("I;16"):
+        black, white = known or (0, 2 ** tags.get(258, (16,))[0] - 1)
+    elif image.mode == "I" and file.format in ("PNG", "PPM"):
+        black, white = known or (0, 65535)
+    else:
+        black, white = known or (0, 1)
+    if not known and (values.min() < 0 or values.max() > white):
+        raise ValueError(
+            f"values up to {values.max():g}: unknown which of them are black and white"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError("it holds values that are no finite numbers")
+    scaled = (values.astype(np.float32) - black) * (255 / (white - black))
+    return Image.fromarray((255 - scaled if tags.get(262) == 0 else scaled).astype(np.float32))
+
+
+def opaque(image: Image.Image) -> Image.Image:
+    """Transparent parts put on white, or on black where white would hide a light drawing."""
+    if image.mode == "LAB":
+        lab, rgb = (ImageCms.createProfile(name) for name in ("LAB", "sRGB"))
+        return ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
+    if not image.has_transparency_data:
+        return image
+    straight = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)
+    image = (image.convert(straight) if straight else image).convert("RGBA")
+    least, largest = image.getchannel("A").getextrema()
+    if least == largest:  # draws nothing
+        return image.convert("RGB")
+    white, black = (
+        Image.alpha_composite(Image.new("RGBA", image.size, colour), image).convert("RGB")
+        for colour in ("white", "black")
+    )
+    (darkest, lightest), (low, high) = (p.convert("L").getextrema() for p in (white, black))
+    return black if darkest > 127 and high - low > lightest - darkest else white
 
 
 def softmax(logits: Array) -> Array:

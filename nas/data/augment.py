@@ -1,4 +1,4 @@
-"""Random changes of a whole batch of images, uint8 in and out.
+"""Random changes of a whole batch of images, in the type they come in.
 
 Each is a function of the batch and of a generator, the only source of its randomness.
 """

@@ -1,7 +1,9 @@
 """Checks of the options a user gives for data; each error is one sentence for them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from nas.errors import UserError
 
@@ -25,6 +27,23 @@ def fraction(option: str, value: object) -> float:
             f"excluded, such as 0.25."
         )
     return float(value)
+
+
+def levels(option: str, value: Any) -> tuple[float, float]:
+    """`value` as two different finite numbers; UserError otherwise."""
+    numbers = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else []
+    if len(numbers) == 2 and all(_is_finite(number) for number in numbers):
+        black, white = map(float, numbers)
+        if black != white:
+            return black, white
+    raise UserError(
+        f"data.{option}={value!r} is not possible: give the two values that mean black and "
+        f"white, such as [0,4095]."
+    )
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def one_of(option: str, value: object, allowed: Collection[object]) -> None:

@@ -2,29 +2,23 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
-from rich.console import Console
-from rich.progress import track
 
-from nas.data.checks import folder, one_of, whole_number
-from nas.data.images import Images, Part
+from nas.data.checks import folder, levels, one_of, whole_number
+from nas.data.decoding import Decoded, decode
+from nas.data.images import Images, Levels, Part
+from nas.data.pixels import Pixels, common_range, read_picture
 from nas.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 _HINT = "a folder with one subfolder of images per class"
 _NAMED = 20  # unreadable files named in one message
-_CHUNK = 64  # files per task: with one file each, starting tasks costs as much as small JPEGs
-
-T = TypeVar("T")
 Sample = tuple[str, int]  # (path, class)
 
 
@@ -34,13 +28,16 @@ class ImageFolder:
 
     Images are scaled and centre-cropped to ``size x size``, so that their proportions are kept.
     A lone ``val`` folder beside ``train`` is the test part; beside ``train`` and ``test`` it is
-    the val part. Hidden files and folders are passed over.
+    the val part. Hidden files and folders are passed over. Of several frames or pages in a file
+    the first is taken.
 
     Args:
         root: the folder.
         size: height and width of the images made, in pixels.
         channels: 3 for colour, 1 for grey.
         unreadable: "skip" files that cannot be decoded, naming them in the log, or "refuse" them.
+        value_range: the values that mean black and white in images of more than 8 bits a channel;
+            None: what their format says, else the data set, see `nas.data.pixels.common_range`.
 
     Raises:
         UserError: an option out of range; when called, a folder that cannot be used.
@@ -50,11 +47,14 @@ class ImageFolder:
     size: int = 32
     channels: int = 3
     unreadable: str = "skip"
+    value_range: Levels | None = None
 
     def __post_init__(self) -> None:
         whole_number("size", self.size, 1)
         one_of("channels", self.channels, (1, 3))
         one_of("unreadable", self.unreadable, ("skip", "refuse"))
+        if self.value_range is not None:
+            object.__setattr__(self, "value_range", levels("value_range", self.value_range))
 
     def __call__(self) -> Images:
         root = folder(self.root, _HINT)
@@ -66,9 +66,10 @@ class ImageFolder:
             found = list_images(path, classes)
             samples += found
             part_of += [part] * len(found)
-        self._check_memory(len(samples))
-        pixels, failures = decode(samples, self.size, self.channels)
+        decoded = decode([path for path, _ in samples], self.size, self.channels)
+        failures = decoded.failures
         self._report(root, samples, failures)
+        pixels, value_range = self._bright(decoded, len(samples) - len(failures))
 
         good = [i for i in range(len(samples)) if i not in failures]
         kept = np.array([part_of[i] for i in good])
@@ -78,7 +79,34 @@ class ImageFolder:
                 raise UserError(f"{folders[part]} holds no readable image: add some or remove it.")
         labels = torch.tensor([samples[i][1] for i in good], dtype=torch.int64)
         pixels = pixels[good] if failures else pixels
-        return Images(torch.from_numpy(pixels), labels, tuple(classes), given)
+        return Images(torch.from_numpy(pixels), labels, tuple(classes), given, value_range)
+
+    def _bright(self, decoded: Decoded, images: int) -> tuple[Pixels, Levels | None]:
+        """Pixels with 0 for black and 255 for white, and what they were where no format says."""
+        if decoded.backgrounds:
+            black = sum(name == "black" for name in decoded.backgrounds.values())
+            _LOG.warning(
+                "%d of %d images have transparent parts and are put on white, %d of them, drawn in "
+                "light colours, on black",
+                len(decoded.backgrounds),
+                images,
+                black,
+            )
+        if not decoded.deep:
+            return decoded.pixels, None
+        found = self.value_range or common_range(decoded.deep.values(), images)
+        pixels = decoded.pixels.astype(np.float32)
+        for i, picture in decoded.deep.items():
+            pixels[i] = picture.bright(found)
+        _LOG.warning(
+            "%d of %d images have more than 8 bits a channel: %s",
+            len(decoded.deep),
+            images,
+            "black and white are what their format says (floating point: 0 and 1)"
+            if found is None
+            else f"{found[0]:g} is black and {found[1]:g} is white (data.value_range)",
+        )
+        return pixels, found
 
     def _report(self, root: Path, samples: Sequence[Sample], failures: dict[int, str]) -> None:
         if not failures:
@@ -90,17 +118,6 @@ class ImageFolder:
         if self.unreadable == "refuse":
             raise UserError(f"{what}: {listed}; mend them, or pass data.unreadable=skip.")
         _LOG.warning("%s and are skipped: %s", what, listed)
-
-    def _check_memory(self, images: int) -> None:
-        # Left to itself, the system would kill the process minutes later without a word.
-        needed = images * self.channels * self.size**2
-        if hasattr(os, "sysconf"):
-            present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-            if needed > present:
-                raise UserError(
-                    f"{images} images of data.size={self.size} take {needed / 1e9:.1f} GB of "
-                    f"memory and this machine has {present / 1e9:.1f} GB: lower data.size."
-                )
 
 
 def part_folders(root: Path) -> dict[Part, Path]:
@@ -137,68 +154,32 @@ def list_images(root: Path, classes: Sequence[str]) -> list[Sample]:
             f"their classes are {', '.join(classes)}."
         )
 
+    endings = (*IMG_EXTENSIONS, ".gif")
+
     def is_image(path: str) -> bool:
         name = os.path.basename(path)
-        return name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")
+        return name.lower().endswith(endings) and not name.startswith(".")
 
     positions = {name: position for position, name in enumerate(classes)}
     samples = make_dataset(str(root), positions, is_valid_file=is_image, allow_empty=True)
     if not samples:
         raise UserError(
             f"data.root: the class folders in {root} hold no image: add files ending in "
-            f"{', '.join(IMG_EXTENSIONS)}."
+            f"{', '.join(endings)}."
         )
     return cast(list[Sample], samples)
 
 
-def decode(
-    samples: Sequence[Sample], size: int, channels: int
-) -> tuple[NDArray[np.uint8], dict[int, str]]:
-    """Pixels ``(N, C, size, size)``, and why for each position that could not be read."""
-    pixels = np.empty((len(samples), channels, size, size), np.uint8)
-    chunks = [range(len(samples))[at : at + _CHUNK] for at in range(0, len(samples), _CHUNK)]
+def read_image(path: str, size: int, channels: int, value_range: Levels | None = None) -> Pixels:
+    """One image ``(C, size, size)`` with values 0..255, as a data set of this file alone has it.
 
-    def fill(chunk: range) -> list[tuple[int, str]]:
-        return list(_fill(pixels, samples, chunk))
-
-    failures: dict[int, str] = {}
-    # torch's number of threads is what keeps parallel runs from crowding each other out.
-    pool = ThreadPoolExecutor(torch.get_num_threads())
-    try:
-        for failed in _with_bar(pool.map(fill, chunks), len(chunks)):
-            failures.update(failed)
-    finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the images still queued
-    return pixels, failures
-
-
-def _with_bar(steps: Iterable[T], total: int) -> Iterable[T]:
-    console = Console(stderr=True)
-    shown = console.is_terminal
-    return track(steps, "reading images", total, console=console, transient=True, disable=not shown)
-
-
-def _fill(
-    pixels: NDArray[np.uint8], samples: Sequence[Sample], chunk: range
-) -> Iterator[tuple[int, str]]:
-    for i in chunk:
-        try:
-            pixels[i] = read_image(samples[i][0], pixels.shape[-1], pixels.shape[1])
-        except Exception as error:  # a decoder may raise anything on a broken file
-            yield i, str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def read_image(path: str, size: int, channels: int) -> NDArray[np.uint8]:
-    """One image ``(C, size, size)``: upright, scaled and centre-cropped."""
-    mode = "RGB" if channels == 3 else "L"
-    with Image.open(path) as file:
-        file.draft(mode, (size, size))  # a large JPEG is decoded at a fraction of its size
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I;16"):  # `convert` would clip 16 bits instead of scaling them
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        image = ImageOps.fit(image.convert(mode), (size, size), Image.Resampling.BILINEAR)
-        array = np.asarray(image, dtype=np.uint8)
-    return array.reshape(size, size, channels).transpose(2, 0, 1)
+    Args:
+        value_range: black and white in a file of more than 8 bits a channel; None: found out.
+    """
+    picture = read_picture(path, size, channels)
+    known = not picture.deep or value_range is not None
+    pixels = picture.bright(value_range if known else common_range([picture], 1))
+    return np.repeat(pixels, channels, 0) if picture.deep else pixels
 
 
 def _subfolders(root: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """`DataModule`: one data set, split, normalised and served in batches."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, TypedDict
 
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader
 from nas.data.augment import AUGMENTS
 from nas.data.batches import EpochBatchSampler, InMemory, loader, rank_and_ranks
 from nas.data.checks import fraction, one_of, whole_number
-from nas.data.images import Images, Part, Source
+from nas.data.images import Images, Levels, Part, Source
 from nas.data.seeding import generator
 from nas.data.splits import split
 from nas.errors import UserError
@@ -122,6 +123,11 @@ class DataModule(pl.LightningDataModule):
         self._moments = (list(mean), list(std))
 
     @property
+    def value_range(self) -> Levels | None:
+        """Black and white in files of more than 8 bits, where their format does not say."""
+        return self.images.value_range
+
+    @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
         _, channels, height, width = self.images.pixels.shape
@@ -196,17 +202,34 @@ class DataModule(pl.LightningDataModule):
 
 
 def moments(pixels: Tensor, indices: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel of uint8 pixels seen as 0..1.
+    """Mean and standard deviation per channel of pixels 0..255 seen as 0..1.
 
     A channel that is constant has the standard deviation 1, so that dividing by it is safe.
     """
+    find = _moments_of_bytes if pixels.dtype == torch.uint8 else _moments_of_floats
+    mean, std = find(pixels, torch.split(indices, 4096))
+    # Relative to the mean: images that use few of many levels are dark, not constant.
+    return mean.tolist(), torch.where(std > 1e-6 * mean, std, 1.0).tolist()
+
+
+def _moments_of_bytes(pixels: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     values = torch.arange(256, dtype=torch.float64) / 255
     counts = torch.zeros(pixels.shape[1], 256, dtype=torch.float64)
-    for some in torch.split(indices, 4096):
+    for some in parts:
         # From histograms: exact, and no float copy of the data set is made.
         for channel, count in zip(pixels[some].transpose(0, 1), counts, strict=True):
             count += torch.bincount(channel.flatten(), minlength=256)
     weights = counts / counts.sum(1, keepdim=True)
     mean = weights @ values
-    std = (weights @ values**2 - mean**2).clamp(min=0).sqrt()
-    return mean.tolist(), torch.where(std > 1e-6, std, 1.0).tolist()
+    return mean, (weights @ values**2 - mean**2).clamp(min=0).sqrt()
+
+
+def _moments_of_floats(pixels: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    images = sum(map(len, parts))
+    mean = (
+        sum((pixels[some].double().mean((2, 3)).sum(0) for some in parts), torch.zeros(())) / images
+    )
+    centre = mean[:, None, None]
+    squares = (((pixels[some] - centre) ** 2).mean((2, 3)).sum(0) for some in parts)
+    std = (sum(squares, torch.zeros(())) / images).sqrt()
+    return mean / 255, std / 255

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nas.data.checks import folder, one_of
 from nas.data.folder import ImageFolder
-from nas.data.images import Images
+from nas.data.images import Images, Levels
 from nas.data.module import DataModule, Options
 from nas.errors import UserError
 
@@ -42,10 +42,11 @@ def image_folder(
     size: int = 32,
     channels: int = 3,
     unreadable: str = "skip",
+    value_range: Levels | None = None,
     **options: Unpack[Options],
 ) -> DataModule:
     """A user's own images, one folder per class; see `ImageFolder`."""
-    source = ImageFolder(root, size, channels, unreadable)
+    source = ImageFolder(root, size, channels, unreadable, value_range)
     # Colour images are mostly photographs; grey ones as often are signs, which have a direction.
     return DataModule(source, auto_augment="crop_flip" if channels == 3 else "none", **options)
 

@@ -29,7 +29,8 @@ def card(result: Mapping[str, Any], trained: bool, exported: Mapping[str, Any]) 
         "input": {
             **result["input"],
             "layout": "NCHW float32",
-            "preparation": "scaled and centre-cropped to H x W, as 0..1, minus mean, over std",
+            "preparation": "scaled and centre-cropped to H x W, as 0..1, minus mean, over std"
+            + _depth(result["input"].get("value_range")),
         },
         "output": "logits (N, classes); softmax gives probabilities",
         "metrics": result.get("metrics"),
@@ -45,6 +46,13 @@ def card(result: Mapping[str, Any], trained: bool, exported: Mapping[str, Any]) 
         "eager_latency": exported["eager_latency"],
         "formats": exported["formats"],
     }
+
+
+def _depth(value_range: Sequence[float] | None) -> str:
+    if value_range is None:
+        return ""
+    black, white = value_range
+    return f"; images of more than 8 bits a channel: {black:g} is 0 and {white:g} is 1"
 
 
 def _versions() -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nas.attempts import reason, record
 from nas.data import DataModule
 from nas.errors import UserError
 from nas.export.card import card, markdown
@@ -20,6 +21,7 @@ from nas.export.loading import state_bytes
 from nas.export.parity import Batch, Parity, compare, complaint
 from nas.export.qat import fine_tune
 from nas.export.source import Format, Model, Source
+from nas.quiet import captured
 from nas.run import RunDir, shown, write_atomic, write_json
 
 _EXAMPLE = 16  # samples that the exporters trace with
@@ -116,9 +118,10 @@ class Export:
         """Export; what is in export.json."""
         made, models = Exported(), dict[str, Model]()
         plain = self._source(self.subject.network)
-        int8 = self._for_int8(plain, made)
         with TemporaryDirectory(dir=self.out, prefix=".export-") as scratch:
-            for name, form in self.formats.items():
+            formats = self._taken(plain, Path(scratch), made)
+            int8 = self._for_int8(plain, formats, made)
+            for name, form in formats.items():
                 source = int8 if form.int8 else plain
                 model = self._one(name, form, source, Path(scratch), made)
                 if model is not None:
@@ -127,7 +130,8 @@ class Export:
             self._time(models, made)
         content = self._write(made)
         if made.refused:
-            raise UserError("; ".join(made.refused))
+            kept = f"; written: {', '.join(made.rows)}" if made.rows else ""
+            raise UserError("; ".join(made.refused) + kept)
         return content
 
     def _check_there(self) -> None:
@@ -172,9 +176,47 @@ class Export:
             )
         return images
 
-    def _for_int8(self, plain: Source, made: Exported) -> Source:
+    def _taken(self, plain: Source, scratch: Path, made: Exported) -> dict[str, Format]:
+        """The formats to write: nothing is trained for an int8 format that cannot be written."""
+        if not self.options.qat:
+            return self.formats
+        some = self.batches[:1]
+        return {
+            name: form
+            for name, form in self.formats.items()
+            if not form.int8 or self._compared(name, form, plain, scratch / "try", some, made)
+        }
+
+    def _compared(
+        self,
+        name: str,
+        form: Format,
+        source: Source,
+        folder: Path,
+        batches: Sequence[Batch],
+        made: Exported,
+    ) -> Parity | None:
+        """Write, open, and compare with the network itself; a failure is noted in `made`."""
+        log = self.out / f"{name}_error.txt"
+        log.unlink(missing_ok=True)  # of an earlier export
+        (folder / name).mkdir(parents=True)
+        try:
+            with captured() as said:
+                form.write(source, folder / name)
+                model = form.open(folder / name / form.files[0])
+                return compare(self.subject.network, model, batches)
+        except UserError as error:
+            made.refused.append(str(error))
+        except Exception as error:
+            where = record(error, said.getvalue(), log)
+            made.refused.append(
+                f"{form.runtime} cannot take this network as {name} ({reason(error)}){where}"
+            )
+        return None
+
+    def _for_int8(self, plain: Source, formats: Mapping[str, Format], made: Exported) -> Source:
         options = self.options
-        if not options.qat or not any(form.int8 for form in self.formats.values()):
+        if not options.qat or not any(form.int8 for form in formats.values()):
             return plain
         loader = self.subject.data.weight_loader()
         trained = fine_tune(
@@ -192,27 +234,15 @@ class Export:
     def _one(
         self, name: str, form: Format, source: Source, scratch: Path, made: Exported
     ) -> Model | None:
-        """Write, open, compare with the network itself (also where QAT has changed it), keep."""
-        folder = scratch / name
-        folder.mkdir()
-        try:
-            form.write(source, folder)
-            found = compare(self.subject.network, form.open(folder / form.files[0]), self.batches)
-        except UserError as error:
-            made.refused.append(str(error))
-            return None
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            made.refused.append(
-                f"{form.runtime} cannot take this network as {name} "
-                f"({type(error).__name__}: {reason})"
-            )
+        """Write, compare with the network itself (also where QAT has changed it), keep."""
+        found = self._compared(name, form, source, scratch, self.batches, made)
+        if found is None:
             return None
         drop = self.options.max_drop if self.subject.trained else None
         if said := complaint(name, found, form.tolerance, drop):
             made.refused.append(said)
             return None
-        return self._keep(name, form, folder, found, made)
+        return self._keep(name, form, scratch / name, found, made)
 
     def _keep(self, name: str, form: Format, folder: Path, found: Parity, made: Exported) -> Model:
         sizes = {}

@@ -22,7 +22,10 @@ def constructor(layer: nn.Module) -> str:
     """
     kind = type(layer)
     required, options = _arguments(layer)
-    built = kind(*required, **options)
+    try:
+        built = kind(*required, **options)
+    except Exception:
+        raise _unknown(layer) from None
     mine, other = ({k: v.shape for k, v in m.state_dict().items()} for m in (layer, built))
     if str(built) != str(layer) or mine != other:
         raise _unknown(layer)
@@ -33,7 +36,7 @@ def constructor(layer: nn.Module) -> str:
 def _arguments(layer: nn.Module) -> tuple[list[Any], dict[str, Any]]:
     required: list[Any] = []
     options: dict[str, Any] = {}
-    for name, parameter in inspect.signature(type(layer)).parameters.items():
+    for name, parameter in _parameters(type(layer)).items():
         if name in ("device", "dtype") or parameter.kind in (
             parameter.VAR_POSITIONAL,
             parameter.VAR_KEYWORD,
@@ -47,6 +50,17 @@ def _arguments(layer: nn.Module) -> tuple[list[Any], dict[str, Any]]:
         elif value != parameter.default:
             options[name] = value
     return required, options
+
+
+def _parameters(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    """What the constructor takes; those of recurrent layers tell only in their common base."""
+    found = dict(inspect.signature(kind).parameters)
+    if issubclass(kind, nn.RNNBase):
+        found = dict(inspect.signature(nn.RNNBase).parameters)
+        mode = found.pop("mode")
+        if kind is nn.RNN:
+            found["nonlinearity"] = mode.replace(name="nonlinearity", default="tanh")
+    return found
 
 
 def _plain(value: Any, name: str) -> Any:
@@ -63,6 +77,6 @@ def _text(value: Any) -> str:
 
 def _unknown(layer: nn.Module) -> UserError:
     return UserError(
-        f"the layer {layer} cannot be written as Python code, as it does not tell how it was "
-        "built; use another format, such as onnx or pt2"
+        f"the layer {type(layer).__name__} cannot be written as Python code, as it does not tell "
+        "how it was built; use another format, such as onnx or pt2"
     )

@@ -104,8 +104,23 @@ def quantized(source: Source, scratch: Path) -> Any:
         per_channel=True,
         weight_type=QuantType.QInt8,
         activation_type=QuantType.QInt8,
+        extra_options={"TensorQuantOverrides": _one_scale(onnx.load(ready), QuantType.QInt8)},
     )
     return onnx.load(out)
+
+
+def _one_scale(model: Any, kind: Any) -> dict[str, list[dict[str, Any]]]:
+    """Weights with one scale for all channels: those of grouped transposed convolutions.
+
+    They are ``(C_in, C_out / groups, ...)``: onnxruntime's tool takes the channels of one group
+    for all of them, and fails on a bias.
+    """
+    nodes = [node for node in model.graph.node if node.op_type == "ConvTranspose"]
+    groups = {
+        node.input[1]: next((a.i for a in node.attribute if a.name == "group"), 1) for node in nodes
+    }
+    override = {"quant_type": kind, "symmetric": True}
+    return {name: [override] for name, count in groups.items() if count > 1}
 
 
 class _Reader:

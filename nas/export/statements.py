@@ -99,7 +99,10 @@ class _Writer:
         if node.op == "get_attr":
             return _access(str(node.target))
         if node.op == "call_module":
-            # Not `all_input_nodes`: a module may be given one tensor twice.
+            if node.meta.get("layer"):
+                return f"{_access(str(node.target))}({', '.join([*args, *named])})"
+            # A class of its own has what it is told besides tensors written into its forward. Not
+            # `all_input_nodes`: a module may be given one tensor twice.
             given = (*node.args, *node.kwargs.values())
             tensors = [self.text(a) for a in given if isinstance(a, fx.Node)]
             return f"{_access(str(node.target))}({', '.join(tensors)})"

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from nas.export.layers import is_layer
+
 # What a module may be told besides tensors, and be written with the value it was told.
 _CONSTANTS = (type(None), bool, str, float)
 
@@ -74,6 +76,8 @@ def graph_of(
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
             node.target = str(node.target).removeprefix("inner.")
+        if node.op == "call_module":
+            node.meta["layer"] = is_layer(_attribute(module, str(node.target).split(".")))
     for node in reversed(graph.nodes):
         # Sizes that became numbers; anything else without a user may act in place.
         if not node.users and node.target in (getattr, operator.getitem):
@@ -159,6 +163,12 @@ class _Tracer(fx.Tracer):
         made: Any = super().create_proxy(*args, **kwargs)
         with torch.no_grad():
             made.value = self.values[made.node] = self._value(made.node)
+        if type(made.value) in (tuple, list):
+            # As such: a forward may ask whether it is one.
+            items = range(len(made.value))
+            return type(made.value)(
+                self.create_proxy("call_function", operator.getitem, (made, i), {}) for i in items
+            )
         return made
 
     def _value(self, node: fx.Node) -> Any:

@@ -104,7 +104,7 @@ class Extraction:
 
     def _carry_out(self, problem: Problem, arch: Arch, run: RunDir, config: str) -> RunDir:
         known: Mapping[str, Any] = run.read_result() or {}
-        if run.finished and (known.get("trained") or not self.fine_tune):
+        if run.complete and (known.get("trained") or not self.fine_tune):
             print(f"already there: {run.path}")
             return run
         stages = Run(problem.plan, run, arch, problem, train=self.fine_tune)

@@ -7,11 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
+from nas.data import DataModule, Images
 from nas.decision import decisions
 from nas.discrete import discretize
+from nas.errors import UserError
+from nas.export import job
 from nas.export.formats import FORMATS, chosen
+from nas.export.job import Export, Options, Subject
 from nas.export.parity import compare, complaint
 from nas.export.source import Source
 from nas.spaces.staged import StagedSpace
@@ -65,3 +71,166 @@ def test_a_wrong_file_is_noticed():
     assert "max difference" in complaint(
         "onnx", compare(one, lambda x: one(x) * float("nan"), batches), 1e-4, None
     )
+
+
+# Networks of a user's own: exported, or refused in one line, never wrong and never a traceback.
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer over the pixels: its last output, or the state that it ends in."""
+
+    def __init__(self, layer: nn.RNNBase, start: bool, state: bool) -> None:
+        super().__init__()
+        self.layer, self.start, self.state = layer, start, state
+        self.back = nn.LazyLinear(4)
+
+    def forward(self, x):
+        pixels = x.flatten(2).transpose(1, 2)
+        if not self.layer.batch_first:
+            pixels = pixels.transpose(0, 1)
+        paths = self.layer.num_layers * (1 + self.layer.bidirectional)
+        size = self.layer.proj_size or self.layer.hidden_size
+        begin = x.mean((1, 2, 3))[None, :, None].expand(paths, -1, size).contiguous()
+        if self.start and isinstance(self.layer, nn.LSTM):
+            cell = begin[..., :1].expand(-1, -1, self.layer.hidden_size).contiguous()
+            outputs, end = self.layer(pixels, (begin, cell))
+        elif self.start:
+            outputs, end = self.layer(pixels, begin)
+        else:
+            outputs, end = self.layer(pixels)
+        if isinstance(end, tuple):
+            end, _ = end
+        last = outputs[:, -1] if self.layer.batch_first else outputs[-1]
+        return x + self.back(end[-1] if self.state else last)[:, :, None, None]
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        pixels = x.flatten(2).transpose(1, 2)
+        return self.attention(pixels, pixels, pixels)[0].transpose(1, 2).reshape(x.shape)
+
+
+class Parts(nn.Module):
+    """Tuples and lists of tensors, and constants told a layer of torch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool, self.unpool = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
+
+    def forward(self, x):
+        first, second = x.chunk(2, 1)
+        pooled, places = self.pool(torch.cat([second, *first.split(1, 1)], 1))
+        return self.unpool(pooled, places, output_size=[4, 4])
+
+
+class Values(nn.Module):
+    def forward(self, x):
+        return x * 0 if float(x.abs().max()) > 1e6 else x
+
+
+class Forgotten(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.rand(4, 1, 1), persistent=False)
+
+    def forward(self, x):
+        return x * self.mask
+
+
+@st.composite
+def recurrent(draw) -> nn.Module:
+    kind, flag = draw(st.sampled_from([nn.LSTM, nn.GRU, nn.RNN])), st.booleans()
+    options = {"num_layers": draw(st.integers(1, 2)), "bias": draw(flag)}
+    options |= {"batch_first": draw(flag), "bidirectional": draw(flag)}
+    if kind is nn.LSTM:
+        options["proj_size"] = draw(st.integers(0, 2))
+    if kind is nn.RNN:
+        options["nonlinearity"] = draw(st.sampled_from(["tanh", "relu"]))
+    return Recurrent(kind(4, 3, **options), draw(flag), draw(flag))
+
+
+groups = st.sampled_from([1, 2, 4])
+MODULES = st.one_of(
+    recurrent(),
+    groups.map(lambda g: nn.ConvTranspose2d(4, 4, 3, padding=1, groups=g)),
+    groups.map(lambda g: nn.Conv2d(4, 4, 3, padding=1, groups=g)),
+    st.sampled_from([Attention, Parts, Values, Forgotten, nn.Hardswish]).map(lambda kind: kind()),
+    st.just(None).map(lambda _: nn.Sequential(nn.LayerNorm((4, 4)), nn.BatchNorm2d(4))),
+)
+
+
+def plain(*modules: nn.Module) -> nn.Module:
+    """A network of them for images of 4 x 4; its weights decide the classes clearly."""
+    torch.manual_seed(0)
+    network = nn.Sequential(*modules, nn.Flatten(), nn.Linear(64, 3)).eval()
+    network(torch.zeros(2, 4, 4, 4))
+    return network
+
+
+def subject(network: nn.Module) -> Subject:
+    pixels = torch.randint(256, (90, 4, 4, 4), generator=torch.Generator().manual_seed(0))
+    classes = torch.arange(90) % 3
+    images = Images(pixels.byte(), classes, ("a", "b", "c"), {"train": torch.arange(90)})
+    data = DataModule(lambda: images, batch_size=8)
+    input_ = {"shape": [4, 4, 4], "classes": ["a", "b", "c"], "mean": data.mean, "std": data.std}
+    result = {"space": "mine", "data": "drawn", "arch": {}, "input": input_}
+    return Subject(network, data, result, False, "a test")
+
+
+@given(st.lists(MODULES, min_size=1, max_size=3))
+@example([Parts()])
+@example([Recurrent(nn.LSTM(4, 3, bidirectional=True, proj_size=1), start=True, state=True)])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_drawn_network_as_python_is_the_same_or_refused_in_one_line(tmp_path_factory, modules):
+    out = tmp_path_factory.mktemp("export")
+    hopeless = [m for m in modules if isinstance(m, Attention | Values | Forgotten)]
+    export = Export(subject(plain(*modules)), Options(("python",), latency=False), out)
+
+    if hopeless:
+        with pytest.raises(UserError, match="cannot be written as Python code") as caught:
+            export()
+        assert "\n" not in str(caught.value)
+        assert not (out / "network.py").exists()
+    else:
+        assert export()["formats"]["python"]["max_abs_diff"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("channels", [(4, 2), (2, 2), (4, 4), (4, 1)], ids=str)
+def test_transposed_convolutions_in_int8(tmp_path, channels, bias):
+    """(channels in, groups): the network is right to within int8's own rounding."""
+    given_, groups_ = channels
+    layer = nn.ConvTranspose2d(given_, 8, 3, padding=1, groups=groups_, bias=bias)
+    network = plain(nn.Conv2d(4, given_, 1), layer, nn.Conv2d(8, 4, 1))
+    content = Export(subject(network), Options(("int8_onnx",), latency=False), tmp_path)()
+    assert 0 < content["formats"]["int8_onnx"]["max_abs_diff"] < 0.05
+
+
+@pytest.mark.slow
+def test_what_onnx_cannot_hold_is_refused_and_the_rest_is_kept(tmp_path, monkeypatch):
+    def train(*_):
+        raise AssertionError("trained for a format that cannot be written")
+
+    monkeypatch.setattr(job, "fine_tune", train)
+    options = Options(("onnx", "int8_onnx", "state_dict"), qat=True, latency=False)
+    with pytest.raises(UserError) as caught:
+        Export(subject(plain(Values())), options, tmp_path)()
+    said = str(caught.value)
+    assert "\n" not in said
+    assert len(said) < 800
+    for part in (
+        "as onnx (Guard",
+        "as int8_onnx (Guard",
+        "onnx_error.txt",
+        "; written: state_dict",
+    ):
+        assert part in said
+    assert "Traceback" in (tmp_path / "int8_onnx_error.txt").read_text()
+    assert {path.suffix for path in tmp_path.iterdir()} == {".pt", ".txt", ".json", ".md"}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -152,6 +153,36 @@ def test_classify_reads_the_files_and_their_card(exported: Path) -> None:
     assert len(done.stdout.splitlines()) == 12
 
 
+def test_images_of_32_bits_from_the_search_to_the_example_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(0)
+    for label, level in (("dark", 9_000), ("light", 60_000)):
+        Path(f"photos/{label}").mkdir(parents=True)
+        for i in range(30):
+            values = level + draw.integers(0, 5_000, (8, 8))
+            Image.fromarray(values.astype(np.int32)).save(f"photos/{label}/{i}.tif")
+    data = ["data=image_folder", "data.root=photos", "data.size=8", "data.batch_size=8"]
+    words = ["search=random", "space.width=0.5", "finetune.epochs=6", *QUIET, "name=a", *data]
+    assert run(["search", *words]) == 0
+    result = RunDir(Path("runs/a")).read_result() or {}
+    assert result["input"]["value_range"] == [0, 65535]
+    assert result["metrics"]["test_acc"] == 1
+
+    # What was light in training is light in images that are all dark, too.
+    for path in Path("photos/light").iterdir():
+        Image.fromarray(np.asarray(Image.open(path)) // 300).save(path)
+    for path in Path("photos/dark").iterdir():
+        Image.fromarray(np.asarray(Image.open(path)) // 300).save(path)
+    assert run(["export", "runs/a", "format=python", "latency=false"]) == 0
+    row = json.loads(Path("runs/a/export/export.json").read_text())["formats"]["python"]
+    assert row["eager_accuracy"] == 0.5
+    assert "0 is 0 and 65535 is 1" in Path("runs/a/export/card.md").read_text()
+    done = classified(Path("runs/a/export/network.py"), "photos")
+    assert [line.split("\t")[1] for line in done.stdout.splitlines()] == ["dark"] * 60
+
+
 def classified(network: Path, images: str) -> "subprocess.CompletedProcess[str]":
     script = str(ROOT / "scripts" / "classify.py")
     # Isolated: the example must not lean on the package.
@@ -223,6 +254,19 @@ def test_a_run_that_did_not_finish(finished: Path, capsys: pytest.CaptureFixture
     line = complaint(capsys, "a")
     assert "no finished run" in line
     assert "resume=a" in line
+
+
+def test_a_space_of_ones_own_whose_module_is_gone(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = finished / "config.yaml"
+    text = config.read_text().replace("nas.spaces.staged.StagedSpace", "nowhere.Net")
+    config.write_text(text)
+    assert run(["export", "a", "trust=true"]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert "'nowhere.Net' cannot be imported" in said.strip().splitlines()[-1]
+    assert "on PYTHONPATH" in said
 
 
 def test_data_of_other_classes(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "nas"
 # A module may import from its own layer or an earlier one.
 LAYERS = (
     "errors arch copying pareto run schedule units drawing quiet",
-    "budget",
+    "budget attempts",
     "config data explain",
     "decision",
     "ops supernet",
