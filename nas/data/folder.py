@@ -2,6 +2,8 @@
 
 import logging
 import os
+import stat
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +24,9 @@ from nas.errors import UserError
 _LOG = logging.getLogger(__name__)
 _HINT = "a folder with one subfolder of images per class"
 _NAMED = 20  # unreadable files named in one message
+# What the endings stand for. Pillow goes by the content: a "photo.png" of PostScript would be given
+# to Ghostscript, a program that runs what is in it.
+_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _CHUNK = 64  # files per task: with one file each, starting tasks costs as much as small JPEGs
 
 T = TypeVar("T")
@@ -165,8 +170,11 @@ def decode(
     # torch's number of threads is what keeps parallel runs from crowding each other out.
     pool = ThreadPoolExecutor(torch.get_num_threads())
     try:
-        for failed in _with_bar(pool.map(fill, chunks), len(chunks)):
-            failures.update(failed)
+        with warnings.catch_warnings():
+            # A small file may hold an image that fills the memory: Pillow warns, and goes on.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            for failed in _with_bar(pool.map(fill, chunks), len(chunks)):
+                failures.update(failed)
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the images still queued
     return pixels, failures
@@ -191,7 +199,9 @@ def _fill(
 def read_image(path: str, size: int, channels: int) -> NDArray[np.uint8]:
     """One image ``(C, size, size)``: upright, scaled and centre-cropped."""
     mode = "RGB" if channels == 3 else "L"
-    with Image.open(path) as file:
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("it is no plain file")
+    with Image.open(path, formats=_FORMATS) as file:
         file.draft(mode, (size, size))  # a large JPEG is decoded at a fraction of its size
         image = ImageOps.exif_transpose(file)
         if image.mode.startswith("I;16"):  # `convert` would clip 16 bits instead of scaling them

@@ -109,6 +109,26 @@ def load_supernet(supernet: nn.Module, checkpoint: Path) -> None:
     free(supernet)
 
 
+def check_checkpoint(module: nn.Module, path: Path) -> None:
+    """Whether a training of `module` can go on from `path`; Lightning would end in a traceback.
+
+    Raises:
+        UserError: it is damaged, or a checkpoint of something else.
+    """
+    try:
+        saved = read_tensors(path)
+        found = {name: value.shape for name, value in saved["state_dict"].items()}
+        parts = ("epoch", "global_step", "loops", "optimizer_states", "lr_schedulers")
+        lacking = [name for name in parts if name not in saved]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no checkpoint to go on from: {error}; remove it") from None
+    wanted = {name: value.shape for name, value in module.state_dict().items()}
+    other = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+    if lacking or other:
+        what = f"it lacks {lacking[0]}" if lacking else f"{other[0]} is of another size, or missing"
+        raise UserError(f"{path} is no checkpoint of this training ({what}): remove it")
+
+
 def state_bytes(module: nn.Module) -> bytes:
     """The module's state dict as the content of a file."""
     buffer = io.BytesIO()

@@ -1,7 +1,5 @@
 """Trials: architectures that were scored, one line of JSON each, never scored twice."""
 
-import csv
-import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +15,7 @@ from nas.errors import UserError
 from nas.pareto import non_dominated
 from nas.reading import TABLE, parse_json, read_bytes
 from nas.run import is_main
+from nas.tables import csv_text
 
 SCHEMA = 1
 
@@ -231,9 +230,5 @@ def table_of(trials: Sequence[Trial], objectives: Sequence[str]) -> str:
         }
         for trial in trials
     ]
-    text = io.StringIO()
     names = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(names, ([row.get(name, "") for name in names] for row in rows))

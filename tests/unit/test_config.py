@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 
 from nas.config import _fits, check, config_dir, groups, register
 from nas.errors import UserError
-from nas.run import fingerprint
+from nas.run import RunDir, fingerprint
+from nas.saved import read_saved
 from nas.trusted import foreign
 
 
@@ -29,10 +30,11 @@ SHIPPED = [
 
 
 @pytest.mark.parametrize("override", SHIPPED)
-def test_every_shipped_configuration_passes(override: str) -> None:
+def test_every_shipped_configuration_passes(override: str, tmp_path: Path) -> None:
     config = composed(override)
     check(config)
-    saved = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+    saved = OmegaConf.to_container(read_saved(RunDir(tmp_path)), resolve=False)
     assert isinstance(saved, dict)
     assert not list(foreign(saved))
 
