@@ -117,16 +117,21 @@ def check_checkpoint(module: nn.Module, path: Path) -> None:
     """
     try:
         saved = read_tensors(path)
-        found = {name: value.shape for name, value in saved["state_dict"].items()}
+        found = _sizes(saved["state_dict"])
         parts = ("epoch", "global_step", "loops", "optimizer_states", "lr_schedulers")
         lacking = [name for name in parts if name not in saved]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no checkpoint to go on from: {error}; remove it") from None
-    wanted = {name: value.shape for name, value in module.state_dict().items()}
+    wanted = _sizes(module.state_dict())
     other = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
     if lacking or other:
         what = f"it lacks {lacking[0]}" if lacking else f"{other[0]} is of another size, or missing"
         raise UserError(f"{path} is no checkpoint of this training ({what}): remove it")
+
+
+def _sizes(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes of the tensors; a module's extra state, such as its draws, has none."""
+    return {name: getattr(value, "shape", ()) for name, value in state.items()}
 
 
 def state_bytes(module: nn.Module) -> bytes:
