@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from nas.errors import UserError
+from nas.reading import RECORD, parse_json, read_text
 from nas.run import write_atomic
 
 Option = str | int | tuple[int, ...]
@@ -55,8 +56,8 @@ class Arch:
             UserError: not JSON, another schema version, or a field of the wrong type.
         """
         try:
-            raw = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            raw = parse_json(text)
+        except ValueError as error:
             raise UserError(f"{source} is not JSON ({error}); expected an arch.json") from None
         if not isinstance(raw, dict) or not {"schema", "space", "choices"} <= set(raw):
             raise UserError(
@@ -79,8 +80,8 @@ class Arch:
     def load(cls, path: Path) -> "Arch":
         """Read `path` and validate it; a missing or invalid file is a `UserError`."""
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(Path(path), RECORD)
+        except (OSError, ValueError) as error:
             raise UserError(f"cannot read the architecture file {path}: {error}") from None
         return cls.from_json(text, str(path))
 

@@ -146,7 +146,10 @@ def _options(verb: str) -> str:
 
 def _report(verb: str, arguments: list[str]) -> int:
     if not arguments or "-h" in arguments or "--help" in arguments:
-        print("nas report DIR [DIR ...] [cost=params] [metric=test_acc] [out=FOLDER] [--serve]")
+        print(
+            "nas report DIR [DIR ...] [cost=params] [metric=test_acc] [out=FOLDER] [--serve]: "
+            "reads figures; nothing that a folder names is run"
+        )
         return 0 if arguments else 2
     from nas.report import report
 
@@ -170,7 +173,10 @@ def _report(verb: str, arguments: list[str]) -> int:
 def _draw(verb: str, arguments: list[str]) -> int:
     asked = "-h" in arguments or "--help" in arguments
     if asked or not arguments:
-        print("nas draw RUN [RUN ...]: prints each network, writes RUN/network.svg and network.csv")
+        print(
+            "nas draw RUN [RUN ...]: prints each network, writes RUN/network.svg and network.csv; "
+            "nothing that a folder names is run"
+        )
         return 0 if asked else 2
     from nas.result import draw
 

@@ -56,15 +56,12 @@ class RunConfig:
     out: str = "runs"
     name: str = MISSING
     resume: Any = False
+    trust: bool = False
     threads: int = 0
     stable_epochs: int | None = None
     speed: Speed = Speed.kernels
     arch: str | None = None  # nas finetune: the architecture to train
     checkpoint: str | None = None  # nas finetune: a search's last.ckpt to inherit weights from
-
-
-# What a run's own config.yaml may name: resuming a folder must not run code that it brings along.
-TRUSTED = ("nas.", "torch.optim.", "pytorch_lightning.")
 
 
 def register() -> None:
@@ -219,17 +216,3 @@ def _fits(value: object, hint: Any) -> bool:
 
 def _shown(hint: Any) -> str:
     return getattr(hint, "__name__", str(hint)).replace("typing.", "")
-
-
-def check_trusted(config: DictConfig, source: Path) -> None:
-    """Refuse a saved configuration that names code from elsewhere.
-
-    Raises:
-        UserError: some ``_target_`` is none of this package's, torch's optimizers or Lightning's.
-    """
-    for key, node in _targets(OmegaConf.to_container(config, resolve=False), ""):
-        if not str(node["_target_"]).startswith(TRUSTED):
-            raise UserError(
-                f"{source} names code of its own, {key}._target_={node['_target_']!r}, which is "
-                "not run from a file: repeat the original command with resume=true"
-            )

@@ -12,13 +12,14 @@ from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from nas.config import check, config_dir, register
+from nas.config import check, config_dir, groups, register
 from nas.errors import UserError
 from nas.explain import explain
 from nas.export.job import Export, Options, Subject
 from nas.result import input_fields
 from nas.run import RunDir
 from nas.saved import change, saved_config
+from nas.trusted import asked
 
 _OWN = ("format", "out", "trust", "weights")
 
@@ -28,6 +29,7 @@ def export(arguments: Sequence[str]) -> int:
     words = _words(arguments[1:])
     options = _options(words)
     own = {key: words.pop(key) for key in _OWN if key in words}
+    trust = asked(own)
     _quiet()
     import torch
 
@@ -39,7 +41,7 @@ def export(arguments: Sequence[str]) -> int:
         folder = source.parent if source.suffix == ".json" else source
         if "weights" in own:
             raise UserError("weights=FILE goes with an arch.json; a run has weights of its own")
-        subject = _of_run(RunDir(folder), words, _true(own, "trust"), command)
+        subject = _of_run(RunDir(folder), words, trust, command)
     torch.set_num_threads(1)  # as the runtimes that it is compared with
     Export(subject, options, Path(own.get("out", folder / "export")))()
     return 0
@@ -73,10 +75,6 @@ def _value(key: str, text: str) -> Any:
         return float(text) if key in ("qat_lr", "max_drop") else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError):
         return text
-
-
-def _true(own: Mapping[str, str], key: str) -> bool:
-    return bool(yaml.safe_load(own.get(key, "false")))
 
 
 def _of_run(run: RunDir, words: Mapping[str, str], trust: bool, command: str) -> Subject:
@@ -142,7 +140,8 @@ def _bare(path: Path, words: dict[str, str], weights: str | None, command: str) 
     from nas.export.loading import load_weights
 
     arch = Arch.load(path)
-    words.setdefault("space", arch.space)
+    if "space" not in words:
+        words["space"] = _space(arch.space, path, words.get("config-dir"))
     config = _composed(words)
     data = _data(config)
     torch.manual_seed(config.seed)
@@ -163,6 +162,19 @@ def _bare(path: Path, words: dict[str, str], weights: str | None, command: str) 
         "input": input_fields(data),
     }
     return Subject(network, data, result, weights is not None, command)
+
+
+def _space(name: str, path: Path, folder: str | None) -> str:
+    """The space that a file names, as an option of Hydra's, which would take any path."""
+    known = groups()["space"]
+    if folder:
+        known += sorted(file.stem for file in (Path(folder) / "space").glob("*.yaml"))
+    if name not in known:
+        raise UserError(
+            f"{path} is of space {name!r}, which is none of {', '.join(known)}: pass space=NAME, "
+            "and --config-dir=FOLDER for one of your own"
+        )
+    return name
 
 
 def _composed(words: Mapping[str, str]) -> DictConfig:

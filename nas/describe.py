@@ -23,7 +23,7 @@ def describe(
     console: Console | None = None,
 ) -> None:
     """Print the decisions with their options, the number of architectures, the range of costs."""
-    console = console or Console()
+    console = console or Console(markup=False)
     traced = trace(model, example)
     console.print(_decisions(model))
     count = prod(len(decision.options) for _, decision in decisions(model))

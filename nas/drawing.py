@@ -1,7 +1,6 @@
 """An architecture as a drawing: block by block, in the terminal, as SVG and as CSV."""
 
-import csv
-import io
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -10,20 +9,24 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nas import tables
+
 Parts = Sequence[Mapping[str, Any]]  # as result.json has them, see `nas.anatomy.Part`
 
 PIPE_WIDTH = 140  # columns where the output is no terminal that has a width
 BAR = 12  # characters of a full bar in the terminal
 ROW, FULL, GAP = 30, 200, 14  # of the SVG, in pixels: a row, a full bar, between columns
 LETTER = 7.2  # pixels that a letter of 12 takes at most in the mean, in any sans-serif
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 # Legible on white and on dark, see `nas.report.series`.
 TONES = ("#3a8bd0", "#d9622b", "#259b78", "#b768a8", "#c2921d", "#6b7f93")
 
 
 def console() -> Console:
     """Where tables are printed: the terminal at its width, a pipe or a log at a fixed one."""
-    plain = Console(highlight=False)
-    return plain if plain.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
+    # No markup: a name out of a file may have brackets in it.
+    plain = Console(highlight=False, markup=False)
+    return plain if plain.is_terminal else Console(highlight=False, markup=False, width=PIPE_WIDTH)
 
 
 def table(parts: Parts, costs: Sequence[str]) -> Table:
@@ -61,27 +64,27 @@ def svg(parts: Parts, costs: Sequence[str], title: str = "", alone: bool = False
     width -= 2 * left
     page = _page(width, height, title) if alone else ""
     size = f' width="{width}" height="{height}" style="max-width: 100%"' if alone else ""
-    return (
+    drawn = (
         f'<svg xmlns="http://www.w3.org/2000/svg"{size} viewBox="{left} 0 {width} {height}" '
         f'role="img" aria-label="{escape(title or "architecture")}" '
         f'font-family="system-ui, sans-serif" font-size="12" fill="currentColor">{page}'
         f"{_legend(costs, columns.bars, head - 26)}{rows}</svg>"
     )
+    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", drawn)
 
 
 def csv_text(parts: Parts) -> str:
     """The same as a table: each part with its amount and share of every cost that adds up."""
     costs = costs_of(parts)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     shares = [f"{name}_share" for name in costs]
-    writer.writerow(["block", "operation", "channels", "size", "layers", *costs, *shares])
+    header = ["block", "operation", "channels", "size", "layers", *costs, *shares]
+    rows: list[list[Any]] = []
     for part in parts:
         size = "x".join(str(n) for n in part["size"])
         own = [part["name"], part["option"], part["channels"], size, part.get("layers")]
         amounts = [part["costs"].get(name, 0) for name in costs]
-        writer.writerow([*own, *amounts, *(round(share(parts, part, name), 6) for name in costs)])
-    return text.getvalue()
+        rows.append([*own, *amounts, *(round(share(parts, part, name), 6) for name in costs)])
+    return tables.csv_text(header, rows)
 
 
 def share(parts: Parts, part: Mapping[str, Any], cost: str) -> float:

@@ -185,7 +185,7 @@ def _about(config: DictConfig) -> dict[str, Any]:
     overrides = {}
     for word in words:
         key, _, value = word.partition("=")
-        if key not in ("out", "name", "resume", "threads"):
+        if key not in ("out", "name", "resume", "trust", "threads"):
             overrides[key.lstrip("+~")] = yaml.safe_load(value)
     return {
         "seed": config.seed,

@@ -16,6 +16,7 @@ from nas.decision import free
 from nas.discrete import discretize
 from nas.errors import InterruptedRunError
 from nas.export import load_supernet, onnx, state_bytes
+from nas.export.loading import check_checkpoint
 from nas.latency.found import NAME as LATENCY
 from nas.latency.found import measured_fields, write_picture
 from nas.plan import Plan, Problem, check_logits
@@ -234,6 +235,8 @@ class Run:
         checkpoint: Any,
         validate: bool = True,
     ) -> None:
+        if checkpoint is not None:
+            check_checkpoint(module, checkpoint)
         try:
             trainer.fit(
                 module,

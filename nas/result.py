@@ -1,6 +1,5 @@
 """What a run leaves behind to be read: the fields of result.json, and what the user is told."""
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from math import isclose
@@ -11,6 +10,7 @@ from nas.arch import Arch
 from nas.cost.base import Expected
 from nas.drawing import console, costs_of, csv_text, svg, table
 from nas.errors import UserError
+from nas.reading import read_json as read_value
 from nas.run import RunDir, shown, write_atomic
 from nas.selection import largest_of, least_of
 from nas.units import amount
@@ -70,7 +70,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: it is missing or damaged.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_value(path)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path} ({error}); remove the run and start again") from None
     if not isinstance(content, dict):

@@ -6,11 +6,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from nas.errors import UserError
 from nas.run import RunDir, find_runs, fingerprint
-from nas.saved import saved_config
+from nas.saved import read_saved, saved_config
+from nas.trusted import refuse_links
 
 # Keys that say where and how a run is made, not what comes out of it.
-_UNIMPORTANT = ("out", "name", "resume", "threads", "trainer", "measure")
+_UNIMPORTANT = ("out", "name", "resume", "trust", "threads", "trainer", "measure")
 
 # Environment variable: jobs of a sweep may run in processes that know no command line.
 COMMAND = "NAS_COMMAND"
@@ -31,12 +33,12 @@ def resumed(config: DictConfig, made: Path) -> tuple[DictConfig, Path]:
         return config, made
     if config.resume is not True:
         source = RunDir(Path(str(config.resume)))
-        saved = saved_config(source)
-        remove_if_empty(made)
-        return saved, source.path
-    wanted = _fingerprint(config)
+        remove_if_empty(made)  # first: a folder that is refused leaves nothing behind
+        return saved_config(source, config.trust), source.path
+    wanted = _fingerprint(config, resolve=True)
     for run in reversed(find_runs(Path(config.out))):
-        if run.config.is_file() and _fingerprint(OmegaConf.load(run.config)) == wanted:
+        if _fingerprint_of(run) == wanted:
+            refuse_links(run.path)
             if run.path != made:
                 remove_if_empty(made)
             return config, run.path
@@ -49,7 +51,15 @@ def remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _fingerprint(config: Any) -> str:
-    container = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+def _fingerprint_of(run: RunDir) -> str | None:
+    """Of what a run has saved, which is resolved; None where it cannot be read."""
+    try:
+        return _fingerprint(read_saved(run), resolve=False)
+    except UserError:
+        return None
+
+
+def _fingerprint(config: Any, resolve: bool) -> str:
+    container = OmegaConf.to_container(config, resolve=resolve, enum_to_str=True)
     assert isinstance(container, dict)
     return fingerprint({str(k): v for k, v in container.items()}, without=_UNIMPORTANT)

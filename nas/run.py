@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.errors import UserError
+from nas.reading import read_json
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class RunDir:
     def read_result(self) -> dict[str, Any] | None:
         """The content of result.json, or None where the run has not ended or it is unreadable."""
         try:
-            content = json.loads(self.result.read_text(encoding="utf-8"))
+            content = read_json(self.result)
         except (OSError, ValueError):
             return None
         return content if isinstance(content, dict) else None

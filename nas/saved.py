@@ -8,9 +8,11 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nas.config import alternatives, check_trusted, config_dir, groups
+from nas.config import alternatives, config_dir, groups
 from nas.errors import UserError
+from nas.reading import read_config
 from nas.run import RunDir
+from nas.trusted import check_trusted, refuse_links
 
 
 def saved_config(run: RunDir, trust: bool = False) -> DictConfig:
@@ -20,18 +22,31 @@ def saved_config(run: RunDir, trust: bool = False) -> DictConfig:
         trust: let it name code from outside this package, such as a space of the user's own.
 
     Raises:
-        UserError: there is none, it is damaged, or it names foreign code that is not trusted.
+        UserError: there is none, it is damaged, or it names foreign code that is not trusted; or a
+            link in the folder.
+    """
+    config = read_saved(run)
+    plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    check_trusted(plain, run.config, trust)
+    refuse_links(run.path)
+    return config
+
+
+def read_saved(run: RunDir) -> DictConfig:
+    """A run's config.yaml as it stands there: nothing in it is resolved or imported.
+
+    Raises:
+        UserError: there is none, or it is damaged.
     """
     try:
-        config = OmegaConf.load(run.config)
-    except (OSError, yaml.YAMLError) as error:
+        config = OmegaConf.create(read_config(run.config))
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(
             f"{run.path} is not a run's folder (cannot read its config.yaml: {error})"
         ) from None
     if not isinstance(config, DictConfig):
         raise UserError(f"{run.config} is damaged: it must hold a mapping")
-    if not trust:
-        check_trusted(config, run.config)
     return config
 
 

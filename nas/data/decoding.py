@@ -1,6 +1,7 @@
 """Many image files at once, on several threads."""
 
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
@@ -50,8 +52,11 @@ def decode(paths: Sequence[str], size: int, channels: int) -> Decoded:
     # torch's number of threads is what keeps parallel runs from crowding each other out.
     pool = ThreadPoolExecutor(torch.get_num_threads())
     try:
-        for _ in _with_bar(pool.map(fill, chunks), len(chunks)):
-            pass
+        with warnings.catch_warnings():
+            # A small file may hold an image that fills the memory: Pillow warns, and goes on.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            for _ in _with_bar(pool.map(fill, chunks), len(chunks)):
+                pass
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the images still queued
     # In the order of the files, not in that of the threads: messages name the first ones.

@@ -4,6 +4,8 @@ Files of 8 bits a channel give uint8. Grey files of more (16-bit PNG and TIFF, 3
 floating point) give float32, as 8 bits would lose what lies within few of their levels.
 """
 
+import os
+import stat
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,9 @@ from nas.errors import UserError
 
 Pixels = NDArray[Any]  # uint8, or float32 of files with more depth
 
+# What the endings stand for. Pillow goes by the content: a "photo.png" of PostScript would be given
+# to Ghostscript, a program that runs what is in it.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _WHITES = (255.0, 65535.0, 2.0**24 - 1, 2.0**32 - 1)
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
 _ADVICE = "pass data.value_range=[BLACK,WHITE], the values that mean black and white"
@@ -72,7 +77,9 @@ def read_picture(path: str, size: int, channels: int) -> Picture:
         OSError: it is no image, or a damaged one.
     """
     mode = "RGB" if channels == 3 else "L"
-    with Image.open(path) as file:
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("it is no plain file")
+    with Image.open(path, formats=_FORMATS) as file:
         file.draft(mode, (size, size))  # a large JPEG is decoded at a fraction of its size
         image = ImageOps.exif_transpose(file)
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):

@@ -5,20 +5,22 @@ the network one expression of such classes and layers of `torch.nn`. Names are k
 the state dict of the network fits the file.
 """
 
-import json
-import keyword
+import ast
+import builtins
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from nas.errors import UserError
-from nas.export.layers import constructor, is_layer
+from nas.export.layers import constructor, is_layer, is_plain, literal
 from nas.export.statements import statements
 from nas.export.tracing import Call, calls, graph_of
 
 WIDTH = 100
+_FILE_NAMES = ("torch", "nn", "Path", "OrderedDict", "build", "load")  # of the file itself
+_TAKEN = ("self", "super", "torch", "nn")  # in an `__init__`
 _LISTS = (nn.Sequential, nn.ModuleList)
 
 
@@ -37,13 +39,13 @@ def python_source(
     Raises:
         UserError: something in the network cannot be written as code; the message names it.
     """
-    writer = _Writer(calls(network, example))
+    writer = _Writer(calls(network, example), constants)
     tree = writer.build(network, "Network")
     values = "\n".join(_assignment(name, value) for name, value in constants.items())
     classes = "\n\n\n".join(writer.classes.values())
     body = _laid_out(tree, 1, len("return "))
     ordered = "from collections import OrderedDict\n" if "OrderedDict(" in body else ""
-    return _FILE.format(
+    text = _FILE.format(
         about=about.replace("\\", "/").replace('"', "'"),
         ordered=ordered,
         values=values,
@@ -51,6 +53,14 @@ def python_source(
         body=body,
         weights=weights,
     )
+    try:
+        ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"the network cannot be written as Python code ({error}): use another format, such as "
+            "onnx or pt2"
+        ) from None
+    return text
 
 
 _FILE = '''"""{about}
@@ -86,7 +96,7 @@ def load(weights: str | Path = Path(__file__).with_name("{weights}")) -> nn.Modu
 
 
 def _assignment(name: str, value: Any) -> str:
-    return f"{name} = {json.dumps(value, ensure_ascii=False)}"
+    return f"{name} = {literal(value)}"
 
 
 class _Writer:
@@ -96,8 +106,9 @@ class _Writer:
         classes: body without its name -> text of the class.
     """
 
-    def __init__(self, known: Mapping[nn.Module, Call]) -> None:
+    def __init__(self, known: Mapping[nn.Module, Call], constants: Iterable[str]) -> None:
         self.known = known
+        self.reserved = {*_FILE_NAMES, *vars(builtins), *constants}
         self.classes: dict[str, str] = {}
         self.names: dict[str, str] = {}
 
@@ -166,8 +177,9 @@ class _Writer:
         kept = [k for k, _ in buffers]
         body = _init(children, parameters, kept) + _forward(self._graph(module))
         if body not in self.classes:
-            base = name or re.sub(r"\W", "", type(module).__name__)
-            used = set(self.names.values())
+            base = name or re.sub(r"\W", "", type(module).__name__, flags=re.ASCII)
+            base = base if is_plain(base) else f"Part{base.lstrip('_')}"
+            used = {*self.names.values(), *self.reserved}
             options = [base, *(f"{base}{i}" for i in range(2, len(used) + 3))]
             self.names[body] = next(option for option in options if option not in used)
             self.classes[body] = f"class {self.names[body]}(nn.Module):\n{body}"
@@ -180,23 +192,37 @@ def _children(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def _init(children: Sequence[str], parameters: Sequence[str], buffers: Sequence[str]) -> str:
-    names = [_parameter(name) for name in (*children, *parameters, *buffers)]
+    names = (*children, *parameters, *buffers)
     if not names:
         return ""
+    given = _arguments(names)
     lines = ["super().__init__()"]
-    for name in children:
-        given = _parameter(name)
-        own = f"self.{name} = {name}" if given == name else f'self.add_module("{name}", {given})'
-        lines.append(own)
-    lines += [f"self.{name} = nn.Parameter({name})" for name in parameters]
-    lines += [f'self.register_buffer("{name}", {name})' for name in buffers]
+    made = {name: ("add_module", given[name]) for name in children}
+    made |= {name: ("register_parameter", f"nn.Parameter({given[name]})") for name in parameters}
+    for name, (method, value) in made.items():
+        plain = is_plain(name)
+        lines.append(
+            f"self.{name} = {value}" if plain else f"self.{method}({literal(name)}, {value})"
+        )
+    lines += [f"self.register_buffer({literal(name)}, {given[name]})" for name in buffers]
     inside = "\n".join(f"        {line}" for line in lines)
-    return f"    def __init__(self, {', '.join(names)}):\n{inside}\n\n"
+    return f"    def __init__(self, {', '.join(given[name] for name in names)}):\n{inside}\n\n"
 
 
-def _parameter(name: str) -> str:
-    """A name that Python takes: children of a container may be called "0"."""
-    return name if name.isidentifier() and not keyword.iskeyword(name) else f"part_{name}"
+def _arguments(names: Iterable[str]) -> dict[str, str]:
+    """Name -> that of its argument, which Python takes: a child of a container may be called "0".
+
+    Each is another one, whatever the order of the names.
+    """
+    found = {name: name for name in sorted(names)}
+    free = {name for name in found if is_plain(name) and name not in _TAKEN}
+    used = set(free)
+    for name in sorted(found.keys() - free):
+        base = f"part_{re.sub(r'[^A-Za-z0-9]+', '_', name)}"
+        options = (base, *(f"{base}_{i}" for i in range(2, len(found) + 2)))
+        found[name] = next(option for option in options if option not in used)
+        used.add(found[name])
+    return found
 
 
 def _forward(graph: fx.Graph | None) -> str:
@@ -222,10 +248,11 @@ class _Tree:
         return self.head + opening, closing
 
     def items(self) -> list[tuple[str, "_Tree", str]]:
+        given = _arguments(self.parts)
         before: Callable[[str], str] = {
-            "=": lambda name: f"{_parameter(name)}=",
-            "{": lambda name: f"{json.dumps(name)}: ",
-            "o": lambda name: f"({json.dumps(name)}, ",
+            "=": lambda name: f"{given[name]}=",
+            "{": lambda name: f"{literal(name)}: ",
+            "o": lambda name: f"({literal(name)}, ",
         }.get(self.how, lambda name: "")
         after = ")" if self.how == "o" else ""
         return [(before(name), tree, after) for name, tree in self.parts.items()]

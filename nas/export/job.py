@@ -1,7 +1,6 @@
 """`nas export`: one network in several formats, each kept only if it computes what it should."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from nas.export.parity import Batch, Parity, compare, complaint
 from nas.export.qat import fine_tune
 from nas.export.source import Format, Model, Source
 from nas.quiet import captured
+from nas.reading import read_json
 from nas.run import RunDir, shown, write_atomic, write_json
 
 _EXAMPLE = 16  # samples that the exporters trace with
@@ -273,7 +273,7 @@ class Export:
     def _earlier(self, network: str) -> dict[str, Any]:
         """Rows of formats of this very network that lie in the folder already."""
         try:
-            content = json.loads((self.out / "export.json").read_text(encoding="utf-8"))
+            content = read_json(self.out / "export.json")
             rows = dict(content["formats"]) if content["network"] == network else {}
         except (OSError, ValueError, KeyError, TypeError):
             return {}

@@ -1,6 +1,9 @@
 """A layer of `torch.nn` as the text that builds it: ``nn.Conv2d(1, 16, 3, padding=1)``."""
 
 import inspect
+import json
+import keyword
+from math import isfinite
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,7 +32,8 @@ def constructor(layer: nn.Module) -> str:
     mine, other = ({k: v.shape for k, v in m.state_dict().items()} for m in (layer, built))
     if str(built) != str(layer) or mine != other:
         raise _unknown(layer)
-    words = [*map(_text, required), *(f"{name}={_text(value)}" for name, value in options.items())]
+    words = [literal(value) for value in required]
+    words += [f"{name}={literal(value)}" for name, value in options.items()]
     return f"nn.{kind.__name__}({', '.join(words)})"
 
 
@@ -71,8 +75,34 @@ def _plain(value: Any, name: str) -> Any:
     return value[0] if equal else value
 
 
-def _text(value: Any) -> str:
-    return repr(value)
+def literal(value: Any) -> str:
+    """Python text of a plain value, whatever stands in it: never a name, never a call.
+
+    Raises:
+        UserError: a value of another kind.
+    """
+    if type(value) is str:
+        return json.dumps(value, ensure_ascii=False) if value.isprintable() else ascii(value)
+    if isinstance(value, tuple):
+        inside = ", ".join(map(literal, value))
+        return f"({inside},)" if len(value) == 1 else f"({inside})"
+    if type(value) is list:
+        return f"[{', '.join(map(literal, value))}]"
+    if type(value) is float and not isfinite(value):
+        return f'float("{value}")'
+    if value is None or type(value) in (bool, int, float):
+        return repr(value)
+    kind = type(value).__name__
+    raise UserError(f"a {kind} cannot be written as Python code; use another format, such as onnx")
+
+
+def is_plain(name: str) -> bool:
+    """Whether ``self.NAME`` in a class means the attribute of this very name.
+
+    Not where Python reads another one: outside ASCII it joins letters, and ``__x`` it mangles.
+    """
+    word = name.isascii() and name.isidentifier() and not keyword.iskeyword(name)
+    return word and not name.startswith("__")
 
 
 def _unknown(layer: nn.Module) -> UserError:

@@ -1,8 +1,9 @@
 """Networks and supernets out of a run directory; nothing in its files is executed."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -12,6 +13,7 @@ from nas.arch import Arch
 from nas.decision import free
 from nas.discrete import discretize
 from nas.errors import UserError
+from nas.reading import read_config, read_tensors
 from nas.run import RunDir
 from nas.spaces import build
 
@@ -37,10 +39,24 @@ def load(run: str | Path, space: Builder | None = None) -> nn.Module:
             f"{folder.path} holds no finished run (no result.json that says so): finish it with "
             f"`nas search resume={folder.path}`"
         )
-    shape, classes = tuple(result["input"]["shape"]), len(result["input"]["classes"])
+    shape, classes = _size(result, folder)
     network = discretize(_supernet(folder, space, shape, classes), Arch.load(folder.arch))
     load_weights(network, folder.network)
     return network.eval()
+
+
+def _size(result: Mapping[str, Any], folder: RunDir) -> tuple[tuple[int, ...], int]:
+    """Shape of an input and number of classes."""
+    given = result.get("input")
+    given = given if isinstance(given, dict) else {}
+    shape, classes = given.get("shape"), given.get("classes")
+    sizes = isinstance(shape, list) and all(type(n) is int and 0 < n < 1 << 20 for n in shape)
+    if isinstance(shape, list) and sizes and isinstance(classes, list) and classes:
+        return tuple(shape), len(classes)
+    raise UserError(
+        f"{folder.result} does not say the shape and the classes of the input, which every "
+        "finished run writes: it is damaged"
+    )
 
 
 def _supernet(
@@ -49,7 +65,7 @@ def _supernet(
     if space is not None:
         return space(shape, classes)
     try:
-        config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))["space"]
+        config = yaml.safe_load(read_config(folder.config))["space"]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the space from {folder.config}: {error}") from None
     return build(config, shape, classes)
@@ -62,7 +78,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
         UserError: no such file, or one of another network.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_tensors(path)
         network.load_state_dict(state)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
@@ -76,7 +92,7 @@ def load_supernet(supernet: nn.Module, checkpoint: Path) -> None:
         UserError: no such file, no checkpoint of a search, or one of another space.
     """
     try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        state = read_tensors(checkpoint)["state_dict"]
     except Exception as error:
         raise UserError(f"{checkpoint} is not the last.ckpt of a search: {error}") from None
     prefix = "supernet."
@@ -91,6 +107,31 @@ def load_supernet(supernet: nn.Module, checkpoint: Path) -> None:
             "data that the search was run with"
         ) from None
     free(supernet)
+
+
+def check_checkpoint(module: nn.Module, path: Path) -> None:
+    """Whether a training of `module` can go on from `path`; Lightning would end in a traceback.
+
+    Raises:
+        UserError: it is damaged, or a checkpoint of something else.
+    """
+    try:
+        saved = read_tensors(path)
+        found = _sizes(saved["state_dict"])
+        parts = ("epoch", "global_step", "loops", "optimizer_states", "lr_schedulers")
+        lacking = [name for name in parts if name not in saved]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no checkpoint to go on from: {error}; remove it") from None
+    wanted = _sizes(module.state_dict())
+    other = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+    if lacking or other:
+        what = f"it lacks {lacking[0]}" if lacking else f"{other[0]} is of another size, or missing"
+        raise UserError(f"{path} is no checkpoint of this training ({what}): remove it")
+
+
+def _sizes(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes of the tensors; a module's extra state, such as its draws, has none."""
+    return {name: getattr(value, "shape", ()) for name, value in state.items()}
 
 
 def state_bytes(module: nn.Module) -> bytes:

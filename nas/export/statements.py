@@ -1,13 +1,17 @@
 """A traced graph as the statements of a ``forward``."""
 
-import keyword
+import builtins
 import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
 from torch.fx.node import _get_qualified_name
+
+from nas.errors import UserError
+from nas.export.layers import is_plain, literal
 
 _INFIX: dict[Any, str] = {
     operator.add: "+",
@@ -79,10 +83,10 @@ class _Writer:
             if name and name not in taken:
                 return name
         base = str(node.target).rpartition(".")[2] if node.op == "call_module" else str(node.name)
-        if not base.isidentifier() or keyword.iskeyword(base):
+        if not is_plain(base):
             base = "y"
         # Not the name of a dead value either: `x` stays the input for a reader.
-        used = {*self.names.values(), "self", "torch", "nn"}
+        used = {*self.names.values(), "self", "torch", "nn", "float", "getattr"}
         options = [base, *(f"{base}{i}" for i in range(2, len(self.nodes) + 2))]
         return next(option for option in options if option not in used)
 
@@ -95,7 +99,7 @@ class _Writer:
     def expression(self, node: fx.Node) -> str:
         """The operation itself."""
         args = [self.text(a) for a in node.args]
-        named = [f"{k}={self.text(v)}" for k, v in node.kwargs.items()]
+        named = [f"{_word(k)}={self.text(v)}" for k, v in node.kwargs.items()]
         if node.op == "get_attr":
             return _access(str(node.target))
         if node.op == "call_module":
@@ -107,7 +111,8 @@ class _Writer:
             tensors = [self.text(a) for a in given if isinstance(a, fx.Node)]
             return f"{_access(str(node.target))}({', '.join(tensors)})"
         if node.op == "call_method":
-            return f"{_bracketed(args[0])}.{node.target}({', '.join([*args[1:], *named])})"
+            method = _word(str(node.target))
+            return f"{_bracketed(args[0])}.{method}({', '.join([*args[1:], *named])})"
         return self._function(node, args, named)
 
     def _function(self, node: fx.Node, args: list[str], named: list[str]) -> str:
@@ -119,12 +124,12 @@ class _Writer:
             items = index if isinstance(index, tuple) else (index,)
             return f"{_bracketed(args[0])}[{', '.join(map(self._index, items))}]"
         if target is getattr:
-            return f"{_bracketed(args[0])}.{node.args[1]}"
+            return f"{_bracketed(args[0])}.{_word(str(node.args[1]))}"
         return f"{_qualified(target)}({', '.join([*args, *named])})"
 
     def _index(self, item: Any) -> str:
         if not isinstance(item, slice):
-            return "..." if item is Ellipsis else self.text(item)
+            return self.text(item)
         parts = ["" if part is None else self.text(part) for part in (item.start, item.stop)]
         step = [] if item.step is None else [self.text(item.step)]
         return ":".join([*parts, *step])
@@ -138,24 +143,40 @@ class _Writer:
             return f"({inside},)" if len(value) == 1 else f"({inside})"
         if isinstance(value, list):
             return f"[{', '.join(map(self.text, value))}]"
+        if isinstance(value, slice):
+            return f"slice({', '.join(map(self.text, (value.start, value.stop, value.step)))})"
+        if value is Ellipsis:
+            return "..."
         if isinstance(value, torch.device):
             return f"torch.{value!r}"
-        if isinstance(value, float) and value in (float("inf"), -float("inf")):
-            return f'float("{value}")'
-        return repr(value)
+        if isinstance(value, torch.dtype | torch.memory_format | torch.layout):
+            return str(value)
+        return literal(value)
 
 
 def _qualified(function: Callable[..., Any]) -> str:
-    name = _get_qualified_name(function)
-    return name.removeprefix("builtins.")
+    name = _get_qualified_name(function).removeprefix("builtins.")
+    known = name.startswith("torch.") or name in vars(builtins)
+    if not known or not re.fullmatch(r"\w+(\.\w+)*", name, re.ASCII):
+        raise UserError(
+            f"the function {name!r} is none of torch, and the file imports only torch: use another "
+            "format, such as onnx or pt2"
+        )
+    return name
+
+
+def _word(name: str) -> str:
+    """The name of a method or of an argument; UserError where it is no such name."""
+    if not is_plain(name) and not re.fullmatch(r"__[a-z]+__", name):
+        raise UserError(f"{name!r} cannot stand in Python code; use another format, such as onnx")
+    return name
 
 
 def _access(path: str) -> str:
-    """``self.a.b[0].c`` for "a.b.0.c"."""
+    """``getattr(self.a.b, "0").c`` for "a.b.0.c"."""
     text = "self"
     for name in path.split("."):
-        ok = name.isidentifier() and not keyword.iskeyword(name)
-        text += f".{name}" if ok else f'.get_submodule("{name}")'
+        text = f"{text}.{name}" if is_plain(name) else f"getattr({text}, {literal(name)})"
     return text
 
 

@@ -15,6 +15,7 @@ from nas.launch import cores, plan_of
 from nas.quiet import quiet
 from nas.run import RunDir, shown
 from nas.saved import add_cost, change, saved_config
+from nas.trusted import asked
 
 # Keys of `nas extract` that are not the run's own.
 _OWN = ("front", "layers", "along", "fine_tune", "out", "trust")
@@ -63,7 +64,7 @@ def _config(
     source: RunDir, words: Mapping[str, str], own: Mapping[str, Any], several: bool
 ) -> DictConfig:
     """The run's configuration with these words; a profile brings its cost along."""
-    config = saved_config(source, trust=bool(own.get("trust", False)))
+    config = saved_config(source, asked(own))
     register()
     if "profile" in words:
         add_cost(config, COST)

@@ -1,7 +1,5 @@
 """Several devices in one call: a profile and a budget for each, and one table of all."""
 
-import csv
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from nas.drawing import console
 from nas.errors import UserError
 from nas.plan import Problem
 from nas.run import RunDir, shown, write_atomic
+from nas.tables import csv_text
 from nas.units import amount
 
 COST = "latency"
@@ -93,11 +92,8 @@ def folders(names: Sequence[str], profiles: Sequence[str]) -> list[str]:
 def summarise(folder: Path, taken: Sequence[tuple[Device, RunDir]]) -> None:
     """One table of all networks, printed, and in ``devices.csv``."""
     rows = [_row(device, run) for device, run in taken]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(folder / TABLE, text.getvalue())
+    text = csv_text(list(rows[0]), ([row.get(name, "") for name in rows[0]] for row in rows))
+    write_atomic(folder / TABLE, text)
     units = {name: cost.unit for name, cost in taken[0][0].problem.costs.items()}
     drawn = Table(box=None, pad_edge=False, header_style="dim")
     for name in rows[0]:

@@ -188,8 +188,8 @@ def _next(console: Console, out: Path) -> None:
 
 def _console() -> Console:
     """The terminal at its width; a pipe or a log wide enough for the table."""
-    plain = Console(highlight=False)
-    return plain if plain.is_terminal else Console(highlight=False, width=110)
+    plain = Console(highlight=False, markup=False)
+    return plain if plain.is_terminal else Console(highlight=False, markup=False, width=110)
 
 
 def _cells(score: Accuracy) -> list[str]:

@@ -1,6 +1,5 @@
 """Measuring on a device without our code on it: files out, a table of seconds back."""
 
-import csv
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nas import reading
 from nas.arch import Arch
 from nas.cost.trace import Example
 from nas.decision import decisions
@@ -133,7 +133,7 @@ def is_times(path: Path) -> bool:
         UserError: it cannot be read.
     """
     rows = _rows(path)
-    return (path.parent / "manifest.json").is_file() or bool(rows and "name" in rows[0])
+    return (path.parent / "manifest.json").is_file() or bool(rows and "name" in rows[0][1])
 
 
 def read_csv(path: Path, device: str | None) -> Profile:
@@ -177,7 +177,7 @@ def read_csv(path: Path, device: str | None) -> Profile:
 def _times(path: Path, names: list[str]) -> dict[str, float]:
     """Name -> seconds."""
     rows = _rows(path)
-    head = rows[0] if rows else []
+    head = rows[0][1] if rows else []
     unit = next((cell for cell in head if cell in COLUMNS), None)
     if "name" not in head or unit is None:
         raise UserError(
@@ -186,7 +186,7 @@ def _times(path: Path, names: list[str]) -> dict[str, float]:
         )
     times: dict[str, float] = {}
     faults = []
-    for number, row in enumerate(rows[1:], start=2):
+    for number, row in rows[1:]:
         if not any(row):
             continue
         cells = dict(zip(head, row, strict=False))
@@ -205,11 +205,10 @@ def _times(path: Path, names: list[str]) -> dict[str, float]:
     return times
 
 
-def _rows(path: Path) -> list[list[str]]:
+def _rows(path: Path) -> list[tuple[int, list[str]]]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            return [[cell.strip() for cell in row] for row in csv.reader(file)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        return [(n, [cell.strip() for cell in row]) for n, row in reading.read_csv(path)]
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nas.errors import UserError
+from nas.reading import TABLE, parse_json, read_text
 
 SCHEMA = 1
 _FREE = ("date",)  # may differ when measuring goes on
@@ -89,11 +90,11 @@ class MeasurementLog:
         if not self.path.exists():
             return []
         try:
-            text = self.path.read_text(encoding="utf-8")
+            text = read_text(self.path, TABLE)
             whole = text[: text.rfind("\n") + 1]
             if whole != text:
                 self.path.write_text(whole, encoding="utf-8")
-            return [json.loads(line) for line in whole.splitlines()]
+            return [parse_json(line) for line in whole.splitlines()]
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{self.path} holds no measurements that can be read ({error}): remove it, or "

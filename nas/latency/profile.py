@@ -1,6 +1,5 @@
 """The profile of a space on a device: what was measured, what was fitted to it, how right it is."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,8 @@ from nas.latency.correction import Correction
 from nas.latency.key import Conditions
 from nas.latency.models import Model, model_from_json
 from nas.latency.stored import Stored
+from nas.reading import PROFILE
+from nas.reading import read_json as read_value
 from nas.run import write_json
 
 SCHEMA = 1
@@ -210,12 +211,12 @@ def read_json(path: Path) -> Any:
         UserError: there is none, or it is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_value(path, PROFILE)
     except OSError as error:
         raise UserError(
             f"cannot read {path} ({error.strerror}): make a profile with `nas profile out={path}`"
         ) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); make it with `nas profile`") from None
 
 

@@ -4,14 +4,13 @@ Columns named after decisions hold the option taken; a column `arch_str` holds a
 NAS-Bench-201 instead. Whoever has measured networks elsewhere needs nothing else.
 """
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
 from nas.errors import UserError
+from nas.reading import read_csv
 from nas.spaces import nas_bench_201_cell as cell
 
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
@@ -98,12 +97,11 @@ def edge_names() -> list[str]:
 
 def _lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_csv(Path(path))
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot read the table {path}: {error}") from None
-    reader = csv.reader(io.StringIO(text))
-    header = [name.strip() for name in next(reader, [])]
-    return header, [(reader.line_num, fields) for fields in reader if fields]
+    header = [name.strip() for name in lines[0][1]] if lines else []
+    return header, lines[1:]
 
 
 def _decisions(

@@ -1,6 +1,5 @@
 """Run directories -> values: whatever lies below a folder, also what failed or cannot be read."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.errors import UserError
+from nas.reading import read_json
 from nas.run import RunDir, find_runs
 
 SCHEMA = 1
@@ -97,10 +97,8 @@ def _read(run: RunDir, folder: Path) -> Run:
         if not run.result.exists():
             message = "no result.json: it still runs, or was stopped (resume=true goes on)"
             return Run(run.path, name, "incomplete", message)
-        record = json.loads(run.result.read_text(encoding="utf-8"))
-        json.dumps(record, ensure_ascii=False).encode()  # ValueError for half a surrogate pair
-        fields = _fields(record)
-    except (OSError, ValueError, OverflowError, RecursionError) as error:
+        fields = _fields(read_json(run.result, finite=False))
+    except (OSError, ValueError, OverflowError) as error:
         return Run(run.path, name, "unreadable", f"result.json: {error}")
     return Run(run.path, name, **fields)
 

@@ -20,7 +20,11 @@ def serve(folders: Sequence[Path], page: Path, wait: bool = True) -> str:
     from tensorboard import program
 
     board = program.TensorBoard()
-    named = ",".join(f"{folder.resolve().name}:{folder.resolve()}" for folder in _outer(folders))
+    shown = _outer(folders)
+    for folder in shown:
+        if "," in str(folder) or ":" in folder.name:  # they divide the folders, and their names
+            raise UserError(f"TensorBoard takes no folder with a comma or a colon: rename {folder}")
+    named = ",".join(f"{folder.name}:{folder}" for folder in shown)
     board.configure(argv=["tensorboard", "--logdir_spec", named, "--reload_interval", "5"])
     try:
         address = board.launch()

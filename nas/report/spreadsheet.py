@@ -1,11 +1,10 @@
 """report.csv: every run, finished or not, one row; every number exactly as the run wrote it."""
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from nas import tables
 from nas.report.front import Front, Sweep
 from nas.report.runs import Run
 
@@ -19,11 +18,7 @@ def csv_text(sweeps: Sequence[Sweep], fronts: Sequence[Front]) -> str:
     # Grouped by kind: a run that failed early would otherwise scatter the columns.
     groups = ["", *NESTED, "arch"]
     columns.sort(key=lambda name: groups.index(name.split(".")[0]) if _nested(name) else 0)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return tables.csv_text(columns, ([row.get(name, "") for name in columns] for row in rows))
 
 
 def _nested(name: str) -> bool:

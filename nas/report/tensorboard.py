@@ -17,7 +17,13 @@ FOLDER = "tensorboard_report"
 
 
 def write_entry(folder: Path, sweeps: Sequence[Sweep], metric: str) -> None:
-    """Replace the entry in `folder`; each run writes its own curves and hyperparameters."""
+    """Replace the entry in `folder`; each run writes its own curves and hyperparameters.
+
+    Raises:
+        UserError: the folder is a link, behind which files of somebody else would be removed.
+    """
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a link, and what lies in it is replaced: remove the link")
     before = list(folder.glob("events.out.tfevents.*"))
     _write(folder, sweeps, metric)
     for old in before:  # else TensorBoard goes on showing them

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
+
+from nas.reading import read_tensors
 
 
 class PauseAfter(pl.Callback):
@@ -26,7 +27,7 @@ def paused(checkpoint: Path, until: int) -> tuple[int, dict[str, Any]]:
     One beyond `until` is of none: its network has seen too much.
     """
     try:
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        saved = read_tensors(checkpoint)
         done, state = int(saved["epoch"]) + 1, dict(saved["state_dict"])
     except Exception:  # missing, torn, or something else
         return 0, {}

@@ -1,7 +1,5 @@
 """Trials: architectures that were scored, one line of JSON each, never scored twice."""
 
-import csv
-import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +13,9 @@ import numpy as np
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.pareto import non_dominated
+from nas.reading import TABLE, parse_json, read_bytes
 from nas.run import is_main
+from nas.tables import csv_text
 
 SCHEMA = 1
 
@@ -87,14 +87,33 @@ class Trial:
         Raises:
             ValueError: not such a line.
         """
-        raw = json.loads(line)
+        raw = parse_json(line)
         if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
             raise ValueError(f"not a trial of schema {SCHEMA}")
         known = {"schema": 1, "space": raw["space"], "choices": raw["choices"]}
         arch = Arch.from_json(json.dumps(known), "a trial")
-        numbers = ("metrics", "costs", "seconds", "cpu_seconds", "message")
-        rungs = tuple(Rung(rung["epochs"], rung["metrics"]) for rung in raw.get("rungs", ()))
-        return cls(arch, **{name: raw[name] for name in numbers}, rungs=rungs)
+        message = raw["message"]
+        if message is not None and not isinstance(message, str):
+            raise ValueError(f"message={message!r} is no text")
+        rungs = tuple(
+            Rung(round(_number(rung["epochs"])), _numbers(rung["metrics"]))
+            for rung in raw.get("rungs", ())
+        )
+        scores = _numbers(raw["metrics"]), _numbers(raw["costs"])
+        seconds = _number(raw["seconds"]), _number(raw["cpu_seconds"])
+        return cls(arch, *scores, *seconds, message, rungs)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is no number")
+    return value
+
+
+def _numbers(table: Any) -> dict[str, float]:
+    if not isinstance(table, dict):
+        raise ValueError(f"{table!r} is no object of numbers")
+    return {name: _number(value) for name, value in table.items()}
 
 
 class TrialLog:
@@ -139,12 +158,15 @@ class TrialLog:
     def _read(self) -> Iterator[Trial]:
         if not self.path.exists():
             return
-        content = self.path.read_bytes()
+        try:
+            content = read_bytes(self.path, TABLE)
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read the trials in {self.path}: {error}") from None
         whole = content[: content.rfind(b"\n") + 1]
         for number, line in enumerate(whole.decode("utf-8", "replace").splitlines(), start=1):
             try:
                 yield Trial.from_json(line)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, UserError) as error:
                 raise UserError(
                     f"{self.path}, line {number} is no trial ({error}): remove the line, and what "
                     "it stood for is scored again"
@@ -208,9 +230,5 @@ def table_of(trials: Sequence[Trial], objectives: Sequence[str]) -> str:
         }
         for trial in trials
     ]
-    text = io.StringIO()
     names = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(names, ([row.get(name, "") for name in names] for row in rows))

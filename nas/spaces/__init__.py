@@ -21,11 +21,12 @@ def build(config: Mapping[str, Any], input_shape: Sequence[int], num_classes: in
     Raises:
         UserError: the space is none of `SPACES`, or its keys are not the space's.
     """
-    target = config.get("_target_")
-    if target not in SPACES:
+    target = config.get("_target_") if isinstance(config, Mapping) else config
+    if not isinstance(target, str) or target not in SPACES:
         raise UserError(
-            f"the space is built by {target!r}, which is not run from a file; pass it: "
-            "nas.load(run, space=your_function), with your_function(input_shape, num_classes)"
+            f"the space is built by {target!r}, which is not run from a file: pass "
+            "nas.load(run, space=your_function), with your_function(input_shape, num_classes), "
+            "or trust=true to `nas export` and `nas extract`"
         )
     keys = {key: value for key, value in config.items() if not str(key).startswith("_")}
     try:

@@ -12,9 +12,9 @@ PACKAGE = Path(__file__).parents[2] / "nas"
 
 # A module may import from its own layer or an earlier one.
 LAYERS = (
-    "errors arch copying pareto run schedule units drawing quiet",
+    "errors reading arch copying pareto run schedule tables units drawing quiet",
     "budget attempts",
-    "config data explain",
+    "config data explain trusted",
     "decision",
     "ops supernet",
     "spaces discrete",

@@ -381,7 +381,7 @@ def test_a_folder_without_runs_and_a_missing_folder_are_refused(tmp_path):
         ('{"schema": 1, "status": "finished", "costs": {"params": "1"}}', "costs.params is '1'"),
         ('{"schema": 1, "status": "finished", "seed": "x"}', "seed 'x'"),
         ('{"schema": 1, "status": "finished", "message": "\\ud800"}', "surrogates not allowed"),
-        ("[" * 100_000, "recursion"),
+        ("[" * 100_000, "nested"),
         ('{"schema": 1, "status": "finished", "costs": {"params": 1' + "0" * 400 + "}}", "large"),
         (b"\xff\xfe", "codec can't decode"),
     ],
