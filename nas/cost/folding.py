@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from nas.cost.base import Event, Gates, LayerSpec, stored
 from nas.cost.unrolled import Mixer
+from nas.supernet.outputs import by_place
 
 _NORMS = {"native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"}
 
@@ -59,7 +60,7 @@ class FoldRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Self:
         for name, mixer in self.mixers.items():
-            gathered: list[_Source] = []
+            gathered: dict[str, list[_Source]] = defaultdict(list)
             for gates, candidate in mixer.candidates:
                 gather = self._gather(name, gates, gathered)
                 self.handles.append(candidate.register_forward_hook(gather))
@@ -74,17 +75,21 @@ class FoldRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for handle in self.handles:
             handle.remove()
 
-    def _gather(self, name: str, gates: Gates, gathered: list[_Source]) -> Callable[..., None]:
+    def _gather(
+        self, name: str, gates: Gates, gathered: dict[str, list[_Source]]
+    ) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, out: Any) -> None:
             if self.path[-1] == name:  # not where another caller uses the same module
-                for source in self._sources(out):
-                    gathered.append(replace(source, gates=source.gates | gates))
+                for place, leaf in by_place(out).items():
+                    for source in self._sources(leaf):
+                        gathered[place].append(replace(source, gates=source.gates | gates))
 
         return hook
 
-    def _pass_on(self, gathered: list[_Source]) -> Callable[..., None]:
+    def _pass_on(self, gathered: dict[str, list[_Source]]) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, out: Any) -> None:
-            self._make(out, gathered)
+            for place, leaf in by_place(out).items():
+                self._make(leaf, gathered[place])
             gathered.clear()
 
         return hook

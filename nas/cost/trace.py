@@ -22,6 +22,7 @@ from nas.cost.schedule import Schedule, ScheduleRecorder
 from nas.cost.unrolled import Mixer, Unrolled, unroll
 from nas.decision import Decision, decisions
 from nas.errors import UserError
+from nas.supernet.own_input import guards_last
 
 ALWAYS: Event = frozenset({frozenset()})
 
@@ -107,6 +108,7 @@ def _record(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Layer], 
             stack.enter_context(_pushed(module, path, name))
         stack.enter_context(OperatorRecorder(on_call, lambda: path[-1], weights, schedule))
         folds = stack.enter_context(FoldRecorder(model, mixers, open_gates, path))
+        guards_last(model)
         try:
             ran = schedule.run(model, [x.contiguous() for x in inputs])
         except UserError as error:
