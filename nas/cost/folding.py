@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from nas.cost.base import Event, Gates, LayerSpec, stored
 from nas.cost.unrolled import Mixer
+from nas.supernet.outputs import by_place
 
 # Stored tensor -> the modules that hold it, and the gates under which each of them exists.
 Owners = Mapping[int, Mapping[nn.Module, Event]]
@@ -62,7 +63,7 @@ class FoldRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.handles: list[Any] = []
 
     def __enter__(self) -> Self:
-        gathered: dict[str, list[_Source]] = {name: [] for name in self.mixers}
+        gathered: dict[str, dict[str, list[_Source]]] = {n: defaultdict(list) for n in self.mixers}
         # A mixer that is itself a candidate has to pass on before it is gathered from.
         for name, mixer in self.mixers.items():
             self.handles.append(mixer.module.register_forward_hook(self._pass_on(gathered[name])))
@@ -80,17 +81,21 @@ class FoldRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for handle in self.handles:
             handle.remove()
 
-    def _gather(self, name: str, gates: Gates, gathered: list[_Source]) -> Callable[..., None]:
+    def _gather(
+        self, name: str, gates: Gates, gathered: dict[str, list[_Source]]
+    ) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, out: Any) -> None:
             if self.path[-1] == name:  # not where another caller uses the same module
-                for source in self._sources(out):
-                    gathered.append(replace(source, gates=source.gates | gates))
+                for place, leaf in by_place(out).items():
+                    for source in self._sources(leaf):
+                        gathered[place].append(replace(source, gates=source.gates | gates))
 
         return hook
 
-    def _pass_on(self, gathered: list[_Source]) -> Callable[..., None]:
+    def _pass_on(self, gathered: dict[str, list[_Source]]) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, out: Any) -> None:
-            self._make(out, gathered)
+            for place, leaf in by_place(out).items():
+                self._make(leaf, gathered[place])
             gathered.clear()
 
         return hook

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from nas.cost.base import Gate, Gates
 from nas.cost.polynomial import consistent
+from nas.supernet.outputs import by_place
 
 # A buffer, and the gates (besides those of the reader) under which it is this one that is read:
 # the output of a choice is that of whichever candidate is taken.
@@ -82,7 +83,8 @@ class ScheduleRecorder:
         self._sizes: list[int] = []
         self._reads: dict[int, tuple[Read, ...]] = {}  # storage -> what reading it reads
         self._kept: list[torch.UntypedStorage] = []  # so that no storage gets the address of one
-        self._choices: list[list[Read]] = []  # of each running decision, what it may return
+        # Of each running decision, what it may return at each place of its output.
+        self._choices: list[dict[str, list[Read]]] = []
 
     def run(self, forward: Callable[[], Any], inputs: Sequence[Tensor]) -> Schedule:
         """Call `forward`, which reads `inputs`, and return what it did."""
@@ -110,16 +112,22 @@ class ScheduleRecorder:
 
     def enter(self) -> None:
         """A decision starts to run."""
-        self._choices.append([])
+        self._choices.append({})
 
     def option(self, own: Gates, out: Any) -> None:
         """What runs has got `out` from its candidate that stands under the gates `own`."""
-        reads = ((gates | own, buffer) for gates, buffer in self._read(out))
-        self._choices[-1] += [read for read in reads if consistent(read[0])]
+        for place, leaf in by_place(out).items():
+            reads = ((gates | own, buffer) for gates, buffer in self._read(leaf))
+            possible = [read for read in reads if consistent(read[0])]
+            self._choices[-1].setdefault(place, []).extend(possible)
 
     def leave(self, out: Any) -> Any:
-        """The decision returns; gives a tensor that stands for whichever output is taken."""
-        alternatives = self._choices.pop()
+        """The decision returns; gives tensors that stand for whichever output is taken."""
+        choices = self._choices.pop()
+        leaves = [self._join(x, choices.get(place, [])) for place, x in by_place(out).items()]
+        return tree_unflatten(leaves, tree_flatten(out)[1])
+
+    def _join(self, out: Any, alternatives: Sequence[Read]) -> Any:
         if not isinstance(out, Tensor):
             return out
         # A storage of its own: with a single option `out` is what that option gave.

@@ -27,6 +27,7 @@ from nas.cost.schedule import Schedule, ScheduleRecorder, tensors
 from nas.cost.unrolled import Mixer, Unrolled, unroll
 from nas.decision import Decision, decisions
 from nas.errors import UserError
+from nas.supernet.own_input import guards_last
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ def _record(model: nn.Module, inputs: Inputs) -> tuple[list[Layer], Schedule]:
             stack.enter_context(_pushed(module, path, name))
         stack.enter_context(operators)
         folds = stack.enter_context(FoldRecorder(model, mixers, open_gates, path))
+        guards_last(model)
         try:
             ran = schedule.run(lambda: run(model, inputs), tensors(inputs))
         except UserError as error:

@@ -17,6 +17,7 @@ from nas.errors import UserError
 from nas.export.layers import constructor, is_layer, is_plain, literal
 from nas.export.statements import statements
 from nas.export.tracing import Call, calls, graph_of
+from nas.supernet.own_input import guard_of
 
 WIDTH = 100
 _FILE_NAMES = ("torch", "nn", "Path", "OrderedDict", "build", "load")  # of the file itself
@@ -134,6 +135,8 @@ class _Writer:
 
     def _is_chain(self, module: nn.Sequential) -> bool:
         """Whether calling it is calling its children in turn (a subclass may do otherwise)."""
+        if any(guard_of(child) for child in _children(module).values()):
+            return False  # what is called may be given a copy
         if type(module) is nn.Sequential:
             return True
         graph = self._graph(module)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from nas.export.layers import is_layer
+from nas.supernet.own_input import guard_of
 
 # What a module may be told besides tensors, and be written with the value it was told.
 _CONSTANTS = (type(None), bool, str, float)
@@ -155,6 +156,14 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return self.is_leaf(m)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        guard = guard_of(m)
+        if guard is not None and self.is_leaf(m):  # whose hooks are not called
+            args, kwargs = guard(m, args, kwargs) or (args, kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Valued(node, self)

@@ -1,39 +1,42 @@
 """`ChoiceBlock`: a layer whose operation is searched."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
-from typing import Literal, Protocol, cast, get_args, runtime_checkable
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from nas.arch import Option
 from nas.decision import Decision
 from nas.errors import UserError
 from nas.supernet.auxiliary import add_skips
-from nas.supernet.relax import RELAXATIONS, Relaxation, softmax
+from nas.supernet.candidates import Scalable as Scalable
+from nas.supernet.candidates import call, check, named
+from nas.supernet.outputs import Outputs, chosen, mixable
+from nas.supernet.own_input import guard
+from nas.supernet.relax import RELAXATIONS, Relaxation, one_path, softmax
 from nas.supernet.relaxed import RelaxedDecision
+from nas.supernet.shown import Judge, Reader, judged, pass_on
 from nas.supernet.temperature import Schedule
 
 StandIn = Literal["ones", "input"]
 
 
-@runtime_checkable
-class Scalable(Protocol):
-    """An op that multiplies its output by a number more cheaply than by touching every value."""
-
-    def scaled(self, x: Tensor, scale: Tensor) -> Tensor:
-        """``scale * self(x)`` for a 0-dim scale >= 0."""
-        ...
-
-
 class ChoiceBlock(RelaxedDecision):
     """One searchable layer: the theta-weighted sum of its candidate ops.
 
-    ``y = sum_k theta[k] * op_k(x)``, ``theta = relax((alpha + noise) / tau)``. A candidate whose
-    theta is exactly zero (hard sample, `choose`) is not run: its output would not be seen, and
-    under softmax a theta of 0 gives neither its weights nor its alpha a gradient.
+    ``y = sum_k theta[k] * op_k(x)``, ``theta = relax((alpha + noise) / tau)``. Every candidate is
+    given what the block is called with, positional or by keyword; what several tensors in an
+    output come to is in `nas.supernet.outputs`, and what an op that writes on its input gets, in
+    `nas.supernet.own_input`.
+
+    A candidate whose theta is exactly zero (hard sample, `choose`) is not seen, and its weights get
+    no gradient (None, so that no optimizer moves them). If it is open, it runs in the backward
+    pass, without a gradient of its own, for that of its theta; but not under `one_path`. See
+    `nas.supernet.shown`.
 
     Args:
         candidates: name -> op, or ops alone. All map x to the same output shape.
@@ -41,10 +44,12 @@ class ChoiceBlock(RelaxedDecision):
         gumbel: add Gumbel noise to alpha at every `resample`.
         lead: a decision to follow, see `Decision`.
 
-    Shape: ``(N, C_in, *S_in) -> (N, C_out, *S_out)``, S = ``(H, W)`` or ``(L,)``.
+    Shape: ``(N, C_in, *S_in) -> (N, C_out, *S_out)``, S = ``(H, W)`` or ``(L,)``; or whatever else
+    all candidates take and give.
 
     Raises:
-        UserError: no candidates, a candidate that is no module, or one module given twice.
+        UserError: no candidates, a candidate that is no module, or one module given twice; in the
+            forward pass, candidates that differ in what they give, or cannot be called so.
     """
 
     def __init__(
@@ -54,90 +59,119 @@ class ChoiceBlock(RelaxedDecision):
         gumbel: bool = False,
         lead: Decision | None = None,
     ) -> None:
-        named = candidates if isinstance(candidates, Mapping) else _named(candidates)
-        _check(named)
-        super().__init__(tuple(named), relax, gumbel, lead)
-        self.candidates = nn.ModuleDict(dict(named))
+        ops = candidates if isinstance(candidates, Mapping) else named(candidates)
+        check(ops)
+        super().__init__(tuple(ops), relax, gumbel, lead)
+        self.candidates = nn.ModuleDict(dict(ops))
+        for op in self.candidates.values():
+            guard(op)
         self.stand_in: StandIn | None = None  # see `Relaxing`
         self.auxiliary: nn.Module | None = None  # beside the candidates, and never in a network
+        self.reader = Reader()
 
     def gated(self) -> Mapping[Option, nn.Module]:
         return {option: self.candidates[str(option)] for option in self.options}
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.mixing is not None and not self.unrolled:
-            return self.mixing(self, x)
+            return self.mixing(self, args, kwargs)
         theta = self.theta
-        values = [1.0] * len(self.options) if self.unrolled else self._values(theta)
-        total: Tensor | None = None
-        missing: list[Tensor] = []  # theta of what is not run, 0 in value
-        for value, weight, (name, op) in zip(values, theta, self.candidates.items(), strict=True):
-            if value == 0:
-                missing.append(weight)
-                continue
-            plain = value == 1 and not weight.requires_grad  # e.g. one path, alphas frozen
-            term = op(x) if plain else self._term(op, x, weight)
-            if total is not None and term.shape != total.shape:
-                raise UserError(self._mismatch(x, name, term, total))
-            total = term if total is None else total + term
-        assert total is not None  # relaxations never close every option
-        if self.auxiliary is not None and not self.unrolled and int(self.open.sum()) > 1:
-            total = total + self.auxiliary(x)
-        return self._with_stand_in(x, total, missing) if self.stand_in else total
-
-    def _values(self, theta: Tensor) -> list[float]:
         # A compiled graph holds every candidate, and cannot look at values: of all paths it
         # needs none, see `nas.supernet.speed`.
-        return [nan] * len(theta) if torch.compiler.is_compiling() else theta.tolist()
+        blind = self.unrolled or torch.compiler.is_compiling()
+        values = [nan] * len(self.options) if blind else theta.tolist()
+        seen = [k for k, value in enumerate(values) if value != 0]
+        if len(seen) == 1 and values[seen[0]] == 1:
+            judges = theta.requires_grad and self.relax is not one_path
+            total = self.show(theta, seen[0], self._others(seen[0]) if judges else (), args, kwargs)
+        else:
+            total = self._mixed(theta, seen, args, kwargs)
+        if self.auxiliary is not None and not self.unrolled and int(self.open.sum()) > 1:
+            total = total + self.auxiliary(*args, **kwargs)
+        return total
 
-    def _term(self, op: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    def show(
+        self, theta: Tensor, index: int, judged_too: Sequence[int], args: Any, kwargs: Any
+    ) -> Any:
+        """What one candidate gives; those of `judged_too` run going back, for theta's gradient.
+
+        `theta` is exactly 1 at `index`.
+        """
+        if not theta.requires_grad:
+            return self._run(index, args, kwargs)
+        inputs, weight = (args, kwargs), theta[index]
+        scaled = self._scaled(index)
+        out = self._run(index, args, kwargs, weight if scaled else None)
+        outputs = Outputs(str(self.options[index]), out, inputs)
+        tensors = outputs.tensors()
+        if not tensors:
+            return out
+
+        def judge(inputs: Any) -> Iterator[tuple[Sequence[int], Sequence[Tensor]]]:
+            for k in judged_too:
+                leaves = outputs.like(str(self.options[k]), self._run(k, *inputs))
+                yield [k], outputs.tensors(leaves)
+
+        fixed = [False] * len(tensors)
+        if not scaled:
+            tensors, fixed = pass_on(tensors, weight, self.reader, inputs)
+        if judged_too:
+            tensors = judged(tensors, theta, judge, inputs, fixed)
+        elif self.stand_in and self.relax is one_path:
+            tensors = judged(tensors, theta, *self._stand_in(index, tensors, inputs), fixed)
+        return outputs.with_tensors(tensors)
+
+    def _scaled(self, index: int) -> bool:
+        """Whether the candidate takes its theta upon itself, see `Scalable`."""
         # While tracing, layers are read off plain calls, through the hooks of the candidates.
         # Not isinstance: for a Protocol that takes 25 us or more, per candidate and step.
-        if hasattr(type(op), "scaled") and not self.unrolled:
-            return cast(Scalable, op).scaled(x, weight)
-        out: Tensor = op(x)
-        return weight * out
+        return not self.unrolled and hasattr(
+            type(self.candidates[str(self.options[index])]), "scaled"
+        )
 
-    def _with_stand_in(self, x: Tensor, total: Tensor, missing: Sequence[Tensor]) -> Tensor:
-        """`total`, with the gradient of thetas that are 0 as if their candidates gave something."""
-        if not missing or not missing[0].requires_grad:
-            return total
-        weight = torch.stack(list(missing)).sum().to(total.dtype)
+    def _others(self, index: int) -> list[int]:
+        """The open options besides one."""
+        return [k for k, is_open in enumerate(self.open.tolist()) if is_open and k != index]
+
+    def _run(self, index: int, args: Any, kwargs: Any, scale: Tensor | None = None) -> Any:
+        name = str(self.options[index])
+        return call(name, self.candidates[name], args, kwargs, scale)
+
+    def _mixed(self, theta: Tensor, seen: Sequence[int], args: Any, kwargs: Any) -> Any:
+        """The weighted sum of the candidates in `seen`."""
+        outputs: Outputs | None = None
+        totals: list[Any] = []  # of each leaf the sum, or what each candidate gives
+        weights = theta.unbind()
+        for k in seen:
+            name = str(self.options[k])
+            scaled = self._scaled(k)
+            out = self._run(k, args, kwargs, weights[k] if scaled else None)
+            if outputs is None:
+                outputs = Outputs(name, out, (args, kwargs))
+                leaves, totals = outputs.leaves, [[] for _ in outputs.leaves]
+            else:
+                leaves = outputs.like(name, out)
+            for i, leaf in enumerate(leaves):
+                if not mixable(leaf):
+                    totals[i].append(leaf)
+                    continue
+                term = leaf if scaled else weights[k] * leaf
+                totals[i] = term if isinstance(totals[i], list) else totals[i] + term
+        assert outputs is not None  # relaxations never close every option
+        open_theta = theta if len(seen) == len(theta) else theta[list(seen)]
+        return outputs.whole(
+            [chosen(total, open_theta) if isinstance(total, list) else total for total in totals]
+        )
+
+    def _stand_in(self, index: int, tensors: Sequence[Tensor], inputs: Any) -> tuple[Judge, Any]:
+        """What candidates that do not run are taken to give, and the input it is made of."""
+        others = self._others(index)
+        x = next(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
         if self.stand_in == "ones":
-            return total + weight
-        return total + weight * x.detach() if x.shape == total.shape else total
-
-    def _mismatch(self, x: Tensor, name: str, term: Tensor, total: Tensor) -> str:
-        return (
-            f"candidates of one choice block must give the same shape, but for an input "
-            f"{tuple(x.shape)} {name!r} gives {tuple(term.shape)} and "
-            f"{self.options[0]!r} {tuple(total.shape)}: change its stride, padding or channels"
-        )
-
-
-def _named(candidates: Sequence[nn.Module]) -> dict[str, nn.Module]:
-    return {f"{i}_{type(op).__name__}": op for i, op in enumerate(candidates)}
-
-
-def _check(candidates: Mapping[str, nn.Module]) -> None:
-    if not candidates:
-        raise UserError("a choice block needs at least one candidate op, got none")
-    for name, op in candidates.items():
-        if not isinstance(op, nn.Module):
-            raise UserError(f"candidate {name!r} must be an nn.Module, got {type(op).__name__}")
-        if not isinstance(name, str) or "." in name or not name:
-            raise UserError(
-                f"candidate name {name!r} must be a string, not empty and without a dot"
-            )
-        if hasattr(nn.ModuleDict(), name):
-            raise UserError(
-                f"candidate name {name!r} is an attribute of nn.ModuleDict: choose another"
-            )
-    if len({id(op) for op in candidates.values()}) < len(candidates):
-        raise UserError(
-            f"two of the candidates {list(candidates)} are the same module object: "
-            "deepcopy one of them, or share an inner module instead"
-        )
+            ones = [x.new_ones(())] * len(tensors)
+            return lambda _: iter([(others, ones)]), ()
+        fits = [tensor.shape == x.shape for tensor in tensors]
+        return lambda x: iter([(others, [x if fit else x.new_zeros(()) for fit in fits])]), x
 
 
 @dataclass(frozen=True)
@@ -145,17 +179,18 @@ class Relaxing:
     """How every decision of a model relaxes its choice, and tau over the search.
 
     Args:
-        function: "softmax", "straight_through" or "sigmoid", see `nas.supernet.relax`.
+        function: one of `nas.supernet.relax.RELAXATIONS`.
         gumbel: add Gumbel noise at every draw.
         temperature: progress of the alpha phase in [0, 1] -> tau.
-        stand_in: what the alphas' gradient takes candidates that do not run to give: None zeros,
-            "ones" all ones (GDAS), "input" the block's input where it has the output's shape.
-            None of it is seen: they weigh 0.
+        stand_in: of `one_path`, what the alphas' gradient takes candidates that do not run to
+            give: None zeros, "ones" all ones (GDAS), "input" the block's first input where it has
+            the output's shape. None of it is seen: they weigh 0.
         dirichlet: draw from a Dirichlet distribution instead, see `nas.supernet.dirichlet`.
         skip: progress -> beta of a skip beside the candidates, see `nas.supernet.auxiliary`.
 
     Raises:
-        UserError: a function or a stand-in of another name, or two kinds of draws.
+        UserError: a function or a stand-in of another name, a stand-in where every candidate runs,
+            or two kinds of draws.
     """
 
     function: str
@@ -172,6 +207,11 @@ class Relaxing:
             )
         if self.function not in RELAXATIONS:
             raise UserError(f"relax.function={self.function!r} is not one of {sorted(RELAXATIONS)}")
+        if self.stand_in is not None and self.function != "one_path":
+            raise UserError(
+                f"relax.stand_in={self.stand_in!r} is for candidates that do not run, and under "
+                f"relax.function={self.function!r} all run: take relax.function=one_path"
+            )
         if self.gumbel and self.dirichlet:
             raise UserError("relax.gumbel and relax.dirichlet are two kinds of draws: set one")
 

@@ -10,7 +10,7 @@ normalisation of PC-DARTS, in terms of what is kept). In `StrongestEdges` they h
 count fully while searching, and the pair of the largest op probabilities is kept (DARTS).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 import torch
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from nas.arch import Option
 from nas.decision import Decision
-from nas.supernet.relax import softmax
+from nas.supernet.relax import softmax, straight_through
 from nas.supernet.relaxed import RelaxedDecision
+from nas.supernet.shown import judged
 
 
 def pairs(edges: int) -> tuple[tuple[int, int], ...]:
@@ -119,16 +120,32 @@ class Node(RelaxedDecision):
             outputs = [pair(states) for pair in self._pairs.values()]
             return torch.stack(outputs).sum(0)
         weights = self._weights()
+        values = weights.tolist()
         total: Tensor | None = None
-        for value, weight, edge, x in zip(
-            weights.tolist(), weights, self.edges, states, strict=True
-        ):
+        for value, weight, edge, x in zip(values, weights, self.edges, states, strict=True):
             if value == 0:
                 continue
             y = edge(x) if value == 1 and not weight.requires_grad else weight * edge(x)
             total = y if total is None else total + y
         assert total is not None
+        missing = [i for i, value in enumerate(values) if value == 0]
+        lead = self.lead
+        if isinstance(lead, RelaxedDecision) and lead.relax is straight_through and missing:
+            return self._judged(total, weights, missing, states)
         return total
+
+    def _judged(
+        self, total: Tensor, weights: Tensor, missing: Sequence[int], states: Sequence[Tensor]
+    ) -> Tensor:
+        """`total`; going back, edges that were not kept are judged as candidates of a block are."""
+        if not weights.requires_grad or int(self.open.sum()) == 1:
+            return total
+
+        def judge(states: Sequence[Tensor]) -> Iterator[tuple[Sequence[int], Sequence[Tensor]]]:
+            for i in missing:
+                yield [i], [self.edges[i](states[i])]
+
+        return judged([total], weights, judge, list(states))[0]
 
     def _weights(self) -> Tensor:
         """Of each edge ``(E,)``."""

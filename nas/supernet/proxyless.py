@@ -24,7 +24,7 @@ Draws = Mapping[Parameter, Mixing]  # alpha -> the draw of the block or blocks t
 class TwoPaths:
     """Two sampled candidates with binary gates: one is seen, both are judged (Eq. 4).
 
-    Only the active candidate's output leaves the block; the other runs without gradient. With
+    Only the active candidate's output leaves the block; the other runs in the backward pass. With
     ``q = softmax`` over the two, ``dL/dalpha_i = sum_j dL/dg_j q_j (delta_ij - q_i)``, where the
     gradient of a gate is ``dL/dg_j = <dL/dy, op_j(x)>``. As ``q_a + q_b = 1``, that is the gradient
     along ``q_b`` of an output that moves from ``op_a(x)`` towards ``op_b(x)``.
@@ -60,15 +60,9 @@ class TwoPaths:
         moved = (shares - shares.detach()).to(logits)
         return softmax(logits).detach().index_add(0, torch.tensor(two, device=moved.device), moved)
 
-    def __call__(self, block: ChoiceBlock, x: Tensor) -> Tensor:
-        seen = _run(block, self.active, x)
-        if self.active == self.inactive:
-            return seen
-        with torch.no_grad():
-            unseen = _run(block, self.inactive, x)
-        share = softmax(block.logits[[self.active, self.inactive]])[1]
-        out: Tensor = _Gates.apply(seen, unseen, share)
-        return out
+    def __call__(self, block: ChoiceBlock, args: Any, kwargs: Any) -> Any:
+        other = [self.inactive] if self.inactive != self.active else []
+        return block.show(_gates(self, block), self.active, other, args, kwargs)
 
     def keep_mass(self, alpha: Tensor, before: Tensor, tau: float) -> None:
         """Give the two together the probability that they had, and all others what they had.
@@ -108,15 +102,9 @@ class ExactPath:
         """p itself."""
         return softmax(block.logits)
 
-    def __call__(self, block: ChoiceBlock, x: Tensor) -> Tensor:
-        seen = _run(block, self.active, x)
-
-        def again(x: Tensor) -> Iterator[Tensor | None]:
-            for index in range(len(block.options)):
-                yield None if index == self.active else _run(block, index, x)
-
-        out: Tensor = _Recomputed.apply(seen, x.detach(), self.theta(block), again)
-        return out
+    def __call__(self, block: ChoiceBlock, args: Any, kwargs: Any) -> Any:
+        others = [k for k in range(len(block.options)) if k != self.active]
+        return block.show(_gates(self, block), self.active, others, args, kwargs)
 
 
 @contextmanager
@@ -172,55 +160,9 @@ def _blocks(model: nn.Module) -> Iterator[ChoiceBlock | Shared]:
     return (module for module in model.modules() if isinstance(module, ChoiceBlock | Shared))
 
 
-def _run(block: ChoiceBlock, index: int, x: Tensor) -> Tensor:
-    out: Tensor = block.candidates[str(block.options[index])](x)
-    return out
-
-
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """``<a, b>`` in float32 at least."""
-    return (a * b).sum(dtype=torch.promote_types(a.dtype, torch.float32))
-
-
-class _Gates(torch.autograd.Function):
-    """``seen``; its gradient along `share` is that of ``seen + share * (unseen - seen)``."""
-
-    @staticmethod
-    def forward(ctx: Any, seen: Tensor, unseen: Tensor, share: Tensor) -> Tensor:
-        ctx.save_for_backward(unseen - seen)
-        ctx.dtype = share.dtype
-        # A copy: what follows the block may work in place.
-        return seen.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor]:
-        (gradient,), (difference,) = gradients, ctx.saved_tensors
-        return gradient, None, _inner(gradient, difference).to(ctx.dtype)
-
-
-class _Recomputed(torch.autograd.Function):
-    """``seen``; the gradient of theta_k is ``<dL/dy, op_k(x)>``, the ops being run for it."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        seen: Tensor,
-        x: Tensor,
-        theta: Tensor,
-        again: Callable[[Tensor], Iterator[Tensor | None]],
-    ) -> Tensor:
-        ctx.save_for_backward(seen, x)
-        ctx.dtype, ctx.again = theta.dtype, again
-        device = x.device.type
-        # The backward pass does not run under the autocast of the forward pass.
-        ctx.autocast = torch.autocast(
-            device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-        )
-        return seen.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor, None]:
-        (gradient,), (seen, x) = gradients, ctx.saved_tensors
-        with torch.no_grad(), ctx.autocast:
-            gates = [_inner(gradient, seen if y is None else y) for y in ctx.again(x)]
-        return gradient, None, torch.stack(gates).to(ctx.dtype), None
+def _gates(draw: TwoPaths | ExactPath, block: ChoiceBlock) -> Tensor:
+    """1 for the active candidate and 0 for all others, with the gradient of the probabilities."""
+    theta = draw.theta(block)
+    hard = torch.zeros_like(theta, requires_grad=False)
+    hard[draw.active] = 1.0
+    return hard + (theta - theta.detach())

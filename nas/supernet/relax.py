@@ -22,13 +22,24 @@ def softmax(logits: Tensor) -> Tensor:
 def straight_through(logits: Tensor) -> Tensor:
     """One-hot of the largest logit going forward, the gradient of softmax going back.
 
-    With Gumbel noise in the logits this is the hard Gumbel-softmax (Jang et al. 2017).
+    With Gumbel noise in the logits this is the straight-through Gumbel-softmax (Jang et al. 2017,
+    Sec. 2.2): every open candidate of a choice block runs, one is seen, and all are judged,
+    ``dL/dalpha_k = theta_k (<g, o_k> - sum_j theta_j <g, o_j>) / tau`` with theta of the softmax,
+    ``g = dL/dy`` and o_k what the candidates give. Weights of those not seen get no gradient.
     """
     soft = softmax(logits)
     best = soft.argmax(-1, keepdim=True)
     hard = torch.zeros_like(soft, requires_grad=False).scatter_(-1, best, 1.0)
     # The one-hot vector alone is constant in alpha: the search would run and never move.
     return hard + (soft - soft.detach())
+
+
+def one_path(logits: Tensor) -> Tensor:
+    """As `straight_through`, but a choice block runs no other candidate, and takes it to give 0.
+
+    Or what its `stand_in` says. Time and memory are those of one network; the gradient is another.
+    """
+    return straight_through(logits)
 
 
 def sigmoid(logits: Tensor) -> Tensor:
@@ -45,6 +56,7 @@ def sigmoid(logits: Tensor) -> Tensor:
 RELAXATIONS: dict[str, Relaxation] = {
     "softmax": softmax,
     "straight_through": straight_through,
+    "one_path": one_path,
     "sigmoid": sigmoid,
 }
 

@@ -19,8 +19,8 @@ class Mixing(Protocol):
         """The probabilities ``(K,)`` that costs are expected under."""
         ...
 
-    def __call__(self, block: Any, x: Tensor) -> Tensor:
-        """The block's output."""
+    def __call__(self, block: Any, args: Any, kwargs: Any) -> Any:
+        """The block's output for those arguments."""
         ...
 
 

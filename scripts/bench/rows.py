@@ -26,7 +26,7 @@ from nas.cost.memory import PeakMemory
 from nas.cost.roofline import Energy, Roofline
 from nas.cost.trace import trace
 from nas.decision import free
-from nas.supernet.relax import softmax, straight_through
+from nas.supernet.relax import one_path, softmax
 from nas.supernet.speed import compiled, prepare
 
 REPEATS = 6  # each with other paths, or fresh copies
@@ -104,7 +104,7 @@ def hard(space: str, batch: Batch, rounds: int) -> list[Row]:
     rows = []
     for count in (3, 6, 12) if space == "chain" else (None,):
         times, kept, at = [], [], (space, len(batch[0]))
-        supernet = build_supernet(space, straight_through, True, count)
+        supernet = build_supernet(space, one_path, True, count)
         searched = Trainee(supernet, batch)
         fixed = Trainee(copy.deepcopy(supernet), batch, frozen=True)
         for seed in range(REPEATS):
@@ -142,7 +142,7 @@ def two_path(space: str, batch: Batch, rounds: int) -> list[Row]:
         draw_path(weights.net, torch.Generator().manual_seed(seed))
         weights.step()
 
-    hard_supernet = build_supernet(space, straight_through, True)
+    hard_supernet = build_supernet(space, one_path, True)
     for seed in range(REPEATS):
         # As many draws as paths: the means are over the same distribution, not the same paths.
         plain = Trainee(network_drawn(hard_supernet, seed), batch)
@@ -170,7 +170,7 @@ def bilevel(space: str, batch: Batch, rounds: int) -> list[Row]:
             "eager": eager.bilevel_step,
             "kernels": Trainee(_at_speed(supernet, "kernels"), batch).bilevel_step,
             "channels_last": Trainee(_at_speed(supernet, "channels_last"), batch).bilevel_step,
-            "gdas": Trainee(build_supernet(space, straight_through, True), batch).bilevel_step,
+            "gdas": Trainee(build_supernet(space, one_path, True), batch).bilevel_step,
             "plain": lambda plain=plain: (plain.step(), plain.step()),
         }
         times.append(interleave(steps, rounds))

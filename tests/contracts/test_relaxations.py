@@ -36,7 +36,7 @@ def test_every_relaxation_is_listed_under_its_name():
     functions = inspect.getmembers(relax, inspect.isfunction)
     takes_logits = [f for _, f in functions if list(inspect.signature(f).parameters) == ["logits"]]
     assert {f.__name__: f for f in takes_logits} == RELAXATIONS
-    assert {"softmax", "straight_through", "sigmoid"} <= set(RELAXATIONS)
+    assert {"softmax", "straight_through", "one_path", "sigmoid"} <= set(RELAXATIONS)
 
 
 def draws(block):

@@ -12,7 +12,7 @@ from nas.arch import Arch
 from nas.decision import apply, decisions, resample, sample_path
 from nas.discrete import arch_of, discretize
 from nas.spaces.staged import StagedSpace
-from nas.supernet.relax import straight_through
+from nas.supernet.relax import RELAXATIONS, one_path
 
 from .drawn import randomized, sample, some_archs, supernets
 
@@ -45,11 +45,11 @@ def taken(net: nn.Module) -> Arch:
 
 
 @settings(max_examples=15)
-@given(supernets(), st.sampled_from(["choose", "sample_path", "hard", "hard_gumbel"]))
+@given(supernets(), st.sampled_from(["choose", "sample_path", "one_path", "one_path_gumbel"]))
 def test_only_the_layers_of_the_path_run_and_train(net, way):
     for _, decision in decisions(net):
-        decision.relax = straight_through
-        decision.gumbel = way == "hard_gumbel"
+        decision.relax = one_path
+        decision.gumbel = way == "one_path_gumbel"
     if way == "choose":
         apply(net, some_archs(net)[0])
     elif way == "sample_path":
@@ -104,13 +104,13 @@ def saved_bytes(model: nn.Module, x: Tensor) -> int:
 
 
 @pytest.mark.parametrize("kind", STAGES)
-@pytest.mark.parametrize("way", ["choose", "hard_gumbel"])
+@pytest.mark.parametrize("way", ["choose", "one_path", "straight_through"])
 def test_memory_for_backward_is_that_of_the_plain_network(kind, way):
     net = space(kind)
     for seed in range(4):
         for _, decision in decisions(net):
             decision.free()
-            decision.relax, decision.gumbel = straight_through, True
+            decision.relax, decision.gumbel = RELAXATIONS.get(way, one_path), True
         generator = torch.Generator().manual_seed(seed)
         sample_path(net, generator) if way == "choose" else resample(net, generator)
         arch = Arch(net.name, taken(net).choices)

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from nas.errors import UserError
 from nas.ops.catalogue import build
 from nas.supernet.choice import ChoiceBlock, Relaxing
-from nas.supernet.relax import straight_through
+from nas.supernet.relax import one_path
 from nas.supernet.temperature import linear
 
 OPS = ("conv_k3", "sep_k3", "mb_k3_e2", "identity", "zero")
@@ -17,7 +17,7 @@ STAND_INS = [None, "ones", "input"]
 
 def block(stand_in: str | None, seed: int = 0) -> ChoiceBlock:
     made = ChoiceBlock({name: build(name, 4, 4, activation="silu") for name in OPS})
-    Relaxing("straight_through", True, linear(10.0, 0.1), stand_in)(made)
+    Relaxing("one_path", True, linear(10.0, 0.1), stand_in)(made)
     nn.init.normal_(made.alpha)
     made.resample(torch.Generator().manual_seed(seed))
     return made
@@ -72,7 +72,7 @@ def test_without_gradient_nothing_is_added():
     made.alpha.requires_grad_(False)
     made.choose("identity")
     assert made(x) is x
-    assert straight_through(made.logits).tolist()[3] == 1
+    assert one_path(made.logits).tolist()[3] == 1
 
 
 def test_another_stand_in_is_named():

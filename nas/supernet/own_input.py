@@ -1,0 +1,124 @@
+"""Candidates that write on their input get a copy of it; all others get the input itself.
+
+The candidates of a block share one input, and what is around the block may read it again. Whether a
+module writes is found out before its first call, on a copy of it without memory, since afterwards
+the input would be lost. What is found is kept by a hook of the module itself, so that a network
+taken out of the supernet computes what the supernet did.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+from nas.decision import Decision
+
+
+class OwnInput:
+    """Forward pre-hook: the arguments as they are, or copies where the module writes on them."""
+
+    def __init__(self) -> None:
+        self.writes: dict[bool, bool] = {}  # whether it trains -> what was found
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Any] | None:
+        writes = self.writes.get(module.training)
+        if writes is None:
+            # A graph that is being captured cannot try; it drops a copy that it does not need.
+            writes = torch.compiler.is_compiling() or _writes(module, args, kwargs)
+            if not torch.compiler.is_compiling():
+                self.writes[module.training] = writes
+        return copied(args, kwargs) if writes else None
+
+
+def guard(op: nn.Module) -> None:
+    """Keep `op` from writing on its arguments; nothing where it is known not to."""
+    if guard_of(op) is None and not _harmless(op):
+        op.register_forward_pre_hook(OwnInput(), with_kwargs=True)
+
+
+def guard_of(op: nn.Module) -> OwnInput | None:
+    """The hook that `guard` has given it."""
+    found = (hook for hook in op._forward_pre_hooks.values() if isinstance(hook, OwnInput))
+    return next(found, None)
+
+
+def guards_last(model: nn.Module) -> None:
+    """Let copies be made after all other hooks of a module: they are part of what it does."""
+    for module in model.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if isinstance(hook, OwnInput):
+                module._forward_pre_hooks[key] = module._forward_pre_hooks.pop(key)
+
+
+def copied(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """Arguments with a copy of every tensor; of one that is passed twice, one copy."""
+    made: dict[int, Any] = {}
+
+    def once(leaf: Any) -> Any:
+        # A proxy stands for a tensor while a graph is written down.
+        if not isinstance(leaf, Tensor | fx.Proxy):
+            return leaf
+        if id(leaf) not in made:
+            made[id(leaf)] = leaf.clone()
+        return made[id(leaf)]
+
+    found: tuple[Any, Any] = tree_map(once, (args, kwargs))
+    return found
+
+
+def _harmless(op: nn.Module) -> bool:
+    """Whether `op` is one of the project's, or put together of PyTorch's out of place."""
+    # A block gives each of its candidates a guard of its own.
+    if type(op).__module__.startswith("nas.ops.") or isinstance(op, Decision):
+        return True
+    plain = type(op).__module__.startswith("torch.nn.modules.")
+    return plain and not getattr(op, "inplace", False) and all(map(_harmless, op.children()))
+
+
+def _writes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether `module` writes on its arguments, by a run that leaves no trace; True if unknown."""
+    try:
+        # What others count, or have switched on, is not for this run.
+        with (
+            _disable_current_modes(),
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.random.fork_rng([]),
+        ):
+            probe, dtype = _without_memory(module)
+            inputs, named = tree_map_only(Tensor, lambda x: _like(x, dtype), (args, kwargs))
+            probe.forward(*inputs, **named)
+            return any(x._version for x in tree_leaves((inputs, named)) if isinstance(x, Tensor))
+    except Exception:  # e.g. it looks at values, or cannot be copied
+        return True
+
+
+def _without_memory(module: nn.Module) -> tuple[nn.Module, torch.dtype | None]:
+    """A copy on the meta device without hooks, and the type of its weights."""
+    memo: dict[int, Any] = {}
+    dtype: torch.dtype | None = None
+    for part in module.modules():
+        # Decisions look at the values of their theta.
+        device = "cpu" if isinstance(part, Decision) else "meta"
+        for own in (part._parameters, part._buffers):
+            for tensor in (tensor for tensor in own.values() if tensor is not None):
+                made = tensor.detach().to(device)
+                memo[id(tensor)] = nn.Parameter(made) if own is part._parameters else made
+                if device == "meta" and dtype is None and tensor.is_floating_point():
+                    dtype = tensor.dtype
+    probe = copy.deepcopy(module, memo)
+    for part in probe.modules():
+        part._forward_hooks.clear()
+        part._forward_pre_hooks.clear()
+    return probe, dtype
+
+
+def _like(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    # Under autocast activations and weights differ in type, which here nothing reconciles.
+    floating = dtype is not None and x.is_floating_point()
+    return torch.empty_like(x, device="meta", dtype=dtype if floating else None)
