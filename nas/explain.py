@@ -2,11 +2,35 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 
 from nas.config import alternatives, config_dir, groups
+from nas.errors import UserError
+
+
+def check_flags(verb: str, words: Sequence[str]) -> None:
+    """Refuse what Hydra's own parser of flags does not know; it would print its usage and exit.
+
+    Raises:
+        UserError: an unknown flag, or one without its value.
+    """
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; see `nas {verb} --help`")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    found = parser.parse_args(list(words))
+    for word in found.overrides:
+        if "=" not in word and not word.startswith("~"):
+            raise UserError(f"{word!r} is not of the form key=value; see `nas {verb} --help`")
+    if found.config_dir and not Path(found.config_dir).is_dir():
+        raise UserError(f"--config-dir={found.config_dir} is no folder")
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:

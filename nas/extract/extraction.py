@@ -16,7 +16,7 @@ from nas.search.by_trials import TrialSearch
 from nas.search.oneshot import OneShot
 from nas.search.searcher import best
 from nas.search.trials import front_of, spread
-from nas.selection import check_known, front
+from nas.selection import front
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Extraction:
         elif not self.fine_tune:
             plan = replace(plan, inherit=True)
         problem = Problem(plan)
+        if self.along not in problem.costs:
+            raise UserError(f"along={self.along} is not one of {', '.join(sorted(problem.costs))}")
         if source.checkpoint.is_file():
             load_supernet(problem.supernet, source.checkpoint)
         return problem
@@ -90,7 +92,6 @@ class Extraction:
         trials = ranking.rank(problem, source)
         if not self.size:
             return [best(trials, ranking.by).arch]
-        check_known(problem.costs, {self.along: 0.0})
         front = front_of(trials, (ranking.by, self.along), self.layers)
         return [trial.arch for trial in spread(front, self.along, self.size)]
 

@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parents[2] / "nas"
 
 # A module may import from its own layer or an earlier one.
 LAYERS = (
-    "errors arch pareto run schedule units drawing quiet",
+    "errors arch pareto run schedule units drawing quiet values",
+    "third_party",
     "budget",
     "config data explain",
     "decision",
