@@ -147,7 +147,6 @@ def check_keys(config: DictConfig) -> None:
 _RUN: Mapping[str, Any] = {
     "seed": Seed,
     "weights": Literal["inherited", "fresh"],
-    "budget": Mapping[str, Positive | str | None],
     "profile": str | None,
     "onnx": bool,
     "out": str,
@@ -161,13 +160,20 @@ _RUN: Mapping[str, Any] = {
 }
 
 
+_AMOUNT = Positive | str | None
+
+
 def _check_run(config: Mapping[Any, Any]) -> None:
     for key in ("seed", "weights", "budget", "onnx", "threads", "stable_epochs"):
         if key not in config:
             raise UserError(f"the configuration lacks the key {key!r}")
-    for key, hint in _RUN.items():
-        if key in config and (reason := refusal(config[key], hint)):
-            raise UserError(f"{key}={shown(config[key])} {reason}")
+    if not isinstance(config["budget"], Mapping):
+        raise UserError(f"budget={shown(config['budget'])} must be a mapping, e.g. budget.macs=5M")
+    given = {key: (config[key], hint) for key, hint in _RUN.items() if key in config}
+    given |= {f"budget.{name}": (amount, _AMOUNT) for name, amount in config["budget"].items()}
+    for key, (value, hint) in given.items():
+        if reason := refusal(value, hint):
+            raise UserError(f"{key}={shown(value)} {reason}")
     for key in ("out", "name"):
         if not str(config.get(key, "x")).strip():
             raise UserError(f"{key}= is empty: give the name of a folder, e.g. {key}=first")

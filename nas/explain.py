@@ -29,6 +29,10 @@ def check_flags(verb: str, words: Sequence[str]) -> None:
     for word in found.overrides:
         if "=" not in word and not word.startswith("~"):
             raise UserError(f"{word!r} is not of the form key=value; see `nas {verb} --help`")
+    for key, _, value in (word.partition("=") for word in found.overrides):
+        if key.lstrip("+") in groups() and value in ("null", ""):
+            options = ", ".join(groups()[key.lstrip("+")])
+            raise UserError(f"{key}={value}: choose one of {options}, or leave it out")
     if found.config_dir and not Path(found.config_dir).is_dir():
         raise UserError(f"--config-dir={found.config_dir} is no folder")
 

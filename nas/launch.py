@@ -57,6 +57,7 @@ def launch(verb: str, arguments: list[str]) -> int:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
             ended.append(error)
+            _tidy(Path(HydraConfig.get().runtime.output_dir), Path(config.out))
 
     task = hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(job)
     try:
@@ -74,6 +75,15 @@ def launch(verb: str, arguments: list[str]) -> int:
             raise UserError(explain(error, arguments)) from None
         raise error
     return 0
+
+
+def _tidy(made: Path, out: Path) -> None:
+    """Remove the empty folders that Hydra has made for a run that does not take place."""
+    top = out.absolute()
+    for folder in (made, *made.parents):
+        if not folder.is_relative_to(top):
+            return
+        remove_if_empty(folder)
 
 
 def _one_voice() -> AbstractContextManager[object]:
@@ -116,20 +126,28 @@ def _carry_out(config: DictConfig) -> None:
             _record_failure(run, config, error)
         elif folder == made:
             remove_if_empty(made)
-        if isinstance(error, NotFiniteError):
-            raise FailedRunError(
-                f"{error}: lower the learning rate (search.weight_optimizer.lr, "
-                f"finetune.optimizer.lr) or raise clip. {how_to_go_on(run)}"
-            ) from None
-        if (about := about_path(error)) and not run.config.exists():
-            raise UserError(about) from None
-        if isinstance(error, OSError | FailedRunError):  # e.g. the disk is full, a worker died
-            raise FailedRunError(f"{error}. {how_to_go_on(run)}") from error
-        if not isinstance(error, UserError | HydraException | OmegaConfBaseException):
-            where = write_traceback(error, run.path if run.path.is_dir() else None)
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise FailedRunError(f"{reason[:500]} (see {where}). {how_to_go_on(run)}") from error
-        raise
+        told = _told(error, run)
+        if told is error:
+            raise
+        raise told from error
+
+
+def _told(error: Exception, run: RunDir) -> Exception:
+    """What the user is told of an error that has ended a run."""
+    if isinstance(error, UserError | HydraException | OmegaConfBaseException):
+        return error
+    if isinstance(error, NotFiniteError):
+        return FailedRunError(
+            f"{error}: lower the learning rate (search.weight_optimizer.lr, "
+            f"finetune.optimizer.lr) or raise clip. {how_to_go_on(run)}"
+        )
+    if (about := about_path(error)) and not run.config.exists():
+        return UserError(about)
+    if isinstance(error, OSError | FailedRunError):  # e.g. the disk is full, a worker died
+        return FailedRunError(f"{error}. {how_to_go_on(run)}")
+    where = write_traceback(error, run.path if run.path.is_dir() else None)
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return FailedRunError(f"{reason[:500]} (see {where}). {how_to_go_on(run)}")
 
 
 def _record_failure(run: RunDir, config: DictConfig, error: Exception) -> None:

@@ -110,7 +110,8 @@ def parsed(words: dict[str, str], hints: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(
                 f"{key}={text} cannot be read: {' '.join(str(error).split())}"
             ) from None
-        if reason := refusal(value, hints[key]):
+        reason = refusal(value, hints[key]) if text else "is empty: give a value, or leave it out"
+        if reason:
             raise UserError(f"{key}={text} {reason}")
         found[key] = value
     return found
@@ -182,42 +183,53 @@ def _configured(hint: Any) -> Any:
 def _reason(error: ValidationError, hint: Any) -> str:
     found = {str(one["type"]): one for one in error.errors(include_url=False)}
     null = ", or null" if type(None) in get_args(hint) else ""
-    for kind, (words, key) in _BOUNDS.items():
-        if kind in found:
-            bound = found[kind]["ctx"][key]
-            text = f"{bound:g}" if isinstance(bound, float) else str(bound)
-            return f"must be {words} {text}{null}"
-    if "finite_number" in found:
-        return f"must be a finite number{null}"
-    return f"must be {described(hint)}"
+    broken = [kind for kind in _BOUNDS if kind in found]
+    if not broken and "finite_number" not in found:
+        return f"must be {described(hint)}"
+    bounds = [
+        f"{words} {bound:g}" if isinstance(bound, float) else f"{words} {bound}"
+        for kind, (words, key) in _BOUNDS.items()
+        for bound in _bounds(hint, key)
+        if kind in broken or abs(bound) < 10**9  # larger ones only keep counters from overflowing
+    ]
+    if broken:
+        return f"must be {' and '.join(bounds)}{null}"
+    return f"must be {' and '.join(bounds)}, and finite{null}" if bounds else "must be finite"
+
+
+def _bounds(hint: Any, key: str) -> list[Any]:
+    """The bounds of one kind, ge, gt, le or lt, that an annotation has."""
+    if get_origin(hint) is Annotated:
+        listed = [one for field in get_args(hint)[1:] for one in getattr(field, "metadata", ())]
+        return [getattr(one, key) for one in listed if hasattr(one, key)]
+    return list(dict.fromkeys(b for part in get_args(hint) for b in _bounds(part, key)))
 
 
 _WORDS = {
-    int: "a whole number (int)",
-    float: "a number (float)",
-    str: "text",
-    bool: "true or false",
-    type(None): "null",
-    Path: "a path",
+    int: ("a whole number (int)", "whole numbers (int)"),
+    float: ("a number (float)", "numbers (float)"),
+    str: ("text", "texts"),
+    bool: ("true or false", "true or false"),
+    type(None): ("null", "null"),
+    Path: ("a path", "paths"),
 }
 
 
-def described(hint: Any) -> str:
+def described(hint: Any, several: bool = False) -> str:
     """An annotation in words: "a whole number (int) or null"."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint in _WORDS:
-        return _WORDS[hint]
+        return _WORDS[hint][several]
     if origin is Annotated:
-        return described(arguments[0])
+        return described(arguments[0], several)
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(described(option) for option in arguments))
-    if origin is tuple and ... not in arguments:
-        return f"a list of {len(arguments)}: {', '.join(map(described, arguments))}"
+        return " or ".join(dict.fromkeys(described(option, several) for option in arguments))
     kind = origin if inspect.isclass(origin) else hint
     if inspect.isclass(kind) and issubclass(kind, Mapping):
         return "a mapping"
     if inspect.isclass(kind) and issubclass(kind, Sequence):
-        return f"a list, each {described(arguments[0])}" if arguments else "a list"
+        count = f"{len(arguments)} " if kind is tuple and ... not in arguments else ""
+        return f"a list of {count}{described(arguments[0], True)}" if arguments else "a list"
     return "a mapping with the key _target_"
