@@ -16,7 +16,7 @@ from pydantic import Field
 
 from nas.errors import UserError
 from nas.third_party import ranges_of, try_out
-from nas.values import Count, Positive, Seed, refusal, shown
+from nas.values import Count, Name, Positive, Seed, refusal, shown
 
 
 class Weights(Enum):
@@ -147,7 +147,7 @@ def check_keys(config: DictConfig) -> None:
 _RUN: Mapping[str, Any] = {
     "seed": Seed,
     "weights": Literal["inherited", "fresh"],
-    "profile": str | None,
+    "profile": Name | None,
     "onnx": bool,
     "out": str,
     "name": str,
@@ -155,8 +155,8 @@ _RUN: Mapping[str, Any] = {
     "threads": Annotated[int, Field(ge=0, le=1024)],
     "stable_epochs": Count | None,
     "speed": Literal["auto", "none", "kernels", "channels_last", "compile"],
-    "arch": str | None,
-    "checkpoint": str | None,
+    "arch": Name | None,
+    "checkpoint": Name | None,
 }
 
 

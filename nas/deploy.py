@@ -32,7 +32,8 @@ def export(arguments: Sequence[str]) -> int:
 
     source = Path(arguments[0])
     command = " ".join(["nas export", *arguments])
-    if source.suffix == ".json" and not RunDir(source.parent).finished:
+    own_arch = source == RunDir(source.parent).arch and RunDir(source.parent).finished
+    if source.suffix == ".json" and not own_arch:
         subject, folder = _bare(source, words, own.get("weights"), command), source.parent
     else:
         folder = source.parent if source.suffix == ".json" else source

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
@@ -30,11 +31,18 @@ def check_flags(verb: str, words: Sequence[str]) -> None:
         if "=" not in word and not word.startswith("~"):
             raise UserError(f"{word!r} is not of the form key=value; see `nas {verb} --help`")
     for key, _, value in (word.partition("=") for word in found.overrides):
-        if key.lstrip("+") in groups() and value in ("null", ""):
+        if key.lstrip("+") in groups() and not isinstance(_read(value), str | list):
             options = ", ".join(groups()[key.lstrip("+")])
             raise UserError(f"{key}={value}: choose one of {options}, or leave it out")
     if found.config_dir and not Path(found.config_dir).is_dir():
         raise UserError(f"--config-dir={found.config_dir} is no folder")
+
+
+def _read(text: str) -> object:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text  # Hydra says what is wrong
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:

@@ -264,7 +264,7 @@ def _profile(config: DictConfig) -> None:
     quiet()
     remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
     try:
-        profiling = instantiate(config.measure)
+        profiling = instantiate(config.measure, _convert_="all")
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__
         raise cause if isinstance(cause, UserError) else UserError(explain(error)) from None

@@ -33,6 +33,8 @@ Threads = Annotated[int, Field(ge=1, le=1024)]  # the OpenMP library crashes on 
 # Epochs are added to it, and a generator takes 64 bits with a sign.
 Seed = Annotated[int, Field(ge=0, lt=2**62)]
 
+Name = Annotated[str, Field(min_length=1)]  # of a file, a folder, a column
+
 T = TypeVar("T", bound=Callable[..., Any])
 
 # Strict: true is no 1, "3" is no 3; but 3 is a float. NaN and infinity are no numbers to configure.
@@ -79,7 +81,7 @@ def checked(key: str = "") -> Callable[[T], T]:
             for name, value in signature.bind(*args, **kwargs).arguments.items():
                 if name in hints:
                     try:
-                        _adapter(hints[name]).validate_python(value)
+                        _adapter(hints[name]).validate_python(_plain(value))
                     except ValidationError as error:
                         where = f"{key}.{name}".lstrip(".")
                         reason = _reason(error, hints[name])
@@ -122,6 +124,13 @@ def _number(value: object) -> object:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
+
+
+def _plain(value: object) -> object:
+    """Hydra's own lists and mappings as Python's."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def shown(value: object) -> str:
@@ -184,6 +193,8 @@ def _reason(error: ValidationError, hint: Any) -> str:
     found = {str(one["type"]): one for one in error.errors(include_url=False)}
     null = ", or null" if type(None) in get_args(hint) else ""
     broken = [kind for kind in _BOUNDS if kind in found]
+    if "string_too_short" in found:
+        return "is empty: give a value, or leave it out"
     if not broken and "finite_number" not in found:
         return f"must be {described(hint)}"
     bounds = [
@@ -228,7 +239,7 @@ def described(hint: Any, several: bool = False) -> str:
         return " or ".join(dict.fromkeys(described(option, several) for option in arguments))
     kind = origin if inspect.isclass(origin) else hint
     if inspect.isclass(kind) and issubclass(kind, Mapping):
-        return "a mapping"
+        return "mappings" if several else "a mapping"
     if inspect.isclass(kind) and issubclass(kind, Sequence):
         count = f"{len(arguments)} " if kind is tuple and ... not in arguments else ""
         return f"a list of {count}{described(arguments[0], True)}" if arguments else "a list"

@@ -25,7 +25,7 @@ from nas.latency.profile import Profile
 from nas.latency.table_profile import fit_table
 from nas.run import write_atomic
 from nas.units import amount
-from nas.values import Count, Positive, Seed, Threads, Whole, checked
+from nas.values import Count, Name, Positive, Seed, Threads, Whole, checked
 
 # Of (input shape, number of classes), or None for those of the data: the supernet and its input's
 # shape.
@@ -48,17 +48,17 @@ class Profiling:
     dtype: str = "float32"
     input: Sequence[Count] | None = None
     classes: Count = 10
-    device: str | None = None
+    device: Name | None = None
     networks: Whole = 50
     calibrate: Whole = 20
     seconds: Positive = 600.0
     calls: Count = 1000
     seed: Seed = 0
-    out: str | None = None
-    export_to: str | None = None
+    out: Name | None = None
+    export_to: Name | None = None
     pte: bool = False
-    import_csv: str | None = None
-    column: str = "latency"
+    import_csv: Name | None = None
+    column: Name = "latency"
     unit: Literal["s", "ms", "us"] = "ms"
 
     def __post_init__(self) -> None:
