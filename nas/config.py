@@ -197,6 +197,9 @@ _CALLED: Mapping[str, tuple[str, ...]] = {
 }
 
 
+_SEARCHED = ("costs", "targets", "objective", "temperature")
+
+
 def _check_groups(config: Mapping[Any, Any]) -> None:
     for group in (*_CALLED, "relax", "objective"):
         node = config.get(group)
@@ -280,10 +283,11 @@ def _check_signature(
     key: str, node: Mapping[str, Any], signature: inspect.Signature, given: Mapping[str, Any]
 ) -> None:
     """A class or function of the user's own must take what a run calls it with."""
-    added = _CALLED.get(key, ())
-    partial = node.get("_partial_") is True
+    added: tuple[str, ...] = _CALLED.get(key, ())
+    if key == "search":  # each kind takes some of them
+        added = (*added, *(name for name in _SEARCHED if name in signature.parameters))
     try:
-        if partial and key not in ("data", "space"):  # the rest is known to its caller alone
+        if node.get("_partial_") is True and key not in _CALLED:  # its caller knows the rest
             signature.bind_partial(*node.get("_args_", ()), **dict.fromkeys({*given, *added}))
         else:
             signature.bind(*node.get("_args_", ()), **dict.fromkeys({*given, *added}))
