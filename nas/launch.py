@@ -58,6 +58,7 @@ def launch(verb: str, arguments: list[str]) -> int:
                 raise
             ended.append(error)
             _tidy(Path(HydraConfig.get().runtime.output_dir), Path(config.out))
+            _tidy(Path(f"{config.out}/{config.name}"), Path(config.out))
 
     task = hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(job)
     try:
@@ -79,7 +80,7 @@ def launch(verb: str, arguments: list[str]) -> int:
 
 def _tidy(made: Path, out: Path) -> None:
     """Remove the empty folders that Hydra has made for a run that does not take place."""
-    top = out.absolute()
+    top, made = out.absolute(), made.absolute()  # a name may hold "..": not resolved
     for folder in (made, *made.parents):
         if not folder.is_relative_to(top):
             return

@@ -41,6 +41,9 @@ class Extraction:
         Raises:
             UserError: the search has left no weights, or no network meets the budgets.
         """
+        priced = {"params", "macs", *plan.costs}
+        if self.along not in priced:
+            raise UserError(f"along={self.along} is not one of {', '.join(sorted(priced))}")
         target = getattr(plan.search, "func", plan.search)
         if isinstance(target, type) and issubclass(target, TrialSearch):
             plan = self._without_supernet(plan, source)
@@ -52,8 +55,6 @@ class Extraction:
         elif not self.fine_tune:
             plan = replace(plan, inherit=True)
         problem = Problem(plan)
-        if self.along not in problem.costs:
-            raise UserError(f"along={self.along} is not one of {', '.join(sorted(problem.costs))}")
         if source.checkpoint.is_file():
             load_supernet(problem.supernet, source.checkpoint)
         return problem

@@ -72,7 +72,7 @@ SEARCH: dict[str, str] = {
     "search=spos search.ranking.by=foo": "by=foo",
     "search=once_for_all search.phases=[{epochs:0}]": "at least 1",
     "search=once_for_all search.phases=[{epochs:1,lr:nan}]": "lr=nan",
-    "search=once_for_all search.phases=[3]": "search.phases[0]",
+    "search=once_for_all search.phases=[3]": "search.phases",
     "search=random_search search.halving.epochs=[3,1]": "rise",
     "search=random_search search.workers=100000000": "at most 256",
     "search=random_search search.searcher=foo": "foo",
