@@ -8,7 +8,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nas.errors import FailedRunError, InterruptedRunError, UserError
+from nas.errors import (
+    FailedRunError,
+    InterruptedRunError,
+    UserError,
+    about_path,
+    write_traceback,
+)
 
 USAGE = """\
 nas: search for the network that fits your device
@@ -90,6 +96,16 @@ of an arch.json without a run: weights=FILE, space=NAME, data=NAME, --config-dir
 """
 
 
+REPORT = (
+    "nas report DIR [DIR ...] [cost=params] [metric=test_acc] [out=FOLDER] [--serve]: "
+    "reads figures; nothing that a folder names is run"
+)
+DRAW = (
+    "nas draw RUN [RUN ...]: prints each network, writes RUN/network.svg and network.csv; "
+    "nothing that a folder names is run"
+)
+
+
 def main() -> None:
     """Entry point of the command line."""
     sys.exit(run(sys.argv[1:]))
@@ -106,9 +122,10 @@ def run(arguments: Sequence[str]) -> int:
         print(f"nas {__version__}")
         return 0
     verb, rest = arguments[0], list(arguments[1:])
-    if verb not in VERBS:
-        return _complain(f"unknown verb {verb!r}; nas has {', '.join(VERBS)}")
     try:
+        _check_text(arguments)
+        if verb not in VERBS:
+            raise UserError(f"unknown verb {verb!r}; nas has {', '.join(VERBS)}")
         return VERBS[verb](verb, rest)
     except UserError as error:
         return _complain(str(error))
@@ -121,6 +138,20 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\nnas: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:  # no traceback for the user: it goes to a file
+        if about := about_path(error):
+            return _complain(about)
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        print(f"nas: failed: {reason[:500]} (see {write_traceback(error)})", file=sys.stderr)
+        return 1
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    for number, argument in enumerate(arguments, 1):
+        if not argument:
+            raise UserError(f"argument {number} is empty: write key=value, or leave it out")
+        if "\0" in argument or any("\ud800" <= letter <= "\udfff" for letter in argument):
+            raise UserError(f"argument {number}, {argument!r}, is no text (UTF-8)")
 
 
 def _complain(message: str) -> int:
@@ -145,21 +176,20 @@ def _options(verb: str) -> str:
 
 
 def _report(verb: str, arguments: list[str]) -> int:
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        print(
-            "nas report DIR [DIR ...] [cost=params] [metric=test_acc] [out=FOLDER] [--serve]: "
-            "reads figures; nothing that a folder names is run"
-        )
-        return 0 if arguments else 2
-    from nas.report import report
-
+    if "-h" in arguments or "--help" in arguments:
+        print(REPORT)
+        return 0
     serving = "--serve" in arguments
     arguments = [word for word in arguments if word != "--serve"]
     settings = dict(word.split("=", 1) for word in arguments if "=" in word)
     unknown = settings.keys() - {"cost", "metric", "out"}
     if unknown:
         raise UserError(f"unknown key {sorted(unknown)}; nas report takes cost, metric and out")
-    folders = [Path(word) for word in arguments if "=" not in word]
+    for key in (key for key, value in settings.items() if not value):
+        raise UserError(f"{key}= is empty: give a value, or leave it out")
+    folders = [Path(word) for word in _places("report", arguments, REPORT)]
+    from nas.report import report
+
     out = settings.pop("out", None)
     cost, metric = settings.get("cost", "params"), settings.get("metric", "test_acc")
     files = report(folders, cost, metric, Path(out) if out else None)
@@ -171,16 +201,16 @@ def _report(verb: str, arguments: list[str]) -> int:
 
 
 def _draw(verb: str, arguments: list[str]) -> int:
-    asked = "-h" in arguments or "--help" in arguments
-    if asked or not arguments:
-        print(
-            "nas draw RUN [RUN ...]: prints each network, writes RUN/network.svg and network.csv; "
-            "nothing that a folder names is run"
-        )
-        return 0 if asked else 2
+    if "-h" in arguments or "--help" in arguments:
+        print(DRAW)
+        return 0
+    runs = _places("draw", arguments, DRAW)
+    for word in arguments:
+        if word not in runs:
+            raise UserError(f"nas draw takes runs alone, not {word!r}: {DRAW}")
     from nas.result import draw
 
-    draw([Path(word) for word in arguments])
+    draw([Path(run) for run in runs])
     return 0
 
 
@@ -189,22 +219,41 @@ def _extract(verb: str, arguments: list[str]) -> int:
     if "--front" in arguments[:-1]:  # the only flag with a value: --front 8
         at = arguments.index("--front")
         words[at : at + 2] = [f"front={arguments[at + 1]}"]
-    if not words or "help" in words or "-h" in words or "=" in words[0]:
+    if "help" in words or "-h" in words:
         print(EXTRACT)
-        return 0 if "help" in words or "-h" in words else 2
+        return 0
+    _first("extract", arguments, "RUN")
     from nas.extract.command import extract
 
     return extract(words)
 
 
 def _export(verb: str, arguments: list[str]) -> int:
-    asked = "--help" in arguments or "-h" in arguments
-    if asked or not arguments or arguments[0].startswith("-") or "=" in arguments[0]:
+    if "--help" in arguments or "-h" in arguments:
         print(EXPORT)
-        return 0 if asked else 2
+        return 0
+    _first("export", arguments, "RUN or arch.json")
     from nas.deploy import export
 
     return export(arguments)
+
+
+def _places(verb: str, arguments: Sequence[str], usage: str) -> list[str]:
+    """The arguments that are folders."""
+    for word in arguments:
+        if word.startswith("-"):
+            raise UserError(f"unknown flag {word!r}: {usage}")
+    found = [word for word in arguments if "=" not in word or Path(word).is_dir()]
+    if not found:
+        raise UserError(f"nas {verb} needs a folder: {usage}")
+    return found
+
+
+def _first(verb: str, arguments: Sequence[str], what: str) -> None:
+    first = arguments[0] if arguments else ""
+    if not first or first.startswith("-") or ("=" in first and not Path(first).exists()):
+        got = f", not {first!r}" if first else ""
+        raise UserError(f"nas {verb} needs {what} first{got}; see `nas {verb} --help`")
 
 
 VERBS: dict[str, Callable[[str, list[str]], int]] = {

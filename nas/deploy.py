@@ -4,9 +4,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
@@ -19,7 +18,7 @@ from nas.export.job import Export, Options, Subject
 from nas.result import input_fields
 from nas.run import RunDir
 from nas.saved import change, saved_config
-from nas.trusted import asked
+from nas.values import parsed
 
 _OWN = ("format", "out", "trust", "weights")
 
@@ -28,20 +27,20 @@ def export(arguments: Sequence[str]) -> int:
     """``nas export RUN|arch.json key=value ...``; the exit code."""
     words = _words(arguments[1:])
     options = _options(words)
-    own = {key: words.pop(key) for key in _OWN if key in words}
-    trust = asked(own)
+    own = parsed(words, {"format": str, "out": str, "weights": str, "trust": bool})
     _quiet()
     import torch
 
     source = Path(arguments[0])
     command = " ".join(["nas export", *arguments])
-    if source.suffix == ".json" and not RunDir(source.parent).finished:
+    own_arch = source == RunDir(source.parent).arch and RunDir(source.parent).finished
+    if source.suffix == ".json" and not own_arch:
         subject, folder = _bare(source, words, own.get("weights"), command), source.parent
     else:
         folder = source.parent if source.suffix == ".json" else source
         if "weights" in own:
             raise UserError("weights=FILE goes with an arch.json; a run has weights of its own")
-        subject = _of_run(RunDir(folder), words, trust, command)
+        subject = _of_run(RunDir(folder), words, own.get("trust", False), command)
     torch.set_num_threads(1)  # as the runtimes that it is compared with
     Export(subject, options, Path(own.get("out", folder / "export")))()
     return 0
@@ -63,18 +62,11 @@ def _words(arguments: Sequence[str]) -> dict[str, str]:
 
 def _options(words: dict[str, str]) -> Options:
     """Takes the words that `Options` knows out of `words`."""
-    known = {field.name for field in fields(Options)} - {"formats"}
-    taken: dict[str, Any] = {key: _value(key, words.pop(key)) for key in known & words.keys()}
+    hints = get_type_hints(Options, include_extras=True)
+    taken = parsed(words, {key: hint for key, hint in hints.items() if key != "formats"})
     if "format" in words:
         taken["formats"] = tuple(words["format"].strip("[]").replace(" ", "").split(","))
     return Options(**taken)
-
-
-def _value(key: str, text: str) -> Any:
-    try:
-        return float(text) if key in ("qat_lr", "max_drop") else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError):
-        return text
 
 
 def _of_run(run: RunDir, words: Mapping[str, str], trust: bool, command: str) -> Subject:

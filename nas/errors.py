@@ -1,5 +1,17 @@
 """What can end a run, each with a message for the user and an exit code of its own."""
 
+import errno
+import os
+import tempfile
+import traceback
+from pathlib import Path
+
+# What the user can mend by giving another path, or rights to this one.
+_PATHS = (
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG,
+    errno.EROFS, errno.ELOOP, errno.EINVAL, errno.EEXIST,
+)  # fmt: skip
+
 
 class UserError(ValueError):
     """A mistake in what the user gave: what is wrong, the value, what is allowed, how to fix it.
@@ -18,3 +30,28 @@ class InterruptedRunError(RuntimeError):
 
 class NotFiniteError(RuntimeError):
     """The loss became NaN or infinite; going on would train nothing."""
+
+
+def about_path(error: BaseException) -> str | None:
+    """A message on a path that cannot be used; None where that is not what went wrong."""
+    if not isinstance(error, OSError) or error.errno not in _PATHS or error.filename is None:
+        return None
+    name = str(error.filename)
+    name = name if len(name) <= 120 else f"{name[:80]}... ({len(name)} characters)"
+    return f"{name} cannot be used ({error.strerror}): give another path, or rights to this one"
+
+
+def write_traceback(error: BaseException, folder: Path | None = None) -> Path:
+    """Write how `error` came about into `folder`, or the system's for temporary files."""
+    text = "".join(traceback.format_exception(error))
+    if folder is not None:
+        path = folder / "traceback.txt"
+        try:
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
+            return path
+        except OSError:
+            pass  # e.g. the disk is full
+    descriptor, name = tempfile.mkstemp(prefix="nas-traceback-", suffix=".txt")
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+    return Path(name)

@@ -2,11 +2,47 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
 
+import yaml
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 
 from nas.config import alternatives, config_dir, groups
+from nas.errors import UserError
+
+
+def check_flags(verb: str, words: Sequence[str]) -> None:
+    """Refuse what Hydra's own parser of flags does not know; it would print its usage and exit.
+
+    Raises:
+        UserError: an unknown flag, or one without its value.
+    """
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; see `nas {verb} --help`")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    found = parser.parse_args(list(words))
+    for word in found.overrides:
+        if "=" not in word and not word.startswith("~"):
+            raise UserError(f"{word!r} is not of the form key=value; see `nas {verb} --help`")
+    for key, _, value in (word.partition("=") for word in found.overrides):
+        if key.lstrip("+") in groups() and not isinstance(_read(value), str | list):
+            options = ", ".join(groups()[key.lstrip("+")])
+            raise UserError(f"{key}={value}: choose one of {options}, or leave it out")
+    if found.config_dir and not Path(found.config_dir).is_dir():
+        raise UserError(f"--config-dir={found.config_dir} is no folder")
+
+
+def _read(text: str) -> object:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text  # Hydra says what is wrong
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:

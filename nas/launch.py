@@ -17,9 +17,16 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nas.config import Weights, check, config_dir, register
-from nas.errors import FailedRunError, InterruptedRunError, NotFiniteError, UserError
-from nas.explain import explain, flags_first, with_budgets, with_measure
+from nas.config import Weights, check, check_keys, config_dir, register
+from nas.errors import (
+    FailedRunError,
+    InterruptedRunError,
+    NotFiniteError,
+    UserError,
+    about_path,
+    write_traceback,
+)
+from nas.explain import check_flags, explain, flags_first, with_budgets, with_measure
 from nas.quiet import quiet
 from nas.resume import COMMAND, how_to_go_on, remove_if_empty, resumed
 from nas.run import RunDir, is_main, shown, write_atomic, write_json
@@ -32,27 +39,30 @@ def launch(verb: str, arguments: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     os.environ[COMMAND] = f"nas {verb}"
     words = with_measure(arguments) if verb == "profile" else with_budgets(arguments)
+    words = flags_first(words)
+    check_flags(verb, words)
     script = sys.argv[0]
-    sys.argv = [f"nas {verb}", *flags_first(words)]
+    sys.argv = [f"nas {verb}", *words]
     ended: list[Exception] = []
 
     def job(config: DictConfig) -> None:
         # With this command line Lightning starts the other processes of a distributed training.
         sys.argv = [script, verb, *arguments]
         try:
+            check_keys(config)
             with _one_voice():
                 VERBS[verb](config)
-        except (UserError, FailedRunError, InterruptedRunError) as error:
+        except Exception as error:
             # Of a sweep Hydra must hear of it; of a single job it would only print more lines.
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
             ended.append(error)
+            _tidy(Path(HydraConfig.get().runtime.output_dir), Path(config.out))
+            _tidy(Path(f"{config.out}/{config.name}"), Path(config.out))
 
     task = hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(job)
     try:
         task()
-        for error in ended:
-            raise error
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, arguments)) from None
     except OSError as error:
@@ -61,7 +71,20 @@ def launch(verb: str, arguments: list[str]) -> int:
             f"cannot write to {error.filename} ({error.strerror}); choose another output folder "
             "with out=FOLDER"
         ) from None
+    for error in ended:
+        if isinstance(error, HydraException | OmegaConfBaseException):
+            raise UserError(explain(error, arguments)) from None
+        raise error
     return 0
+
+
+def _tidy(made: Path, out: Path) -> None:
+    """Remove the empty folders that Hydra has made for a run that does not take place."""
+    top, made = out.absolute(), made.absolute()  # a name may hold "..": not resolved
+    for folder in (made, *made.parents):
+        if not folder.is_relative_to(top):
+            return
+        remove_if_empty(folder)
 
 
 def _one_voice() -> AbstractContextManager[object]:
@@ -102,16 +125,30 @@ def _carry_out(config: DictConfig) -> None:
     except Exception as error:
         if sweep or run.checkpoint.exists():
             _record_failure(run, config, error)
-        elif folder == made and not any(made.iterdir()):
-            made.rmdir()
-        if isinstance(error, NotFiniteError):
-            raise FailedRunError(
-                f"{error}: lower the learning rate (search.weight_optimizer.lr, "
-                f"finetune.optimizer.lr) or raise clip. {how_to_go_on(run)}"
-            ) from None
-        if isinstance(error, OSError | FailedRunError):  # e.g. the disk is full, a worker died
-            raise FailedRunError(f"{error}. {how_to_go_on(run)}") from error
-        raise
+        elif folder == made:
+            remove_if_empty(made)
+        told = _told(error, run)
+        if told is error:
+            raise
+        raise told from error
+
+
+def _told(error: Exception, run: RunDir) -> Exception:
+    """What the user is told of an error that has ended a run."""
+    if isinstance(error, UserError | HydraException | OmegaConfBaseException):
+        return error
+    if isinstance(error, NotFiniteError):
+        return FailedRunError(
+            f"{error}: lower the learning rate (search.weight_optimizer.lr, "
+            f"finetune.optimizer.lr) or raise clip. {how_to_go_on(run)}"
+        )
+    if (about := about_path(error)) and not run.config.exists():
+        return UserError(about)
+    if isinstance(error, OSError | FailedRunError):  # e.g. the disk is full, a worker died
+        return FailedRunError(f"{error}. {how_to_go_on(run)}")
+    where = write_traceback(error, run.path if run.path.is_dir() else None)
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return FailedRunError(f"{reason[:500]} (see {where}). {how_to_go_on(run)}")
 
 
 def _record_failure(run: RunDir, config: DictConfig, error: Exception) -> None:
@@ -215,14 +252,12 @@ def _describe(config: DictConfig) -> None:
     check(config)
     remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
     from nas.describe import describe
+    from nas.plan import build, read
 
     plan = plan_of(config)
-    plan.data.setup()
-    describe(
-        plan.space(input_shape=plan.data.input_shape, num_classes=plan.data.num_classes),
-        plan.data.input_shape,
-        plan.costs,
-    )
+    read(plan.data)
+    shape = plan.data.input_shape
+    describe(build(plan.space, shape, plan.data.num_classes), shape, plan.costs)
 
 
 def _profile(config: DictConfig) -> None:
@@ -230,23 +265,25 @@ def _profile(config: DictConfig) -> None:
     quiet()
     remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
     try:
-        profiling = instantiate(config.measure)
+        profiling = instantiate(config.measure, _convert_="all")
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__
         raise cause if isinstance(cause, UserError) else UserError(explain(error)) from None
 
-    def build(size: tuple[tuple[int, ...], int] | None) -> tuple[Any, tuple[int, ...]]:
+    def made(size: tuple[tuple[int, ...], int] | None) -> tuple[Any, tuple[int, ...]]:
         import torch
+
+        from nas.plan import build, read
 
         plan = plan_of(config)
         if size is None:
-            plan.data.setup()
+            read(plan.data)
             size = plan.data.input_shape, plan.data.num_classes
         torch.manual_seed(config.seed)
-        return plan.space(input_shape=size[0], num_classes=size[1]), size[0]
+        return build(plan.space, *size), size[0]
 
     try:
-        profiling(build)
+        profiling(made)
     except KeyboardInterrupt:
         raise InterruptedRunError(
             "interrupted; the same command goes on with what is measured so far"

@@ -96,8 +96,12 @@ class Run:
                 supernet=self.supernet, costs=self.problem.costs, seed=self.plan.seed
             )
             module.loaders(self.plan.data)
+            module.ranking.check(self.problem)
             return module
-        return self.plan.search(supernet=self.supernet, seed=self.plan.seed)
+        searcher = self.plan.search(supernet=self.supernet, seed=self.plan.seed)
+        if isinstance(searcher, TrialSearch):
+            searcher.check(self.problem)
+        return searcher
 
     def _training(self, network: nn.Module) -> Training:
         return self.plan.finetune(network=network, seed=self.plan.seed)

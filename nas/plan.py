@@ -1,8 +1,11 @@
 """What a run is made of, and what it searches: supernet, exact costs and budgets."""
 
+import inspect
 import io
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -65,7 +68,11 @@ class Problem:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        plan.data.setup()
+        read(plan.data)
+        data = plan.data
+        check_memory(
+            partial(plan.space, input_shape=data.input_shape, num_classes=data.num_classes)
+        )
         self.supernet = self.build()
         self.space = str(getattr(self.supernet, "name", type(self.supernet).__name__))
         traced = trace(self.supernet, plan.data.input_shape)
@@ -145,3 +152,104 @@ def check_logits(network: nn.Module, shape: tuple[int, ...], classes: int) -> No
 def _output(network: nn.Module, inputs: Any) -> Any:
     with torch.no_grad():
         return run(network.eval(), inputs)
+
+
+def build(space: Callable[..., nn.Module], shape: Any, classes: int) -> nn.Module:
+    """The supernet for inputs of `shape` and so many classes.
+
+    Raises:
+        UserError: the space refuses them, or memory does not hold it.
+    """
+    make = partial(space, input_shape=shape, num_classes=classes)
+    check_memory(make)
+    return make()
+
+
+def check_memory(make: Callable[[], nn.Module]) -> None:
+    """Refuse a supernet whose weights alone are larger than this machine's memory.
+
+    Raises:
+        UserError: with both sizes.
+    """
+    needed: float
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            made = make()
+        needed = sum(t.nbytes for t in (*made.parameters(), *made.buffers()))
+    except UserError:
+        raise
+    except Exception as error:
+        if "overflow" not in str(error).lower():
+            return  # a module that cannot be made without memory; building it will tell
+        needed = float("inf")
+    present = _memory()
+    if needed > present:
+        size = f"{needed / 1e9:,.1f} GB" if needed < float("inf") else "more than any machine has"
+        raise UserError(
+            f"the weights of this space need {size} of memory, and this machine has "
+            f"{present / 1e9:,.1f} GB: lower space.width, channels or the number of blocks"
+        )
+
+
+def _memory() -> float:
+    """Bytes of this machine; infinite where the system does not say."""
+    if not hasattr(os, "sysconf"):
+        return float("inf")
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+# What a run asks of its data; a module of the user's own must have all of it.
+_ATTRIBUTES = ("name", "batch_size", "input_shape", "num_classes", "classes", "mean", "std")
+_METHODS = (
+    "setup", "weight_loader", "alpha_loader", "val_dataloader", "test_dataloader",
+    "calibration_loader",
+)  # fmt: skip
+
+
+def read(data: Any) -> None:
+    """Set the data up, and look at it, where its class is the user's own.
+
+    Raises:
+        UserError: it lacks something, or its samples are not what it says.
+    """
+    if type(data) is DataModule:
+        data.setup()
+        return
+    kind = f"data: {type(data).__module__}.{type(data).__qualname__}"
+    for name in _METHODS:
+        method = getattr(data, name, None)
+        if not callable(method):
+            raise UserError(f"{kind} lacks the method {name}(); see nas.data.DataModule")
+        try:
+            inspect.signature(method).bind()
+        except TypeError as error:
+            raise UserError(f"{kind}.{name} must be callable without arguments: {error}") from None
+    data.setup()
+    if missing := [name for name in _ATTRIBUTES if not hasattr(data, name)]:
+        raise UserError(f"{kind} lacks {', '.join(missing)}; see nas.data.DataModule")
+    for name in ("weight_loader", "val_dataloader"):
+        _check_batch(f"{kind}.{name}()", next(iter(getattr(data, name)()), None), data)
+
+
+def _check_batch(what: str, batch: Any, data: Any) -> None:
+    pair = isinstance(batch, tuple | list) and len(batch) == 2
+    if not pair or not all(isinstance(part, torch.Tensor) for part in batch):
+        got = "nothing" if batch is None else type(batch).__name__
+        raise UserError(f"{what} must give pairs of tensors (x, labels), got {got}")
+    x, labels = batch
+    shape, found = tuple(data.input_shape), tuple(x.shape[1:])
+    if found != shape or not x.is_floating_point():
+        raise UserError(
+            f"{what} gives samples {found} of {x.dtype}, and input_shape is {shape}: they must be "
+            "floats of that shape"
+        )
+    if labels.shape != x.shape[:1] or labels.dtype != torch.int64:
+        raise UserError(
+            f"{what} gives labels {tuple(labels.shape)} of {labels.dtype}: they must be "
+            f"({len(x)},) of torch.int64, one for each sample"
+        )
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < data.num_classes:
+        raise UserError(
+            f"{what} gives labels from {int(labels.min())} to {int(labels.max())}, and num_classes "
+            f"is {data.num_classes}: they must be from 0 to {data.num_classes - 1}"
+        )

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from nas.errors import NotFiniteError, UserError
+from nas.errors import NotFiniteError
 from nas.schedule import warmup_cosine
+from nas.values import Count, NonNegative, Seed, Share, checked
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Batch = tuple[Tensor, Tensor]
@@ -45,6 +46,7 @@ def strategy_of(strategy: object, devices: object) -> dict[str, object]:
     return {}
 
 
+@checked("finetune")
 class Training(pl.LightningModule):
     """Supervised training of one network by cross-entropy.
 
@@ -56,21 +58,22 @@ class Training(pl.LightningModule):
         label_smoothing: as in `torch.nn.functional.cross_entropy`.
         clip: largest norm of the gradient; 0 does not clip.
         seed: of every random draw inside an epoch, so that a resumed run repeats them.
+
+    Raises:
+        UserError: a number out of its range.
     """
 
     def __init__(
         self,
         network: nn.Module,
         optimizer: OptimizerFactory,
-        epochs: int,
-        warmup_epochs: float = 0.0,
-        label_smoothing: float = 0.0,
-        clip: float = 0.0,
-        seed: int = 0,
+        epochs: Count,
+        warmup_epochs: NonNegative = 0.0,
+        label_smoothing: Share = 0.0,
+        clip: NonNegative = 0.0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
-        if epochs < 1:
-            raise UserError(f"finetune.epochs={epochs} must be at least 1")
         self.network = network
         self.optimizer_factory, self.epochs, self.warmup_epochs = optimizer, epochs, warmup_epochs
         self.label_smoothing, self.clip, self.seed = label_smoothing, clip, seed

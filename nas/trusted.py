@@ -51,14 +51,6 @@ def foreign(config: Mapping[Any, Any]) -> Iterator[str]:
         yield from _strange(node, str(key), str(key), str(key))
 
 
-def asked(words: Mapping[str, Any]) -> bool:
-    """Whether the words have ``trust=true``; UserError where it is neither true nor false."""
-    text = str(words.get("trust", False)).lower()
-    if text not in ("true", "false"):
-        raise UserError(f"trust={text} must be true or false")
-    return text == "true"
-
-
 def refuse_links(folder: Path) -> None:
     """Raises UserError where a link lies in a run's folder: files would be written elsewhere."""
     for parent, folders, files in os.walk(folder):

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from nas.attempts import reason, record
@@ -23,10 +24,12 @@ from nas.export.source import Format, Model, Source
 from nas.quiet import captured
 from nas.reading import read_json
 from nas.run import RunDir, shown, write_atomic, write_json
+from nas.values import Count, Share, checked
 
 _EXAMPLE = 16  # samples that the exporters trace with
 
 
+@checked()
 @dataclass(frozen=True)
 class Options:
     """What the user asks for.
@@ -43,30 +46,12 @@ class Options:
 
     formats: tuple[str, ...] = ("onnx",)
     overwrite: bool = False
-    calibration: int = 512
+    calibration: Count = 512
     qat: bool = False
-    qat_epochs: int = 3
-    qat_lr: float = 1e-3
-    max_drop: float = 0.05
+    qat_epochs: Count = 3
+    qat_lr: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    max_drop: Share = 0.05
     latency: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("calibration", "qat_epochs"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                hint = "; int8 needs images to learn its ranges from" * (name == "calibration")
-                raise UserError(f"{name}={value} must be a whole number of at least 1{hint}")
-        for name, allowed in (("qat_lr", "above 0"), ("max_drop", "a share between 0 and 1")):
-            value = getattr(self, name)
-            fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
-            if not fits and not (name == "max_drop" and value == 0):
-                raise UserError(f"{name}={value} must be {allowed}, e.g. {name}={_EXAMPLES[name]}")
-        for name in ("overwrite", "qat", "latency"):
-            if not isinstance(getattr(self, name), bool):
-                raise UserError(f"{name}={getattr(self, name)} must be true or false")
-
-
-_EXAMPLES = {"qat_lr": "1e-3", "max_drop": "0.05"}
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,26 @@ from nas.launch import cores, plan_of
 from nas.quiet import quiet
 from nas.run import RunDir, shown
 from nas.saved import add_cost, change, saved_config
-from nas.trusted import asked
+from nas.values import Count, Whole, parsed
 
 # Keys of `nas extract` that are not the run's own.
-_OWN = ("front", "layers", "along", "fine_tune", "out", "trust")
+_OWN: Mapping[str, Any] = {
+    "front": Whole,
+    "layers": Count,
+    "along": str,
+    "fine_tune": bool,
+    "out": str,
+    "trust": bool,
+}
 
 
 def extract(arguments: Sequence[str]) -> int:
     """``nas extract RUN key=value ...``: see `Extraction`; the exit code."""
-    words = dict(word.partition("=")[::2] for word in arguments[1:] if "=" in word)
-    own = {key: yaml.safe_load(words.pop(key)) for key in _OWN if key in words}
+    for word in arguments[1:]:
+        if "=" not in word:
+            raise UserError(f"{word!r} is not of the form key=value; see `nas extract --help`")
+    words = dict(word.split("=", 1) for word in arguments[1:])
+    own = parsed(words, _OWN)
     source = RunDir(Path(arguments[0]))
     each = words_of_each(words)
     configs = [_config(source, given, own, len(each) > 1) for given in each]
@@ -48,23 +58,17 @@ def extract(arguments: Sequence[str]) -> int:
 
 
 def _extraction(own: Mapping[str, Any]) -> Extraction:
-    size = own.get("front", 0)
-    if not isinstance(size, int) or size < 0:
-        raise UserError(f"front={size} must be a whole number of networks, e.g. front=8")
-    layers = own.get("layers", 1)
-    if not isinstance(layers, int) or layers < 1:
-        raise UserError(f"layers={layers} must be a whole number of layers, e.g. layers=2")
+    size, layers = own.get("front", 0), own.get("layers", 1)
     if layers > 1 and not size:
         raise UserError(f"layers={layers} is of a front: say of how many networks, e.g. front=40")
-    fine_tune = bool(own.get("fine_tune", False))
-    return Extraction(size, own.get("along", "params"), fine_tune, layers)
+    return Extraction(size, own.get("along", "params"), own.get("fine_tune", False), layers)
 
 
 def _config(
     source: RunDir, words: Mapping[str, str], own: Mapping[str, Any], several: bool
 ) -> DictConfig:
     """The run's configuration with these words; a profile brings its cost along."""
-    config = saved_config(source, asked(own))
+    config = saved_config(source, trust=own.get("trust", False))
     register()
     if "profile" in words:
         add_cost(config, COST)

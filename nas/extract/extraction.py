@@ -16,7 +16,7 @@ from nas.search.by_trials import TrialSearch
 from nas.search.oneshot import OneShot
 from nas.search.searcher import best
 from nas.search.trials import front_of, spread
-from nas.selection import check_known, front
+from nas.selection import front
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,9 @@ class Extraction:
         Raises:
             UserError: the search has left no weights, or no network meets the budgets.
         """
+        priced = {"params", "macs", *plan.costs}
+        if self.along not in priced:
+            raise UserError(f"along={self.along} is not one of {', '.join(sorted(priced))}")
         target = getattr(plan.search, "func", plan.search)
         if isinstance(target, type) and issubclass(target, TrialSearch):
             plan = self._without_supernet(plan, source)
@@ -90,7 +93,6 @@ class Extraction:
         trials = ranking.rank(problem, source)
         if not self.size:
             return [best(trials, ranking.by).arch]
-        check_known(problem.costs, {self.along: 0.0})
         front = front_of(trials, (ranking.by, self.along), self.layers)
         return [trial.arch for trial in spread(front, self.along, self.size)]
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -24,12 +25,14 @@ from nas.latency.profile import Profile
 from nas.latency.table_profile import fit_table
 from nas.run import write_atomic
 from nas.units import amount
+from nas.values import Count, Name, Positive, Seed, Threads, Whole, checked
 
 # Of (input shape, number of classes), or None for those of the data: the supernet and its input's
 # shape.
 Build = Callable[[tuple[tuple[int, ...], int] | None], tuple[nn.Module, tuple[int, ...]]]
 
 
+@checked("measure")
 @dataclass(frozen=True)
 class Profiling:
     """The keys of `nas profile`; see `configs/measure/default.yaml`.
@@ -40,27 +43,25 @@ class Profiling:
 
     runtime: str = "torch"
     accelerator: str = "cpu"
-    threads: int = 1
-    batch: int = 1
+    threads: Threads = 1
+    batch: Count = 1
     dtype: str = "float32"
-    input: Sequence[int] | None = None
-    classes: int = 10
-    device: str | None = None
-    networks: int = 50
-    calibrate: int = 20
-    seconds: float = 600.0
-    calls: int = 1000
-    seed: int = 0
-    out: str | None = None
-    export_to: str | None = None
+    input: Sequence[Count] | None = None
+    classes: Count = 10
+    device: Name | None = None
+    networks: Whole = 50
+    calibrate: Whole = 20
+    seconds: Positive = 600.0
+    calls: Count = 1000
+    seed: Seed = 0
+    out: Name | None = None
+    export_to: Name | None = None
     pte: bool = False
-    import_csv: str | None = None
-    column: str = "latency"
-    unit: str = "ms"
+    import_csv: Name | None = None
+    column: Name = "latency"
+    unit: Literal["s", "ms", "us"] = "ms"
 
     def __post_init__(self) -> None:
-        if self.input is not None and not all(type(n) is int and n > 0 for n in self.input):
-            raise UserError(f"input={list(self.input)} must be sizes above 0, e.g. [3,224,224]")
         if self.export_to and self.import_csv:
             raise UserError("export_to= writes files and import_csv= reads figures: give one")
 

@@ -1,7 +1,6 @@
 """What every objective answers to, and the state and checks that they share."""
 
 from collections.abc import Iterable, Mapping
-from math import isfinite
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -115,17 +114,6 @@ class PerCost(nn.Module):
 def wide(task: Tensor) -> Tensor:
     """The task loss in float32 at least: in half precision a small penalty would round away."""
     return task.to(torch.promote_types(task.dtype, torch.float32))
-
-
-def check_number(name: str, value: float, meaning: str, zero: bool = True) -> None:
-    """Refuse an argument that is negative or not finite, or 0 unless `zero`.
-
-    Raises:
-        UserError: saying what it must be and, by `meaning`, what it does.
-    """
-    if not isfinite(value) or value < 0 or (value == 0 and not zero):
-        allowed = "of at least 0" if zero else "above 0"
-        raise UserError(f"objective.{name}={value} must be a finite number {allowed} ({meaning})")
 
 
 def _check_reference(reference: Mapping[str, float]) -> None:

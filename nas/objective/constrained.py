@@ -5,9 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from nas.objective.base import PerCost, check_number, wide
+from nas.objective.base import PerCost, wide
+from nas.values import Positive, checked
 
 
+@checked("objective")
 class Constrained(PerCost):
     """``L = task + sum_i s_i(t) * max(c_i / T_i - 1, 0)`` (Burrello et al. 2023, arXiv 2310.07217).
 
@@ -31,11 +33,8 @@ class Constrained(PerCost):
     final: Tensor  # (I,) strengths at the end of the ramp; NaN until the first call
     ramp: Tensor  # () share of them that is in force
 
-    def __init__(self, margin: float = 0.1) -> None:
+    def __init__(self, margin: Positive = 0.1) -> None:
         super().__init__("final")
-        check_number(
-            "margin", margin, "the least excess that a strength is derived from", zero=False
-        )
         self.margin = margin
         self.register_buffer("ramp", torch.tensor(0.01))
 

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from nas.errors import UserError
-from nas.objective.base import PerCost, check_number, wide
+from nas.objective.base import PerCost, wide
+from nas.values import Positive, Share, checked
 
 
+@checked("objective")
 class AugmentedLagrangian(PerCost):
     """Accuracy within budgets: prices rise while a budget is exceeded, and fall to 0 inside.
 
@@ -40,18 +42,10 @@ class AugmentedLagrangian(PerCost):
     last: Tensor  # (I,) g at the last update
     budget: Tensor  # (I,) B, what is in force
 
-    def __init__(self, rho: float = 1.0, rho_max: float = 4.0, ramp: float = 0.8) -> None:
+    def __init__(self, rho: Positive = 1.0, rho_max: Positive = 4.0, ramp: Share = 0.8) -> None:
         super().__init__("multiplier", "quadratic", "last", "budget")
-        meaning = "the loss that each factor e of excess is worth"
-        check_number("rho", rho, meaning, zero=False)
-        check_number("rho_max", rho_max, meaning, zero=False)
         if rho_max < rho:
             raise UserError(f"objective.rho_max={rho_max} must be at least rho={rho}")
-        if not 0 <= ramp <= 1:
-            raise UserError(
-                f"objective.ramp={ramp} must be from 0 to 1, the share of the search "
-                "until the budgets are in force"
-            )
         self.rho, self.rho_max, self.ramp = rho, rho_max, ramp
 
     def start(self, reference: Mapping[str, Tensor], targets: Mapping[str, float]) -> None:

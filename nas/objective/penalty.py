@@ -4,9 +4,11 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from nas.objective.base import PerCost, check_number, wide
+from nas.objective.base import PerCost, wide
+from nas.values import NonNegative, Positive, checked
 
 
+@checked("objective")
 class Hinge(PerCost):
     """``L = task + strength * sum_i max(c_i / T_i - 1, 0)``: nothing is gained below a budget.
 
@@ -17,9 +19,8 @@ class Hinge(PerCost):
         UserError: a negative strength, or one that is not a number; in `start`, no target.
     """
 
-    def __init__(self, strength: float = 1.0) -> None:
+    def __init__(self, strength: NonNegative = 1.0) -> None:
         super().__init__()
-        check_number("strength", strength, "the loss that a cost of twice its budget is worth")
         self.strength = strength
 
     def forward(self, task: Tensor, costs: Mapping[str, Tensor]) -> Tensor:
@@ -27,6 +28,7 @@ class Hinge(PerCost):
         return task + self.strength * self.excess(costs).relu().sum().to(task)
 
 
+@checked("objective")
 class AddLinear(PerCost):
     """``L = task + strength * sum_i (c_i - T_i) / T_i`` (ProxylessNAS, Cai et al. 2019).
 
@@ -40,9 +42,8 @@ class AddLinear(PerCost):
         UserError: a negative strength, or one that is not a number; in `start`, no target.
     """
 
-    def __init__(self, strength: float = 0.1) -> None:
+    def __init__(self, strength: NonNegative = 0.1) -> None:
         super().__init__()
-        check_number("strength", strength, "the loss that a cost of once its budget is worth")
         self.strength = strength
 
     def forward(self, task: Tensor, costs: Mapping[str, Tensor]) -> Tensor:
@@ -58,13 +59,8 @@ class Logarithmic(PerCost):
     this is the paper's logarithm in the unit in which the mean network measures `scale`.
     """
 
-    def __init__(self, a: float, b: float, scale: float) -> None:
+    def __init__(self, a: Positive, b: NonNegative, scale: Positive) -> None:
         super().__init__()
-        check_number("a", a, "it multiplies the task loss", zero=False)
-        check_number("b", b, "the power of the logarithm of the cost; 0 ignores the cost")
-        check_number(
-            "scale", scale, "the number that the mean network's cost counts as", zero=False
-        )
         self.a, self.b, self.scale = a, b, scale
 
     def logarithm(self, values: Tensor) -> Tensor:
@@ -73,6 +69,7 @@ class Logarithmic(PerCost):
         return (self.scale * values / self.reference).log1p().clamp_min(1e-6)
 
 
+@checked("objective")
 class MulLog(Logarithmic):
     """``L = a * task * prod_i (log c_i / log T_i)^b`` (ProxylessNAS, Cai et al. 2019, `mul#log`).
 
@@ -87,7 +84,7 @@ class MulLog(Logarithmic):
         UserError: an argument that is negative or not a number; in `start`, no target.
     """
 
-    def __init__(self, a: float = 0.2, b: float = 0.3, scale: float = 100.0) -> None:
+    def __init__(self, a: Positive = 0.2, b: NonNegative = 0.3, scale: Positive = 100.0) -> None:
         super().__init__(a, b, scale)
 
     def forward(self, task: Tensor, costs: Mapping[str, Tensor]) -> Tensor:
@@ -96,6 +93,7 @@ class MulLog(Logarithmic):
         return self.a * task * (ratio**self.b).prod().to(task)
 
 
+@checked("objective")
 class FBNet(Logarithmic):
     """``L = a * task * prod_i (log c_i)^b`` (FBNet, Wu et al. 2019, Eq. 2); targets are ignored.
 
@@ -112,7 +110,7 @@ class FBNet(Logarithmic):
 
     needs_targets = False
 
-    def __init__(self, a: float = 0.2, b: float = 0.6, scale: float = 2e4) -> None:
+    def __init__(self, a: Positive = 0.2, b: NonNegative = 0.6, scale: Positive = 2e4) -> None:
         super().__init__(a, b, scale)
 
     def forward(self, task: Tensor, costs: Mapping[str, Tensor]) -> Tensor:

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from nas.objective.base import PerCost, check_number, wide
+from nas.objective.base import PerCost, wide
+from nas.values import NonNegative, checked
 
 
+@checked("objective")
 class Plain(PerCost):
     """``L = task + strength * sum_i c_i`` (relative: ``c_i / c_i(start)``; log: ``log`` of it).
 
@@ -26,11 +28,10 @@ class Plain(PerCost):
 
     needs_targets = False
 
-    def __init__(self, strength: float = 0.3, relative: bool = True, log: bool = False) -> None:
+    def __init__(
+        self, strength: NonNegative = 0.3, relative: bool = True, log: bool = False
+    ) -> None:
         super().__init__()
-        check_number(
-            "strength", strength, "0 ignores the cost; larger values give smaller networks"
-        )
         self.strength, self.relative, self.log = strength, relative, log
 
     def forward(self, task: Tensor, costs: Mapping[str, Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ from nas.search.searchers import check_name, make
 from nas.search.space import SearchSpace
 from nas.search.trials import Trial, TrialLog, table_of
 from nas.search.workers import Workers
+from nas.values import Count, Processes, Seed, checked
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Found:
         }
 
 
+@checked("search")
 class TrialSearch:
     """Propose, score, record; the classic search, also over an evaluator that trains nothing.
 
@@ -61,20 +63,14 @@ class TrialSearch:
         supernet: nn.Module,
         searcher: str | Callable[..., Searcher],
         evaluate: Callable[[Searched], Scoring],
-        trials: int | None = None,
+        trials: Count | None = None,
         by: str = "val_acc",
         along: str = "params",
-        batch: int | None = None,
-        workers: int = 1,
+        batch: Count | None = None,
+        workers: Processes = 1,
         halving: Halving | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
-        if trials is not None and trials < 1:
-            raise UserError(f"search.trials={trials} must be at least 1, or null (all there are)")
-        if batch is not None and batch < 1:
-            raise UserError(f"search.batch={batch} must be at least 1, or null (the workers)")
-        if workers < 1:
-            raise UserError(f"search.workers={workers} must be at least 1 (processes)")
         if not by.startswith("val_"):
             raise UserError(f"search.by={by}: a search may judge by val_acc or val_loss only")
         check_name(searcher)
@@ -99,6 +95,24 @@ class TrialSearch:
                 f"{list(self.halving.rungs)}: leave it null"
             )
 
+    def check(self, problem: Searched) -> None:
+        """Find what is wrong with the input before anything is trained.
+
+        Raises:
+            UserError: a cost or a score that there is not; or see the searcher.
+        """
+        space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
+        if self.along not in space.costs:
+            raise UserError(f"search.along={self.along} is not one of {sorted(space.costs)}")
+        scores = ("val_acc", "val_loss")
+        if isinstance(self.evaluate, StandAlone | Inherited) and self.by not in scores:
+            raise UserError(f"search.by={self.by} is not one of {', '.join(scores)}")
+        self._made(problem, space)
+
+    def _made(self, problem: Searched, space: SearchSpace) -> tuple[Searcher, int | None]:
+        trained = problem if isinstance(self.evaluate, Inherited) else None
+        return make(self.searcher, space, self.seed, (self.by, self.along), self.trials, trained)
+
     def find(self, problem: Searched, run: RunDir) -> Found:
         """Search, with ``trials.jsonl`` and ``trials.csv`` in the run's folder.
 
@@ -119,11 +133,7 @@ class TrialSearch:
     def rank(self, problem: Searched, run: RunDir) -> list[Trial]:
         """The trials inside the budgets; those in the run's ``trials.jsonl`` are not repeated."""
         space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
-        if self.along not in space.costs:
-            raise UserError(f"search.along={self.along} is not one of {sorted(space.costs)}")
-        objectives = (self.by, self.along)
-        trained = problem if isinstance(self.evaluate, Inherited) else None
-        searcher, count = make(self.searcher, space, self.seed, objectives, self.trials, trained)
+        searcher, count = self._made(problem, space)
         log = TrialLog(run.trials)
         # Recorded may be the costs of another device, or before a cost was asked for.
         for key, trial in log.known.items():

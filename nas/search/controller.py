@@ -3,20 +3,21 @@
 from collections import deque
 from collections.abc import Mapping, Sequence
 from math import isfinite, log
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from nas.arch import Arch
-from nas.errors import UserError
 from nas.search.evolution import mutated
 from nas.search.reward import CostAwareAccuracy
 from nas.search.space import SearchSpace
 from nas.search.trials import Trial
 from nas.selection import largest_of, least_of
+from nas.values import Count, NonNegative, Positive, checked
 
 ROUNDS = 4  # of draws, none of them new, before a network drawn is changed until it is new
 LARGEST = 3.0  # advantage, in standard deviations of the rewards
@@ -77,6 +78,7 @@ def policy_loss(log_p: Tensor, advantages: Tensor, entropy: Tensor, bonus: float
     return -(advantages.detach() * log_p).mean() - bonus * entropy.mean()
 
 
+@checked("controller")
 class Controller:
     """Proposes what its policy draws; after each round of draws, moves it along their rewards.
 
@@ -113,15 +115,12 @@ class Controller:
         objectives: Sequence[str] = ("val_loss",),
         reward: CostAwareAccuracy | None = None,
         spread: bool = True,
-        samples: int = 8,
-        rate: float = 0.01,
-        bonus: float = 0.3,
-        memory: int = 64,
-        hidden: int = 64,
+        samples: Count = 8,
+        rate: Positive = 0.01,
+        bonus: NonNegative = 0.3,
+        memory: Count = 64,
+        hidden: Annotated[int, Field(ge=1, le=4096)] = 64,
     ) -> None:
-        _check(samples=samples, rate=rate, memory=memory, hidden=hidden)
-        if not bonus >= 0:
-            raise UserError(f"controller: bonus={bonus} must be at least 0")
         self.space, self.by, self.along = space, objectives[0], tuple(objectives[1:])
         self.spread = spread and bool(self.along)
         hard = CostAwareAccuracy(0.0, -1.0)
@@ -249,9 +248,3 @@ def _accuracy(trial: Trial, by: str) -> float:
     if not isfinite(value):
         return 0.0
     return 1 - value if by.endswith("_acc") else 1 / (1 + max(value, 0.0))
-
-
-def _check(**numbers: float) -> None:
-    for name, value in numbers.items():
-        if not value > 0:
-            raise UserError(f"controller: {name}={value} must be above 0")

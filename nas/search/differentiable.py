@@ -24,6 +24,7 @@ from nas.search.regularizers import Regularizer
 from nas.supernet.auxiliary import AuxiliarySkip
 from nas.supernet.temperature import Schedule, constant
 from nas.train import Batch, OptimizerFactory, accuracy, check_finite
+from nas.values import Count, NonNegative, Seed, Share, Whole, checked
 
 UPDATES = 20  # of the objective's strengths in a search, at least
 
@@ -41,6 +42,7 @@ def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+@checked("search")
 class DifferentiableSearch(pl.LightningModule):
     """What bilevel and single-level search share: phases, optimizers, schedules, logging.
 
@@ -65,8 +67,8 @@ class DifferentiableSearch(pl.LightningModule):
         perturbation: of alphas while weights learn, see `nas.search.perturbation`.
 
     Raises:
-        UserError: nothing to search, epochs that leave no time for alphas, or budgets that the
-            objective cannot work with.
+        UserError: nothing to search, a number out of its range, epochs that leave no time for
+            alphas, or budgets that the objective cannot work with.
     """
 
     def __init__(
@@ -76,12 +78,12 @@ class DifferentiableSearch(pl.LightningModule):
         objective: Objective,
         weight_optimizer: OptimizerFactory,
         alpha_optimizer: OptimizerFactory,
-        epochs: int,
-        warmup_epochs: int = 0,
+        epochs: Count,
+        warmup_epochs: Whole = 0,
         temperature: Schedule | None = None,
-        clip: float = 5.0,
-        label_smoothing: float = 0.0,
-        seed: int = 0,
+        clip: NonNegative = 5.0,
+        label_smoothing: Share = 0.0,
+        seed: Seed = 0,
         targets: Mapping[str, float] | None = None,
         regularizers: Mapping[str, Regularizer] | None = None,
         perturbation: Perturbing | None = None,
@@ -92,9 +94,9 @@ class DifferentiableSearch(pl.LightningModule):
                 "this space has no decision to search: give some stage at least two ops, or train "
                 "the network as it is with `nas finetune`"
             )
-        if not 0 <= warmup_epochs < epochs:
+        if warmup_epochs >= epochs:
             raise UserError(
-                f"search.warmup_epochs={warmup_epochs} must be at least 0 and below "
+                f"search.warmup_epochs={warmup_epochs} must be below "
                 f"epochs={epochs}: alphas are searched in the epochs after it. Give both, e.g. "
                 f"search.epochs={epochs} search.warmup_epochs={epochs // 3}"
             )

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from nas.arch import Arch
 from nas.cost.base import Expected
 from nas.discrete import discretize
-from nas.errors import InterruptedRunError, NotFiniteError, UserError
+from nas.errors import InterruptedRunError, NotFiniteError
 from nas.recalibrate import recalibrate
 from nas.search.callbacks import LastCheckpoint
 from nas.search.halving import checkpoint_of
 from nas.search.paused import PauseAfter, paused
 from nas.search.scoring import Scoring
 from nas.train import Training
+from nas.values import Count, Whole, checked
 
 
 class Made(Protocol):
@@ -56,6 +57,7 @@ class Searched(Protocol):
         ...
 
 
+@checked("search.evaluate")
 @dataclass(frozen=True)
 class StandAlone:
     """Trains each architecture from fresh weights by the recipe `finetune`, then validates it.
@@ -68,7 +70,7 @@ class StandAlone:
         test: also evaluate the test part, for a table of the truth; never to search by.
     """
 
-    epochs: int | None = None
+    epochs: Count | None = None
     test: bool = False
 
     def __call__(self, problem: Searched) -> Scoring:
@@ -121,6 +123,7 @@ class StandAlone:
         return {name: float(metrics[name]) for name in wanted if name in metrics}
 
 
+@checked("search.ranking.evaluate")
 @dataclass(frozen=True)
 class Inherited:
     """Validates each architecture with the weights it has in the trained supernet.
@@ -131,15 +134,8 @@ class Inherited:
         raw: also record ``raw_val_acc`` and ``raw_val_loss``, without that measurement.
     """
 
-    calibration: int = 1024
+    calibration: Whole = 1024
     raw: bool = False
-
-    def __post_init__(self) -> None:
-        if self.calibration < 0:
-            raise UserError(
-                f"search.ranking.evaluate.calibration={self.calibration} must be a number of "
-                "training images, or 0 (BatchNorm is not measured anew)"
-            )
 
     def __call__(self, problem: Searched) -> Scoring:
         """The function that scores architectures of `problem`."""

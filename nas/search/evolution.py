@@ -4,20 +4,23 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from math import isfinite
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.search.space import SearchSpace
 from nas.search.trials import Trial
+from nas.values import Count, checked
 
 FAILED = 1e30  # stands for an infinite objective: libraries sort, and subtract
 
 
+@checked()
 class RegularisedEvolution:
     """Tournaments among the youngest, whose winner is mutated (Real et al. 2019, algorithm 1).
 
@@ -41,13 +44,11 @@ class RegularisedEvolution:
         space: SearchSpace,
         seed: int = 0,
         objectives: Sequence[str] = ("val_loss",),
-        population: int = 30,
-        tournament: int = 10,
+        population: Count = 30,
+        tournament: Count = 10,
     ) -> None:
-        if not 1 <= tournament <= population:
-            raise UserError(
-                f"tournament={tournament} must be at least 1 and at most population={population}"
-            )
+        if tournament > population:
+            raise UserError(f"tournament={tournament} must be at most population={population}")
         self.space, self.objectives, self.tournament = space, objectives, tournament
         self.generator = torch.Generator().manual_seed(seed)
         self.living: deque[tuple[Arch, NDArray[np.float64]]] = deque(maxlen=population)
@@ -92,6 +93,7 @@ class RegularisedEvolution:
         return members[int((weighed.max(1) + 0.05 * weighed.sum(1)).argmin())][0]
 
 
+@checked()
 class NSGA2:
     """NSGA-II (Deb et al. 2002) by pymoo: uniform crossover, one gene drawn anew on average.
 
@@ -110,10 +112,8 @@ class NSGA2:
         space: SearchSpace,
         seed: int = 0,
         objectives: Sequence[str] = ("val_loss",),
-        population: int = 20,
+        population: Annotated[int, Field(ge=2, le=10**6)] = 20,
     ) -> None:
-        if population < 2:
-            raise UserError(f"population={population} must be at least 2")
         self.space, self.objectives = space, tuple(objectives)
         self.names = tuple(space.options)
         self.algorithm = _nsga2(space, len(self.objectives), population, seed)

@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -24,10 +25,12 @@ from nas.selection import front, select
 from nas.supernet.choice import Relaxing
 from nas.supernet.temperature import exponential
 from nas.train import check_finite
+from nas.values import Count, Positive, checked
 
 STALE = 3  # descents in a row without a new network, before the search ends
 
 
+@checked("gradient")
 class GradientSearch:
     """Descends ``L_val + strength * log E[cost]`` in the alphas alone, one strength after another.
 
@@ -57,15 +60,14 @@ class GradientSearch:
         seed: int = 0,
         objectives: Sequence[str] = ("val_loss", "params"),
         estimator: Literal["gumbel", "reinforce"] = "gumbel",
-        steps: int = 60,
-        every: int = 20,
-        points: int = 8,
-        strengths: Sequence[float] = (0.003, 1.0),
-        rate: float = 0.1,
-        samples: int = 4,
+        steps: Count = 60,
+        every: Count = 20,
+        points: Count = 8,
+        strengths: Sequence[Positive] = (0.003, 1.0),
+        rate: Positive = 0.1,
+        samples: Annotated[int, Field(ge=2, le=10**6)] = 4,
     ) -> None:
-        _check(estimator, steps=steps, every=every, points=points, rate=rate, samples=samples - 1)
-        if len(strengths) != 2 or not 0 < strengths[0] <= strengths[1]:
+        if len(strengths) != 2 or strengths[0] > strengths[1]:
             raise UserError(
                 f"gradient: strengths={list(strengths)} must be two, above 0, ascending"
             )
@@ -178,12 +180,3 @@ def measuring(supernet: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def _check(estimator: str, **numbers: float) -> None:
-    if estimator not in ("gumbel", "reinforce"):
-        raise UserError(f"gradient: estimator={estimator!r} is not one of gumbel, reinforce")
-    for name, value in numbers.items():
-        if not value > 0:
-            least = "at least 2" if name == "samples" else "above 0"
-            raise UserError(f"gradient: {name} must be {least}")

@@ -5,17 +5,19 @@ Off by default; ``guard=[eigenvalue]`` or ``guard=[skips]`` turns one on.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from nas.decision import Decision, decisions, free, split_parameters
 from nas.errors import UserError
 from nas.recalibrate import kept_statistics
 from nas.search.hessian import dominant_eigenvalue
+from nas.values import Count, Whole, checked
 
 
 class CollapseGuard(pl.Callback):
@@ -58,6 +60,7 @@ class CollapseGuard(pl.Callback):
         self.history, self.stopped = list(state_dict["history"].cpu()), state_dict["stopped"]
 
 
+@checked("guard.eigenvalue")
 class EigenvalueStop(CollapseGuard):
     """Stops when the validation loss grows too curved in alpha (R-DARTS, Zela et al. 2020).
 
@@ -75,26 +78,16 @@ class EigenvalueStop(CollapseGuard):
 
     def __init__(
         self,
-        every: int = 2,
-        window: int = 5,
-        delta: int = 4,
-        ratio: float = 1.3,
-        first: int = 10,
-        samples: int = 256,
+        every: Count = 2,
+        window: Count = 5,
+        delta: Count = 4,
+        ratio: Annotated[float, Field(gt=1)] = 1.3,
+        first: Whole = 10,
+        samples: Count = 256,
     ) -> None:
         super().__init__()
-        for name, value in {
-            "every": every,
-            "window": window,
-            "delta": delta,
-            "samples": samples,
-        }.items():
-            if value < 1:
-                raise UserError(f"guard.eigenvalue.{name}={value} must be at least 1")
         if window % 2 == 0:
             raise UserError(f"guard.eigenvalue.window={window} must be odd: it is centred")
-        if not ratio > 1:
-            raise UserError(f"guard.eigenvalue.ratio={ratio} must be above 1")
         self.every, self.window, self.delta = every, window, delta
         self.ratio, self.first, self.samples = ratio, first, samples
         self.eigenvalues: list[float] = []  # one every `every` alpha epochs, the first at epoch 0
@@ -146,6 +139,7 @@ class EigenvalueStop(CollapseGuard):
         self.eigenvalues = list(state_dict["eigenvalues"])
 
 
+@checked("guard.skips")
 class SkipCount(CollapseGuard):
     """Stops when the best architecture has more than `most` skips (DARTS+, Liang et al. 2019).
 
@@ -164,14 +158,12 @@ class SkipCount(CollapseGuard):
 
     def __init__(
         self,
-        most: int = 1,
+        most: Whole = 1,
         options: Sequence[str] = ("skip_connect", "identity"),
         within: str = "",
-        first: int = 1,
+        first: Whole = 1,
     ) -> None:
         super().__init__()
-        if most < 0 or first < 0:
-            raise UserError(f"guard.skips.most={most} and .first={first} must be at least 0")
         self.most, self.options, self.within, self.first = most, tuple(options), within, first
 
     def collapsed(self, trainer: pl.Trainer, pl_module: Any) -> tuple[int, str] | None:

@@ -4,16 +4,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.search.scoring import Outcome, Outcomes
 from nas.search.space import SearchSpace
 from nas.search.trials import Rung, Trial, TrialLog
+from nas.values import Count, checked
+
+Eta = Annotated[int, Field(ge=2, le=1000)]  # one in so many goes on
 
 FOLDER = "rungs"  # in that of the run: checkpoints of the networks that may go on
 
 
+@checked("search.halving")
 @dataclass(frozen=True)
 class Halving:
     """Successive halving of each batch asked for (Jamieson and Talwalkar 2016, algorithm 1).
@@ -31,23 +38,15 @@ class Halving:
         UserError: a value out of its range.
     """
 
-    eta: int = 3
-    epochs: Sequence[int] | None = None
+    eta: Eta = 3
+    epochs: Sequence[Count] | None = None
 
     def __post_init__(self) -> None:
-        if self.eta < 2:
-            raise UserError(
-                f"search.halving.eta={self.eta} must be at least 2 (one in two goes on)"
-            )
         if self.epochs is None:
             return
         shown = f"search.halving.epochs={list(self.epochs)}"
-        if any(type(epoch) is not int for epoch in self.epochs):
-            raise UserError(f"{shown} must be whole numbers, e.g. [1, 3, 9]")
         if len(self.epochs) < 2:
             raise UserError(f"{shown} must be at least two, e.g. [1, 3, 9], or null (no halving)")
-        if self.epochs[0] < 1:
-            raise UserError(f"{shown} must be at least 1")
         if any(b <= a for a, b in zip(self.epochs[:-1], self.epochs[1:], strict=True)):
             raise UserError(f"{shown} must rise, e.g. [1, 3, 9]")
 

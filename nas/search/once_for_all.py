@@ -18,8 +18,10 @@ from nas.search.by_trials import TrialSearch
 from nas.search.oneshot import OneShot
 from nas.search.shrinking import Phase, Shrinking, read_phases
 from nas.train import Batch, OptimizerFactory
+from nas.values import NonNegative, Seed, Share, checked
 
 
+@checked("search")
 class OnceForAll(OneShot):
     """Progressive shrinking with distillation (Cai et al. 2020).
 
@@ -45,11 +47,11 @@ class OnceForAll(OneShot):
         phases: Sequence[Mapping[str, Any]],
         ranking: Callable[..., TrialSearch],
         optimizer: OptimizerFactory,
-        distill: float = 1.0,
+        distill: NonNegative = 1.0,
         cost: str = "macs",
-        clip: float = 5.0,
-        label_smoothing: float = 0.0,
-        seed: int = 0,
+        clip: NonNegative = 5.0,
+        label_smoothing: Share = 0.0,
+        seed: Seed = 0,
     ) -> None:
         self.shrinking = Shrinking(read_phases(phases), distill, cost)
         super().__init__(

@@ -20,8 +20,10 @@ from nas.search.differentiable import frozen
 from nas.search.evaluate import Searched
 from nas.search.schemes import Scheme
 from nas.train import Batch, OptimizerFactory, accuracy, check_finite
+from nas.values import Count, NonNegative, Seed, Share, checked
 
 
+@checked("search")
 class OneShot(pl.LightningModule):
     """Trains the weights of a supernet by a scheme; alphas stay as they are, equal.
 
@@ -51,11 +53,11 @@ class OneShot(pl.LightningModule):
         scheme: Scheme,
         ranking: Callable[..., TrialSearch],
         optimizer: OptimizerFactory,
-        epochs: int,
-        warmup_epochs: float = 1.0,
-        clip: float = 5.0,
-        label_smoothing: float = 0.0,
-        seed: int = 0,
+        epochs: Count,
+        warmup_epochs: NonNegative = 1.0,
+        clip: NonNegative = 5.0,
+        label_smoothing: Share = 0.0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         if not any(decisions(supernet)):
@@ -63,8 +65,6 @@ class OneShot(pl.LightningModule):
                 "this space has no decision to search: give some stage at least two ops, or train "
                 "the network as it is with `nas finetune`"
             )
-        if epochs < 1:
-            raise UserError(f"search.epochs={epochs} must be at least 1")
         self.automatic_optimization = False
         self.supernet, self.scheme, self.optimizer_factory = supernet, scheme, optimizer
         self.epochs, self.warmup_epochs = epochs, warmup_epochs

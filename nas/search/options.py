@@ -9,6 +9,7 @@ from nas.cost.base import Expected
 from nas.objective import Objective
 from nas.supernet.temperature import Schedule
 from nas.train import OptimizerFactory
+from nas.values import Count, NonNegative, Seed, Share, Whole
 
 
 class Options(TypedDict, total=False):
@@ -19,10 +20,10 @@ class Options(TypedDict, total=False):
     objective: Objective
     weight_optimizer: OptimizerFactory
     alpha_optimizer: OptimizerFactory
-    epochs: int
-    warmup_epochs: int
+    epochs: Count
+    warmup_epochs: Whole
     temperature: Schedule | None
-    clip: float
-    label_smoothing: float
-    seed: int
+    clip: NonNegative
+    label_smoothing: Share
+    seed: Seed
     targets: Mapping[str, float] | None

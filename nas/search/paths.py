@@ -15,6 +15,7 @@ from nas.supernet.choice import ChoiceBlock
 from nas.supernet.proxyless import draw_path
 from nas.supernet.relax import softmax
 from nas.train import Batch
+from nas.values import Count, checked
 
 Optimizer = torch.optim.Optimizer | LightningOptimizer
 
@@ -46,6 +47,7 @@ def one_path_step(
     return value.detach()
 
 
+@checked("search")
 class PathSearch(BilevelSearch):
     """What the searches on sampled paths share: one path trains, and alphas move now and then.
 
@@ -62,10 +64,8 @@ class PathSearch(BilevelSearch):
         UserError: `alpha_every` below 1, or larger than the number of steps.
     """
 
-    def __init__(self, alpha_every: int = 5, **options: Unpack[Options]) -> None:
+    def __init__(self, alpha_every: Count = 5, **options: Unpack[Options]) -> None:
         super().__init__(**options)
-        if alpha_every < 1:
-            raise UserError(f"search.alpha_every={alpha_every} must be at least 1")
         self.alpha_every = alpha_every
         for module in self.supernet.modules():
             if isinstance(module, ChoiceBlock):

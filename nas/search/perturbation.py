@@ -8,12 +8,12 @@ Afterwards the alphas are what they were, to the bit.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from nas.errors import UserError
+from nas.values import Count, NonNegative, checked
 
 Slopes = Callable[[], Sequence[Tensor]]  # the gradient of the weights' loss for each alpha
 
@@ -41,6 +41,7 @@ def uniform(
         alpha.data.add_((2 * draw - 1) * radius)
 
 
+@checked("search.perturbation")
 @dataclass(frozen=True)
 class Ascent:
     """The worst delta that `steps` steps of projected gradient ascent find (SDARTS-ADV).
@@ -48,11 +49,7 @@ class Ascent:
     Each goes ``2 radius / steps`` along the sign of the gradient, from a uniform start.
     """
 
-    steps: int = 7
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"perturbation steps={self.steps} must be at least 1")
+    steps: Count = 7
 
     def __call__(
         self,
@@ -84,6 +81,7 @@ def _thawed(alphas: Sequence[nn.Parameter]) -> Iterator[None]:
             alpha.requires_grad_(required)
 
 
+@checked("search.perturbation")
 @dataclass(frozen=True)
 class Perturbing:
     """A perturbation whose radius grows linearly over the alpha epochs.
@@ -97,18 +95,10 @@ class Perturbing:
         UserError: another name, or a negative radius.
     """
 
-    by: str = "uniform"
-    start: float = 0.03
-    end: float = 0.3
-    steps: int = 7
-
-    def __post_init__(self) -> None:
-        if self.by not in ("uniform", "ascent"):
-            raise UserError(f"search.perturbation.by={self.by!r} is neither 'uniform' nor 'ascent'")
-        if self.start < 0 or self.end < 0:
-            raise UserError(
-                f"search.perturbation: start={self.start} and end={self.end} must be at least 0"
-            )
+    by: Literal["uniform", "ascent"] = "uniform"
+    start: NonNegative = 0.03
+    end: NonNegative = 0.3
+    steps: Count = 7
 
     @contextmanager
     def around(

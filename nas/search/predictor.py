@@ -17,6 +17,7 @@ from nas.pareto import non_dominated
 from nas.search.evolution import FAILED, mutated, values
 from nas.search.space import SearchSpace
 from nas.search.trials import Trial
+from nas.values import Count
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -127,7 +128,7 @@ class Predictor:
         space: SearchSpace,
         seed: int = 0,
         objectives: Sequence[str] = ("val_loss",),
-        startup: int = 8,
+        startup: Count = 8,
         reference: Sequence[float] | None = None,
     ) -> None:
         self.space, self.objectives, self.startup = space, tuple(objectives), startup

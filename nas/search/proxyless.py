@@ -13,6 +13,7 @@ from nas.search.options import Options
 from nas.search.paths import Optimizer, PathSearch
 from nas.supernet.proxyless import Draws, ExactPath, TwoPaths, draw_mixing, mixing
 from nas.train import Batch, check_finite
+from nas.values import Count
 
 Backward = Callable[[Tensor], object]
 
@@ -100,7 +101,7 @@ class ProxylessSearch(PathSearch):
     """
 
     def __init__(
-        self, exact: bool = False, alpha_every: int = 5, **options: Unpack[Options]
+        self, exact: bool = False, alpha_every: Count = 5, **options: Unpack[Options]
     ) -> None:
         super().__init__(alpha_every, **options)
         self.exact = exact

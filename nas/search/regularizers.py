@@ -6,7 +6,6 @@ the progress in [0, 1] of the epochs in which alphas move.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import Protocol
 
 import torch
@@ -14,8 +13,8 @@ from torch import Tensor
 from torch.distributions import Dirichlet, kl_divergence
 
 from nas.decision import Decision
-from nas.errors import UserError
 from nas.supernet.dirichlet import concentration
+from nas.values import BelowOne, Finite, checked
 
 
 class Regularizer(Protocol):
@@ -24,6 +23,7 @@ class Regularizer(Protocol):
     def __call__(self, decisions: Sequence[Decision], progress: float) -> Tensor: ...
 
 
+@checked("search.regularizers")
 @dataclass(frozen=True)
 class Entropy:
     """``mu(t) sum_d H(softmax(alpha_d))``, mu from 0 at `start` to `weight` at the end.
@@ -39,13 +39,8 @@ class Entropy:
         UserError: `start` outside [0, 1), or a weight that is not finite.
     """
 
-    weight: float = 0.1
-    start: float = 2 / 3
-
-    def __post_init__(self) -> None:
-        _finite(self.weight)
-        if not 0 <= self.start < 1:
-            raise UserError(f"entropy regularizer: start={self.start} must be from 0 to below 1")
+    weight: Finite = 0.1
+    start: BelowOne = 2 / 3
 
     def __call__(self, decisions: Sequence[Decision], progress: float) -> Tensor:
         ramp = max(0.0, progress - self.start) / (1 - self.start)
@@ -53,6 +48,7 @@ class Entropy:
         return self.weight * min(1.0, ramp) * torch.stack(entropies).sum()
 
 
+@checked("search.regularizers")
 @dataclass(frozen=True)
 class ZeroOne:
     """``-weight mean (sigmoid(alpha) - 1/2)^2`` (FairDARTS, Chu et al. 2020, Eq. 6).
@@ -60,16 +56,14 @@ class ZeroOne:
     For ``relax=sigmoid``: drives each weight to 0 or to 1.
     """
 
-    weight: float = 10.0
-
-    def __post_init__(self) -> None:
-        _finite(self.weight)
+    weight: Finite = 10.0
 
     def __call__(self, decisions: Sequence[Decision], progress: float) -> Tensor:
         alphas = torch.cat([d.alpha.float() for d in decisions])
         return -self.weight * (alphas.sigmoid() - 0.5).square().mean()
 
 
+@checked("search.regularizers")
 @dataclass(frozen=True)
 class DirichletKL:
     """``weight mean_d KL(Dir(elu(alpha_d) + 1) || Dir(1))`` (DrNAS, Chen et al. 2021, Eq. 4).
@@ -77,17 +71,9 @@ class DirichletKL:
     For ``relax=dirichlet``: holds the distribution near the one without preference.
     """
 
-    weight: float = 1e-3
-
-    def __post_init__(self) -> None:
-        _finite(self.weight)
+    weight: Finite = 1e-3
 
     def __call__(self, decisions: Sequence[Decision], progress: float) -> Tensor:
         found = [concentration(d.alpha.float()) for d in decisions]
         terms = [kl_divergence(Dirichlet(c), Dirichlet(torch.ones_like(c))) for c in found]
         return self.weight * torch.stack(terms).mean()
-
-
-def _finite(weight: float) -> None:
-    if not isfinite(weight):
-        raise UserError(f"the weight of a regularizer must be a finite number, got {weight}")

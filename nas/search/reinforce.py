@@ -1,10 +1,11 @@
 """REINFORCE over alphas: sampled networks are only evaluated, never differentiated through."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, Unpack, runtime_checkable
+from typing import Annotated, Protocol, Unpack, runtime_checkable
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from nas.decision import Decision, decisions
@@ -13,6 +14,7 @@ from nas.search.options import Options
 from nas.search.paths import Optimizer, PathSearch
 from nas.supernet.proxyless import draw_option
 from nas.train import Batch, accuracy, check_finite
+from nas.values import Count, checked
 
 
 @runtime_checkable
@@ -106,6 +108,7 @@ def reinforce_step(
     return rewards
 
 
+@checked("search")
 class ReinforceSearch(PathSearch):
     """ProxylessNAS-R (Cai et al. 2019, Sec. 3.3.2): alphas by REINFORCE on sampled networks.
 
@@ -130,16 +133,12 @@ class ReinforceSearch(PathSearch):
     def __init__(
         self,
         reward: Reward | None = None,
-        samples: int = 10,
+        samples: Annotated[int, Field(ge=2, le=10**6)] = 10,  # the mean reward is the baseline
         freeze_weights: bool = False,
-        alpha_every: int = 5,
+        alpha_every: Count = 5,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(alpha_every, **options)
-        if samples < 2:
-            raise UserError(
-                f"search.samples={samples} must be at least 2: the mean reward is the baseline"
-            )
         if freeze_weights and not self.warmup_epochs:
             raise UserError(
                 "search.freeze_weights=true needs search.warmup_epochs of at least 1: weights "

@@ -1,14 +1,19 @@
 """Rewards of a sampled network: accuracy and costs -> a number, larger is better."""
 
 from collections.abc import Mapping
-from math import isfinite
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from nas.errors import UserError
+from nas.values import checked
+
+# A cost with a power above 0 would be sought, not spared.
+Power = Annotated[float, Field(le=0)]
 
 
+@checked("search.reward")
 class CostAwareAccuracy:
     """``R = acc * prod_i (c_i / T_i)^w``, w = `within` where ``c_i <= T_i``, else `beyond`.
 
@@ -23,13 +28,7 @@ class CostAwareAccuracy:
         UserError: a power above 0, or not a number.
     """
 
-    def __init__(self, within: float = -0.07, beyond: float = -0.07) -> None:
-        for name, value in (("within", within), ("beyond", beyond)):
-            if not isfinite(value) or value > 0:
-                raise UserError(
-                    f"search.reward.{name}={value} must be at most 0: a cost with a power above 0 "
-                    "would be sought, not spared"
-                )
+    def __init__(self, within: Power = -0.07, beyond: Power = -0.07) -> None:
         self.within, self.beyond = within, beyond
 
     def __call__(

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from nas.cost.base import Expected
@@ -15,7 +16,9 @@ from nas.decision import Decision, decisions, free, sample_path
 from nas.errors import UserError
 from nas.supernet.choice import Relaxing
 from nas.supernet.temperature import constant
+from nas.values import Count, Whole, checked
 
+Bins = Annotated[int, Field(ge=2, le=10**6)]
 Loss = Callable[[Tensor], Tensor]  # logits -> loss
 
 
@@ -53,6 +56,7 @@ class AllPaths:
         yield loss
 
 
+@checked("search.scheme")
 class UniformPath:
     """One path drawn uniformly (SPOS, Guo et al. 2020, section 3.2).
 
@@ -65,11 +69,7 @@ class UniformPath:
         tries: draws for one bin; of those all outside, the nearest is trained.
     """
 
-    def __init__(self, bins: int | None = None, cost: str = "macs", tries: int = 50) -> None:
-        if bins is not None and bins < 2:
-            raise UserError(f"search.scheme.bins={bins} must be at least 2, or null (no bins)")
-        if tries < 1:
-            raise UserError(f"search.scheme.tries={tries} must be at least 1")
+    def __init__(self, bins: Bins | None = None, cost: str = "macs", tries: Count = 50) -> None:
         self.bins, self.cost, self.tries = bins, cost, tries
 
     def start(self, supernet: nn.Module, costs: Mapping[str, Expected]) -> None:
@@ -135,6 +135,7 @@ class StrictFairness:
         return queue.pop()
 
 
+@checked("search.scheme")
 class Sandwich:
     """The largest network, random ones, and the smallest (BigNAS, Yu et al. 2020, section 3.1).
 
@@ -146,9 +147,7 @@ class Sandwich:
         cost: that tells the largest and the smallest.
     """
 
-    def __init__(self, random: int = 2, cost: str = "macs") -> None:
-        if random < 0:
-            raise UserError(f"search.scheme.random={random} must be at least 0")
+    def __init__(self, random: Whole = 2, cost: str = "macs") -> None:
         self.random, self.cost = random, cost
 
     def start(self, supernet: nn.Module, costs: Mapping[str, Expected]) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,13 @@ from nas.cost.programme import Programme
 from nas.decision import Decision, decisions
 from nas.errors import UserError
 from nas.search.schemes import Loss
+from nas.values import Count, NonNegative, Positive, checked
 
+PHASES = "search.phases"
 KINDS = ("kernel", "depth", "expand", "channels", "resolution", "ops")
 
 
+@checked(PHASES)
 @dataclass(frozen=True)
 class Phase:
     """Some epochs in which the decisions of some kinds may shrink.
@@ -31,11 +34,11 @@ class Phase:
         warmup_epochs: linear warm-up at the start of the phase.
     """
 
-    epochs: int
-    open: Mapping[str, int | str] = field(default_factory=dict)
-    subnets: int = 1
-    lr: float = 1.0
-    warmup_epochs: float = 0.0
+    epochs: Count
+    open: Mapping[str, Count | Literal["all"]] = field(default_factory=dict)
+    subnets: Count = 1
+    lr: Positive = 1.0
+    warmup_epochs: NonNegative = 0.0
 
 
 def read_phases(rows: Sequence[Mapping[str, Any]]) -> list[Phase]:
@@ -46,27 +49,25 @@ def read_phases(rows: Sequence[Mapping[str, Any]]) -> list[Phase]:
     """
     if isinstance(rows, str | Mapping) or not rows:
         raise UserError(f"search.phases must be a list of at least one phase, got {rows!r}")
-    return [_read(row, f"search.phases[{i}]") for i, row in enumerate(rows)]
+    return [_read(row, f"{PHASES}[{i}]") for i, row in enumerate(rows)]
 
 
 def _read(row: Mapping[str, Any], where: str) -> Phase:
     known = [entry.name for entry in fields(Phase)]
+    if not isinstance(row, Mapping):
+        raise UserError(f"{where}={row!r} must be a mapping with keys of {known}")
     for key in row:
         if key not in known:
             raise UserError(f"{where} has an unknown key {key!r}{_hint(key, known)}")
     if "epochs" not in row:
         raise UserError(f"{where} lacks the key 'epochs', got only {list(row)}")
-    phase = Phase(**row)
-    for key, least in (("epochs", 1), ("subnets", 1), ("warmup_epochs", 0)):
-        if getattr(phase, key) < least:
-            raise UserError(f"{where}.{key}={getattr(phase, key)} must be at least {least}")
-    if not phase.lr > 0:
-        raise UserError(f"{where}.lr={phase.lr} must be above 0 (1: the optimizer's own rate)")
-    for kind, count in phase.open.items():
+    try:
+        phase = Phase(**row)
+    except UserError as error:
+        raise UserError(f"{where}{str(error).removeprefix(PHASES)}") from None
+    for kind in phase.open:
         if kind not in KINDS:
             raise UserError(f"{where}.open: no kind of decision {kind!r}{_hint(kind, KINDS)}")
-        if count != "all" and (not isinstance(count, int) or count < 1):
-            raise UserError(f"{where}.open.{kind}={count!r} must be a number of options, or all")
     return phase
 
 
@@ -83,6 +84,7 @@ def kind_of(name: str, decision: Decision) -> str:
     return "channels" if last in ("in_channels", "out_channels") else last
 
 
+@checked("search")
 class Shrinking:
     """The paths of a step in each phase (Cai et al. 2020, Section 3.3), a `Scheme`.
 
@@ -94,9 +96,9 @@ class Shrinking:
         cost: that tells the largest of the options that have no order.
     """
 
-    def __init__(self, phases: Sequence[Phase], distill: float = 1.0, cost: str = "macs") -> None:
-        if distill < 0:
-            raise UserError(f"search.distill={distill} must be at least 0")
+    def __init__(
+        self, phases: Sequence[Phase], distill: NonNegative = 1.0, cost: str = "macs"
+    ) -> None:
         self.phases, self.distill, self.cost = tuple(phases), distill, cost
         self.phase = self.phases[0]
         self.taught: Tensor | None = None  # logits of the teacher on the batch of this step

@@ -1,7 +1,6 @@
 """What the cell spaces have in common: edges whose operation is one decision in every cell."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +8,6 @@ from torch import Tensor, nn
 from nas.errors import UserError
 from nas.ops.blocks import ChannelShuffle
 from nas.ops.cell_ops import Factory
-from nas.spaces.table import check_positive
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.relaxed import Shared
 
@@ -51,9 +49,7 @@ def edge(
     return block if partial == 1 else PartialChannels(block, channels, partial, stride)
 
 
-def check_cells(
-    input_shape: Sequence[int], num_classes: int, channels: int, partial: int, **counts: Any
-) -> None:
+def check_cells(input_shape: Sequence[int], channels: int, partial: int) -> None:
     """Refuse what no cell space can be built of.
 
     Raises:
@@ -63,13 +59,6 @@ def check_cells(
         raise UserError(
             f"cell spaces take images (C, H, W), not inputs of shape {tuple(input_shape)}"
         )
-    for what, value in {
-        "num_classes": num_classes,
-        "space.channels": channels,
-        "space.partial": partial,
-        **{f"space.{name}": value for name, value in counts.items()},
-    }.items():
-        check_positive(value, what)
     if channels % partial:
         raise UserError(
             f"space.partial={partial} must divide the channels of every cell, {channels} in the "

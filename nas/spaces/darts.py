@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nas.errors import UserError
 from nas.ops.cell_ops import DARTS, FactorizedReduce, relu_conv
 from nas.spaces.cell import check_cells, edge
 from nas.supernet.incoming import Edges, Node, StrongestEdges, pairs
 from nas.supernet.relaxed import RelaxedDecision, Shared
+from nas.values import Count, Layers, Positive, checked
 
 NODES = 4
 INPUTS = 2  # outputs of the two cells before
@@ -95,6 +95,7 @@ def _node(edges: Sequence[nn.Module], decisions: CellDecisions, to: int) -> nn.M
     return Node(edges, lead)
 
 
+@checked("space")
 class Darts(nn.Module):
     """Stem, cells of which those at 1/3 and 2/3 reduce, pooling, classifier.
 
@@ -121,20 +122,18 @@ class Darts(nn.Module):
     def __init__(
         self,
         input_shape: Sequence[int],
-        num_classes: int,
+        num_classes: Count,
         name: str = "darts",
-        channels: int = 16,
-        cells: int = 8,
+        channels: Count = 16,
+        cells: Layers = 8,
         edges: Literal["strongest", "weighed"] = "strongest",
-        width: float = 1.0,
-        partial: int = 1,
+        width: Positive = 1.0,
+        partial: Count = 1,
         affine: bool = True,
-        stem: int = 3,
+        stem: Count = 3,
     ) -> None:
         channels = partial * max(1, round(channels * width / partial))
-        check_cells(input_shape, num_classes, channels, partial, cells=cells, stem=stem)
-        if edges not in ("strongest", "weighed"):
-            raise UserError(f"space.edges={edges!r} is neither 'strongest' nor 'weighed'")
+        check_cells(input_shape, channels, partial)
         super().__init__()
         self.name, self.input_shape = name, tuple(input_shape)
         self.stem = nn.Sequential(

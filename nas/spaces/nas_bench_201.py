@@ -10,6 +10,7 @@ from nas.ops.cell_ops import NAS_BENCH_201, relu_conv
 from nas.spaces.cell import check_cells, edge
 from nas.spaces.nas_bench_201_cell import EDGES, parse, render
 from nas.supernet.relaxed import Shared
+from nas.values import Count, Layers, Positive, checked
 
 NAME = "nas_bench_201"
 STAGES = 3
@@ -64,6 +65,7 @@ class Reduction(nn.Module):
         return y
 
 
+@checked("space")
 class NasBench201(nn.Module):
     """Stem, three stages of equal cells with a reduction between them, pooling, classifier.
 
@@ -87,16 +89,16 @@ class NasBench201(nn.Module):
     def __init__(
         self,
         input_shape: Sequence[int],
-        num_classes: int,
+        num_classes: Count,
         name: str = NAME,
-        channels: int = 16,
-        cells: int = 5,
-        width: float = 1.0,
-        partial: int = 1,
+        channels: Count = 16,
+        cells: Layers = 5,
+        width: Positive = 1.0,
+        partial: Count = 1,
         affine: bool = True,
     ) -> None:
         channels = max(partial, round(channels * width))
-        check_cells(input_shape, num_classes, channels, partial, cells=cells)
+        check_cells(input_shape, channels, partial)
         super().__init__()
         self.name, self.input_shape = name, tuple(input_shape)
         widths = [channels * 2**stage for stage in range(STAGES)]

@@ -15,8 +15,10 @@ from nas.ops.elastic_depth import ElasticDepth, ElasticResolution
 from nas.spaces.hierarchical import SharedChoices
 from nas.spaces.table import Head, Stage, Stem, check_positive, read_row, read_stages
 from nas.supernet.choice import ChoiceBlock
+from nas.values import BelowOne, Count, Positive, checked
 
 
+@checked("space")
 class StagedSpace(nn.Module):
     """Stem, stages of choice blocks, 1x1 head, global average pooling, dropout, linear classifier.
 
@@ -49,18 +51,18 @@ class StagedSpace(nn.Module):
     def __init__(
         self,
         input_shape: Sequence[int],
-        num_classes: int,
+        num_classes: Count,
         stages: Sequence[Mapping[str, Any]],
         name: str = "staged",
         stem: Mapping[str, Any] | None = None,
         head: Mapping[str, Any] | None = None,
-        width: float = 1.0,
-        divisor: int = 1,
-        dropout: float = 0.0,
+        width: Positive = 1.0,
+        divisor: Count = 1,
+        dropout: BelowOne = 0.0,
         activation: str | None = None,
-        resolution: Sequence[int] | None = None,
+        resolution: Sequence[Count] | None = None,
     ) -> None:
-        _check_numbers(input_shape, num_classes, width, divisor, dropout)
+        _check_shape(input_shape)
         table = read_stages(stages)
         super().__init__()
         self.name, self.input_shape = name, tuple(input_shape)
@@ -201,16 +203,8 @@ class StagedSpace(nn.Module):
         return self.divisor * max(1, round(channels * self.width / self.divisor))
 
 
-def _check_numbers(
-    input_shape: Sequence[int], num_classes: int, width: float, divisor: int, dropout: float
-) -> None:
+def _check_shape(input_shape: Sequence[int]) -> None:
     if len(input_shape) not in (2, 3):
         raise UserError(f"input_shape must be (C, H, W) or (C, L), got {tuple(input_shape)}")
     for size in input_shape:
         check_positive(size, f"each size in input_shape {tuple(input_shape)}")
-    check_positive(num_classes, "num_classes")
-    check_positive(divisor, "divisor")
-    if not width > 0:
-        raise UserError(f"width must be above 0 (1 leaves the channels as they are), got {width}")
-    if not 0 <= dropout < 1:
-        raise UserError(f"dropout must be at least 0 and below 1, got {dropout}")

@@ -109,13 +109,19 @@ def _check_value(
     elif key == "depth" or (key == "channels" and isinstance(value, list | tuple)):
         _check_ascending(key, value, row, where)
     elif value is not None or not optional:
-        check_positive(value, f"{where}: {key}")
+        check_positive(value, f"{where}: {key}", _MOST.get(key, 10**9))
 
 
-def check_positive(value: object, what: str) -> None:
-    """Raises UserError unless `value` is a whole number of at least 1."""
+# Blocks are built one by one, and a kernel of a thousand is no kernel.
+_MOST = {"repeat": 1000, "kernel": 999, "stride": 1000}
+
+
+def check_positive(value: object, what: str, most: int = 10**9) -> None:
+    """Raises UserError unless `value` is a whole number from 1 to `most`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"{what} must be a whole number of at least 1, got {value!r}")
+    if value > most:
+        raise UserError(f"{what} must be at most {most}, got {value}")
 
 
 def _check_ascending(key: str, value: object, row: Mapping[str, Any], where: str) -> None:

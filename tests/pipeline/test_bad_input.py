@@ -2,12 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 from nas.cli import run
 
+from .bad_inputs import OF_RUN, OTHERS, SEARCH, configurations, wrong_numbers
+
+CONFIGURATIONS = configurations()
 QUICK = ["search.epochs=1", "search.warmup_epochs=0", "finetune.epochs=1", "onnx=false"]
 
 
@@ -88,6 +93,101 @@ def test_one_line_and_exit_code_2(
         assert words in line
     assert not list(tmp_path.rglob("*.ckpt"))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished")
+    small = ["search=random", "space.width=0.25", "data.limit=400", "finetune.epochs=1"]
+    assert run(["search", *small, "onnx=false", "threads=1", f"out={out}", "name=run"]) == 0
+    return out / "run"
+
+
+def nothing_is_left(folder: Path) -> None:
+    assert not [str(path) for path in folder.rglob("*")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        *((["search", *words.split(" ")], said) for words, said in SEARCH.items()),
+        *((words.split(" "), said) for words, said in OTHERS.items()),
+        (["search", ""], "empty"),
+        (["search", "search.epochs={{{{"], "{{"),
+    ],
+)
+def test_one_line_nothing_trained_nothing_left(
+    arguments: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said in complaint(capsys, *arguments)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    if said != "too long":  # of such a path the system makes the beginning
+        nothing_is_left(tmp_path)
+
+
+@pytest.mark.parametrize("words", OF_RUN)
+def test_one_line_of_what_is_asked_of_a_finished_run(
+    words: str,
+    finished: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(finished.rglob("*"))
+    verb, *rest = words.format(run=finished).split(" ", 2)
+    fitting = rest if "{{" in words else [w for word in rest for w in word.split(" ")]
+    assert OF_RUN[words].format(run=finished) in complaint(capsys, verb, *fitting)
+    assert sorted(finished.rglob("*")) == before
+    nothing_is_left(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """``group=option`` -> a folder with that configuration, as a run would have saved it."""
+    root = tmp_path_factory.mktemp("saved")
+    folders: dict[str, Path] = {}
+    for chosen, config in CONFIGURATIONS.items():
+        folders[chosen] = root / chosen
+        folders[chosen].mkdir()
+        (root / chosen / "config.yaml").write_text(OmegaConf.to_yaml(config), encoding="utf-8")
+    return folders
+
+
+def distinct() -> list[Any]:
+    """One of each key and value: many options of a group have the same keys."""
+    found = {
+        (key, value): chosen
+        for chosen, config in CONFIGURATIONS.items()
+        for key, value in wrong_numbers(config, chosen.partition("=")[0])
+    }
+    return [pytest.param(c, k, v, id=f"{k}={v}") for (k, v), c in found.items()]
+
+
+@pytest.mark.parametrize(("chosen", "key", "value"), distinct())
+def test_every_number_of_every_group_is_checked(
+    chosen: str,
+    key: str,
+    value: str,
+    saved: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = complaint(capsys, "extract", str(saved[chosen]), f"{key}={value}")
+    assert key.rpartition(".")[2] in line
+    assert [path.name for path in saved[chosen].iterdir()] == ["config.yaml"]
+    nothing_is_left(tmp_path)
+
+
+def test_there_are_at_least_three_hundred() -> None:
+    assert len(SEARCH) + len(OF_RUN) + len(OTHERS) + len(distinct()) >= 300
 
 
 def test_empty_image_folder_and_a_single_class(

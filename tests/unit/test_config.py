@@ -8,11 +8,12 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from nas.config import _fits, check, config_dir, groups, register
+from nas.config import check, config_dir, groups, register
 from nas.errors import UserError
 from nas.run import RunDir, fingerprint
 from nas.saved import read_saved
 from nas.trusted import foreign
+from nas.values import refusal
 
 
 def composed(*overrides: str) -> Any:
@@ -85,7 +86,7 @@ def test_a_key_that_is_not_set_leaves_a_run_what_it_was() -> None:
     ],
 )
 def test_fits(value: object, hint: Any, fits: bool) -> None:
-    assert _fits(value, hint) is fits
+    assert (refusal(value, hint) is None) is fits
 
 
 def test_unknown_keys_and_wrong_types_are_named_with_their_path() -> None:
