@@ -40,7 +40,7 @@ def launch(verb: str, arguments: list[str]) -> int:
         # With this command line Lightning starts the other processes of a distributed training.
         sys.argv = [script, verb, *arguments]
         try:
-            with _one_voice():
+            with one_voice():
                 VERBS[verb](config)
         except (UserError, FailedRunError, InterruptedRunError) as error:
             # Of a sweep Hydra must hear of it; of a single job it would only print more lines.
@@ -64,7 +64,7 @@ def launch(verb: str, arguments: list[str]) -> int:
     return 0
 
 
-def _one_voice() -> AbstractContextManager[object]:
+def one_voice() -> AbstractContextManager[object]:
     """Of a distributed training, the first process alone prints."""
     return nullcontext() if is_main() else redirect_stdout(StringIO())
 

@@ -88,7 +88,8 @@ class Training(pl.LightningModule):
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     def on_train_epoch_start(self) -> None:
-        torch.manual_seed(self.seed + self.current_epoch)
+        # Dropout must differ between ranks.
+        torch.manual_seed(self.seed + self.current_epoch + 1000 * self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x, labels = batch

@@ -17,6 +17,7 @@ from nas.cost.base import Expected
 from nas.decision import decisions, free, resample, sample_path, split_parameters
 from nas.errors import UserError
 from nas.objective import Objective
+from nas.ranks import averaged
 from nas.recalibrate import kept_statistics
 from nas.schedule import warmup_cosine
 from nas.search.perturbation import Perturbing
@@ -194,9 +195,10 @@ class DifferentiableSearch(pl.LightningModule):
 
     def _alpha_slopes(self, batch: Batch) -> Sequence[Tensor]:
         with kept_statistics(self.supernet):
-            return torch.autograd.grad(
+            slopes = torch.autograd.grad(
                 self.unlogged_loss(batch), self.parameters_of.alphas, materialize_grads=True
             )
+        return averaged(slopes)
 
     def _descend(self, optimizer: LightningOptimizer, loss: Callable[[], Tensor]) -> None:
         self.draw()
