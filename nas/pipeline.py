@@ -215,8 +215,9 @@ class Run:
     def _recalibrate(self, network: nn.Module, device: torch.device) -> None:
         """The statistics inherited are those of a mixture of architectures."""
         network.to(device)
-        with apart():  # the same statistics on every rank
-            recalibrate(network, (x.to(device) for x, _ in self.plan.data.calibration_loader()))
+        data = self.plan.data
+        with apart(data):  # the same statistics on every rank
+            recalibrate(network, (x.to(device) for x, _ in data.calibration_loader()))
         network.cpu()
 
     def _fit(

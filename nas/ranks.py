@@ -52,13 +52,23 @@ def rank_and_ranks() -> tuple[int, int]:
 
 
 @contextmanager
-def apart() -> Iterator[None]:
-    """Inside, every rank sees all data and trains, or evaluates, for itself."""
+def apart(data: Any = None) -> Iterator[None]:
+    """Inside, every rank sees all data and trains, or evaluates, for itself.
+
+    Args:
+        data: whose `batch_size` is, inside, that of all ranks together: so a network is trained as
+            in one process, and as they train one together.
+    """
+    _, ranks = rank_and_ranks()
     token = _apart.set(True)
+    if data is not None:
+        data.batch_size *= ranks
     try:
         yield
     finally:
         _apart.reset(token)
+        if data is not None:
+            data.batch_size //= ranks
 
 
 @dataclass

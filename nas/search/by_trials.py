@@ -129,7 +129,7 @@ class TrialSearch:
         same trials: a network is trained by one process, since it is small, its scores must not
         depend on how many there are, and processes that need not wait for one another lose nothing.
         """
-        with apart():
+        with apart(problem.plan.data):
             return self._ranked(problem, run)
 
     def _ranked(self, problem: Searched, run: RunDir) -> list[Trial]:

@@ -24,7 +24,7 @@ from nas.search.perturbation import Perturbing
 from nas.search.regularizers import Regularizer
 from nas.supernet.auxiliary import AuxiliarySkip
 from nas.supernet.temperature import Schedule, constant
-from nas.train import Batch, OptimizerFactory, accuracy, check_finite
+from nas.train import Batch, OptimizerFactory, accuracy, check_finite, shared
 
 UPDATES = 20  # of the objective's strengths in a search, at least
 
@@ -253,7 +253,7 @@ class DifferentiableSearch(pl.LightningModule):
     def _log(self, split: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         values = {f"{split}_loss": loss.detach(), f"{split}_acc": accuracy(logits.detach(), labels)}
         options = {"on_step": False, "on_epoch": True, "logger": False, "sync_dist": True}
-        self.log_dict(values, batch_size=len(labels), prog_bar=split != "alpha", **options)  # type: ignore[arg-type]
+        self.log_dict(values, batch_size=shared(len(labels)), prog_bar=split != "alpha", **options)  # type: ignore[arg-type]
 
 
 class BilevelSearch(DifferentiableSearch):
