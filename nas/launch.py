@@ -50,7 +50,7 @@ def launch(verb: str, arguments: list[str]) -> int:
         sys.argv = [script, verb, *arguments]
         try:
             check_keys(config)
-            with _one_voice():
+            with one_voice():
                 VERBS[verb](config)
         except Exception as error:
             # Of a sweep Hydra must hear of it; of a single job it would only print more lines.
@@ -71,10 +71,10 @@ def launch(verb: str, arguments: list[str]) -> int:
             f"cannot write to {error.filename} ({error.strerror}); choose another output folder "
             "with out=FOLDER"
         ) from None
-    for error in ended:
-        if isinstance(error, HydraException | OmegaConfBaseException):
-            raise UserError(explain(error, arguments)) from None
-        raise error
+    for failure in ended:
+        if isinstance(failure, HydraException | OmegaConfBaseException):
+            raise UserError(explain(failure, arguments)) from None
+        raise failure
     return 0
 
 
@@ -87,7 +87,7 @@ def _tidy(made: Path, out: Path) -> None:
         remove_if_empty(folder)
 
 
-def _one_voice() -> AbstractContextManager[object]:
+def one_voice() -> AbstractContextManager[object]:
     """Of a distributed training, the first process alone prints."""
     return nullcontext() if is_main() else redirect_stdout(StringIO())
 

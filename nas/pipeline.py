@@ -1,7 +1,8 @@
 """The stages of a run: search -> discretize -> fine-tune -> test -> export, each resumable."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -20,6 +21,7 @@ from nas.export.loading import check_checkpoint
 from nas.latency.found import NAME as LATENCY
 from nas.latency.found import measured_fields, write_picture
 from nas.plan import Plan, Problem, check_logits
+from nas.ranks import apart, as_first, together, told
 from nas.recalibrate import recalibrate
 from nas.result import (
     SCHEMA,
@@ -29,7 +31,7 @@ from nas.result import (
     versions,
     write_drawing,
 )
-from nas.run import RunDir, write_atomic, write_json
+from nas.run import RunDir, is_main, write_atomic, write_json
 from nas.run_log import log_final, log_graph, logger_of
 from nas.search.by_trials import TrialSearch
 from nas.search.callbacks import LastCheckpoint, StopWhenStable
@@ -107,11 +109,21 @@ class Run:
         return self.plan.finetune(network=network, seed=self.plan.seed)
 
     def __call__(self) -> dict[str, Any]:
-        """Run what is left to do, write the artefacts, return what is in result.json."""
+        """Run what is left to do, write the artefacts, return what is in result.json.
+
+        Of the processes of a distributed run, the first writes and has a result; the others' is
+        empty.
+        """
+        with together(self._trainer(1, [], False)):
+            return self._carried_out()
+
+    def _carried_out(self) -> dict[str, Any]:
         started = time.monotonic()
         logger = logger_of(self.plan, self.problem, self.run.path)
         found = self._find(logger)
         network, trained = self._finetune(found, logger)
+        if not is_main():
+            return {}
         result = self._result(found, trained, time.monotonic() - started)
         # What was trained is on the disk before anything is tried that may fail.
         write_atomic(self.run.network, state_bytes(network))
@@ -143,15 +155,15 @@ class Run:
     def _find(self, logger: TensorBoardLogger) -> dict[str, Any]:
         """The search stage: the architecture, and what is known of the search."""
         stage = self.run.path / "search.json"
-        if self.arch is None and self.run.arch.exists() and stage.exists():
-            self.arch = Arch.load(self.run.arch)
+        if self.arch is None and told(lambda: self.run.arch.exists() and stage.exists()):
+            self.arch = _agreed(lambda: Arch.load(self.run.arch))
             if isinstance(self.search, DifferentiableSearch | OneShot):
                 load_supernet(self.supernet, self.run.checkpoint)
-            return read_json(stage)
+            return told(lambda: read_json(stage))
         known: dict[str, Any] = {"seconds": 0.0, "cpu_seconds": 0.0, "metrics": {}}
         if self.arch is None and isinstance(self.search, DifferentiableSearch):
             known = self._fit_search(self.search, logger)
-            self.arch = self.problem.select()
+            self.arch = _agreed(self.problem.select)
         elif self.arch is None and isinstance(self.search, OneShot | TrialSearch):
             if isinstance(self.search, OneShot):
                 known = self._fit_supernet(self.search, logger)
@@ -159,7 +171,8 @@ class Run:
             self.arch, known = found.arch, found.known(known)
         elif self.arch is None:
             assert self.search is not None
-            self.arch = self.search.pick(self.problem)
+            pick = self.search.pick
+            self.arch = _agreed(lambda: pick(self.problem))
         write_json(stage, known)
         self.arch.save(self.run.arch)
         return known
@@ -178,7 +191,7 @@ class Run:
             trainer,
             module,
             module.loaders(data),
-            self.run.checkpoint if self.run.checkpoint.exists() else None,
+            _saved(self.run.checkpoint),
         )
         free(self.supernet)
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
@@ -188,12 +201,11 @@ class Run:
     def _fit_supernet(self, module: OneShot, logger: TensorBoardLogger) -> dict[str, Any]:
         watch = Stopwatch()
         callbacks = [watch, TrainingTelemetry("supernet"), LastCheckpoint(self.run.checkpoint)]
-        saved = self.run.checkpoint
         self._fit(
             self._trainer(module.epochs, callbacks, logger),
             module,
             module.loaders(self.plan.data),
-            saved if saved.exists() else None,
+            _saved(self.run.checkpoint),
             validate=False,  # its networks are ranked afterwards, each by itself
         )
         return {"seconds": watch.seconds, "cpu_seconds": watch.cpu_seconds, "metrics": {}}
@@ -213,9 +225,9 @@ class Run:
         if self.plan.inherit and isinstance(self.search, DifferentiableSearch | OneShot):
             trainer.validate(module, data.val_dataloader(), verbose=False)
             metrics["inherited_val_acc"] = float(trainer.callback_metrics["val_acc"])
-        saved = self.run.finetune_checkpoint
         if self.train:
-            self._fit(trainer, module, data.weight_loader(), saved if saved.exists() else None)
+            saved = _saved(self.run.finetune_checkpoint)
+            self._fit(trainer, module, data.weight_loader(), saved)
         for evaluate, loader in (
             (trainer.validate, data.val_dataloader()),
             (trainer.test, data.test_dataloader()),
@@ -228,7 +240,9 @@ class Run:
     def _recalibrate(self, network: nn.Module, device: torch.device) -> None:
         """The statistics inherited are those of a mixture of architectures."""
         network.to(device)
-        recalibrate(network, (x.to(device) for x, _ in self.plan.data.calibration_loader()))
+        data = self.plan.data
+        with apart(data):  # the same statistics on every rank
+            recalibrate(network, (x.to(device) for x, _ in data.calibration_loader()))
         network.cpu()
 
     def _fit(
@@ -253,9 +267,10 @@ class Run:
             raise InterruptedRunError("interrupted") from None
         if trainer.interrupted:
             raise InterruptedRunError("interrupted")
+        as_first(module)  # BatchNorm's statistics are of each rank's own images
 
     def _trainer(
-        self, epochs: int, callbacks: list[pl.Callback], logger: TensorBoardLogger
+        self, epochs: int, callbacks: list[pl.Callback], logger: TensorBoardLogger | bool
     ) -> pl.Trainer:
         given = getattr(self.plan.trainer, "keywords", {})
         return self.plan.trainer(
@@ -321,3 +336,13 @@ class Run:
             "warnings": self.attempts.warnings,
             **({"onnx_max_abs_diff": None} if self.plan.onnx else {}),
         }
+
+
+def _agreed(choose: Callable[[], Arch]) -> Arch:
+    """What is chosen on the first rank, on all."""
+    return Arch.from_json(told(lambda: choose().to_json()))
+
+
+def _saved(checkpoint: Path) -> Path | None:
+    """Where to go on from, if there is such a file."""
+    return checkpoint if told(checkpoint.exists) else None

@@ -11,7 +11,7 @@ from nas.cost.base import Expected
 from nas.drawing import console, costs_of, csv_text, svg, table
 from nas.errors import UserError
 from nas.reading import read_json as read_value
-from nas.run import RunDir, shown, write_atomic
+from nas.run import RunDir, is_main, shown, write_atomic
 from nas.selection import largest_of, least_of
 from nas.units import amount
 
@@ -111,7 +111,9 @@ def _figures(result: Mapping[str, Any]) -> str:
 
 
 def announce(run: RunDir, result: Mapping[str, Any]) -> None:
-    """Tell what was found, where its files are, and what to do next."""
+    """Tell what was found, where its files are, and what to do next; the first process alone."""
+    if not is_main():
+        return
     metrics, costs = result["metrics"], result["costs"]
     print(f"\nnetwork found in space {result['space']!r} (data {result['data']!r}):")
     _draw(result)

@@ -110,8 +110,11 @@ def is_main() -> bool:
 
     Told by the environment, as the others are before they know of one another.
     """
-    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
-    return next((rank for rank in ranks if rank is not None), "0") == "0"
+    if (rank := os.environ.get("RANK")) is not None:
+        return rank == "0"
+    # Each may be 0 in a process that another tells apart: Slurm's in those that Lightning starts
+    # inside of one task, the local one on every node.
+    return all(os.environ.get(n, "0") == "0" for n in ("SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

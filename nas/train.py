@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from nas.errors import NotFiniteError
+from nas.ranks import rank_and_ranks
 from nas.schedule import warmup_cosine
 from nas.values import Count, NonNegative, Seed, Share, checked
 
@@ -20,6 +21,14 @@ Batch = tuple[Tensor, Tensor]
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Share of samples whose largest logit is the label, in [0, 1]."""
     return (logits.argmax(-1) == labels).float().mean()
+
+
+def shared(images: int) -> int:
+    """The `batch_size` to log with, for means over all ranks' images that are exact.
+
+    Lightning divides by the mean of it over the ranks, in whole numbers.
+    """
+    return images * rank_and_ranks()[1]
 
 
 def check_finite(loss: Tensor, epoch: int) -> Tensor:
@@ -91,7 +100,8 @@ class Training(pl.LightningModule):
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     def on_train_epoch_start(self) -> None:
-        torch.manual_seed(self.seed + self.current_epoch)
+        # Dropout must differ between ranks.
+        torch.manual_seed(self.seed + self.current_epoch + 1000 * self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x, labels = batch
@@ -118,4 +128,4 @@ class Training(pl.LightningModule):
     def _log(self, split: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         values = {f"{split}_loss": loss.detach(), f"{split}_acc": accuracy(logits.detach(), labels)}
         options = {"on_step": False, "on_epoch": True, "logger": False, "sync_dist": True}
-        self.log_dict(values, batch_size=len(labels), prog_bar=split != "test", **options)  # type: ignore[arg-type]
+        self.log_dict(values, batch_size=shared(len(labels)), prog_bar=split != "test", **options)  # type: ignore[arg-type]

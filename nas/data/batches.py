@@ -1,17 +1,17 @@
 """Batches by indexing a data set in memory, in an order that (seed, epoch) decides."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import ceil
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from nas.data.augment import Augment
 from nas.data.images import Images
 from nas.data.seeding import generator
+from nas.ranks import rank_and_ranks
 
 Request = tuple[int, Tensor]  # (seed of the augmentation, indices of the images (N,))
 Batch = tuple[Tensor, Tensor]  # x float32 (N, C, H, W), y int64 (N,)
@@ -33,13 +33,16 @@ class InMemory(Dataset[Batch]):
     def __getitem__(self, request: Request) -> Batch:
         seed, indices = request
         pixels = self.images.pixels.index_select(0, indices)
-        pixels = self.augment(pixels, torch.Generator().manual_seed(seed))
+        pixels = self.augment(pixels, torch.Generator().manual_seed(seed), rank_and_ranks())
         x = pixels.to(torch.float32, memory_format=torch.contiguous_format)
         return x.mul_(self.scale).add_(self.shift), self.images.labels[indices]
 
 
 class EpochBatchSampler(DistributedSampler[Request]):
-    """Yields whole batches; with several ranks, each yields its own share of them.
+    """Yields whole batches; with several ranks, each yields its own share of every batch.
+
+    Of R ranks, number r yields every R-th image from the r-th on of the batches that one process
+    would have whose `batch_size` is R times as large.
 
     A pass is drawn from (seed, stream, epoch, which pass since `set_epoch`): a short loader that
     is gone through several times in an epoch, or never told of epochs, does not repeat itself.
@@ -47,8 +50,8 @@ class EpochBatchSampler(DistributedSampler[Request]):
     Args:
         indices: the images to go through, ``(N,)``.
         batch_size: images per batch and rank.
-        train: shuffled, and equally many full batches for every rank, what is left over not being
-            seen; otherwise every image once, in order.
+        train: shuffled, and full batches alone, what is left over not being seen; otherwise every
+            image once, in order. All ranks have equally many batches.
         seed, stream: loaders with different streams have unrelated orders.
         world: (rank, number of ranks); None asks torch.distributed at every pass.
 
@@ -76,34 +79,34 @@ class EpochBatchSampler(DistributedSampler[Request]):
         self.passes = 0
 
     def __len__(self) -> int:
-        rank, ranks = self.world or rank_and_ranks()
-        if self.train:
-            return len(self.indices) // self.batch_size // ranks
-        share = len(range(rank, len(self.indices), ranks))
-        return ceil(share / self.batch_size)
+        return len(self._batches(self.indices))
 
     def __iter__(self) -> Iterator[Request]:
         # A generator on purpose: it reads the epoch at the first batch. A resuming Lightning calls
         # iter() before set_epoch(), and would go through epoch 0 again.
         rank, ranks = self.world or rank_and_ranks()
         if not self.train:
-            mine = torch.split(self.indices[rank::ranks], self.batch_size)
-            yield from ((0, batch) for batch in mine)
+            yield from ((0, batch[rank::ranks]) for batch in self._batches(self.indices))
             return
         draw = generator("epoch", self.seed, self.stream, self.epoch, self.passes)
         self.passes += 1
         order = self.indices[torch.randperm(len(self.indices), generator=draw)]
-        batches = torch.split(order, self.batch_size)
-        seeds = torch.randint(2**31, (len(batches),), generator=draw).tolist()
-        for i in range(rank, len(self) * ranks, ranks):
-            yield seeds[i], batches[i]
+        whole = ceil(len(order) / (self.batch_size * ranks))
+        seeds = torch.randint(2**31, (whole,), generator=draw).tolist()
+        for seed, batch in zip(seeds, self._batches(order), strict=False):
+            yield seed, batch[rank::ranks]
 
-
-def rank_and_ranks() -> tuple[int, int]:
-    """(rank of this process, number of ranks); (0, 1) outside distributed training."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+    def _batches(self, order: Tensor) -> Sequence[Tensor]:
+        """Of all ranks together."""
+        _, ranks = self.world or rank_and_ranks()
+        size = self.batch_size * ranks
+        batches = torch.split(order, size)
+        if self.train:
+            return [batch for batch in batches if len(batch) == size]
+        if len(batches) > 1 and len(batches[-1]) < ranks:
+            # A rank without images would have nothing to evaluate, and the others wait for it.
+            return [*batches[:-2], torch.cat(batches[-2:])]
+        return [batch for batch in batches if len(batch)]
 
 
 def loader(dataset: InMemory, sampler: EpochBatchSampler) -> DataLoader[Any]:

@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from nas.data.augment import AUGMENTS
-from nas.data.batches import EpochBatchSampler, InMemory, loader, rank_and_ranks
+from nas.data.batches import EpochBatchSampler, InMemory, loader
 from nas.data.checks import fraction, one_of, whole_number
 from nas.data.images import Images, Levels, Part, Source
 from nas.data.seeding import generator
 from nas.data.splits import split
 from nas.errors import UserError
+from nas.ranks import rank_and_ranks
 
 
 class Options(TypedDict, total=False):

@@ -11,9 +11,9 @@ from nas.config import check, register
 from nas.errors import FailedRunError, InterruptedRunError, UserError
 from nas.extract.devices import COST, Device, folders, summarise, words_of_each
 from nas.extract.extraction import Extraction
-from nas.launch import cores, plan_of
+from nas.launch import cores, one_voice, plan_of
 from nas.quiet import quiet
-from nas.run import RunDir, shown
+from nas.run import RunDir, is_main, shown
 from nas.saved import add_cost, change, saved_config
 from nas.values import Count, Whole, parsed
 
@@ -47,10 +47,15 @@ def extract(arguments: Sequence[str]) -> int:
     folder = Path(own["out"]) if "out" in own else source.extracts
     try:
         # All of them before the first network: a mistake in the last one is found at once.
-        devices = _devices(extraction, source, folder, each, configs, command)
-        taken = [(d, r) for d in devices for r in extraction(d.problem, source, d.folder, d.config)]
+        with one_voice():
+            devices = _devices(extraction, source, folder, each, configs, command)
+            taken = [
+                (d, r) for d in devices for r in extraction(d.problem, source, d.folder, d.config)
+            ]
     except (FailedRunError, InterruptedRunError) as error:
         raise type(error)(f"{error}; the same command goes on") from error
+    if not is_main():
+        return 0
     if len(devices) > 1:
         summarise(folder, taken)
     print(f"{len(taken)} network(s) in {shown(folder)}")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nas.objective.base import PerCost, wide
+from nas.ranks import averaged
 from nas.values import Positive, checked
 
 
@@ -48,7 +49,8 @@ class Constrained(PerCost):
         if self.final.isnan().any():
             # The reference is the cost of alphas that have not moved, and has no noise.
             excess = (self.reference / self.target - 1).clamp_min(self.margin)
-            self.final = (task.detach() / excess).to(self.final)
+            (mean,) = averaged([task])  # each rank has its own part of the batch
+            self.final = (mean / excess).to(self.final)
         penalties = self.ramp * self.final * self.excess(costs).relu()
         return task + penalties.sum().to(task)
 

@@ -10,11 +10,12 @@ from torch import nn
 
 from nas.arch import Arch
 from nas.errors import UserError
+from nas.ranks import apart, told, world
 from nas.run import RunDir, write_atomic
 from nas.search.evaluate import Inherited, Searched, StandAlone
 from nas.search.halving import FOLDER, Halving
-from nas.search.scoring import Outcomes, Scoring, in_turn, recorded
-from nas.search.searcher import Searcher, best, search
+from nas.search.scoring import Outcomes, Scoring, in_turn, over_ranks, recorded
+from nas.search.searcher import Agreed, Searcher, best, search
 from nas.search.searchers import check_name, make
 from nas.search.space import SearchSpace
 from nas.search.trials import Trial, TrialLog, table_of
@@ -53,7 +54,8 @@ class TrialSearch:
         along: the cost that the front is drawn over.
         batch: architectures asked for at once; None: as many as there are workers, or as
             halving needs.
-        workers: processes that score side by side; 1: this one.
+        workers: processes that score side by side; 1: this one. Of a distributed run, every rank
+            has so many, and scores its share of a batch.
         halving: compares the networks of a batch while they train, and trains on with the best.
         seed: of the searcher's draws.
     """
@@ -77,10 +79,14 @@ class TrialSearch:
         self.supernet, self.searcher, self.evaluate = supernet, searcher, evaluate
         self.trials, self.by, self.along = trials, by, along
         self.halving = halving or Halving()
-        self.batch = batch or max(workers, self.halving.cohort)
-        self.workers, self.seed = workers, seed
+        self._batch, self.workers, self.seed = batch, workers, seed
         if self.halving.rungs:
             self._check_evaluation()
+
+    @property
+    def batch(self) -> int:
+        """Architectures asked for at once: one for each process at least, unless given."""
+        return self._batch or max(self.workers * world()[1], self.halving.cohort)
 
     def _check_evaluation(self) -> None:
         if not isinstance(self.evaluate, StandAlone):
@@ -131,10 +137,23 @@ class TrialSearch:
         )
 
     def rank(self, problem: Searched, run: RunDir) -> list[Trial]:
-        """The trials inside the budgets; those in the run's ``trials.jsonl`` are not repeated."""
+        """The trials inside the budgets; those in the run's ``trials.jsonl`` are not repeated.
+
+        The ranks of a distributed run score side by side, each by itself, and all end with the
+        same trials: a network is trained by one process, since it is small, its scores must not
+        depend on how many there are, and processes that need not wait for one another lose nothing.
+        """
+        with apart(problem.plan.data):
+            return self._ranked(problem, run)
+
+    def _ranked(self, problem: Searched, run: RunDir) -> list[Trial]:
         space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
         searcher, count = self._made(problem, space)
+        searcher = Agreed(searcher)
         log = TrialLog(run.trials)
+        # As the first rank reads them, which may have written more by now than this one has read.
+        known = told(lambda: [trial.to_json() for trial in log.known.values()])
+        log.known = {trial.arch.hash: trial for trial in map(Trial.from_json, known)}
         # Recorded may be the costs of another device, or before a cost was asked for.
         for key, trial in log.known.items():
             if space.holds(trial.arch):
@@ -158,10 +177,10 @@ class TrialSearch:
         self, factory: Callable[[Searched], Scoring], problem: Searched
     ) -> Iterator[Outcomes]:
         if self.workers == 1:
-            yield partial(in_turn, factory(problem))
+            yield partial(over_ranks, partial(in_turn, factory(problem)))
             return
         with Workers(factory, problem, self.workers) as workers:
-            yield workers
+            yield partial(over_ranks, workers)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from torch import nn
 from nas.arch import Option
 from nas.decision import decisions
 from nas.errors import UserError
+from nas.ranks import told
 
 
 class LastCheckpoint(Checkpoint):
@@ -80,7 +81,8 @@ class StopWhenStable(pl.Callback):
         self.unchanged = self.unchanged + 1 if best == self.best else 0
         self.best = best
         confidence = mean_confidence(pl_module.supernet)
-        if self.unchanged >= self.patience and confidence >= self.confidence:
+        stable = self.unchanged >= self.patience and confidence >= self.confidence
+        if told(lambda: stable):
             self.stopped = trainer.should_stop = True
             trainer.print(
                 f"search ends after epoch {trainer.current_epoch}: the best architecture has not "

@@ -17,13 +17,14 @@ from nas.cost.base import Expected
 from nas.decision import decisions, free, resample, sample_path, split_parameters
 from nas.errors import UserError
 from nas.objective import Objective
+from nas.ranks import averaged
 from nas.recalibrate import kept_statistics
 from nas.schedule import warmup_cosine
 from nas.search.perturbation import Perturbing
 from nas.search.regularizers import Regularizer
 from nas.supernet.auxiliary import AuxiliarySkip
 from nas.supernet.temperature import Schedule, constant
-from nas.train import Batch, OptimizerFactory, accuracy, check_finite
+from nas.train import Batch, OptimizerFactory, accuracy, check_finite, shared
 from nas.values import Count, NonNegative, Seed, Share, Whole, checked
 
 UPDATES = 20  # of the objective's strengths in a search, at least
@@ -196,9 +197,10 @@ class DifferentiableSearch(pl.LightningModule):
 
     def _alpha_slopes(self, batch: Batch) -> Sequence[Tensor]:
         with kept_statistics(self.supernet):
-            return torch.autograd.grad(
+            slopes = torch.autograd.grad(
                 self.unlogged_loss(batch), self.parameters_of.alphas, materialize_grads=True
             )
+        return averaged(slopes)
 
     def _descend(self, optimizer: LightningOptimizer, loss: Callable[[], Tensor]) -> None:
         self.draw()
@@ -253,7 +255,7 @@ class DifferentiableSearch(pl.LightningModule):
     def _log(self, split: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         values = {f"{split}_loss": loss.detach(), f"{split}_acc": accuracy(logits.detach(), labels)}
         options = {"on_step": False, "on_epoch": True, "logger": False, "sync_dist": True}
-        self.log_dict(values, batch_size=len(labels), prog_bar=split != "alpha", **options)  # type: ignore[arg-type]
+        self.log_dict(values, batch_size=shared(len(labels)), prog_bar=split != "alpha", **options)  # type: ignore[arg-type]
 
 
 class BilevelSearch(DifferentiableSearch):

@@ -21,7 +21,7 @@ from nas.search.callbacks import LastCheckpoint
 from nas.search.halving import checkpoint_of
 from nas.search.paused import PauseAfter, paused
 from nas.search.scoring import Scoring
-from nas.train import Training
+from nas.train import Training, strategy_of
 from nas.values import Count, Whole, checked
 
 
@@ -199,8 +199,12 @@ def fit(
 
 
 def quiet_trainer(made: Made, epochs: int, callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
-    """A trainer that leaves nothing behind, but for what `callbacks` do, and shows nothing."""
+    """A trainer that leaves nothing behind, but for what `callbacks` do, and shows nothing.
+
+    It is of one device: of a distributed run, this process's own.
+    """
     return made.trainer(
+        **_own_device(made.trainer),
         max_epochs=epochs,
         logger=False,
         callbacks=list(callbacks),
@@ -210,3 +214,15 @@ def quiet_trainer(made: Made, epochs: int, callbacks: Sequence[pl.Callback] = ()
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the loaders know their rank
     )
+
+
+def _own_device(trainer: Callable[..., pl.Trainer]) -> dict[str, Any]:
+    given = getattr(trainer, "keywords", {})
+    if not strategy_of(given.get("strategy", "auto"), given.get("devices", 1)):
+        return {}
+    root = trainer(logger=False, enable_checkpointing=False).strategy.root_device
+    return {
+        "strategy": "auto",
+        "num_nodes": 1,
+        "devices": 1 if root.index is None else [root.index],
+    }

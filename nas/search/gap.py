@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nas.decision import apply, free
 from nas.discrete import arch_of
 from nas.recalibrate import kept_statistics
-from nas.train import accuracy
+from nas.train import accuracy, shared
 
 
 class DiscretizationGap(pl.Callback):
@@ -48,4 +48,4 @@ class DiscretizationGap(pl.Callback):
             "argmax_val_acc": accuracy(logits, labels),
         }
         options = {"on_step": False, "on_epoch": True, "logger": False, "sync_dist": True}
-        pl_module.log_dict(values, batch_size=len(labels), **options)
+        pl_module.log_dict(values, batch_size=shared(len(labels)), **options)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nas.decision import Decision, decisions, free, split_parameters
 from nas.errors import UserError
+from nas.ranks import apart, told
 from nas.recalibrate import kept_statistics
 from nas.search.hessian import dominant_eigenvalue
 from nas.values import Count, Whole, checked
@@ -40,7 +41,8 @@ class CollapseGuard(pl.Callback):
             return
         _, alphas = split_parameters(pl_module.supernet)
         self.history.append(torch.cat([alpha.detach().cpu().flatten() for alpha in alphas]))
-        if (found := self.collapsed(trainer, pl_module)) is None:
+        collapsed = self.collapsed(trainer, pl_module)
+        if (found := told(lambda: collapsed)) is None:
             return
         epoch, reason = found
         parts = torch.split_with_sizes(self.history[epoch], [alpha.numel() for alpha in alphas])
@@ -115,7 +117,8 @@ class EigenvalueStop(CollapseGuard):
 
     def _measure(self, trainer: pl.Trainer, pl_module: Any) -> float:
         loaders: Any = trainer.val_dataloaders
-        x, labels = next(iter(loaders[0] if isinstance(loaders, list) else loaders))
+        with apart():  # the same images on every rank
+            x, labels = next(iter(loaders[0] if isinstance(loaders, list) else loaders))
         x = x[: self.samples].to(pl_module.device)
         labels = labels[: self.samples].to(pl_module.device)
         supernet = pl_module.supernet

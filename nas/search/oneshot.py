@@ -19,7 +19,7 @@ from nas.search.by_trials import Found, TrialSearch
 from nas.search.differentiable import frozen
 from nas.search.evaluate import Searched
 from nas.search.schemes import Scheme
-from nas.train import Batch, OptimizerFactory, accuracy, check_finite
+from nas.train import Batch, OptimizerFactory, accuracy, check_finite, shared
 from nas.values import Count, NonNegative, Seed, Share, checked
 
 
@@ -112,7 +112,7 @@ class OneShot(pl.LightningModule):
             seen = accuracy(logits.detach(), labels)
             options = {"on_step": False, "on_epoch": True, "logger": False, "sync_dist": True}
             values = {"train_loss": found.detach(), "train_acc": seen}
-            self.log_dict(values, batch_size=len(labels), prog_bar=True, **options)  # type: ignore[arg-type]
+            self.log_dict(values, batch_size=shared(len(labels)), prog_bar=True, **options)  # type: ignore[arg-type]
             return found
 
         return loss

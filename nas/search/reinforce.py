@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nas.decision import Decision, decisions
 from nas.errors import UserError
+from nas.ranks import averaged
 from nas.search.options import Options
 from nas.search.paths import Optimizer, PathSearch
 from nas.supernet.proxyless import draw_option
@@ -156,7 +157,8 @@ class ReinforceSearch(PathSearch):
     def step_alphas(self, batch: dict[str, Batch]) -> None:
         policy = list(self.policy.values())
         draws = draw_networks(policy, self.samples, self.generator)
-        scores = evaluate_each(policy, draws, lambda: self._scores(batch["val"]))
+        # Rewards are of the whole batch, so that every rank takes the same step.
+        (scores,) = averaged([evaluate_each(policy, draws, lambda: self._scores(batch["val"]))])
         optimizer = self.alpha_optimizer
         optimizer.zero_grad()
         loss = self._policy_loss(draws, *scores.unbind(1))

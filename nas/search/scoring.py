@@ -7,6 +7,7 @@ from typing import Any
 
 from nas.arch import Arch
 from nas.errors import NotFiniteError
+from nas.ranks import gathered, world
 from nas.search.space import SearchSpace
 from nas.search.trials import Trial, TrialLog
 
@@ -50,6 +51,25 @@ def in_turn(score: Scoring, jobs: Sequence[Job]) -> Iterator[Outcome]:
     """One call after another, in this process."""
     for job in jobs:
         yield scored(job, score)
+
+
+def over_ranks(outcomes: Outcomes, jobs: Sequence[Job]) -> Iterator[Outcome]:
+    """Every rank's share of the calls by `outcomes`; on each, those of all, in the order of jobs.
+
+    Job i is that of rank ``i mod R``. An outcome is the same whoever has found it.
+    """
+    rank, ranks = world()
+    if ranks == 1:
+        yield from outcomes(jobs)
+        return
+    places = {job: place for place, job in enumerate(jobs)}
+    told = ("metrics", "seconds", "cpu_seconds", "message")
+    own: Iterator[tuple[int, dict[str, Any]]] = (
+        (places[found.job], {name: getattr(found, name) for name in told})
+        for found in outcomes(jobs[rank::ranks])
+    )
+    for job, found in zip(jobs, gathered(own, len(jobs)), strict=True):
+        yield Outcome(job, **found)
 
 
 def recorded(

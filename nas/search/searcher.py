@@ -9,6 +9,7 @@ import torch
 
 from nas.arch import Arch
 from nas.errors import UserError
+from nas.ranks import told, world
 from nas.search.space import SearchSpace
 from nas.search.trials import Trial, TrialLog, comparable
 
@@ -31,6 +32,21 @@ class Searcher(Protocol):
     def tell(self, trials: Sequence[Trial]) -> None:
         """The scores of what was asked last, in that order."""
         ...
+
+
+class Agreed:
+    """A searcher for all ranks: the first one's own proposes, and all hear of it."""
+
+    def __init__(self, searcher: Searcher) -> None:
+        self.searcher = searcher
+
+    def ask(self, count: int) -> Sequence[Arch]:
+        asked = told(lambda: [arch.to_json() for arch in self.searcher.ask(count)])
+        return [Arch.from_json(text) for text in asked]
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        if world()[0] == 0:
+            self.searcher.tell(trials)
 
 
 class Enumerate:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from nas.errors import UserError
+from nas.ranks import averaged
 from nas.recalibrate import kept_statistics
 from nas.search.differentiable import BilevelSearch
 from nas.train import Batch, check_finite
@@ -35,7 +36,7 @@ class SecondOrderSearch(BilevelSearch):
     """Second-order DARTS: `BilevelSearch` with the alphas' gradient one step of the weights ahead.
 
     Raises:
-        UserError: weights are not trained by SGD, whose step is looked ahead; or several devices.
+        UserError: weights are not trained by SGD, whose step is looked ahead.
     """
 
     def configure_optimizers(self) -> Any:
@@ -45,8 +46,6 @@ class SecondOrderSearch(BilevelSearch):
                 f"second-order search looks a step of SGD ahead, and search.weight_optimizer is "
                 f"{type(optimizers[0]).__name__}: use torch.optim.SGD, or search=darts"
             )
-        if self.trainer.world_size > 1:
-            raise UserError("second-order search runs on one device: set trainer.devices=1")
         return optimizers, schedules
 
     def step_alphas(self, batch: dict[str, Batch]) -> None:
@@ -80,11 +79,13 @@ def unrolled_gradient(
     """
     weights = [w for group in optimizer.param_groups for w in group["params"]]
     with _kept(weights):
-        gradients = torch.autograd.grad(train_loss(), weights, allow_unused=True)
+        gradients = _averaged(torch.autograd.grad(train_loss(), weights, allow_unused=True))
         virtual = list(_steps(optimizer, gradients))
         _move(weights, [v.step for v in virtual], -1.0)
-        found = torch.autograd.grad(
-            val_loss(), [*alphas, *weights], allow_unused=True, materialize_grads=True
+        found = averaged(
+            torch.autograd.grad(
+                val_loss(), [*alphas, *weights], allow_unused=True, materialize_grads=True
+            )
         )
     direct, ahead = found[: len(alphas)], found[len(alphas) :]
     u = [v.slope * g for v, g in zip(virtual, ahead, strict=True)]
@@ -95,11 +96,18 @@ def unrolled_gradient(
     for sign in (1.0, -1.0):
         with _kept(weights):
             _move(weights, u, sign * RADIUS / norm)
-            sides.append(torch.autograd.grad(train_loss(), alphas, materialize_grads=True))
+            slopes = torch.autograd.grad(train_loss(), alphas, materialize_grads=True)
+            sides.append(averaged(slopes))
     return [
         d - (above - below) * (norm / (2 * RADIUS))
         for d, above, below in zip(direct, *sides, strict=True)
     ]
+
+
+def _averaged(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """As `averaged`; what is not on the path is so on every rank."""
+    found = iter(averaged([g for g in gradients if g is not None]))
+    return [None if g is None else next(found) for g in gradients]
 
 
 def _steps(optimizer: Optimizer, gradients: Sequence[Tensor | None]) -> Iterator[_Virtual]:

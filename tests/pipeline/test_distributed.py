@@ -21,8 +21,9 @@ TINY = (
     [
         ["search=bilevel", "search.epochs=2", "search.warmup_epochs=1", "relax=gumbel"],
         ["search=fairnas", "search.epochs=1", "search.ranking.trials=4"],
+        ["search=spos", "search.epochs=1", "search.ranking.trials=4"],
     ],
-    ids=["bilevel", "fairnas"],
+    ids=["bilevel", "fairnas", "spos"],
 )
 def test_a_search_in_two_processes_ends_as_one(tmp_path, words):
     command = [sys.executable, "-m", "nas.cli", "search", *TINY, *words]
@@ -41,7 +42,7 @@ def test_a_search_in_two_processes_ends_as_one(tmp_path, words):
     assert 0 < saved["global_step"] < 2 * 2 * 1500 / 64
 
 
-@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"])
 def test_only_the_first_process_writes(tmp_path, monkeypatch, name):
     assert is_main()
     monkeypatch.setenv(name, "1")
@@ -51,6 +52,16 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch, name):
     monkeypatch.setenv(name, "0")
     write_atomic(tmp_path / "a", "x")
     assert (tmp_path / "a").read_text() == "x"
+
+
+def test_every_variable_that_tells_processes_apart_is_read(monkeypatch):
+    # Lightning's, inside of one Slurm task; and torchrun's own number, whatever the task's.
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert not is_main()
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.setenv("RANK", "0")
+    assert is_main()
 
 
 def test_unused_parameters_are_looked_for_where_there_are_several_devices():

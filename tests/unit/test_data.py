@@ -162,25 +162,46 @@ def test_epoch_set_after_iter_counts():
     assert same(expected, list(begun))
 
 
-@pytest.mark.parametrize("size", [64, 71, 83])
-@pytest.mark.parametrize("train", [True, False])
-def test_two_ranks_share_the_images(size, train):
-    def run(*world):
-        sampler = EpochBatchSampler(torch.arange(size), 8, train=train, world=world)
+@given(
+    size=st.integers(0, 70), batch=st.integers(1, 9), ranks=st.integers(1, 4), train=st.booleans()
+)
+def test_ranks_share_every_batch_of_one_process(size, batch, ranks, train):
+    def run(batch_size, *world):
+        sampler = EpochBatchSampler(torch.arange(size), batch_size, train=train, world=world)
         sampler.set_epoch(2)
-        found = [tuple(indices.tolist()) for _, indices in sampler]
+        found = [(seed, indices.tolist()) for seed, indices in sampler]
         assert len(found) == len(sampler)
         return found
 
-    alone, first, second = run(0, 1), run(0, 2), run(1, 2)
-    seen = [i for batch in first + second for i in batch]
+    alone = run(batch * ranks, 0, 1)
+    shares = [run(batch, rank, ranks) for rank in range(ranks)]
 
-    assert len(seen) == len(set(seen)) == (size // 16 * 16 if train else size)
+    # As many batches on each, and none of them empty: else one would wait for the others for ever.
+    assert len({len(share) for share in shares}) == 1
+    if train or size >= ranks:
+        assert all(indices for share in shares for _, indices in share)
+    whole = [
+        (seeds[0], sorted(i for _, indices in parts for i in indices))
+        for parts in zip(*shares, strict=True)
+        for seeds in [[seed for seed, _ in parts]]
+    ]
     if train:
-        assert len(first) == len(second)
-        assert set(first + second) <= set(alone)
+        assert whole == [(seed, sorted(indices)) for seed, indices in alone]
+        for rank, share in enumerate(shares):
+            assert share == [(seed, indices[rank::ranks]) for seed, indices in alone]
     else:
-        assert [i for batch in alone for i in batch] == sorted(seen)
+        assert [i for _, part in whole for i in part] == list(range(size))
+
+
+@pytest.mark.parametrize("augment", AUGMENTS)
+def test_an_image_is_augmented_alike_whatever_rank_has_it(augment):
+    x = torch.randint(256, (12, 3, 16, 16), dtype=torch.uint8)
+    change = AUGMENTS[augment]
+    whole = change(x, torch.Generator().manual_seed(5))
+    for ranks in (2, 3):
+        for rank in range(ranks):
+            own = change(x[rank::ranks], torch.Generator().manual_seed(5), (rank, ranks))
+            assert torch.equal(own, whole[rank::ranks])
 
 
 def test_loaders_serve_the_parts_they_name():

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "nas"
 
 # A module may import from its own layer or an earlier one.
 LAYERS = (
-    "errors reading arch copying pareto run schedule tables units drawing quiet values",
+    "errors reading arch copying pareto run ranks schedule tables units drawing quiet values",
     "third_party",
     "budget attempts",
     "config data explain trusted",

@@ -1,0 +1,118 @@
+"""Every kind of search in two processes: they end alike, as one process does, and resumed as ever.
+
+One pair of processes runs all kinds in a row; see `two_ranks`. The space has no BatchNorm, whose
+statistics are of each rank's own images.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from nas.config import config_dir
+from nas.run import RunDir
+
+from .two_ranks import KINDS, carried_out, made, without_pictures
+
+# Sums of gradients are rounded in another order; over some steps that grows.
+CLOSE = {"rtol": 1e-3, "atol": 1e-4}
+BY_ONE = ("bilevel", "reinforce", "random", "fairnas", "gradient", "evolution", "halving", "stable")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes have run all kinds."""
+    where = tmp_path_factory.mktemp("ranks")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    script = Path(__file__).with_name("two_ranks.py")
+    logs = [where / f"{rank}.log" for rank in (0, 1)]
+    pair = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(where), str(rank)],
+            env={**os.environ, **shared, "NODE_RANK": "0", "LOCAL_RANK": str(rank)},
+            stdout=log.open("wb"),
+            stderr=subprocess.STDOUT,
+        )
+        for rank, log in enumerate(logs)
+    ]
+    try:
+        codes = [process.wait(timeout=900) for process in pair]
+    finally:
+        for process in pair:
+            process.kill()
+    assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
+    return where
+
+
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_pictures(monkeypatch.setattr)
+
+
+def test_every_kind_of_search_is_run():
+    files = {file.stem for file in (config_dir() / "search").glob("*.yaml")}
+    assert {words[0] for words in KINDS.values()} == files
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_end_alike_and_a_resumed_run_as_an_unbroken_one(folder, kind):
+    ends = [json.loads((folder / f"{kind}.rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert ends[0] == ends[1]
+    unbroken, resumed = ends[0]
+    assert unbroken == resumed
+    runs = [RunDir(folder / name / kind) for name in ("two", "resumed")]
+    assert trials(runs[0]) == trials(runs[1])
+    assert figures(runs[0]) == figures(runs[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_they_end_as_one_process_with_batches_as_large(folder, kind, tmp_path):
+    carried_out(made(kind, tmp_path, ranks=1))
+    same_end(RunDir(tmp_path), RunDir(folder / "two" / kind))
+
+
+@pytest.mark.parametrize("kind", BY_ONE)
+def test_one_process_goes_on_where_two_were(folder, kind, tmp_path):
+    shutil.copytree(folder / "broken" / kind, tmp_path, dirs_exist_ok=True)
+    carried_out(made(kind, tmp_path, ranks=1))
+    same_end(RunDir(tmp_path), RunDir(folder / "two" / kind))
+
+
+def same_end(one: RunDir, two: RunDir) -> None:
+    assert one.arch.read_text() == two.arch.read_text()
+    alone, both = trials(one), trials(two)
+    assert list(alone) == list(both)
+    assert_close(alone, both, **CLOSE)
+    assert_close(figures(one), figures(two), **CLOSE)
+    for name in ("checkpoint", "network"):
+        files = getattr(one, name), getattr(two, name)
+        if files[0].exists() or files[1].exists():
+            states = [torch.load(file, weights_only=True) for file in files]
+            alone, both = (tensors(state.get("state_dict", state)) for state in states)
+            assert_close(alone, both, **CLOSE)
+
+
+def tensors(state: dict) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def trials(run: RunDir) -> dict[str, dict[str, float]]:
+    """In the order of the file: hash -> scores."""
+    if not run.trials.exists():
+        return {}
+    rows = map(json.loads, run.trials.read_text().splitlines())
+    return {f"{row['hash']} {len(row.get('rungs', ()))}": row["metrics"] for row in rows}
+
+
+def figures(run: RunDir) -> dict[str, float]:
+    result = run.read_result() or {}
+    return {**result["metrics"], **result["costs"]}

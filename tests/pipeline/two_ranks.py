@@ -1,0 +1,202 @@
+"""Every kind of search on a tiny space without BatchNorm; as a script, one of two ranks.
+
+``two_ranks.py FOLDER`` runs each kind unbroken in ``FOLDER/two`` and broken and resumed in
+``FOLDER/resumed``; what it was when it broke is kept in ``FOLDER/broken``.
+"""
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from torch import Tensor, nn
+
+import nas.pipeline
+from nas.config import config_dir, register
+from nas.errors import InterruptedRunError
+from nas.launch import plan_of
+from nas.pipeline import Run
+from nas.quiet import quiet
+from nas.ranks import together, told, world
+from nas.run import RunDir
+from nas.search.callbacks import LastCheckpoint
+from nas.search.trials import TrialLog
+from nas.supernet.choice import ChoiceBlock
+
+BATCH = 16  # of all ranks together
+EVERY = [
+    "data=digits", "data.limit=64", "data.augment=crop_flip", "finetune.epochs=1", "onnx=false",
+    "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "data.eval_batch_size=50",
+]  # fmt: skip
+DESCENT = ["search.epochs=3", "search.warmup_epochs=1", "relax=gumbel"]
+DARTS = ["search.epochs=3", "search.warmup_epochs=1", "relax=softmax"]
+SHOTS = ["search.epochs=2", "search.ranking.trials=4", "search.ranking.batch=2"]
+TRIALS = ["search.trials=4", "search.batch=2", "search.evaluate.epochs=1", "weights=fresh"]
+PHASES = "[{epochs: 1, open: {}}, {epochs: 2, open: {ops: all}, subnets: 2, lr: 0.1}]"
+
+# Name -> words. The first word of each names a file of configs/search.
+KINDS: dict[str, list[str]] = {
+    "bilevel": ["bilevel", *DESCENT],
+    "single_level": ["single_level", *DESCENT],
+    "darts": ["darts", *DARTS],
+    "darts_second_order": ["darts_second_order", *DARTS],
+    "proxyless": ["proxyless", *DESCENT],
+    "proxyless_full": ["proxyless_full", *DESCENT],
+    "reinforce": ["reinforce", *DESCENT, "search.samples=3"],
+    "random": ["random", "finetune.epochs=2"],
+    "fairnas": ["fairnas", *SHOTS],
+    "spos": ["spos", *SHOTS],
+    "sandwich": ["sandwich", *SHOTS],
+    "all_paths": ["all_paths", *SHOTS],
+    "once_for_all": ["once_for_all", *SHOTS[1:], f"search.phases={PHASES}"],
+    "gradient": ["spos", *SHOTS, "search.ranking.searcher=gradient"],
+    "enumerate": ["enumerate", *TRIALS],
+    "random_search": ["random_search", *TRIALS],
+    "evolution": ["evolution", *TRIALS],
+    "nsga2": ["nsga2", *TRIALS],
+    "tpe": ["tpe", *TRIALS],
+    "predictor": ["predictor", *TRIALS],
+    "controller": ["controller", *TRIALS],
+    "halving": [
+        "random_search", "search.trials=4", "search.halving.epochs=[1,2]", "search.halving.eta=2",
+        "search.batch=4", "weights=fresh",
+    ],
+    "lagrangian": ["bilevel", *DESCENT, "objective=augmented_lagrangian", "budget.params=70%"],
+    "constrained": ["bilevel", *DESCENT, "objective=constrained", "budget.params=70%"],
+    "mul_log": ["reinforce", *DESCENT, "objective=mul_log", "budget.params=70%"],
+    "reward": [
+        "reinforce", *DESCENT, "search.samples=3",
+        "+search.reward={_target_: nas.search.reward.CostAwareAccuracy}",
+    ],
+    "gdas": ["bilevel", *DESCENT, "relax=gdas"],
+    "perturbed": [
+        "bilevel", *DESCENT,
+        "+search.perturbation={_target_: nas.search.perturbation.Perturbing, by: ascent, steps: 2}",
+    ],
+    "eigenvalue": [
+        "bilevel", *DESCENT, "search.epochs=5", "guard=[eigenvalue]", "guard.eigenvalue.every=1",
+        "guard.eigenvalue.window=1", "guard.eigenvalue.delta=1", "guard.eigenvalue.first=0",
+        "guard.eigenvalue.ratio=1.001",
+    ],
+    "skips": [
+        "bilevel", *DESCENT, "guard=[skips]", "guard.skips.options=[k1,k3,k5]",
+        "guard.skips.first=1",
+    ],
+    "stable": ["bilevel", *DESCENT, "search.epochs=5", "stable_epochs=1"],
+}  # fmt: skip
+
+
+class Toy(nn.Module):
+    """Two choices among three convolutions, smooth, and without BatchNorm."""
+
+    name = "toy"
+
+    def __init__(self, input_shape: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        self.first, self.second = _choice(input_shape[0], 4), _choice(4, 6)
+        self.head = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(6 * 16, num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(x)))
+
+
+def _choice(channels: int, out: int) -> ChoiceBlock:
+    return ChoiceBlock(
+        {
+            f"k{k}": nn.Sequential(nn.Conv2d(channels, out, k, padding=k // 2), nn.Tanh())
+            for k in (1, 3, 5)
+        }
+    )
+
+
+def made(kind: str, folder: Path, ranks: int, batch: int = BATCH) -> Run:
+    """The run of a kind in a folder, as each of `ranks` processes makes it."""
+    search, *words = KINDS[kind]
+    words = [*EVERY, f"search={search}", *words]
+    register()
+    words += [f"data.batch_size={batch // ranks}", f"trainer.devices={ranks}"]
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        plan = plan_of(compose("config", words), about={"overrides": {}})
+    plan.space = Toy
+    return Run(plan, RunDir(folder).create())
+
+
+@contextmanager
+def broken(times: int) -> Iterator[None]:
+    """Inside, a run ends after so many checkpoints and trials."""
+    left = [times]
+
+    def ending(method: Any) -> Any:
+        def ends(*arguments: Any) -> None:
+            method(*arguments)
+            left[0] -= 1
+            if not left[0]:
+                raise InterruptedRunError("broken")
+
+        return ends
+
+    kept = LastCheckpoint.on_train_epoch_end, TrialLog.append
+    LastCheckpoint.on_train_epoch_end, TrialLog.append = map(ending, kept)  # type: ignore[method-assign]
+    try:
+        yield
+    except InterruptedRunError:
+        return
+    finally:
+        LastCheckpoint.on_train_epoch_end, TrialLog.append = kept  # type: ignore[method-assign]
+
+
+def without_pictures(put: Callable[[object, str, object], None] = setattr) -> None:
+    """Of what is compared, nothing is drawn; that takes most of a tiny run's time."""
+    quiet()
+    torch.set_num_threads(1)
+    for name in ("log_final", "write_drawing"):
+        put(nas.pipeline, name, lambda *_: None)
+
+
+def carried_out(run: Run) -> list[str]:
+    """Does it; what this rank ends with: the architecture, and hashes of all weights."""
+    kept: list[nn.Module] = []
+    finetune = run._finetune
+
+    def keeping(*arguments: Any) -> Any:
+        found = finetune(*arguments)
+        kept.append(found[0])
+        return found
+
+    run._finetune = keeping  # type: ignore[method-assign]
+    run()
+    assert run.arch is not None
+    return [run.arch.hash, digest(run.supernet), digest(kept[0])]
+
+
+def digest(module: nn.Module) -> str:
+    values = [v.detach().numpy().tobytes() for v in (*module.parameters(), *module.buffers())]
+    return hashlib.sha256(b"".join(values)).hexdigest()
+
+
+def main(folder: Path) -> None:
+    rank = int(sys.argv[2])
+    without_pictures()
+    first = made("random", folder / f"trainer{rank}", ranks=2)
+    with together(first._trainer(1, [], False)):
+        assert world() == (rank, 2)
+        for kind in KINDS:
+            ends = [carried_out(made(kind, folder / "two" / kind, ranks=2))]
+            resumed = folder / "resumed" / kind
+            with broken(times=1):
+                carried_out(made(kind, resumed, ranks=2))
+            if rank == 0:
+                shutil.copytree(resumed, folder / "broken" / kind)
+            told(lambda: None)  # not before that is copied
+            ends.append(carried_out(made(kind, resumed, ranks=2)))
+            (folder / f"{kind}.rank{rank}.json").write_text(json.dumps(ends))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
