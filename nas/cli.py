@@ -1,6 +1,7 @@
 """The command `nas`: verbs, one-line errors, exit codes. Heavy imports wait for their verb.
 
-Exit codes: 0 done; 1 a run failed; 2 the user can mend it; 130 interrupted.
+Exit codes: 0 done; 1 a run failed, or the disk is full; 2 the user can mend it; 130 interrupted, by
+Ctrl-C, SIGTERM or SIGUSR1.
 """
 
 import os
@@ -8,7 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nas.errors import FailedRunError, InterruptedRunError, UserError
+from nas.errors import FailedRunError, InterruptedRunError, UserError, is_full, refusal
+from nas.signals import interrupting
 
 USAGE = """\
 nas: search for the network that fits your device
@@ -109,11 +111,17 @@ def run(arguments: Sequence[str]) -> int:
     if verb not in VERBS:
         return _complain(f"unknown verb {verb!r}; nas has {', '.join(VERBS)}")
     try:
-        return VERBS[verb](verb, rest)
+        with interrupting():
+            return VERBS[verb](verb, rest)
     except UserError as error:
         return _complain(str(error))
     except FailedRunError as error:
         print(f"nas: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if not is_full(error):
+            raise
+        print(f"nas: {refusal(error)}, and run the same command again", file=sys.stderr)
         return 1
     except InterruptedRunError as error:
         print(f"nas: {error}", file=sys.stderr)

@@ -1,9 +1,16 @@
 """From the command line's words to runs: Hydra composes, this instantiates and launches."""
 
+import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import (
+    AbstractContextManager,
+    contextmanager,
+    nullcontext,
+    redirect_stdout,
+    suppress,
+)
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -18,11 +25,20 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nas.config import Weights, check, config_dir, register
-from nas.errors import FailedRunError, InterruptedRunError, NotFiniteError, UserError
+from nas.errors import (
+    FailedRunError,
+    FolderTakenError,
+    InterruptedRunError,
+    NotFiniteError,
+    UserError,
+    is_full,
+    refusal,
+)
 from nas.explain import explain, flags_first, with_budgets, with_measure
 from nas.quiet import quiet
-from nas.resume import COMMAND, how_to_go_on, remove_if_empty, resumed
+from nas.resume import COMMAND, check_same, how_to_go_on, remove_if_empty, resumed
 from nas.run import RunDir, is_main, shown, write_atomic, write_json
+from nas.signals import interrupting
 
 
 def launch(verb: str, arguments: list[str]) -> int:
@@ -35,33 +51,50 @@ def launch(verb: str, arguments: list[str]) -> int:
     script = sys.argv[0]
     sys.argv = [f"nas {verb}", *flags_first(words)]
     ended: list[Exception] = []
+    launcher = os.getpid()
 
     def job(config: DictConfig) -> None:
         # With this command line Lightning starts the other processes of a distributed training.
         sys.argv = [script, verb, *arguments]
         try:
-            with _one_voice():
+            with _one_voice(), interrupting():
                 VERBS[verb](config)
         except (UserError, FailedRunError, InterruptedRunError) as error:
             # Of a sweep Hydra must hear of it; of a single job it would only print more lines.
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
+            several = HydraConfig.get().mode == RunMode.MULTIRUN
+            if several and (os.getpid() != launcher or not isinstance(error, InterruptedRunError)):
                 raise
             ended.append(error)
+            if several:  # else Hydra takes it for the failure of one job, and begins the next
+                raise KeyboardInterrupt from None
 
     task = hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(job)
     try:
-        task()
-        for error in ended:
-            raise error
+        with _explained(arguments):
+            task()
+    except KeyboardInterrupt:
+        if not ended:
+            raise
+    for error in ended:
+        raise error
+    return 0
+
+
+@contextmanager
+def _explained(arguments: list[str]) -> Iterator[None]:
+    """What Hydra raises, in words for the user."""
+    try:
+        yield
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, arguments)) from None
     except OSError as error:
         # Hydra's own, as it makes the output folder; those of a job are failed runs.
+        if is_full(error):
+            raise
         raise UserError(
             f"cannot write to {error.filename} ({error.strerror}); choose another output folder "
             "with out=FOLDER"
         ) from None
-    return 0
 
 
 def _one_voice() -> AbstractContextManager[object]:
@@ -88,17 +121,18 @@ def _carry_out(config: DictConfig) -> None:
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     config, folder = resumed(config, made)
     run = RunDir(folder)
+    check_same(config, run)
     if run.finished:
         print(f"already finished: {run.path}")
         return
     try:
         _run(config, run)
         if sweep:
-            from nas.report import follow
-
-            follow(Path(HydraConfig.get().sweep.dir))
+            _follow(Path(HydraConfig.get().sweep.dir))
     except (KeyboardInterrupt, InterruptedRunError):
         raise InterruptedRunError(f"interrupted. {how_to_go_on(run)}") from None
+    except FolderTakenError:
+        raise  # what is in the folder is not this run's
     except Exception as error:
         if sweep or run.checkpoint.exists():
             _record_failure(run, config, error)
@@ -110,8 +144,19 @@ def _carry_out(config: DictConfig) -> None:
                 f"finetune.optimizer.lr) or raise clip. {how_to_go_on(run)}"
             ) from None
         if isinstance(error, OSError | FailedRunError):  # e.g. the disk is full, a worker died
-            raise FailedRunError(f"{error}. {how_to_go_on(run)}") from error
+            said = refusal(error) if isinstance(error, OSError) else error
+            raise FailedRunError(f"{said}. {how_to_go_on(run)}") from error
         raise
+
+
+def _follow(sweep: Path) -> None:
+    """Draw the fronts of the sweep so far; the run that has just ended does not depend on it."""
+    from nas.report import follow
+
+    try:
+        follow(sweep)
+    except OSError as error:
+        logging.getLogger("nas").warning("no picture of the sweep: %s", refusal(error))
 
 
 def _record_failure(run: RunDir, config: DictConfig, error: Exception) -> None:
@@ -119,7 +164,10 @@ def _record_failure(run: RunDir, config: DictConfig, error: Exception) -> None:
     if not isinstance(error, UserError):  # its text may mean nothing without its kind
         message = f"{type(error).__name__}: {message}"
     about = {"schema": 1, "status": "failed", "message": message, **_about(config)}
-    write_json(run.result, about)
+    # What has finished stays so, e.g. where only printing failed; a full disk takes no record.
+    if not run.finished:
+        with suppress(OSError):
+            write_json(run.result, about)
 
 
 def _run(config: DictConfig, run: RunDir) -> None:
@@ -138,8 +186,9 @@ def _run(config: DictConfig, run: RunDir) -> None:
     if config.get("checkpoint"):
         load_supernet(pipeline.supernet, Path(config.checkpoint))
     run.create()
-    write_atomic(run.config, OmegaConf.to_yaml(config, resolve=True))
-    result = pipeline()
+    with run.claimed():
+        write_atomic(run.config, OmegaConf.to_yaml(config, resolve=True))
+        result = pipeline()
     announce(run, result)
 
 
@@ -247,6 +296,12 @@ def _profile(config: DictConfig) -> None:
 
     try:
         profiling(build)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise FailedRunError(
+            f"{refusal(error)}; the same command goes on with what is measured so far"
+        ) from error
     except KeyboardInterrupt:
         raise InterruptedRunError(
             "interrupted; the same command goes on with what is measured so far"

@@ -38,7 +38,7 @@ from nas.search.oneshot import OneShot
 from nas.search.speed import SpeedUp
 from nas.search.stopwatch import Stopwatch
 from nas.search.telemetry import SearchTelemetry, TrainingTelemetry
-from nas.train import Training, strategy_of
+from nas.train import Training, interruptible, strategy_of
 
 
 class Run:
@@ -146,8 +146,9 @@ class Run:
         stable = StopWhenStable(self.plan.stable_epochs)
         data = self.plan.data
         speed = SpeedUp(self.plan.speed, (data.batch_size, *data.input_shape))
-        saving = [SearchTelemetry(), LastCheckpoint(self.run.checkpoint)]
-        callbacks = [watch, DiscretizationGap(), stable, *self.plan.guards.values(), speed, *saving]
+        saving = LastCheckpoint(self.run.checkpoint)
+        before = [watch, DiscretizationGap(), stable, *self.plan.guards.values(), speed]
+        callbacks = [*before, SearchTelemetry(), saving]
         trainer = self._trainer(module.epochs, callbacks, logger)
         self._fit(
             trainer,
@@ -156,8 +157,8 @@ class Run:
             self.run.checkpoint if self.run.checkpoint.exists() else None,
         )
         free(self.supernet)
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        kept = {k: metrics[k] for k in ("supernet_val_acc", "supernet_val_loss") if k in metrics}
+        names = ("supernet_val_acc", "supernet_val_loss")
+        kept = {name: saving.metrics[name] for name in names if name in saving.metrics}
         return {"seconds": watch.seconds, "cpu_seconds": watch.cpu_seconds, "metrics": kept}
 
     def _fit_supernet(self, module: OneShot, logger: TensorBoardLogger) -> dict[str, Any]:
@@ -186,7 +187,8 @@ class Run:
         if self.plan.inherit:
             self._recalibrate(module.network, trainer.strategy.root_device)
         if self.plan.inherit and isinstance(self.search, DifferentiableSearch | OneShot):
-            trainer.validate(module, data.val_dataloader(), verbose=False)
+            with interruptible():
+                trainer.validate(module, data.val_dataloader(), verbose=False)
             metrics["inherited_val_acc"] = float(trainer.callback_metrics["val_acc"])
         saved = self.run.finetune_checkpoint
         if self.train:
@@ -195,7 +197,8 @@ class Run:
             (trainer.validate, data.val_dataloader()),
             (trainer.test, data.test_dataloader()),
         ):
-            evaluate(module, loader, verbose=False)
+            with interruptible():
+                evaluate(module, loader, verbose=False)
             # Of this evaluation alone; Lightning returns only what went to a logger.
             metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         return module.network.cpu().eval(), {"metrics": metrics, "seconds": watch.seconds}
@@ -214,7 +217,7 @@ class Run:
         checkpoint: Any,
         validate: bool = True,
     ) -> None:
-        try:
+        with interruptible():
             trainer.fit(
                 module,
                 loaders,
@@ -222,8 +225,6 @@ class Run:
                 ckpt_path=checkpoint,
                 weights_only=True,
             )
-        except SystemExit:
-            raise InterruptedRunError("interrupted") from None
         if trainer.interrupted:
             raise InterruptedRunError("interrupted")
 

@@ -1,6 +1,7 @@
 """What the libraries underneath say to developers is kept from the users of this one."""
 
 import logging
+import threading
 import warnings
 
 
@@ -12,3 +13,10 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", text)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch|pytorch_lightning")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    threading.excepthook = _excepthook
+
+
+def _excepthook(failed: threading.ExceptHookArgs) -> None:
+    # TensorBoard writes in a thread, and raises in the main thread what that one could not write.
+    if not isinstance(failed.exc_value, OSError):
+        threading.__excepthook__(failed)

@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from nas.errors import FolderTakenError
 from nas.run import RunDir, find_runs, fingerprint
 from nas.saved import saved_config
 
@@ -41,6 +42,22 @@ def resumed(config: DictConfig, made: Path) -> tuple[DictConfig, Path]:
                 remove_if_empty(made)
             return config, run.path
     return config, made
+
+
+def check_same(config: DictConfig, run: RunDir) -> None:
+    """The folder of a run may be gone on with by the same run only.
+
+    Raises:
+        FolderTakenError: it holds results or checkpoints of other settings.
+    """
+    made = (run.checkpoint, run.finetune_checkpoint, run.trials)
+    if not run.config.is_file() or not (run.finished or any(path.exists() for path in made)):
+        return
+    if _fingerprint(OmegaConf.load(run.config)) != _fingerprint(config):
+        raise FolderTakenError(
+            f"{run.path} holds a run of other settings: choose another folder with name= or out=, "
+            f"go on with that run by resume={run.path}, or remove it"
+        )
 
 
 def remove_if_empty(folder: Path) -> None:

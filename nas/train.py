@@ -1,6 +1,7 @@
 """Training of one plain network with Lightning: fine-tuning, or stand-alone from fresh weights."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from nas.errors import NotFiniteError, UserError
+from nas.errors import InterruptedRunError, NotFiniteError, UserError
 from nas.schedule import warmup_cosine
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -43,6 +44,19 @@ def strategy_of(strategy: object, devices: object) -> dict[str, object]:
     if strategy == "ddp" or (strategy == "auto" and several):
         return {"strategy": "ddp_find_unused_parameters_true"}
     return {}
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Around every call of a trainer: Lightning ends the process where it is interrupted.
+
+    Raises:
+        InterruptedRunError: instead.
+    """
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt):
+        raise InterruptedRunError("interrupted") from None
 
 
 class Training(pl.LightningModule):

@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from errno import ENOSPC
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nas.claim import claimed, own_prefix
 from nas.data import DataModule
-from nas.errors import UserError
+from nas.errors import UserError, is_full
 from nas.export.card import card, markdown
 from nas.export.formats import chosen
 from nas.export.latency import latencies
@@ -23,6 +27,7 @@ from nas.export.source import Format, Model, Source
 from nas.run import RunDir, shown, write_atomic, write_json
 
 _EXAMPLE = 16  # samples that the exporters trace with
+FULL = 16384  # bytes left of a disk, below which it is full
 
 
 @dataclass(frozen=True)
@@ -117,15 +122,19 @@ class Export:
         made, models = Exported(), dict[str, Model]()
         plain = self._source(self.subject.network)
         int8 = self._for_int8(plain, made)
-        with TemporaryDirectory(dir=self.out, prefix=".export-") as scratch:
-            for name, form in self.formats.items():
-                source = int8 if form.int8 else plain
-                model = self._one(name, form, source, Path(scratch), made)
-                if model is not None:
-                    models[name] = model
-        if self.options.latency and models:
-            self._time(models, made)
-        content = self._write(made)
+        prefix = own_prefix("export")
+        with claimed(self.out / ".lock", str(self.out), wait=True):
+            self._check_there()  # once more: perhaps it had to wait for another export
+            with TemporaryDirectory(dir=self.out, prefix=prefix) as scratch:
+                for name, form in self.formats.items():
+                    source = int8 if form.int8 else plain
+                    model = self._one(name, form, source, Path(scratch), made)
+                    if model is not None:
+                        models[name] = model
+                if self.options.latency and models:
+                    self._time(models, made)
+                content = self._write(made, Path(scratch))
+        print(f"card: {shown(self.out / 'card.md')}")
         if made.refused:
             raise UserError("; ".join(made.refused))
         return content
@@ -202,6 +211,9 @@ class Export:
             made.refused.append(str(error))
             return None
         except Exception as error:
+            if is_full(error) or shutil.disk_usage(scratch).free < FULL:
+                # Some exporters say of a full disk only that they failed.
+                raise OSError(ENOSPC, os.strerror(ENOSPC), str(self.out)) from error
             reason = " ".join(str(error).split())[:200]
             made.refused.append(
                 f"{form.runtime} cannot take this network as {name} "
@@ -215,11 +227,7 @@ class Export:
         return self._keep(name, form, folder, found, made)
 
     def _keep(self, name: str, form: Format, folder: Path, found: Parity, made: Exported) -> Model:
-        sizes = {}
-        for file in form.files:
-            content = (folder / file).read_bytes()
-            write_atomic(self.out / file, content)
-            sizes[file] = len(content)
+        sizes = {file: (folder / file).stat().st_size for file in form.files}
         made.rows[name] = {
             "runtime": form.runtime,
             "files": sizes,
@@ -229,7 +237,7 @@ class Export:
         }
         listed = ", ".join(f"{shown(self.out / file)} ({n:,} bytes)" for file, n in sizes.items())
         print(f"{name:10} {listed}\n{'':10} {found}")
-        return form.open(self.out / form.files[0])
+        return form.open(folder / form.files[0])
 
     def _time(self, models: Mapping[str, Model], made: Exported) -> None:
         measured = {n: m for n, m in models.items() if n != "state_dict"}  # which is eager
@@ -249,7 +257,8 @@ class Export:
             return {}
         return {n: r for n, r in rows.items() if all((self.out / f).exists() for f in r["files"])}
 
-    def _write(self, made: Exported) -> dict[str, Any]:
+    def _write(self, made: Exported, scratch: Path) -> dict[str, Any]:
+        """Write the cards, and move everything to its place: a full disk leaves no half of it."""
         network = hashlib.sha256(state_bytes(self.subject.network)).hexdigest()
         content = {
             "schema": 1,
@@ -261,9 +270,12 @@ class Export:
             "formats": {**self._earlier(network), **made.rows},
             "refused": made.refused,
         }
-        write_json(self.out / "export.json", content)
         described = card(self.subject.result, self.subject.trained, content)
-        write_json(self.out / "card.json", described)
-        write_atomic(self.out / "card.md", markdown(described))
-        print(f"card: {shown(self.out / 'card.md')}")
+        write_json(scratch / "card.json", described)
+        write_atomic(scratch / "card.md", markdown(described))
+        write_json(scratch / "export.json", content)
+        kept = [scratch / name / file for name, row in made.rows.items() for file in row["files"]]
+        # What tells of the files comes last.
+        for path in (*kept, *(scratch / n for n in ("card.json", "card.md", "export.json"))):
+            os.replace(path, self.out / path.name)
         return content

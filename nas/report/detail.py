@@ -11,7 +11,6 @@ from nas.report.labels import cost_label, cost_text, metric_text
 from nas.report.runs import Run, text_of
 from nas.run import RunDir
 
-
 DRAWINGS = 1_000_000  # characters of drawings on one page; the first runs have theirs
 
 

@@ -95,8 +95,8 @@ function filtered(trace) {
   if (!filter.value || !trace.customdata && trace.meta !== 'bare') return trace;
   const kept = trace.customdata ? trace.customdata.map(wanted) : trace.text.map(named);
   const only = list => list.filter((_, i) => kept[i]);
-  return {...trace, x: only(trace.x), y: only(trace.y), customdata: trace.customdata && only(trace.customdata),
-    text: trace.text && only(trace.text)};
+  return {...trace, x: only(trace.x), y: only(trace.y), text: trace.text && only(trace.text),
+    customdata: trace.customdata && only(trace.customdata)};
 }
 
 function draw() {

@@ -1,17 +1,34 @@
 """What happens at the end of an epoch besides training: save to resume, stop when decided."""
 
-import os
+import io
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import nn
 
 from nas.arch import Option
 from nas.decision import decisions
 from nas.errors import UserError
+from nas.run import write_atomic
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes as everything else in a run's folder is written.
+
+    Lightning's own goes through the folder of temporary files, which may be full or another disk,
+    and a kill leaves the file there.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_atomic(Path(path), buffer.getbuffer())
 
 
 class LastCheckpoint(Checkpoint):
@@ -23,23 +40,30 @@ class LastCheckpoint(Checkpoint):
     `on_train_epoch_end`, where schedules step, and after all other callbacks. Callbacks that are
     of this type themselves must precede it in the trainer's list to be saved as they are.
 
+    `metrics` are those of the epoch saved last: a run killed after its last epoch trains no more
+    when it is resumed, and Lightning knows none.
+
     Args:
         path: the file. A reader, or a crash, sees the old state or the new one, never half.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
+        self.metrics: dict[str, float] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Beside the target: a rename is atomic within one file system only. Always the same name,
-        # so that what a killed run left is overwritten.
-        partial = self.path.with_name(f".{self.path.name}.partial")
+        self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         # On every rank: it ends with a barrier. Left to itself, `weights_only` would be announced.
-        trainer.save_checkpoint(partial, weights_only=False)
-        if trainer.is_global_zero:
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(partial, self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"metrics": self.metrics}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.metrics = state_dict["metrics"]
 
 
 class StopWhenStable(pl.Callback):

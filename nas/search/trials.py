@@ -15,7 +15,7 @@ import numpy as np
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.pareto import non_dominated
-from nas.run import is_main
+from nas.run import is_main, naming, write_atomic
 
 SCHEMA = 1
 
@@ -113,8 +113,9 @@ class TrialLog:
         self.path = path
         self._torn = False
         self.known: dict[str, Trial] = {}
+        self._lines: list[Trial] = []  # all of them, also of rungs that a later line stands for
         for trial in self._read():
-            self.known[trial.arch.hash] = trial
+            self._keep(trial)
 
     def __len__(self) -> int:
         return len(self.known)
@@ -124,17 +125,41 @@ class TrialLog:
         return self.known.get(arch.hash)
 
     def append(self, trial: Trial) -> None:
-        self.known[trial.arch.hash] = trial
+        self._keep(trial)
         if not is_main():
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self._torn:  # only who writes may cut: a reader may look while another run writes
-            os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
-            self._torn = False
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(trial.to_json() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with naming(self.path):
+            if self._torn:  # only who writes may cut: a reader may look while another run writes
+                os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
+                self._torn = False
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(trial.to_json() + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+    def sort(self, batches: Mapping[str, int]) -> None:
+        """Bring the lines into the order that one worker would have left.
+
+        Several workers finish in an order of their own. Lines of other searches stay in front.
+
+        Args:
+            batches: hash -> number of the batch it was asked for in, in the order of asking.
+        """
+        places = {key: place for place, key in enumerate(batches)}
+
+        def order(trial: Trial) -> tuple[int, int, int]:
+            key = trial.arch.hash
+            return batches.get(key, -1), len(trial.rungs), places.get(key, -1)
+
+        ordered = sorted(self._lines, key=order)
+        if ordered != self._lines:
+            self._lines = ordered
+            write_atomic(self.path, "".join(trial.to_json() + "\n" for trial in ordered))
+
+    def _keep(self, trial: Trial) -> None:
+        self._lines.append(trial)
+        self.known[trial.arch.hash] = trial
 
     def _read(self) -> Iterator[Trial]:
         if not self.path.exists():

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "nas"
 
 # A module may import from its own layer or an earlier one.
 LAYERS = (
-    "errors arch pareto run schedule units drawing quiet",
+    "errors arch pareto claim run schedule units drawing quiet signals",
     "budget",
     "config data explain",
     "decision",
