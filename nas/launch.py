@@ -186,7 +186,12 @@ def _run(config: DictConfig, run: RunDir) -> None:
     if config.get("checkpoint"):
         load_supernet(pipeline.supernet, Path(config.checkpoint))
     run.create()
-    with run.claimed():
+    # Jobs of two sweeps into one folder: the second finds what the first has made.
+    with run.claimed(wait=HydraConfig.get().mode == RunMode.MULTIRUN):
+        check_same(config, run)
+        if run.finished:
+            print(f"already finished: {run.path}")
+            return
         write_atomic(run.config, OmegaConf.to_yaml(config, resolve=True))
         result = pipeline()
     announce(run, result)

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import pytorch_lightning as pl
@@ -100,8 +101,17 @@ class Run:
 
     def __call__(self) -> dict[str, Any]:
         """Run what is left to do, write the artefacts, return what is in result.json."""
-        started = time.monotonic()
         logger = logger_of(self.plan, self.problem, self.run.path)
+        try:
+            return self._stages(logger)
+        except BaseException:
+            # Its thread and its file would stay as long as the process, which may do other runs.
+            with suppress(OSError):
+                logger.finalize("failed")
+            raise
+
+    def _stages(self, logger: TensorBoardLogger) -> dict[str, Any]:
+        started = time.monotonic()
         found = self._find(logger)
         network, trained = self._finetune(found, logger)
         result = self._result(found, trained, time.monotonic() - started)

@@ -1,4 +1,4 @@
-"""Temporary files of the dead are removed, and nobody else's; a folder has one process at a time."""
+"""Temporary files of the dead are removed, nobody else's; a folder has one process at a time."""
 
 import os
 import subprocess
@@ -61,9 +61,10 @@ def test_what_is_not_a_dead_process_of_ours_stays(tmp_path):
 
 def test_a_second_process_is_told_who_is_there_or_waits(tmp_path):
     lock = tmp_path / ".lock"
-    with claimed(lock, "runs/a"), pytest.raises(FolderTakenError, match=f"process {os.getpid()}"):
-        with claimed(lock, "runs/a"):
-            pass
+    with claimed(lock, "runs/a"):
+        with pytest.raises(FolderTakenError, match=f"process {os.getpid()}"):
+            claimed(lock, "runs/a").__enter__()
+        assert lock.exists()
     assert not lock.exists()
     code = HOLDER.format(str(lock))
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
