@@ -59,14 +59,18 @@ def launch(verb: str, arguments: list[str]) -> int:
         try:
             with _one_voice(), interrupting():
                 VERBS[verb](config)
+            return
         except (UserError, FailedRunError, InterruptedRunError) as error:
-            # Of a sweep Hydra must hear of it; of a single job it would only print more lines.
-            several = HydraConfig.get().mode == RunMode.MULTIRUN
-            if several and (os.getpid() != launcher or not isinstance(error, InterruptedRunError)):
-                raise
-            ended.append(error)
-            if several:  # else Hydra takes it for the failure of one job, and begins the next
-                raise KeyboardInterrupt from None
+            # Without its traceback: Hydra keeps what each job of a sweep has raised, and that would
+            # keep the job's data and networks.
+            failure = type(error)(str(error))
+        # Of a sweep Hydra must hear of it; of a single job it would only print more lines.
+        several = HydraConfig.get().mode == RunMode.MULTIRUN
+        if several and (os.getpid() != launcher or not isinstance(failure, InterruptedRunError)):
+            raise failure
+        ended.append(failure)
+        if several:  # else Hydra takes it for the failure of one job, and begins the next
+            raise KeyboardInterrupt
 
     task = hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(job)
     try:

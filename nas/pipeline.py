@@ -156,7 +156,7 @@ class Run:
         stable = StopWhenStable(self.plan.stable_epochs)
         data = self.plan.data
         speed = SpeedUp(self.plan.speed, (data.batch_size, *data.input_shape))
-        saving = LastCheckpoint(self.run.checkpoint)
+        saving = LastCheckpoint(self.run.checkpoint, ("supernet_val_acc", "supernet_val_loss"))
         before = [watch, DiscretizationGap(), stable, *self.plan.guards.values(), speed]
         callbacks = [*before, SearchTelemetry(), saving]
         trainer = self._trainer(module.epochs, callbacks, logger)
@@ -167,9 +167,8 @@ class Run:
             self.run.checkpoint if self.run.checkpoint.exists() else None,
         )
         free(self.supernet)
-        names = ("supernet_val_acc", "supernet_val_loss")
-        kept = {name: saving.metrics[name] for name in names if name in saving.metrics}
-        return {"seconds": watch.seconds, "cpu_seconds": watch.cpu_seconds, "metrics": kept}
+        times = {"seconds": watch.seconds, "cpu_seconds": watch.cpu_seconds}
+        return {**times, "metrics": dict(saving.metrics)}
 
     def _fit_supernet(self, module: OneShot, logger: TensorBoardLogger) -> dict[str, Any]:
         watch = Stopwatch()

@@ -2,7 +2,7 @@
 
     python scripts/reliability_study.py kills   --out reliability [--kills 5]
     python scripts/reliability_study.py disk    --out reliability    # mounts a tmpfs: as root
-    python scripts/reliability_study.py growth  --out reliability [--trials 200 --epochs 50]
+    python scripts/reliability_study.py growth  --out reliability [--trials 200 --jobs 20]
     python scripts/reliability_study.py reports --out reliability [--runs 1000 2500 5000]
 
 Each prints rows of a Markdown table. What is finished lies in OUT/rows.jsonl and is not repeated.
@@ -36,6 +36,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--jobs", type=int, default=20, help="of a sweep, every other one failing")
     parser.add_argument("--runs", type=int, nargs="+", default=[1000, 2500, 5000])
     return parser.parse_args()
 

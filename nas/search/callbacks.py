@@ -1,6 +1,7 @@
 """What happens at the end of an epoch besides training: save to resume, stop when decided."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,27 +41,27 @@ class LastCheckpoint(Checkpoint):
     `on_train_epoch_end`, where schedules step, and after all other callbacks. Callbacks that are
     of this type themselves must precede it in the trainer's list to be saved as they are.
 
-    `metrics` are those of the epoch saved last: a run killed after its last epoch trains no more
-    when it is resumed, and Lightning knows none.
-
     Args:
         path: the file. A reader, or a crash, sees the old state or the new one, never half.
+        keep: names of metrics that are saved too, as `metrics`: a run killed after its last epoch
+            trains no more when it is resumed, and Lightning knows none.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path, keep: Sequence[str] = ()) -> None:
+        self.path, self.keep = Path(path), keep
         self.metrics: dict[str, float] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        known = trainer.callback_metrics
+        self.metrics = {name: float(known[name]) for name in self.keep if name in known}
         # On every rank: it ends with a barrier. Left to itself, `weights_only` would be announced.
         trainer.save_checkpoint(self.path, weights_only=False)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"metrics": self.metrics}
+        return {"metrics": self.metrics} if self.metrics else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.metrics = state_dict["metrics"]

@@ -113,9 +113,8 @@ class TrialLog:
         self.path = path
         self._torn = False
         self.known: dict[str, Trial] = {}
-        self._lines: list[Trial] = []  # all of them, also of rungs that a later line stands for
         for trial in self._read():
-            self._keep(trial)
+            self.known[trial.arch.hash] = trial
 
     def __len__(self) -> int:
         return len(self.known)
@@ -125,7 +124,7 @@ class TrialLog:
         return self.known.get(arch.hash)
 
     def append(self, trial: Trial) -> None:
-        self._keep(trial)
+        self.known[trial.arch.hash] = trial
         if not is_main():
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,14 +151,9 @@ class TrialLog:
             key = trial.arch.hash
             return batches.get(key, -1), len(trial.rungs), places.get(key, -1)
 
-        ordered = sorted(self._lines, key=order)
-        if ordered != self._lines:
-            self._lines = ordered
+        lines = list(self._read())
+        if (ordered := sorted(lines, key=order)) != lines:
             write_atomic(self.path, "".join(trial.to_json() + "\n" for trial in ordered))
-
-    def _keep(self, trial: Trial) -> None:
-        self._lines.append(trial)
-        self.known[trial.arch.hash] = trial
 
     def _read(self) -> Iterator[Trial]:
         if not self.path.exists():
