@@ -1,6 +1,7 @@
 """The command `nas`: verbs, one-line errors, exit codes. Heavy imports wait for their verb.
 
-Exit codes: 0 done; 1 a run failed; 2 the user can mend it; 130 interrupted.
+Exit codes: 0 done; 1 a run failed, or the disk is full; 2 the user can mend it; 130 interrupted, by
+Ctrl-C, SIGTERM or SIGUSR1.
 """
 
 import os
@@ -13,8 +14,11 @@ from nas.errors import (
     InterruptedRunError,
     UserError,
     about_path,
+    is_full,
+    refusal,
     write_traceback,
 )
+from nas.signals import interrupting
 
 USAGE = """\
 nas: search for the network that fits your device
@@ -121,29 +125,40 @@ def run(arguments: Sequence[str]) -> int:
 
         print(f"nas {__version__}")
         return 0
-    verb, rest = arguments[0], list(arguments[1:])
     try:
-        _check_text(arguments)
-        if verb not in VERBS:
-            raise UserError(f"unknown verb {verb!r}; nas has {', '.join(VERBS)}")
-        return VERBS[verb](verb, rest)
-    except UserError as error:
+        with interrupting():
+            return _verb(arguments)
+    except (Exception, KeyboardInterrupt) as error:
+        return _ended_by(error)
+
+
+def _verb(arguments: Sequence[str]) -> int:
+    _check_text(arguments)
+    verb, *rest = arguments
+    if verb not in VERBS:
+        raise UserError(f"unknown verb {verb!r}; nas has {', '.join(VERBS)}")
+    return VERBS[verb](verb, rest)
+
+
+def _ended_by(error: BaseException) -> int:
+    """Tell the user in one line what has ended the command; the exit code."""
+    if isinstance(error, UserError):
         return _complain(str(error))
-    except FailedRunError as error:
-        print(f"nas: {error}", file=sys.stderr)
-        return 1
-    except InterruptedRunError as error:
-        print(f"nas: {error}", file=sys.stderr)
-        return 130
-    except KeyboardInterrupt:
-        print("\nnas: interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:  # no traceback for the user: it goes to a file
-        if about := about_path(error):
-            return _complain(about)
+    if isinstance(error, KeyboardInterrupt):
+        code, said = 130, "interrupted"
+    elif isinstance(error, InterruptedRunError):
+        code, said = 130, str(error)
+    elif isinstance(error, FailedRunError):
+        code, said = 1, str(error)
+    elif isinstance(error, OSError) and is_full(error):
+        code, said = 1, f"{refusal(error)}, and run the same command again"
+    elif about := about_path(error):
+        return _complain(about)
+    else:  # no traceback for the user: it goes to a file
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        print(f"nas: failed: {reason[:500]} (see {write_traceback(error)})", file=sys.stderr)
-        return 1
+        code, said = 1, f"failed: {reason[:500]} (see {write_traceback(error)})"
+    print(f"nas: {said}", file=sys.stderr)
+    return code
 
 
 def _check_text(arguments: Sequence[str]) -> None:

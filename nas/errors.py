@@ -20,12 +20,16 @@ class UserError(ValueError):
     """
 
 
+class FolderTakenError(UserError):
+    """A run's folder is that of another run, or another process works in it."""
+
+
 class FailedRunError(RuntimeError):
     """A run began and did not end well; the message says how to go on. Exit code 1."""
 
 
 class InterruptedRunError(RuntimeError):
-    """Ctrl-C, or a scheduler's signal, ended a run. Exit code 130."""
+    """Ctrl-C, SIGTERM or SIGUSR1 ended a run. Exit code 130."""
 
 
 class NotFiniteError(RuntimeError):
@@ -55,3 +59,22 @@ def write_traceback(error: BaseException, folder: Path | None = None) -> Path:
     with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
     return Path(name)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a full disk, or a used up quota, is behind an error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def refusal(error: OSError) -> str:
+    """What the system has refused, in words for the user."""
+    name = error.filename
+    if is_full(error):
+        where = f" while {name} was written" if name else ""
+        return f"the disk is full ({error.strerror}){where}: free some space"
+    return f"cannot write {name} ({error.strerror})" if name else str(error)

@@ -1,9 +1,16 @@
 """From the command line's words to runs: Hydra composes, this instantiates and launches."""
 
+import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import (
+    AbstractContextManager,
+    contextmanager,
+    nullcontext,
+    redirect_stdout,
+    suppress,
+)
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -20,16 +27,20 @@ from omegaconf.errors import OmegaConfBaseException
 from nas.config import Weights, check, check_keys, config_dir, register
 from nas.errors import (
     FailedRunError,
+    FolderTakenError,
     InterruptedRunError,
     NotFiniteError,
     UserError,
     about_path,
+    is_full,
+    refusal,
     write_traceback,
 )
 from nas.explain import check_flags, explain, flags_first, with_budgets, with_measure
 from nas.quiet import quiet
-from nas.resume import COMMAND, how_to_go_on, remove_if_empty, resumed
+from nas.resume import COMMAND, check_same, how_to_go_on, remove_if_empty, resumed
 from nas.run import RunDir, is_main, shown, write_atomic, write_json
+from nas.signals import interrupting
 
 
 def launch(verb: str, arguments: list[str]) -> int:
@@ -44,38 +55,61 @@ def launch(verb: str, arguments: list[str]) -> int:
     script = sys.argv[0]
     sys.argv = [f"nas {verb}", *words]
     ended: list[Exception] = []
+    launcher = os.getpid()
 
     def job(config: DictConfig) -> None:
         # With this command line Lightning starts the other processes of a distributed training.
         sys.argv = [script, verb, *arguments]
         try:
             check_keys(config)
-            with one_voice():
+            with one_voice(), interrupting():
                 VERBS[verb](config)
+            return
+        except (UserError, FailedRunError, InterruptedRunError) as error:
+            # Without its traceback: Hydra keeps what each job of a sweep has raised, and that would
+            # keep the job's data and networks.
+            failure: Exception = type(error)(str(error))
         except Exception as error:
-            # Of a sweep Hydra must hear of it; of a single job it would only print more lines.
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise
-            ended.append(error)
-            _tidy(Path(HydraConfig.get().runtime.output_dir), Path(config.out))
-            _tidy(Path(f"{config.out}/{config.name}"), Path(config.out))
+            failure = error
+        # Of a sweep Hydra must hear of it; of a single job it would only print more lines.
+        several = HydraConfig.get().mode == RunMode.MULTIRUN
+        if several and (os.getpid() != launcher or not isinstance(failure, InterruptedRunError)):
+            raise failure
+        ended.append(failure)
+        if several:  # else Hydra takes it for the failure of one job, and begins the next
+            raise KeyboardInterrupt
+        _tidy(Path(HydraConfig.get().runtime.output_dir), Path(config.out))
+        _tidy(Path(f"{config.out}/{config.name}"), Path(config.out))
 
     task = hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(job)
     try:
-        task()
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error, arguments)) from None
-    except OSError as error:
-        # Hydra's own, as it makes the output folder; those of a job are failed runs.
-        raise UserError(
-            f"cannot write to {error.filename} ({error.strerror}); choose another output folder "
-            "with out=FOLDER"
-        ) from None
+        with _explained(arguments):
+            task()
+    except KeyboardInterrupt:
+        if not ended:
+            raise
     for failure in ended:
         if isinstance(failure, HydraException | OmegaConfBaseException):
             raise UserError(explain(failure, arguments)) from None
         raise failure
     return 0
+
+
+@contextmanager
+def _explained(arguments: list[str]) -> Iterator[None]:
+    """What Hydra raises, in words for the user."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, arguments)) from None
+    except OSError as error:
+        # Hydra's own, as it makes the output folder; those of a job are failed runs.
+        if is_full(error):
+            raise
+        raise UserError(
+            f"cannot write to {error.filename} ({error.strerror}); choose another output folder "
+            "with out=FOLDER"
+        ) from None
 
 
 def _tidy(made: Path, out: Path) -> None:
@@ -111,17 +145,18 @@ def _carry_out(config: DictConfig) -> None:
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     config, folder = resumed(config, made)
     run = RunDir(folder)
+    check_same(config, run)
     if run.complete:
         print(f"already finished: {run.path}")
         return
     try:
         _run(config, run)
         if sweep:
-            from nas.report import follow
-
-            follow(Path(HydraConfig.get().sweep.dir))
+            _follow(Path(HydraConfig.get().sweep.dir))
     except (KeyboardInterrupt, InterruptedRunError):
         raise InterruptedRunError(f"interrupted. {how_to_go_on(run)}") from None
+    except FolderTakenError:
+        raise  # what is in the folder is not this run's
     except Exception as error:
         if sweep or run.checkpoint.exists():
             _record_failure(run, config, error)
@@ -145,10 +180,21 @@ def _told(error: Exception, run: RunDir) -> Exception:
     if (about := about_path(error)) and not run.config.exists():
         return UserError(about)
     if isinstance(error, OSError | FailedRunError):  # e.g. the disk is full, a worker died
-        return FailedRunError(f"{error}. {how_to_go_on(run)}")
+        said = refusal(error) if isinstance(error, OSError) else error
+        return FailedRunError(f"{said}. {how_to_go_on(run)}")
     where = write_traceback(error, run.path if run.path.is_dir() else None)
     reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return FailedRunError(f"{reason[:500]} (see {where}). {how_to_go_on(run)}")
+
+
+def _follow(sweep: Path) -> None:
+    """Draw the fronts of the sweep so far; the run that has just ended does not depend on it."""
+    from nas.report import follow
+
+    try:
+        follow(sweep)
+    except OSError as error:
+        logging.getLogger("nas").warning("no picture of the sweep: %s", refusal(error))
 
 
 def _record_failure(run: RunDir, config: DictConfig, error: Exception) -> None:
@@ -156,7 +202,10 @@ def _record_failure(run: RunDir, config: DictConfig, error: Exception) -> None:
     if not isinstance(error, UserError):  # its text may mean nothing without its kind
         message = f"{type(error).__name__}: {message}"
     about = {"schema": 1, "status": "failed", "message": message, **_about(config)}
-    write_json(run.result, about)
+    # What has finished stays so, e.g. where only printing failed; a full disk takes no record.
+    if not run.finished:
+        with suppress(OSError):
+            write_json(run.result, about)
 
 
 def _run(config: DictConfig, run: RunDir) -> None:
@@ -175,8 +224,14 @@ def _run(config: DictConfig, run: RunDir) -> None:
     if config.get("checkpoint"):
         load_supernet(pipeline.supernet, Path(config.checkpoint))
     run.create()
-    write_atomic(run.config, OmegaConf.to_yaml(config, resolve=True))
-    result = pipeline()
+    # Jobs of two sweeps into one folder: the second finds what the first has made.
+    with run.claimed(wait=HydraConfig.get().mode == RunMode.MULTIRUN):
+        check_same(config, run)
+        if run.finished:
+            print(f"already finished: {run.path}")
+            return
+        write_atomic(run.config, OmegaConf.to_yaml(config, resolve=True))
+        result = pipeline()
     announce(run, result)
 
 
@@ -284,6 +339,12 @@ def _profile(config: DictConfig) -> None:
 
     try:
         profiling(made)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise FailedRunError(
+            f"{refusal(error)}; the same command goes on with what is measured so far"
+        ) from error
     except KeyboardInterrupt:
         raise InterruptedRunError(
             "interrupted; the same command goes on with what is measured so far"

@@ -20,7 +20,17 @@ def non_dominated(points: ArrayLike) -> NDArray[np.bool_]:
         ValueError: not ``(n, d)``, or a value is NaN or infinite (the row is named).
     """
     array = _checked(points)
-    return np.array([not _dominates(array, point).any() for point in array], dtype=bool)
+    on_front = np.zeros(len(array), dtype=bool)
+    # A point can only be dominated by one before it in this order, so the first that is left is on
+    # the front: one pass over the points for each member, not for each point.
+    left = np.lexsort(array.T[::-1])
+    while len(left):
+        point = array[left[0]]
+        ahead = left[~_dominated(array[left], point)]
+        same = (array[ahead] == point).all(axis=1)
+        on_front[ahead[same]] = True
+        left = ahead[~same]
+    return on_front
 
 
 def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
@@ -62,8 +72,8 @@ def knee(points: ArrayLike) -> int:
     return int(members[scaled.sum(axis=1).argmin()])
 
 
-def _dominates(array: Points, point: Points) -> NDArray[np.bool_]:
-    return np.asarray((array <= point).all(axis=1) & (array < point).any(axis=1))
+def _dominated(array: Points, point: Points) -> NDArray[np.bool_]:
+    return np.asarray((point <= array).all(axis=1) & (point < array).any(axis=1))
 
 
 def _volume(points: Points, corner: Points) -> float:

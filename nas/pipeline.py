@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from nas.search.oneshot import OneShot
 from nas.search.speed import SpeedUp
 from nas.search.stopwatch import Stopwatch
 from nas.search.telemetry import SearchTelemetry, TrainingTelemetry
-from nas.train import Training, strategy_of
+from nas.train import Training, interruptible, strategy_of
 
 
 class Run:
@@ -118,8 +119,17 @@ class Run:
             return self._carried_out()
 
     def _carried_out(self) -> dict[str, Any]:
-        started = time.monotonic()
         logger = logger_of(self.plan, self.problem, self.run.path)
+        try:
+            return self._stages(logger)
+        except BaseException:
+            # Its thread and its file would stay as long as the process, which may do other runs.
+            with suppress(OSError):
+                logger.finalize("failed")
+            raise
+
+    def _stages(self, logger: TensorBoardLogger) -> dict[str, Any]:
+        started = time.monotonic()
         found = self._find(logger)
         network, trained = self._finetune(found, logger)
         if not is_main():
@@ -184,8 +194,9 @@ class Run:
         stable = StopWhenStable(self.plan.stable_epochs)
         data = self.plan.data
         speed = SpeedUp(self.plan.speed, (data.batch_size, *data.input_shape))
-        saving = [SearchTelemetry(), LastCheckpoint(self.run.checkpoint)]
-        callbacks = [watch, DiscretizationGap(), stable, *self.plan.guards.values(), speed, *saving]
+        saving = LastCheckpoint(self.run.checkpoint, ("supernet_val_acc", "supernet_val_loss"))
+        before = [watch, DiscretizationGap(), stable, *self.plan.guards.values(), speed]
+        callbacks = [*before, SearchTelemetry(), saving]
         trainer = self._trainer(module.epochs, callbacks, logger)
         self._fit(
             trainer,
@@ -194,9 +205,8 @@ class Run:
             _saved(self.run.checkpoint),
         )
         free(self.supernet)
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        kept = {k: metrics[k] for k in ("supernet_val_acc", "supernet_val_loss") if k in metrics}
-        return {"seconds": watch.seconds, "cpu_seconds": watch.cpu_seconds, "metrics": kept}
+        times = {"seconds": watch.seconds, "cpu_seconds": watch.cpu_seconds}
+        return {**times, "metrics": dict(saving.metrics)}
 
     def _fit_supernet(self, module: OneShot, logger: TensorBoardLogger) -> dict[str, Any]:
         watch = Stopwatch()
@@ -223,7 +233,8 @@ class Run:
         if self.plan.inherit:
             self._recalibrate(module.network, trainer.strategy.root_device)
         if self.plan.inherit and isinstance(self.search, DifferentiableSearch | OneShot):
-            trainer.validate(module, data.val_dataloader(), verbose=False)
+            with interruptible():
+                trainer.validate(module, data.val_dataloader(), verbose=False)
             metrics["inherited_val_acc"] = float(trainer.callback_metrics["val_acc"])
         if self.train:
             saved = _saved(self.run.finetune_checkpoint)
@@ -232,7 +243,8 @@ class Run:
             (trainer.validate, data.val_dataloader()),
             (trainer.test, data.test_dataloader()),
         ):
-            evaluate(module, loader, verbose=False)
+            with interruptible():
+                evaluate(module, loader, verbose=False)
             # Of this evaluation alone; Lightning returns only what went to a logger.
             metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         return module.network.cpu().eval(), {"metrics": metrics, "seconds": watch.seconds}
@@ -255,7 +267,7 @@ class Run:
     ) -> None:
         if checkpoint is not None:
             check_checkpoint(module, checkpoint)
-        try:
+        with interruptible():
             trainer.fit(
                 module,
                 loaders,
@@ -263,8 +275,6 @@ class Run:
                 ckpt_path=checkpoint,
                 weights_only=True,
             )
-        except SystemExit:
-            raise InterruptedRunError("interrupted") from None
         if trainer.interrupted:
             raise InterruptedRunError("interrupted")
         as_first(module)  # BatchNorm's statistics are of each rank's own images

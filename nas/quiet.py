@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
@@ -18,6 +19,13 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", text)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch|pytorch_lightning")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    threading.excepthook = _excepthook
+
+
+def _excepthook(failed: threading.ExceptHookArgs) -> None:
+    # TensorBoard writes in a thread, and raises in the main thread what that one could not write.
+    if not isinstance(failed.exc_value, OSError):
+        threading.__excepthook__(failed)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from nas.errors import UserError
+from nas.errors import FolderTakenError, UserError
 from nas.run import RunDir, find_runs, fingerprint
 from nas.saved import read_saved, saved_config
 from nas.trusted import refuse_links
@@ -43,6 +43,22 @@ def resumed(config: DictConfig, made: Path) -> tuple[DictConfig, Path]:
                 remove_if_empty(made)
             return config, run.path
     return config, made
+
+
+def check_same(config: DictConfig, run: RunDir) -> None:
+    """The folder of a run may be gone on with by the same run only.
+
+    Raises:
+        FolderTakenError: it holds results or checkpoints of other settings.
+    """
+    made = (run.checkpoint, run.finetune_checkpoint, run.trials)
+    if not run.config.is_file() or not (run.finished or any(path.exists() for path in made)):
+        return
+    if _fingerprint_of(run) != _fingerprint(config, resolve=True):
+        raise FolderTakenError(
+            f"{run.path} holds a run of other settings: choose another folder with name= or out=, "
+            f"go on with that run by resume={run.path}, or remove it"
+        )
 
 
 def remove_if_empty(folder: Path) -> None:

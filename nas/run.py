@@ -4,12 +4,14 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nas.errors import UserError
+from nas.claim import claimed, own_prefix, remove_leftovers
+from nas.errors import UserError, is_full
 from nas.reading import read_json
 
 
@@ -70,21 +72,33 @@ class RunDir:
         return self.path / "report.html"
 
     def create(self) -> "RunDir":
-        """Make the folder and check that it can be written to.
+        """Make the folder, check that it can be written to, remove what killed runs left half done.
 
         Raises:
             UserError: the folder cannot be made or written.
+            OSError: the disk is full.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
         except OSError as error:
+            if is_full(error):
+                raise
             raise UserError(
                 f"cannot write to the output folder {self.path} ({error.strerror}); "
                 "choose another one with out=FOLDER"
             ) from None
+        if is_main():
+            remove_leftovers(self.path)
         return self
+
+    def claimed(self, wait: bool = False) -> AbstractContextManager[None]:
+        """Inside, no other process works in this folder; see `nas.claim.claimed`.
+
+        Of a distributed training the first process holds it for all.
+        """
+        return claimed(self.path / ".lock", str(self.path), wait) if is_main() else nullcontext()
 
     def read_result(self) -> dict[str, Any] | None:
         """The content of result.json, or None where the run has not ended or it is unreadable."""
@@ -117,7 +131,7 @@ def is_main() -> bool:
     return all(os.environ.get(n, "0") == "0" for n in ("SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
+def write_atomic(path: Path, content: str | bytes | memoryview) -> None:
     """Write `content` so that a reader, or a crash, sees the old file or the new one, never half.
 
     Of a distributed training, the first process alone writes: the others have the same to say. The
@@ -127,17 +141,28 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with naming(path):
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=own_prefix(path.name))
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp makes the file private to its owner; results are meant to be shared.
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Lets an `OSError` say which file it is about: that of a full disk does not know."""
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes the file private to its owner; results are meant to be shared.
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
+        yield
+    except OSError as error:
+        error.filename = str(path)
         raise
 
 

@@ -1,6 +1,7 @@
 """Training of one plain network with Lightning: fine-tuning, or stand-alone from fresh weights."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from nas.errors import NotFiniteError
+from nas.errors import InterruptedRunError, NotFiniteError
 from nas.ranks import rank_and_ranks
 from nas.schedule import warmup_cosine
 from nas.values import Count, NonNegative, Seed, Share, checked
@@ -53,6 +54,19 @@ def strategy_of(strategy: object, devices: object) -> dict[str, object]:
     if strategy == "ddp" or (strategy == "auto" and several):
         return {"strategy": "ddp_find_unused_parameters_true"}
     return {}
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Around every call of a trainer: Lightning ends the process where it is interrupted.
+
+    Raises:
+        InterruptedRunError: instead.
+    """
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt):
+        raise InterruptedRunError("interrupted") from None
 
 
 @checked("finetune")

@@ -1,6 +1,7 @@
 """`nas export`: one network in several formats, each kept only if it computes what it should."""
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from nas.attempts import reason, record
+from nas.claim import claimed, own_prefix
 from nas.data import DataModule
 from nas.errors import UserError
 from nas.export.card import card, markdown
@@ -27,6 +29,7 @@ from nas.run import RunDir, shown, write_atomic, write_json
 from nas.values import Count, Share, checked
 
 _EXAMPLE = 16  # samples that the exporters trace with
+FULL = 16384  # bytes left of a disk, below which it is full
 
 
 @checked()
@@ -103,17 +106,20 @@ class Export:
         """Export; what is in export.json."""
         made, models = Exported(), dict[str, Model]()
         plain = self._source(self.subject.network)
-        with TemporaryDirectory(dir=self.out, prefix=".export-") as scratch:
-            formats = self._taken(plain, Path(scratch), made)
-            int8 = self._for_int8(plain, formats, made)
-            for name, form in formats.items():
-                source = int8 if form.int8 else plain
-                model = self._one(name, form, source, Path(scratch), made)
-                if model is not None:
-                    models[name] = model
-        if self.options.latency and models:
-            self._time(models, made)
-        content = self._write(made)
+        with claimed(self.out / ".lock", str(self.out), wait=True):
+            self._check_there()  # once more: perhaps it had to wait for another export
+            with TemporaryDirectory(dir=self.out, prefix=own_prefix("export")) as scratch:
+                formats = self._taken(plain, Path(scratch), made)
+                int8 = self._for_int8(plain, formats, made)
+                for name, form in formats.items():
+                    source = int8 if form.int8 else plain
+                    model = self._one(name, form, source, Path(scratch), made)
+                    if model is not None:
+                        models[name] = model
+                if self.options.latency and models:
+                    self._time(models, made)
+                content = self._write(made, Path(scratch))
+        print(f"card: {shown(self.out / 'card.md')}")
         if made.refused:
             kept = f"; written: {', '.join(made.rows)}" if made.rows else ""
             raise UserError("; ".join(made.refused) + kept)
@@ -230,11 +236,7 @@ class Export:
         return self._keep(name, form, scratch / name, found, made)
 
     def _keep(self, name: str, form: Format, folder: Path, found: Parity, made: Exported) -> Model:
-        sizes = {}
-        for file in form.files:
-            content = (folder / file).read_bytes()
-            write_atomic(self.out / file, content)
-            sizes[file] = len(content)
+        sizes = {file: (folder / file).stat().st_size for file in form.files}
         made.rows[name] = {
             "runtime": form.runtime,
             "files": sizes,
@@ -244,7 +246,7 @@ class Export:
         }
         listed = ", ".join(f"{shown(self.out / file)} ({n:,} bytes)" for file, n in sizes.items())
         print(f"{name:10} {listed}\n{'':10} {found}")
-        return form.open(self.out / form.files[0])
+        return form.open(folder / form.files[0])
 
     def _time(self, models: Mapping[str, Model], made: Exported) -> None:
         measured = {n: m for n, m in models.items() if n != "state_dict"}  # which is eager
@@ -264,7 +266,8 @@ class Export:
             return {}
         return {n: r for n, r in rows.items() if all((self.out / f).exists() for f in r["files"])}
 
-    def _write(self, made: Exported) -> dict[str, Any]:
+    def _write(self, made: Exported, scratch: Path) -> dict[str, Any]:
+        """Write the cards, and move everything to its place: a full disk leaves no half of it."""
         network = hashlib.sha256(state_bytes(self.subject.network)).hexdigest()
         content = {
             "schema": 1,
@@ -276,9 +279,12 @@ class Export:
             "formats": {**self._earlier(network), **made.rows},
             "refused": made.refused,
         }
-        write_json(self.out / "export.json", content)
         described = card(self.subject.result, self.subject.trained, content)
-        write_json(self.out / "card.json", described)
-        write_atomic(self.out / "card.md", markdown(described))
-        print(f"card: {shown(self.out / 'card.md')}")
+        write_json(scratch / "card.json", described)
+        write_atomic(scratch / "card.md", markdown(described))
+        write_json(scratch / "export.json", content)
+        kept = [scratch / name / file for name, row in made.rows.items() for file in row["files"]]
+        # What tells of the files comes last.
+        for path in (*kept, *(scratch / n for n in ("card.json", "card.md", "export.json"))):
+            os.replace(path, self.out / path.name)
         return content

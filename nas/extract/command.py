@@ -8,7 +8,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from nas.config import check, register
-from nas.errors import FailedRunError, InterruptedRunError, UserError
+from nas.errors import FailedRunError, InterruptedRunError, UserError, is_full, refusal
 from nas.extract.devices import COST, Device, folders, summarise, words_of_each
 from nas.extract.extraction import Extraction
 from nas.launch import cores, one_voice, plan_of
@@ -52,8 +52,14 @@ def extract(arguments: Sequence[str]) -> int:
             taken = [
                 (d, r) for d in devices for r in extraction(d.problem, source, d.folder, d.config)
             ]
+    except KeyboardInterrupt:
+        raise InterruptedRunError("interrupted; the same command goes on") from None
     except (FailedRunError, InterruptedRunError) as error:
         raise type(error)(f"{error}; the same command goes on") from error
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise FailedRunError(f"{refusal(error)}; the same command goes on") from error
     if not is_main():
         return 0
     if len(devices) > 1:

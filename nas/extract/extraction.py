@@ -90,7 +90,8 @@ class Extraction:
 
         What the run has scored already is not scored again.
         """
-        trials = ranking.rank(problem, source)
+        with source.claimed(wait=True):
+            trials = ranking.rank(problem, source)
         if not self.size:
             return [best(trials, ranking.by).arch]
         front = front_of(trials, (ranking.by, self.along), self.layers)
@@ -105,14 +106,15 @@ class Extraction:
         return replace(plan, inherit=False)
 
     def _carry_out(self, problem: Problem, arch: Arch, run: RunDir, config: str) -> RunDir:
-        known: Mapping[str, Any] = run.read_result() or {}
-        if run.complete and (known.get("trained") or not self.fine_tune):
-            print(f"already there: {run.path}")
-            return run
         stages = Run(problem.plan, run, arch, problem, train=self.fine_tune)
         run.create()
-        write_atomic(run.config, config)
-        announce(run, stages())
+        with run.claimed(wait=True):
+            known: Mapping[str, Any] = run.read_result() or {}
+            if run.complete and (known.get("trained") or not self.fine_tune):
+                print(f"already there: {run.path}")
+                return run
+            write_atomic(run.config, config)
+            announce(run, stages())
         return run
 
 

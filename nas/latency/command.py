@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from nas.claim import claimed
 from nas.decision import decisions
 from nas.errors import UserError
 from nas.latency.accuracy import Accuracy, kendall, spearman
@@ -23,7 +24,7 @@ from nas.latency.machine import quiet_text
 from nas.latency.network_cost import LARGEST
 from nas.latency.profile import Profile
 from nas.latency.table_profile import fit_table
-from nas.run import write_atomic
+from nas.run import RunDir, write_atomic
 from nas.units import amount
 from nas.values import Count, Name, Positive, Seed, Threads, Whole, checked
 
@@ -99,8 +100,10 @@ class Profiling:
             _say(console, f"{count} files in {folder}; how to measure them: {folder / 'README.md'}")
             return
         out = self._out(space, self.runtime)
-        profile = plan(model, shape, out.with_suffix(".jsonl"))
-        self._write(profile, out, console)
+        RunDir(out.parent).create()
+        with claimed(out.with_name(f".{out.name}.lock"), str(out)):
+            profile = plan(model, shape, out.with_suffix(".jsonl"))
+            self._write(profile, out, console)
 
     def _out(self, space: str, runtime: str) -> Path:
         return Path(self.out or f"profiles/{space}_{runtime}.json")

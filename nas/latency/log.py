@@ -1,14 +1,16 @@
 """The measurements as they are made: one JSON object a line, so that an interruption loses none."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from nas.errors import UserError
+from nas.errors import UserError, is_full
 from nas.reading import TABLE, parse_json, read_text
+from nas.run import naming
 
 SCHEMA = 1
 _FREE = ("date",)  # may differ when measuring goes on
@@ -93,7 +95,7 @@ class MeasurementLog:
             text = read_text(self.path, TABLE)
             whole = text[: text.rfind("\n") + 1]
             if whole != text:
-                self.path.write_text(whole, encoding="utf-8")
+                os.truncate(self.path, len(whole.encode()))
             return [parse_json(line) for line in whole.splitlines()]
         except (OSError, ValueError) as error:
             raise UserError(
@@ -127,9 +129,11 @@ class MeasurementLog:
     def _write(self, lines: Sequence[Mapping[str, Any]], keep: bool = True) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a" if keep else "w", encoding="utf-8") as file:
+            with naming(self.path), self.path.open("a" if keep else "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in lines)
         except OSError as error:
+            if is_full(error):
+                raise
             raise UserError(
                 f"cannot write {self.path} ({error.strerror}); choose another out=FILE"
             ) from None

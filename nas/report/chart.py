@@ -15,12 +15,16 @@ LINES = 18  # of a hover box, which the chart's lower edge would cut off; report
 
 
 def chart(fronts: Sequence[Front], rows: Mapping[int, str]) -> dict[str, Any]:
-    """`rows` maps ``id(run)`` to the id of its row in the page's table."""
+    """`rows` maps ``id(run)`` to the id of its row in the page's table.
+
+    A run without a row is a point with its name, and nothing to pick.
+    """
     data = [_line(front, line_colour(fronts, i)) for i, front in enumerate(fronts)]
     data += _budgets(fronts)
     for series in series_of(fronts):
         data += [_swatch(series)] if series.label else []
         data += [trace for front in fronts for trace in _points(front, series, rows)]
+        data += [trace for front in fronts for trace in _bare(front, series, rows)]
         # Over several sweeps colours mean sweeps, whose runs are no repetitions of one setting.
         data += _spread(series, fronts[0]) if len(fronts) == 1 else []
     data += [trace for front in fronts for trace in _knee(front, rows)]
@@ -134,7 +138,11 @@ def _points(front: Front, series: Series, rows: Mapping[int, str]) -> list[dict[
     own = {id(run) for run in series.runs}
     traces: list[dict[str, Any]] = []
     for place, size, opacity in (("front", 12, 1.0), ("dominated", 8, 0.4)):
-        runs = [run for run in front.runs if id(run) in own and front.place(run) == place]
+        runs = [
+            run
+            for run in front.runs
+            if id(run) in own and front.place(run) == place and id(run) in rows
+        ]
         if not runs:
             continue
         costs, metrics = front.coordinates(runs)
@@ -146,7 +154,7 @@ def _points(front: Front, series: Series, rows: Mapping[int, str]) -> list[dict[
                 "x": costs,
                 "y": metrics,
                 "marker": marker,
-                "text": [_hover(run, place) for run in runs],
+                "text": [hover(run, place) for run in runs],
                 "hoverinfo": "text",
                 "customdata": [rows[id(run)] for run in runs],
                 "legendgroup": escape(series.label),
@@ -156,7 +164,31 @@ def _points(front: Front, series: Series, rows: Mapping[int, str]) -> list[dict[
     return traces
 
 
-def _hover(run: Run, place: str) -> str:
+def _bare(front: Front, series: Series, rows: Mapping[int, str]) -> list[dict[str, Any]]:
+    """The runs that the page has no row for."""
+    own = {id(run) for run in series.runs}
+    runs = [run for run in front.runs if id(run) in own and id(run) not in rows]
+    if not runs:
+        return []
+    costs, metrics = front.coordinates(runs)
+    return [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "x": [float(f"{cost:.5g}") for cost in costs],  # more digits are below a pixel
+            "y": [float(f"{metric:.5g}") for metric in metrics],
+            "marker": {"size": 5, "color": series.colour, "opacity": 0.3},
+            "text": [escape(run.name) for run in runs],
+            "meta": "bare",
+            "hoverinfo": "text",
+            "legendgroup": escape(series.label),
+            "showlegend": False,
+        }
+    ]
+
+
+def hover(run: Run, place: str) -> str:
+    """What is told of a run where its point is pointed at."""
     lines = [f"<b>{escape(run.name)}</b> ({place})"]
     lines += [f"{escape(k)}: {escape(metric_text(k, v))}" for k, v in run.metrics.items()]
     lines += [f"{escape(k)}: {escape(cost_text(v))}" for k, v in run.costs.items()]

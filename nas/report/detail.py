@@ -11,6 +11,8 @@ from nas.report.labels import cost_label, cost_text, metric_text
 from nas.report.runs import Run, text_of
 from nas.run import RunDir
 
+DRAWINGS = 1_000_000  # characters of drawings on one page; the first runs have theirs
+
 
 def details(runs: Sequence[Run], rows: Mapping[int, str]) -> dict[str, Any]:
     """Row id -> what to show, and drawings by the hash of their architecture.
@@ -18,10 +20,15 @@ def details(runs: Sequence[Run], rows: Mapping[int, str]) -> dict[str, Any]:
     Args:
         rows: ``id(run)`` -> id of its row in the page's table.
     """
-    drawings = {
-        run.arch_hash: svg(run.parts, costs_of(run.parts), run.name) for run in runs if run.parts
-    }
-    return {"runs": {rows[id(run)]: _detail(run) for run in runs}, "drawings": drawings}
+    drawings: dict[str, str] = {}
+    room = DRAWINGS
+    for run in runs:
+        if run.parts and run.arch_hash not in drawings and room > 0:
+            drawn = svg(run.parts, costs_of(run.parts), run.name)
+            room -= len(drawn)
+            drawings[run.arch_hash] = drawn
+    shown = {rows[id(run)]: detail(run, run.arch_hash in drawings) for run in runs}
+    return {"runs": shown, "drawings": drawings}
 
 
 def place_of(run: Run) -> str:
@@ -48,7 +55,8 @@ def commands(run: Run) -> list[tuple[str, str]]:
     return found
 
 
-def _detail(run: Run) -> dict[str, Any]:
+def detail(run: Run, drawn: bool) -> dict[str, Any]:
+    """What the page shows of a run that is picked; its choices, where it is not `drawn`."""
     facts = [("folder", place_of(run))]
     facts += [(name, metric_text(name, value)) for name, value in run.metrics.items()]
     for name, value in run.costs.items():
@@ -63,5 +71,5 @@ def _detail(run: Run) -> dict[str, Any]:
         "facts": facts,
         "commands": "\n".join(f"{command:{width}}  # {what}" for command, what in lines),
         "arch": run.arch_hash,
-        "choices": [] if run.parts else [[k, str(v)] for k, v in run.arch.items()],
+        "choices": [] if drawn else [[k, str(v)] for k, v in run.arch.items()],
     }

@@ -1,8 +1,10 @@
 """Sweeps and their fronts under one common reference point."""
 
 import os
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -50,14 +52,29 @@ class Front:
 
     def place(self, run: Run) -> str:
         """ "front", "dominated", or "" for a run that has no place here."""
-        if any(run is member for member in self.members):
-            return "front"
-        return "dominated" if any(run is other for other in self.dominated) else ""
+        return self._places.get(id(run), "")
+
+    @cached_property
+    def _places(self) -> dict[int, str]:
+        places = {id(run): "dominated" for run in self.dominated}
+        return places | {id(run): "front" for run in self.members}
 
     def coordinates(self, runs: Sequence[Run]) -> tuple[list[float], list[float]]:
         """Costs and metrics of these runs as plotted."""
         metrics = [on_axis(self.metric, run.metrics[self.metric]) for run in runs]
         return [run.costs[self.cost] for run in runs], metrics
+
+    def closest(self) -> list[Run]:
+        """The dominated runs, those that miss the front by the least of the metric first."""
+        costs, _ = self.coordinates(self.members)
+        errors = [error_of(self.metric, run.metrics[self.metric]) for run in self.members]
+
+        def behind(run: Run) -> float:
+            # What dominates a run costs no more: there is a member at or below its cost.
+            best = errors[bisect_right(costs, run.costs[self.cost]) - 1]
+            return error_of(self.metric, run.metrics[self.metric]) - best
+
+        return sorted(self.dominated, key=behind)
 
     def summary(self) -> str:
         """One line: size of the front, its range of cost and metric, its hypervolume."""

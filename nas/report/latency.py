@@ -9,6 +9,7 @@ from nas.reading import RECORD, read_bytes
 from nas.report.front import Sweep
 from nas.report.labels import plural
 
+MOST = 12  # pictures on a page; the others lie in the folders of their runs
 PICTURE = "latency.png"  # in the folder of a run that searched for latency
 
 
@@ -21,8 +22,9 @@ def latencies(sweeps: Sequence[Sweep]) -> str:
             found.setdefault(png, []).append(run.name)
     if not found:
         return ""
-    pictures = "".join(_picture(png, names) for png, names in found.items())
-    title = f"<summary>{plural(len(found), 'picture')}</summary>"
+    pictures = "".join(_picture(png, names) for png, names in list(found.items())[:MOST])
+    shown = f", the first {MOST} of them here" if len(found) > MOST else ""
+    title = f"<summary>{plural(len(found), 'picture')}{shown}</summary>"
     return f"<h2>Predicted and measured latency</h2>\n<details>{title}{pictures}</details>\n"
 
 

@@ -1,14 +1,15 @@
 """report.html: one file, no network; a scatter, the runs in a table, how to load the front."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from itertools import chain, zip_longest
 from typing import Any
 
-from nas.report.chart import chart
+from nas.report.chart import chart, hover
 from nas.report.choices import choices_table
 from nas.report.curves import curves
-from nas.report.detail import details, load_command
+from nas.report.detail import detail, details, load_command
 from nas.report.front import Front, Sweep, costs_of, fronts
 from nas.report.labels import cost_label, cost_text, metric_text, plural
 from nas.report.latency import latencies
@@ -17,6 +18,9 @@ from nas.report.rows import left_out_table, runs_table
 from nas.report.runs import Run
 from nas.report.table import left_out
 from nas.report.template import CSS, POLICY, SCRIPT
+
+ROOM = 2_500_000  # characters for rows, hovers and details: a page stays below 10 MB, half plotly
+LEFT_OUT = 500  # runs without a place in the figure that the page lists
 
 
 def page(sweeps: Sequence[Sweep], shown: Sequence[Front]) -> str:
@@ -29,8 +33,10 @@ def page(sweeps: Sequence[Sweep], shown: Sequence[Front]) -> str:
     cost, metric = shown[0].cost, shown[0].metric
     costs = dict.fromkeys([cost, *costs_of(sweeps, metric)])
     by_cost = {name: fronts(sweeps, name, metric) for name in costs}
-    runs = [run for found in by_cost.values() for front in found for run in front.runs]
-    rows = {key: f"run-{i}" for i, key in enumerate(dict.fromkeys(map(id, runs)))}
+    runs = list(_by_id(run for found in by_cost.values() for front in found for run in front.runs))
+    whole = _whole(by_cost)
+    ids = {id(run) for run in whole}
+    rows = {id(run): f"run-{i}" for i, run in enumerate(run for run in runs if id(run) in ids)}
     charts = {name: chart(found, rows) for name, found in by_cost.items()}
     members = list(_by_id(run for front in shown for run in front.members))
     searched = curves(members, cost)
@@ -57,11 +63,12 @@ click a point, or a row below (or press Enter on it), to see the network.</p>
 {_curves_part(searched)}
 {latencies(sweeps)}
 <h2>All runs</h2>
+{_rest_part(len(runs) - len(whole))}
 {runs_table(by_cost, rows, cost)}
 {_left_out_part(sweeps, cost, metric)}
 </main>
 <script type="application/json" id="charts">{_json(charts)}</script>
-<script type="application/json" id="details">{_json(details(list(_by_id(runs)), rows))}</script>
+<script type="application/json" id="details">{_json(details(whole, rows))}</script>
 <script type="application/json" id="curves-data">{_json(searched)}</script>
 <script>{plotly}</script>
 <script>{SCRIPT}</script>
@@ -73,6 +80,34 @@ click a point, or a row below (or press Enter on it), to see the network.</p>
 def _json(value: Any) -> str:
     # "</script>" or "<!--" in a run's text would end the element it stands in.
     return json.dumps(value).replace("<", "\\u003c")
+
+
+def _whole(by_cost: Mapping[str, Sequence[Front]]) -> list[Run]:
+    """The runs that the page tells everything of, as many as there is room for.
+
+    First the members of the fronts, then the runs closest to them, of each front in turn.
+    """
+    found = [front for fronts in by_cost.values() for front in fronts]
+    members = (run for front in found for run in front.members)
+    others = chain.from_iterable(zip_longest(*(front.closest() for front in found)))
+    kept, room = [], ROOM
+    for run in _by_id(run for run in (*members, *others) if run is not None):
+        # A row of the table has about the figures of the details once more.
+        room -= 2 * len(json.dumps(detail(run, False))) + len(by_cost) * len(hover(run, ""))
+        if room < 0:
+            break
+        kept.append(run)
+    return kept
+
+
+def _rest_part(count: int) -> str:
+    if not count:
+        return ""
+    return (
+        f'<p class="soft">{plural(count, "dominated run")} more, farther from the front, '
+        f"{'is a small point' if count == 1 else 'are small points'} in the figure and "
+        f"{'a row' if count == 1 else 'rows'} of report.csv: a page of all would open slowly.</p>"
+    )
 
 
 def _by_id(runs: Iterable[Run]) -> Iterable[Run]:
@@ -130,4 +165,6 @@ def _left_out_part(sweeps: Sequence[Sweep], cost: str, metric: str) -> str:
     if not rows:
         return ""
     heading = f"<h2>{plural(len(rows), 'run')} without a place in the figure</h2>"
-    return heading + left_out_table(rows, several=len(sweeps) > 1)
+    if len(rows) > LEFT_OUT:
+        heading += f'<p class="soft">The first {LEFT_OUT}; report.csv has them all.</p>'
+    return heading + left_out_table(rows[:LEFT_OUT], several=len(sweeps) > 1)

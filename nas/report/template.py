@@ -87,12 +87,16 @@ function wanted(id) {
   return filter.value.toLowerCase().split(/[\\s,]+/).every(word => wordsOf(id).includes(word));
 }
 
+function named(name) {
+  return filter.value.toLowerCase().split(/[\\s,]+/).every(word => name.includes(word));
+}
+
 function filtered(trace) {
-  if (!trace.customdata || !filter.value) return trace;
-  const kept = trace.customdata.map(wanted);
+  if (!filter.value || !trace.customdata && trace.meta !== 'bare') return trace;
+  const kept = trace.customdata ? trace.customdata.map(wanted) : trace.text.map(named);
   const only = list => list.filter((_, i) => kept[i]);
-  return {...trace, x: only(trace.x), y: only(trace.y), customdata: only(trace.customdata),
-    text: trace.text && only(trace.text)};
+  return {...trace, x: only(trace.x), y: only(trace.y), text: trace.text && only(trace.text),
+    customdata: trace.customdata && only(trace.customdata)};
 }
 
 function draw() {
@@ -168,6 +172,7 @@ for (const row of rowsOf()) {
 }
 show(pick.value);
 plot.on('plotly_click', event => {
+  if (!event.points[0].customdata) return;
   choose(event.points[0].customdata);
   detail.scrollIntoView({block: 'nearest', behavior: 'smooth'});
 });

@@ -13,6 +13,7 @@ from nas.report.optional import load_optional
 from nas.report.runs import gather
 from nas.report.table import markdown
 
+OFTEN = 100  # drawings while the runs of a sweep double in number
 FOLDER = "tensorboard_report"
 
 
@@ -33,8 +34,12 @@ def write_entry(folder: Path, sweeps: Sequence[Sweep], metric: str) -> None:
 def follow(sweep: Path, metric: str = "test_acc") -> None:
     """Draw the fronts of a sweep that still runs: an image per cost, a step per finished run.
 
+    Of a large sweep now and then: a drawing looks at all its runs.
     Nothing where the `report` extra is not installed: a search does not need it.
     """
+    count = sum(1 for _ in sweep.glob("*/result.json"))
+    if count > OFTEN and count % (count // OFTEN):
+        return
     with suppress(UserError):
         _write(sweep / FOLDER, [Sweep(sweep.name, sweep, gather(sweep))], metric)
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 from torch import nn
 
 from nas.arch import Arch
+from nas.claim import remove_leftovers
 from nas.errors import UserError
 from nas.ranks import apart, told, world
 from nas.run import RunDir, write_atomic
@@ -164,6 +165,7 @@ class TrialSearch:
                 evaluate = recorded(outcomes, space, log, each)
                 return search(searcher, evaluate, log, count, self.batch)
         folder, total = run.path / FOLDER, self.halving.rungs[-1]
+        remove_leftovers(folder)
         scoring = partial(cast(StandAlone, self.evaluate).in_rungs, total, folder)
         with self._outcomes(scoring, problem) as outcomes:
             evaluate = self.halving.evaluation(outcomes, space, log, each, self.by, folder)

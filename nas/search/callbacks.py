@@ -1,18 +1,36 @@
 """What happens at the end of an epoch besides training: save to resume, stop when decided."""
 
-import os
+import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import nn
 
 from nas.arch import Option
 from nas.decision import decisions
 from nas.errors import UserError
 from nas.ranks import told
+from nas.run import write_atomic
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes as everything else in a run's folder is written.
+
+    Lightning's own goes through the folder of temporary files, which may be full or another disk,
+    and a kill leaves the file there.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_atomic(Path(path), buffer.getbuffer())
 
 
 class LastCheckpoint(Checkpoint):
@@ -26,21 +44,28 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         path: the file. A reader, or a crash, sees the old state or the new one, never half.
+        keep: names of metrics that are saved too, as `metrics`: a run killed after its last epoch
+            trains no more when it is resumed, and Lightning knows none.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path, keep: Sequence[str] = ()) -> None:
+        self.path, self.keep = Path(path), keep
+        self.metrics: dict[str, float] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Beside the target: a rename is atomic within one file system only. Always the same name,
-        # so that what a killed run left is overwritten.
-        partial = self.path.with_name(f".{self.path.name}.partial")
+        known = trainer.callback_metrics
+        self.metrics = {name: float(known[name]) for name in self.keep if name in known}
         # On every rank: it ends with a barrier. Left to itself, `weights_only` would be announced.
-        trainer.save_checkpoint(partial, weights_only=False)
-        if trainer.is_global_zero:
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(partial, self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"metrics": self.metrics} if self.metrics else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.metrics = state_dict["metrics"]
 
 
 class StopWhenStable(pl.Callback):

@@ -21,7 +21,7 @@ from nas.search.callbacks import LastCheckpoint
 from nas.search.halving import checkpoint_of
 from nas.search.paused import PauseAfter, paused
 from nas.search.scoring import Scoring
-from nas.train import Training, strategy_of
+from nas.train import Training, interruptible, strategy_of
 from nas.values import Count, Whole, checked
 
 
@@ -114,11 +114,12 @@ class StandAlone:
         return made.finetune(network=discretize(fresh, arch), seed=made.seed, **options)
 
     def _evaluated(self, made: Made, trainer: pl.Trainer, module: Training) -> dict[str, float]:
-        trainer.validate(module, made.data.val_dataloader(), verbose=False)
-        metrics = dict(trainer.callback_metrics)
-        if self.test:
-            trainer.test(module, made.data.test_dataloader(), verbose=False)
-            metrics |= trainer.callback_metrics
+        with interruptible():
+            trainer.validate(module, made.data.val_dataloader(), verbose=False)
+            metrics = dict(trainer.callback_metrics)
+            if self.test:
+                trainer.test(module, made.data.test_dataloader(), verbose=False)
+                metrics |= trainer.callback_metrics
         wanted = ("val_acc", "val_loss", "test_acc", "test_loss")
         return {name: float(metrics[name]) for name in wanted if name in metrics}
 
@@ -190,10 +191,8 @@ def fit(
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*but have no `val_dataloader`.*")
-        try:
+        with interruptible():
             trainer.fit(module, loaders, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit:
-            raise InterruptedRunError("interrupted") from None
     if trainer.interrupted:
         raise InterruptedRunError("interrupted")
 

@@ -114,7 +114,8 @@ def search(
         The different trials, in the order in which they were first asked for.
     """
     found: dict[str, Trial] = {}
-    stale = 0
+    batches: dict[str, int] = {}
+    stale = asks = 0
     while trials is None or len(found) < trials:
         asked = searcher.ask(batch if trials is None else min(batch, trials - len(found)))
         if not asked:
@@ -124,6 +125,8 @@ def search(
             for arch in asked
             if arch.hash not in found and (whole or log.get(arch) is None)
         }
+        batches |= dict.fromkeys((arch.hash for arch in asked if arch.hash not in batches), asks)
+        asks += 1
         evaluate(list(fresh.values()))
         told = [log.known[arch.hash] for arch in asked]
         searcher.tell(told)
@@ -138,6 +141,7 @@ def search(
                 trials,
             )
             break
+    log.sort(batches)
     return list(found.values())
 
 

@@ -14,7 +14,7 @@ from nas.arch import Arch
 from nas.errors import UserError
 from nas.pareto import non_dominated
 from nas.reading import TABLE, parse_json, read_bytes
-from nas.run import is_main
+from nas.run import is_main, naming, write_atomic
 from nas.tables import csv_text
 
 SCHEMA = 1
@@ -147,13 +147,32 @@ class TrialLog:
         if not is_main():
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self._torn:  # only who writes may cut: a reader may look while another run writes
-            os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
-            self._torn = False
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(trial.to_json() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with naming(self.path):
+            if self._torn:  # only who writes may cut: a reader may look while another run writes
+                os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
+                self._torn = False
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(trial.to_json() + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+    def sort(self, batches: Mapping[str, int]) -> None:
+        """Bring the lines into the order that one worker would have left.
+
+        Several workers finish in an order of their own. Lines of other searches stay in front.
+
+        Args:
+            batches: hash -> number of the batch it was asked for in, in the order of asking.
+        """
+        places = {key: place for place, key in enumerate(batches)}
+
+        def order(trial: Trial) -> tuple[int, int, int]:
+            key = trial.arch.hash
+            return batches.get(key, -1), len(trial.rungs), places.get(key, -1)
+
+        lines = list(self._read())
+        if (ordered := sorted(lines, key=order)) != lines:
+            write_atomic(self.path, "".join(trial.to_json() + "\n" for trial in ordered))
 
     def _read(self) -> Iterator[Trial]:
         if not self.path.exists():

@@ -130,7 +130,9 @@ def _name(job: Job) -> str:
 
 def _work(pipe: Connection, threads: int) -> None:
     """The life of a worker: what to score with, then jobs, each answered."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):  # for the parent, which ends this
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     quiet()
     torch.set_num_threads(threads)

@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parents[2] / "nas"
 
 # A module may import from its own layer or an earlier one.
 LAYERS = (
-    "errors reading arch copying pareto run ranks schedule tables units drawing quiet values",
+    "errors reading arch copying claim pareto run ranks schedule signals tables units values "
+    "drawing quiet",
     "third_party",
     "budget attempts",
     "config data explain trusted",
