@@ -264,7 +264,7 @@ def _check_call(key: str, node: Mapping[str, Any]) -> None:
         hints = get_type_hints(function, include_extras=True)
     except (TypeError, ValueError, NameError):
         return  # a builtin that does not say; the call itself will
-    hints |= _keyword_hints(signature.parameters, hints) | ranges_of(target)
+    hints |= _keyword_hints(signature.parameters, hints) | dict(ranges_of(target))
     known = sorted({*signature.parameters, *hints} - {"self", "seed", "return"})
     anything = any(
         p.kind is p.VAR_KEYWORD and get_origin(hints.get(n)) is not Unpack

@@ -71,10 +71,10 @@ def launch(verb: str, arguments: list[str]) -> int:
             f"cannot write to {error.filename} ({error.strerror}); choose another output folder "
             "with out=FOLDER"
         ) from None
-    for error in ended:
-        if isinstance(error, HydraException | OmegaConfBaseException):
-            raise UserError(explain(error, arguments)) from None
-        raise error
+    for found in ended:
+        if isinstance(found, HydraException | OmegaConfBaseException):
+            raise UserError(explain(found, arguments)) from None
+        raise found
     return 0
 
 

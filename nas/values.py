@@ -72,7 +72,7 @@ def checked(key: str = "") -> Callable[[T], T]:
     """
 
     def decorate(target: T) -> T:
-        function: Any = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+        function: Any = target.__init__ if inspect.isclass(target) else target
         signature = inspect.signature(function)
 
         @wraps(function)
@@ -90,7 +90,7 @@ def checked(key: str = "") -> Callable[[T], T]:
 
         if not inspect.isclass(target):
             return cast(T, call)
-        target.__init__ = call
+        target.__init__ = call  # type: ignore[method-assign]
         return target
 
     return decorate
