@@ -265,3 +265,46 @@ def test_unwritable_output_folder(
     line = complaint(capsys, "search", *QUICK, "out=taken")
     assert "taken" in line
     assert "out=FOLDER" in line
+
+
+OWN = """
+import torch
+from nas.data import DataModule, digits
+def net(channels): ...
+def without_seed(): return digits()
+class Lacking:
+    def __init__(self, seed): self.setup = lambda: None
+class Shapes(DataModule):
+    def __init__(self, seed): super().__init__(digits(seed=seed).source)
+    @property
+    def input_shape(self): return (3, 9, 9)
+def shapes(seed): return Shapes(seed)
+"""
+
+
+@pytest.mark.parametrize(
+    ("group", "target", "said"),
+    [
+        ("space", "net", "input_shape"),
+        ("data", "without_seed", "seed"),
+        ("data", "Lacking", "weight_loader"),
+        ("data", "shapes", "(3, 9, 9)"),
+    ],
+)
+def test_code_of_ones_own_that_does_not_fit(
+    group: str,
+    target: str,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own_code_c.py").write_text(OWN, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    folder = tmp_path / "confs" / group
+    folder.mkdir(parents=True)
+    (folder / "own.yaml").write_text(f"_target_: own_code_c.{target}\n_partial_: true\n")
+    line = complaint(capsys, "search", f"--config-dir={tmp_path / 'confs'}", f"{group}=own")
+    assert said in line
+    assert not Path("runs").exists()
