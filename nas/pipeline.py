@@ -16,8 +16,8 @@ from nas.decision import free
 from nas.discrete import discretize
 from nas.errors import InterruptedRunError, UserError
 from nas.export import load_supernet, onnx, state_bytes
-from nas.latency.found import NAME as LATENCY
-from nas.latency.found import measured_fields, write_picture
+from nas.latency.figure import NAME as LATENCY
+from nas.latency.figure import measured_fields, write_picture
 from nas.plan import Plan, Problem
 from nas.recalibrate import recalibrate
 from nas.result import (

@@ -13,15 +13,14 @@ from torch import nn
 from nas.decision import decisions
 from nas.errors import UserError
 from nas.latency.accuracy import Accuracy, kendall, spearman
-from nas.latency.correction import Correction
-from nas.latency.exchange import export, is_times, read_csv
+from nas.latency.calibrate import Correction
+from nas.latency.cost import LARGEST
+from nas.latency.exchange import export, is_times, read_times
 from nas.latency.figure import picture, write_tensorboard
 from nas.latency.job import Measuring
-from nas.latency.key import Conditions
-from nas.latency.machine import quiet_text
-from nas.latency.network_cost import LARGEST
+from nas.latency.log import quality_text
+from nas.latency.network_model import fit_table
 from nas.latency.profile import Profile
-from nas.latency.table_profile import fit_table
 from nas.run import write_atomic
 from nas.units import amount
 
@@ -31,26 +30,15 @@ Build = Callable[[tuple[tuple[int, ...], int] | None], tuple[nn.Module, tuple[in
 
 
 @dataclass(frozen=True)
-class Profiling:
+class Profiling(Measuring):
     """The keys of `nas profile`; see `configs/measure/default.yaml`.
 
     Raises:
         UserError: a number that cannot be, or keys that exclude each other.
     """
 
-    runtime: str = "torch"
-    accelerator: str = "cpu"
-    threads: int = 1
-    batch: int = 1
-    dtype: str = "float32"
     input: Sequence[int] | None = None
     classes: int = 10
-    device: str | None = None
-    networks: int = 50
-    calibrate: int = 20
-    seconds: float = 600.0
-    calls: int = 1000
-    seed: int = 0
     out: str | None = None
     export_to: str | None = None
     pte: bool = False
@@ -59,31 +47,17 @@ class Profiling:
     unit: str = "ms"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.input is not None and not all(type(n) is int and n > 0 for n in self.input):
             raise UserError(f"input={list(self.input)} must be sizes above 0, e.g. [3,224,224]")
         if self.export_to and self.import_csv:
             raise UserError("export_to= writes files and import_csv= reads figures: give one")
 
-    @property
-    def plan(self) -> Measuring:
-        """What to measure and how."""
-        return Measuring(
-            self.runtime,
-            self.accelerator,
-            Conditions(self.batch, self.dtype, self.threads),
-            self.device,
-            self.networks,
-            self.calibrate,
-            self.seconds,
-            self.calls,
-            self.seed,
-        )
-
     def __call__(self, build: Build, console: Console | None = None) -> None:
         """Export, import or measure; write the profile, where one is made."""
-        plan, console = self.plan, console or _console()
+        console = console or _console()
         if self.import_csv and is_times(Path(self.import_csv)):
-            profile = read_csv(Path(self.import_csv), self.device)
+            profile = read_times(Path(self.import_csv), self.device)
             self._write(profile, self._out(profile.about.space, profile.about.runtime), console)
             return
         size = None if self.input is None else (tuple(self.input), self.classes)
@@ -94,11 +68,11 @@ class Profiling:
         space = str(getattr(model, "name", type(model).__name__))
         if self.export_to:
             folder = Path(self.export_to)
-            count = export(plan, model, shape, folder, self.pte)
+            count = export(self, model, shape, folder, self.pte)
             _say(console, f"{count} files in {folder}; how to measure them: {folder / 'README.md'}")
             return
         out = self._out(space, self.runtime)
-        profile = plan(model, shape, out.with_suffix(".jsonl"))
+        profile = self.measure(model, shape, out.with_suffix(".jsonl"))
         self._write(profile, out, console)
 
     def _out(self, space: str, runtime: str) -> Path:
@@ -148,22 +122,22 @@ def show(profile: Profile, console: Console) -> None:
     )
     table = Table("predicted", "by", "n", "MAPE", "within 5 %", "within 10 %", "tau", "Spearman")
     best = profile.regression.kind if profile.regression else ""
-    for kind, score in profile.scores.items():
+    for kind, score in profile.validation.units.items():
         chosen = f"{kind} (chosen)" if kind == best else kind
         table.add_row("units left out", chosen, *_cells(score))
-    unseen = [network for network in profile.networks if network.role == "validation"]
-    if profile.sum_accuracy is not None:
+    unseen, right = profile.of_role("validation"), profile.validation
+    if right.sum_of_units is not None:
         seconds, macs = [n.seconds for n in unseen], [n.macs for n in unseen]
         ranks = (f"{rank(macs, seconds):.3f}" for rank in (kendall, spearman))
         table.add_row("unseen networks", "MACs alone", str(len(unseen)), "-", "-", "-", *ranks)
-        table.add_row("unseen networks", "plain sum of units", *_cells(profile.sum_accuracy))
-    if profile.networks_accuracy is not None:
-        table.add_row("unseen networks", "corrected sum", *_cells(profile.networks_accuracy))
+        table.add_row("unseen networks", "plain sum of units", *_cells(right.sum_of_units))
+    if right.networks is not None:
+        table.add_row("unseen networks", "corrected sum", *_cells(right.networks))
     console.print(table)
     _say(console, _formula(profile.correction))
-    if profile.quiet:
+    if quality := profile.measurement_quality:
         counts = "{outliers} outliers in {calls} calls, {unstable} unstable"
-        _say(console, f"{quiet_text(profile.quiet)} ({counts.format(**profile.quiet)})")
+        _say(console, f"{quality_text(quality)} ({counts.format(**quality)})")
 
 
 def _formula(correction: Correction) -> str:
