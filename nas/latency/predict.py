@@ -6,7 +6,7 @@ takes. The same fits and the same `Predictor` serve both.
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
 from typing import Any, Literal
 
@@ -186,20 +186,27 @@ def fit_ridge(
 
 
 def fit_mlp(
-    x: Array, y: Array, *, logs: bool = False, strength: float = 0.1, seed: int = 0
+    x: Array,
+    y: Array,
+    *,
+    base: Fit = fit_nonnegative,
+    logs: bool = False,
+    strength: float = 0.1,
+    seed: int = 0,
 ) -> Predictor:
-    """The sum of `fit_nonnegative` times a factor, the mean in log space of four small networks.
+    """A model times a factor that is the mean, in log space, of four small networks.
 
-    Far outside the data the factor is bounded, and the sum goes on. The same rows and seed give
-    the same model.
+    Far outside the data the factor is bounded, and the model goes on. The same rows and seed give
+    the same fit.
 
     Args:
+        base: fits the model.
         logs: the networks see ``log(1 + x)``.
         strength: of their weight decay.
     """
     from sklearn.preprocessing import StandardScaler
 
-    plane = fit_nonnegative(x, y)
+    plane = base(x, y)
     residuals = np.log(y / np.maximum(plane.seconds(x), 1e-9 * np.median(y)))
     deviation = float(residuals.std())
     if deviation < 1e-6:  # nothing is left to explain
@@ -214,7 +221,7 @@ def fit_mlp(
     shift = share * float(sum(net.intercepts_[1][0] for net in members))
     rows = tuple(map(tuple, into.tolist()))
     net = Net(rows, tuple(bias.tolist()), tuple(out.tolist()), shift, logs)
-    return Predictor(plane.weights, plane.intercept, net=net)
+    return replace(plane, net=net)
 
 
 def _members(x: Array, y: Array, strength: float, seed: int) -> list[Any]:

@@ -59,7 +59,7 @@ class UnitModel:
         names: of the features that the predictor reads, in order.
     """
 
-    kind: Literal["linear", "polynomial", "mlp"]
+    kind: Literal["linear", "polynomial", "mlp", "power"]
     names: tuple[str, ...]
     predictor: Predictor
 
@@ -78,7 +78,11 @@ class UnitModel:
 UNIT_FITS: dict[str, Fit] = {  # the plainest first: it wins a tie
     "linear": fit_nonnegative,
     "polynomial": partial(fit_ridge, logs=True, degree=2, exponential=True),
-    "mlp": partial(fit_mlp, logs=True, strength=0.1),
+    "mlp": partial(fit_mlp, logs=True, strength=0.1),  # the linear model times a bounded factor
+    # A product of powers of the features times a bounded factor.
+    "power": partial(
+        fit_mlp, base=partial(fit_ridge, logs=True, exponential=True), logs=True, strength=0.01
+    ),
 }
 
 

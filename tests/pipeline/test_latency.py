@@ -77,7 +77,7 @@ def test_a_profile_holds_its_measurements_and_their_check(profiled: Path) -> Non
     assert [n.role for n in profile.networks] == ["calibration"] * 3 + ["validation"] * 3
     assert profile.validation.networks is not None
     assert profile.validation.networks.count == 3
-    assert set(profile.validation.units) == {"linear", "polynomial", "mlp"}
+    assert set(profile.validation.units) == {"linear", "polynomial", "mlp", "power"}
     assert "reasons" in profile.measurement_quality
     assert (profiled / "here.png").read_bytes()[:4] == b"\x89PNG"
     assert list((profiled / "here.tensorboard").iterdir())

@@ -96,7 +96,9 @@ def test_a_linear_latency_is_recovered():
         assert FITTED["linear"].predict(unit.features) == pytest.approx(unit.seconds, rel=1e-6)
 
 
-@pytest.mark.parametrize(("kind", "limit"), [("linear", 0.02), ("polynomial", 0.1), ("mlp", 0.1)])
+@pytest.mark.parametrize(
+    ("kind", "limit"), [("linear", 0.02), ("polynomial", 0.1), ("mlp", 0.1), ("power", 0.1)]
+)
 def test_unseen_units_are_predicted_from_noisy_measurements(kind, limit):
     model = fitted(kind, drawn_units(120, noise=0.05))
     unseen = drawn_units(40, seed=1).values()
