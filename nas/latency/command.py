@@ -1,4 +1,4 @@
-"""`nas profile`: what the command's keys mean, what it prints, where its files go."""
+"""`nas profile`: the keys of the command, what it prints, and the files that it writes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,8 +24,7 @@ from nas.latency.profile import Profile
 from nas.run import write_atomic
 from nas.units import amount
 
-# Of (input shape, number of classes), or None for those of the data: the supernet and its input's
-# shape.
+# (input shape, number of classes), or None for those of the data -> supernet and its input shape.
 Build = Callable[[tuple[tuple[int, ...], int] | None], tuple[nn.Module, tuple[int, ...]]]
 
 
@@ -34,7 +33,7 @@ class Profiling(Measuring):
     """The keys of `nas profile`; see `configs/measure/default.yaml`.
 
     Raises:
-        UserError: a number that cannot be, or keys that exclude each other.
+        UserError: a number out of range, or keys that exclude each other.
     """
 
     input: Sequence[int] | None = None
@@ -113,7 +112,7 @@ class Profiling(Measuring):
 
 
 def show(profile: Profile, console: Console) -> None:
-    """Print what was measured, and how right predictions are."""
+    """Print what was measured, and the accuracy of the predictions."""
     about = profile.about
     _say(
         console,
@@ -161,7 +160,7 @@ def _next(console: Console, out: Path) -> None:
 
 
 def _console() -> Console:
-    """The terminal at its width; a pipe or a log wide enough for the table."""
+    """A console; one that is no terminal is wide enough for the table."""
     plain = Console(highlight=False)
     return plain if plain.is_terminal else Console(highlight=False, width=110)
 

@@ -89,7 +89,7 @@ def load(path: str | Path) -> Profile | NetworksProfile:
 
 @dataclass(frozen=True)
 class UnitSum:
-    """What a profile of units says of the units of a model.
+    """The times of a model's units, from a profile of units.
 
     Args:
         source: the profile's file, for messages.
@@ -145,9 +145,8 @@ class ExpectedLatency(ExpectedTerms):
 
     ``E = offset + sum_uses P(use) * (scale * factor * seconds + per_unit)``, P the product of the
     thetas that gate it (ProxylessNAS, Cai et al., 2019, Eq. 5). One-hot thetas give the corrected
-    sum over that network's units. Where weights spill over the cache it is the larger of two: that
-    sum, and the same with what all weights beyond the room take, which is less than 0 where none
-    are.
+    sum over that network's units. With a spill, the cost is the larger of two sums: this one, and
+    this one plus ``per_weight * (weights - room)``.
 
     Raises:
         UserError: as `Latency.expected`.

@@ -35,7 +35,7 @@ _MARKS: dict[Role, str] = {
 
 
 def measure_network(network: nn.Module, inputs: tuple[Tensor, ...], about: About) -> Timing | None:
-    """Time `network` as its profile was measured; None where this is not that machine.
+    """Time `network` in the way of its profile; None where this is another machine.
 
     Args:
         inputs: for one sample.
@@ -59,7 +59,7 @@ def measure_network(network: nn.Module, inputs: tuple[Tensor, ...], about: About
 def measured_fields(
     network: nn.Module, inputs: tuple[Tensor, ...], costs: Mapping[str, Expected], arch: Any
 ) -> dict[str, Any]:
-    """For result.json: predicted and measured seconds, and on what; empty without the cost."""
+    """Predicted and measured seconds and the device, for result.json; empty without the cost."""
     cost = costs.get("latency")
     if not isinstance(cost, ExpectedLatency):
         return {}
@@ -78,7 +78,7 @@ def measured_fields(
 def write_picture(
     folder: Path, writer: Any, costs: Mapping[str, Expected], fields: Mapping[str, Any]
 ) -> None:
-    """The profile's figure with the network found in it, as a file and for TensorBoard."""
+    """Write the profile's picture, with the network found in it, as a file and for TensorBoard."""
     cost = costs.get("latency")
     if not isinstance(cost, ExpectedLatency) or not cost.profile.networks:
         return
@@ -94,7 +94,7 @@ def write_picture(
 
 
 def picture(profile: Profile, found: tuple[float, float] | None = None) -> bytes:
-    """A PNG: every network measured as a whole, beside the plain sum of its units.
+    """A PNG of predicted against measured seconds: each network, and the plain sum of its units.
 
     Args:
         found: measured and predicted seconds of one more network, marked.
@@ -153,7 +153,7 @@ def add_picture(writer: Any, png: bytes) -> None:
 
 
 def write_tensorboard(folder: Path, png: bytes, profile: Profile) -> None:
-    """Replace the entry in `folder`: the picture, and the figures of the validation."""
+    """Write the picture and the accuracy on unseen networks; replaces what is in `folder`."""
     from torch.utils.tensorboard import SummaryWriter
 
     before = list(folder.glob("events.out.tfevents.*"))

@@ -99,13 +99,13 @@ class Measuring:
         work = Work(self, model, example, ready)
         written = MeasurementLog(log, asdict(work.about))
         if all(written.done(name) for name in work.names):
-            return work.fit(written, None)  # of the time of measuring nothing is known
+            return work.fit(written, None)  # how busy the machine was then is not known
         work.measure(written)
         return work.fit(written, before)
 
 
 class Work:
-    """The units and the networks of one space under `plan`."""
+    """The units and the networks of one space that `plan` measures."""
 
     def __init__(self, plan: Measuring, model: nn.Module, example: Example, ready: Runtime) -> None:
         self.plan, self.model, self.runtime = plan, model, ready
@@ -172,7 +172,7 @@ class Work:
         return fit_profile(self.about, units, networks, quality)
 
     def _at_once(self) -> int:
-        # Of the supernet, which no network of it exceeds.
+        # The supernet is larger than any of its networks.
         size = sum(p.numel() * p.element_size() for p in self.model.parameters())
         return max(4, min(NETWORKS_AT_ONCE, BYTES_AT_ONCE // max(1, size)))
 
@@ -190,13 +190,13 @@ class Work:
         return copy_to_measure(discretize(self.model, arch), self.plan.conditions)
 
     def network_inputs(self) -> Inputs:
-        """What a whole network is run on."""
+        """The inputs that a whole network is run on."""
         shapes = tuple(tuple(x.shape) for x in self.inputs)
         return inputs_like(shapes, tuple(x.dtype for x in self.inputs), self.plan.conditions)
 
 
 def about_of(plan: Measuring, space: str, inputs: Sequence[Tensor], ready: Runtime) -> About:
-    """What the profile says of itself; of this machine."""
+    """Describes a profile that is measured on this machine."""
     machine = machine_name(plan.accelerator)
     return About(
         space,
@@ -225,7 +225,7 @@ def _unit_time(unit: Unit, nanoseconds: Sequence[float]) -> UnitTime:
 
 
 def _repeat(log: MeasurementLog, name: str) -> list[float]:
-    """Its time in the first half of the rounds over that in the second; empty of one round."""
+    """The time in the first half of the rounds over that in the second; empty for one round."""
     middle = len(log.rows.get(name, [])) // 2
     halves = [log.normalized_times(name, part) for part in (slice(middle), slice(middle, None))]
     return [timing(halves[0]).seconds / timing(halves[1]).seconds] if all(halves) else []
@@ -233,7 +233,7 @@ def _repeat(log: MeasurementLog, name: str) -> list[float]:
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str], Tell]]:
-    """Progress bars with the time left; each is told ``(done, total)``."""
+    """Progress bars with the time left; each is called with ``(done, total)``."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -254,14 +254,15 @@ def draw(
 ) -> tuple[list[Arch], list[Arch]]:
     """Different random architectures, to calibrate on and to validate on.
 
-    Those to validate on are drawn uniformly. Those to calibrate on are chosen among others, spread
-    from few multiply-accumulates to many: ten in the middle would say little of the ends.
+    Those to validate on are drawn uniformly. Those to calibrate on are spread from few
+    multiply-accumulates to many: ten networks of medium size would tell little about small and
+    large ones.
 
     Args:
         networks: of both sorts together; fewer where the space is small.
 
     Raises:
-        UserError: numbers that cannot be.
+        UserError: `calibrate` is not between 0 and `networks`.
     """
     if not 0 <= calibrate <= networks:
         raise UserError(f"calibrate={calibrate} must be from 0 to networks={networks}")

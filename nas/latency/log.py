@@ -22,10 +22,10 @@ class Row(NamedTuple):
     """Calls of one thing in one round.
 
     Attributes:
-        of: how many calls there shall be in all.
+        of: planned number of calls in all rounds.
         ns: nanoseconds of each.
-        reference: of a kernel that always does the same work, just before and after; see
-            `nas.latency.measure.reference_kernel`. Empty: nothing is known.
+        reference: nanoseconds of `nas.latency.measure.reference_kernel` just before and after; may
+            be empty.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Row(NamedTuple):
 class MeasurementLog:
     """Times in nanoseconds of named things, in a file that grows.
 
-    The first line says what is measured, on what, and how; the others are rows, see `Row`.
+    The first line says what is measured, on which machine, and how; the others are of `Row`.
 
     Args:
         about: for the first line; JSON values.
@@ -59,7 +59,7 @@ class MeasurementLog:
         self._write([{"schema": SCHEMA, **about}] if not lines else [], keep=bool(lines))
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Append the calls of a round."""
+        """Append the rows of a round to the file."""
         for row in rows:
             self._keep(row)
         self._write([row._asdict() for row in rows])

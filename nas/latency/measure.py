@@ -39,12 +39,12 @@ class Schedule:
     """How often things are timed.
 
     Args:
-        most: calls of each, where the time budget allows.
-        least: calls of each, whatever the budget.
-        together: calls in one round.
+        most: calls of each thing, where the time budget allows.
+        least: calls of each thing, whatever the budget.
+        together: calls of a thing in one round.
         warm_ups: calls before the first that counts.
-        again: calls at each return to a thing that do not count: another one had the cache.
-        repeats: further rounds for what is unstable.
+        again: uncounted calls at the begin of each round: another thing had the cache.
+        repeats: further rounds for things that are unstable.
     """
 
     most: int = 1000

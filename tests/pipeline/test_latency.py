@@ -296,5 +296,9 @@ def test_a_table_of_whole_networks_is_a_profile_too(
     assert run(["describe", *SPACE, "cost=[latency]", "profile=p.json"]) == 0
     out = capsys.readouterr().out
     assert "19.0 ms" in out  # 4 + 1 * (1 + 2 + 3 + 4 + 5), the quickest
+    Path("old.json").write_text(json.dumps({**json.loads(Path("p.json").read_text()), "schema": 1}))
+    said = complaint(capsys, "describe", *SPACE, "cost=[latency]", "profile=old.json")
+    assert "old.json has schema 1" in said
+    assert "nas profile import_csv=FILE" in said
     Path("rows.csv").write_text(Path("rows.csv").read_text().replace("conv_k5", "conv_k9", 1))
     assert "line " in complaint(capsys, *words)
