@@ -60,7 +60,7 @@ nas profile [options]: measure every candidate of a space on a device, fit, vali
   threads=1 batch=1 dtype=float32 accelerator=cpu
   device=NAME              what the profile calls the device (the processor's own name)
   networks=50 calibrate=20 random whole networks to measure; so many calibrate, the others validate
-  seconds=600 calls=1000   time budget; calls of each thing where it allows
+  seconds=600 calls=1000   budget of the timing; calls of each thing where it allows
   out=FILE                 the profile (profiles/SPACE_RUNTIME.json); the same command resumes
   export_to=FOLDER         write ONNX files and a manifest to measure elsewhere; pte=true adds .pte
   import_csv=FILE          fit what was measured elsewhere

@@ -19,8 +19,8 @@ from nas.discrete import discretize
 from nas.errors import InterruptedRunError
 from nas.export import load_supernet, onnx, state_bytes
 from nas.export.loading import check_checkpoint
-from nas.latency.found import NAME as LATENCY
-from nas.latency.found import measured_fields, write_picture
+from nas.latency.figure import NAME as LATENCY
+from nas.latency.figure import measured_fields, write_picture
 from nas.plan import Plan, Problem, check_logits
 from nas.ranks import apart, as_first, together, told
 from nas.recalibrate import recalibrate

@@ -26,17 +26,16 @@ import torch
 
 from nas.errors import UserError
 from nas.latency.accuracy import accuracy
-from nas.latency.network import Encoding
-from nas.latency.robust import positive_relative
-from nas.latency.rows import Choices, Table, read_rows
-from nas.latency.rows_fit import KINDS, fit_rows
+from nas.latency.measured_networks import Choices, Encoding, MeasuredNetworks, read_networks
+from nas.latency.network_model import NETWORK_FITS, fit_network_model, fit_networks
+from nas.latency.predict import fit_nonnegative
 from nas.run import write_atomic, write_json
 
 COLUMNS = ("latency_raspi4", "latency_silver_4114", "latency_1080ti_1")
 SIZES = (50, 200, 900)
 # "dead" only where it costs nothing: it is worse than "unreachable" on every column.
 PRUNED = ("nothing", "unreachable")
-WAYS = dict.fromkeys(KINDS, PRUNED) | dict.fromkeys(("counts", "onehot"), (*PRUNED, "dead"))
+WAYS = dict.fromkeys(NETWORK_FITS, PRUNED) | dict.fromkeys(("counts", "onehot"), (*PRUNED, "dead"))
 # Multiply-accumulates of an operation of a cell, in units of those of a 1 x 1 convolution.
 MACS = {"nor_conv_1x1": 1.0, "nor_conv_3x3": 9.0}
 
@@ -47,7 +46,7 @@ def main() -> None:
     arguments = parsed()
     torch.set_num_threads(1)
     begun = time.monotonic()
-    tables = {name: read_rows(arguments.csv, name, unit="ms") for name in arguments.columns}
+    tables = {name: read_networks(arguments.csv, name, unit="ms") for name in arguments.columns}
     # Seeds outermost: a study cut short has all columns and sizes, of fewer seeds.
     for seed, size, column in product(range(arguments.seeds), arguments.sizes, tables):
         file = arguments.out / "draws" / f"{column}-{size}-{seed}.json"
@@ -70,13 +69,15 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def draw(table: Table, column: str, size: int, seed: int, quick: bool) -> Iterator[dict[str, Any]]:
+def draw(
+    table: MeasuredNetworks, column: str, size: int, seed: int, quick: bool
+) -> Iterator[dict[str, Any]]:
     """One row of figures for each model fitted to `size` random cells."""
     order = np.random.default_rng(seed).permutation(len(table.seconds)).tolist()
-    train, test = table.rows(order[:size]), table.rows(order[size:])
-    kinds = [kind for kind in KINDS if not (quick and kind == "mlp")]
-    report = fit_rows(train, kinds, seed=seed)
-    kept = train.rows(sorted(set(range(size)) - set(report.dropped)))
+    train, test = table.subset(order[:size]), table.subset(order[size:])
+    kinds = [kind for kind in NETWORK_FITS if not (quick and kind == "mlp")]
+    report = fit_networks(train, kinds, seed=seed)
+    kept = train.subset(sorted(set(range(size)) - set(report.dropped)))
 
     def row(model: str, left_out: str, predict: Predict) -> dict[str, Any]:
         return {
@@ -88,13 +89,11 @@ def draw(table: Table, column: str, size: int, seed: int, quick: bool) -> Iterat
             "dropped": len(report.dropped),
         }
 
-    print(f"        chosen: {report.kind}, without {report.left_out}", flush=True)
-    yield row("chosen", "chosen", report.model.predict) | {
-        "chosen": f"{report.kind}, without {report.left_out}"
-    }
+    print(f"        chosen: {report.chosen}", flush=True)
+    yield row("chosen", "chosen", report.model.predict) | {"chosen": report.chosen}
     for kind in kinds:
         for way in WAYS[kind]:
-            yield row(kind, way, KINDS[kind](kept, way).predict)
+            yield row(kind, way, fit_network_model(kept, kind, way).predict)
     for way in PRUNED:
         yield row("flops", way, flops(kept, way))
     extras = {"gaussian_process": gaussian_process, "boosting": boosting}
@@ -102,7 +101,7 @@ def draw(table: Table, column: str, size: int, seed: int, quick: bool) -> Iterat
         yield row(name, "chosen", fit(kept, report.left_out, seed))
 
 
-def figures(predict: Predict, test: Table, median: float) -> dict[str, float]:
+def figures(predict: Predict, test: MeasuredNetworks, median: float) -> dict[str, float]:
     """Agreement on the test cells that are plausible, and on all of them."""
     seconds, predicted = np.array(test.seconds), predict(test.choices)
     plausible = seconds >= 0.1 * median
@@ -119,20 +118,20 @@ def figures(predict: Predict, test: Table, median: float) -> dict[str, float]:
     }
 
 
-def flops(table: Table, left_out: str) -> Predict:
+def flops(table: MeasuredNetworks, left_out: str) -> Predict:
     """A constant and a time per multiply-accumulate, robustly fitted."""
     options = [option for known in table.options.values() for option in known]
     per_option = np.array([MACS.get(option, 0.0) for option in options])
     encoding = Encoding(table.options, "onehot", left_out)
 
     def columns(choices: tuple[Choices, ...]) -> np.ndarray:
-        return np.column_stack([np.ones(len(choices)), encoding(choices) @ per_option])
+        return (encoding(choices) @ per_option)[:, None]
 
-    coefficients = positive_relative(columns(table.choices), np.array(table.seconds))
-    return lambda choices: columns(choices) @ coefficients
+    model = fit_nonnegative(columns(table.choices), np.array(table.seconds))
+    return lambda choices: model.seconds(columns(choices))
 
 
-def gaussian_process(table: Table, left_out: str, seed: int) -> Predict:
+def gaussian_process(table: MeasuredNetworks, left_out: str, seed: int) -> Predict:
     """Of log(seconds), a linear and a smooth part, over options and their counts."""
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
@@ -147,7 +146,7 @@ def gaussian_process(table: Table, left_out: str, seed: int) -> Predict:
     return lambda choices: np.exp(model.predict(x(choices)) * spread + middle)
 
 
-def boosting(table: Table, left_out: str, seed: int) -> Predict:
+def boosting(table: MeasuredNetworks, left_out: str, seed: int) -> Predict:
     """Gradient-boosted trees of log(seconds), Huber loss, over options and their counts."""
     from sklearn.ensemble import GradientBoostingRegressor
 
@@ -158,7 +157,7 @@ def boosting(table: Table, left_out: str, seed: int) -> Predict:
     return lambda choices: np.exp(model.predict(x(choices)))
 
 
-def both(table: Table, left_out: str) -> Callable[[tuple[Choices, ...]], np.ndarray]:
+def both(table: MeasuredNetworks, left_out: str) -> Callable[[tuple[Choices, ...]], np.ndarray]:
     encodings = [Encoding(table.options, basis, left_out) for basis in ("onehot", "counts")]
     return lambda choices: np.concatenate([encode(choices) for encode in encodings], axis=1)
 

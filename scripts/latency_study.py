@@ -9,7 +9,6 @@ python scripts/latency_study.py fronts PROFILE OUT LABEL=FOLDER ...
 import csv
 import io
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,11 +19,10 @@ from matplotlib.figure import Figure
 import nas
 from nas.arch import Arch
 from nas.latency.accuracy import Accuracy, accuracy, kendall, spearman
-from nas.latency.job import inputs_like, plain
 from nas.latency.log import MeasurementLog
 from nas.latency.measure import Job, Schedule, measure, timing
 from nas.latency.profile import Profile
-from nas.latency.runtime import runtime
+from nas.latency.runtimes import copy_to_measure, inputs_like, runtime
 from nas.pareto import non_dominated
 from nas.run import RunDir, find_runs, write_atomic
 
@@ -45,21 +43,21 @@ def table(*paths: str) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for path in paths:
         profile = Profile.load(Path(path))
-        print(row(path, "corrected sum", profile.networks_accuracy))
-        print(row(path, "plain sum", profile.sum_accuracy))
-        unseen = [n for n in profile.networks if n.role == "validation"]
+        print(row(path, "corrected sum", profile.validation.networks))
+        print(row(path, "plain sum", profile.validation.sum_of_units))
+        unseen = profile.of_role("validation")
         macs, seconds = [n.macs for n in unseen], [n.seconds for n in unseen]
         ranks = f"{kendall(macs, seconds):.3f} | {spearman(macs, seconds):.3f}"
         print(f"| {Path(path).stem} | MACs alone | {len(unseen)} | - | - | - | {ranks} |")
-        for kind, score in profile.scores.items():
+        for kind, score in profile.validation.units.items():
             print(row(path, f"units, {kind}", score))
-        quiet, c = profile.quiet, profile.correction
+        quality, c = profile.measurement_quality, profile.correction
         print(
-            f"\n{path}: quiet {quiet.get('trusted')} {quiet.get('reasons')}, "
-            f"{quiet.get('unstable')} unstable; scale {c.scale:.3f}, per unit "
+            f"\n{path}: trusted {quality.get('trusted')} {quality.get('reasons')}, "
+            f"{quality.get('unstable')} unstable; scale {c.scale:.3f}, per unit "
             f"{c.per_unit * 1e6:.1f} us, offset {c.offset * 1e6:.1f} us"
         )
-        print(f"{path}: {profile.corrections}\n")
+        print(f"{path}: {dict(profile.validation.corrections)}\n")
 
 
 def row(path: str, by: str, score: Accuracy | None) -> str:
@@ -104,9 +102,8 @@ def fronts(profile: str, out: str, *labelled: str) -> None:
     jobs = [Job(name, partial(prepared, ready, run, about)) for name, (_, run) in found.items()]
     with TemporaryDirectory() as scratch:
         log = MeasurementLog(Path(scratch) / "log", {})
-        end = time.monotonic() + SECONDS
-        measure(jobs, log, end, Schedule(), lambda done, total: None, 16)
-        seconds = {name: timing(log.steady(name)).seconds for name in found}
+        measure(jobs, log, SECONDS, Schedule(), lambda done, total: None, 16)
+        seconds = {name: timing(log.normalized_times(name)).seconds for name in found}
     rows = []
     for name, (label, run) in found.items():
         result = run.read_result()
@@ -125,7 +122,7 @@ def prepared(ready, run: RunDir, about):
     network = nas.load(run.path)
     shapes = [tuple(shape) for shape in about.inputs]
     inputs = inputs_like(shapes, [torch.float32] * len(shapes), about.conditions)
-    return ready.prepare(plain(network, about.conditions), inputs)
+    return ready.prepare(copy_to_measure(network, about.conditions), inputs)
 
 
 def picture(rows, about) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from nas.latency.machine import machine_name
+from nas.latency.runtimes import machine_name
 from nas.units import amount
 
 _PACKAGES = ("dnas", "torch", "onnx", "onnxruntime", "executorch", "torchao")

@@ -1,41 +1,27 @@
 """ExecuTorch with the XNNPACK backend, float32 and int8, for one image at a time."""
 
-import os
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from nas.export.source import Format, Model, Source
+from nas.lowering import executorch_silenced, pte_bytes
 from nas.run import write_atomic
 
 _BATCH = 64
 
 
-def lowered(network: nn.Module, source: Source) -> bytes:
-    """The content of a .pte file with XNNPACK's part of the network inside."""
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
-
-    program = torch.export.export(network, (source.example[:1],))
-    edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
-    return bytes(edge.to_executorch().buffer)
-
-
 def write_pte(source: Source, folder: Path) -> None:
     """Float32."""
-    with _quiet():
-        write_atomic(folder / "network.pte", lowered(source.network, source))
+    write_atomic(folder / "network.pte", pte_bytes(source.network, (source.example[:1],)))
 
 
 def write_int8(source: Source, folder: Path) -> None:
     """PT2E static quantization: weights per channel, activations per tensor, all int8."""
-    with _quiet():
-        write_atomic(folder / "network_int8.pte", lowered(quantized(source), source))
+    with executorch_silenced():
+        network = quantized(source)
+    write_atomic(folder / "network_int8.pte", pte_bytes(network, (source.example[:1],)))
 
 
 def quantized(source: Source) -> nn.Module:
@@ -66,7 +52,7 @@ def open_pte(path: Path) -> Model:
     """The program in ExecuTorch's runtime, on one thread; a batch goes through image by image."""
     from executorch.extension.pybindings import portable_lib
 
-    with _quiet():
+    with executorch_silenced():
         portable_lib._unsafe_reset_threadpool(1)
         program = portable_lib._load_for_executorch(str(path))
 
@@ -76,23 +62,6 @@ def open_pte(path: Path) -> Model:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     return run
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what ExecuTorch's C++ side and its compiler's parts tell their developers."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 PTE = Format(

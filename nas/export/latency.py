@@ -1,13 +1,14 @@
 """Latency of one network in several runtimes, on one thread, one sample at a time."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from nas.export.source import Model
-from nas.latency.calls import timings
+from nas.latency.measure import timings
 
 SECONDS = 20.0  # at most, for all runtimes of one network
 
@@ -23,4 +24,4 @@ def latencies(
     calls = {name: partial(model, x) for name, model in {"eager": network, **models}.items()}
     found = timings(calls, seconds)
     eager = found["eager"].seconds
-    return {n: {**t.to_json(), "ratio_to_eager": t.seconds / eager} for n, t in found.items()}
+    return {n: {**asdict(t), "ratio_to_eager": t.seconds / eager} for n, t in found.items()}

@@ -12,39 +12,16 @@ from torch import Tensor, nn
 from nas.errors import UserError
 from nas.export.slim import slim
 from nas.export.source import Format, Model, Source
+from nas.lowering import onnx_bytes, onnx_session
 from nas.run import write_atomic
 
 TOLERANCE = 1e-4
 _BATCH = 64  # images that calibration looks at in one step
 
 
-def onnx_bytes(network: nn.Module, example: Tensor) -> bytes:
-    """The network as ONNX with a free batch size; input "input", output "logits"."""
-    program = torch.onnx.export(
-        network.eval(),
-        (example,),
-        dynamo=True,
-        input_names=["input"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-        verbose=False,
-    )
-    assert program is not None
-    model = program.model_proto
-    for part in (model, model.graph, *model.graph.node, *model.graph.value_info):
-        del part.metadata_props[:]  # stack traces with this machine's paths, half of a small file
-        part.doc_string = ""
-    content: bytes = model.SerializeToString()
-    return content
-
-
 def session(model: bytes | str) -> Model:
     """A model in onnxruntime, on one thread."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    run = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run
+    run = onnx_session(model).run
     return lambda x: torch.from_numpy(run(None, {"input": x.numpy()})[0])
 
 
@@ -58,7 +35,7 @@ def onnx(network: nn.Module, example: Tensor, path: Path) -> float:
     """
     ONNX.check_installed()
     network = network.eval()
-    content = onnx_bytes(network, example)
+    content = onnx_bytes(network, (example,))
     with torch.no_grad():
         difference = float((session(content)(example) - network(example)).abs().max())
     if not difference <= TOLERANCE:
@@ -72,7 +49,7 @@ def onnx(network: nn.Module, example: Tensor, path: Path) -> float:
 
 def write_onnx(source: Source, folder: Path) -> None:
     """ONNX with a free batch size."""
-    write_atomic(folder / "network.onnx", onnx_bytes(source.network, source.example))
+    write_atomic(folder / "network.onnx", onnx_bytes(source.network, (source.example,)))
 
 
 def write_int8(source: Source, folder: Path) -> None:
@@ -93,7 +70,7 @@ def quantized(source: Source, scratch: Path) -> Any:
     reader = _Reader(source.calibration)
     logging.getLogger("root").setLevel(logging.ERROR)
     plain, ready, out = (str(scratch / name) for name in ("plain", "ready", "out"))
-    Path(plain).write_bytes(onnx_bytes(source.network, source.example))
+    Path(plain).write_bytes(onnx_bytes(source.network, (source.example,)))
     # Optimised first: BatchNorm is folded into the convolutions, whose weights are quantized.
     quant_pre_process(plain, ready, skip_symbolic_shape=True)
     quantize_static(

@@ -1,10 +1,12 @@
 """How well predicted latencies, or other figures above 0, agree with measured ones."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, FiniteFloat
 
 from nas.errors import UserError
 
@@ -40,15 +42,12 @@ def spearman(predicted: Figures, measured: Figures) -> float:
 class Accuracy:
     """All figures at once; shares, not per cent."""
 
-    count: int
-    mape: float
-    within_5: float
-    within_10: float
-    kendall: float
-    spearman: float
-
-    def to_json(self) -> dict[str, float]:
-        return asdict(self)
+    count: Annotated[int, Field(ge=1)]
+    mape: FiniteFloat
+    within_5: FiniteFloat
+    within_10: FiniteFloat
+    kendall: FiniteFloat
+    spearman: FiniteFloat
 
 
 def accuracy(predicted: Figures, measured: Figures) -> Accuracy:

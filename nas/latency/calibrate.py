@@ -1,15 +1,122 @@
-"""Which correction makes the sums over units agree with a few whole networks."""
+"""From the sum over units to the latency of the whole network, calibrated on a few measured ones.
+
+Measured alone, a unit pays for being called, and finds other things in the cache than it does
+inside a network. Most of that is the same for every network or every unit.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
+from math import isfinite
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field, FiniteFloat
 
 from nas.errors import UserError
-from nas.latency.correction import Correction, Network
-from nas.latency.factors import fit_factors
-from nas.latency.robust import Array, huber_weights
+from nas.latency.predict import Array, huber_weights
+from nas.latency.unit_model import Count, Seconds, UnitTime
+from nas.latency.units import weights_of
+
+Positive = Seconds  # above 0, finite
+Units = Mapping[str, UnitTime]
+Role = Literal["calibration", "validation"]
+
+_FACTORS = (0.1, 10.0)  # of one unit beside the common scale
+_STRENGTHS = np.logspace(-4, 3, 22)
+_ROOMS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # quantiles of the networks' weights
+_UNSHRUNK = 1e3  # a column so much larger than the others is hardly touched by a ridge regression
+_ROUNDS = 3  # of reweighting
+
+
+@dataclass(frozen=True)
+class MeasuredNetwork:
+    """A whole network and its time.
+
+    Attributes:
+        choices: decision -> option.
+        uses: unit -> how often this network executes it.
+        role: a correction is calibrated on some networks, and validated on the others.
+        timing: see `nas.latency.measure.Timing`.
+        total: sum of the times of its units; `predicted` is that, corrected.
+        macs: multiply-accumulates of its units, to compare with.
+
+    Raises:
+        UserError: seconds that are not above 0.
+    """
+
+    choices: Mapping[str, Any]
+    seconds: Seconds
+    uses: Mapping[str, Annotated[int, Field(ge=1)]] = field(default_factory=dict)
+    role: Role = "calibration"
+    timing: Mapping[str, Any] = field(default_factory=dict)
+    total: FiniteFloat = 0.0
+    predicted: FiniteFloat = 0.0
+    macs: Count = 0.0
+
+    def __post_init__(self) -> None:
+        if not (isfinite(self.seconds) and self.seconds > 0):
+            raise UserError(f"a network's seconds={self.seconds} is no latency; must be above 0")
+
+
+def sum_of(uses: Mapping[str, int], units: Units) -> float:
+    """Seconds of all units that a network executes, each measured alone.
+
+    Raises:
+        UserError: the network executes nothing that takes time.
+    """
+    total = sum(count * units[key].seconds for key, count in uses.items())
+    if not total > 0:
+        raise UserError(f"a network's total={total} s is no latency; must be above 0")
+    return total
+
+
+@dataclass(frozen=True)
+class Spill:
+    """Weights that no cache holds from one call to the next are fetched again.
+
+    A unit measured alone finds its weights in the cache, as long as it is a small one.
+
+    Args:
+        room: as many weights stay.
+        per_weight: seconds for each one more; above 0.
+    """
+
+    room: FiniteFloat
+    per_weight: FiniteFloat
+
+    def __call__(self, weights: float) -> float:
+        """Seconds."""
+        return self.per_weight * max(0.0, weights - self.room)
+
+
+@dataclass(frozen=True)
+class Correction:
+    """``seconds = offset + sum_units (scale * factors[unit] * alone + per_unit) + spill``.
+
+    Scale and factors are above 0. The offset and `per_unit` may be below: what every unit paid when
+    measured alone, a network may pay once.
+
+    Args:
+        factors: of units; 1 where there is none.
+        spill: None: it does not matter where weights lie.
+    """
+
+    scale: Positive = 1.0
+    per_unit: FiniteFloat = 0.0
+    offset: FiniteFloat = 0.0
+    factors: Mapping[str, Positive] = field(default_factory=dict)
+    spill: Spill | None = None
+
+    def unit(self, key: str, seconds: float) -> float:
+        """What one use of a unit adds to a network, `seconds` being its time alone."""
+        return self.scale * self.factors.get(key, 1.0) * seconds + self.per_unit
+
+    def __call__(self, uses: Mapping[str, int], units: Units) -> float:
+        """Seconds of the network that executes the units so often."""
+        added = sum(n * self.unit(key, units[key].seconds) for key, n in uses.items())
+        weights = sum(n * weights_of(units[key].features) for key, n in uses.items())
+        return self.offset + added + (0.0 if self.spill is None else self.spill(weights))
 
 
 @dataclass(frozen=True)
@@ -20,49 +127,43 @@ class Calibration:
     chosen: str
     errors: Mapping[str, float]
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "correction": self.correction.to_json(),
-            "chosen": self.chosen,
-            "errors": dict(self.errors),
-        }
+
+Fit = Callable[[Sequence[MeasuredNetwork], Units], Correction]
 
 
-Fit = Callable[[Sequence[Network]], Correction]
-
-
-def calibrate(networks: Sequence[Network]) -> Calibration:
+def calibrate(networks: Sequence[MeasuredNetwork], units: Units) -> Calibration:
     """The form of correction that predicts networks left out best, fitted to all of them.
 
-    From the plainest form on (nothing, scale, scale and offset, scale and per unit, a factor of
-    each unit, the same and a spill), a fuller one is taken only where its leave-one-out error is
-    less by more than the standard error of the difference: with ten networks, most of what a second
-    parameter explains is noise.
+    Forms are tried from the plainest on (nothing, scale, scale and offset, scale and per unit, a
+    factor of each unit, the same and a spill). A fuller one is taken only where its leave-one-out
+    error is less by more than the standard error of the difference: with ten networks, most of what
+    a second parameter explains is noise.
 
     Raises:
-        UserError: no network.
+        UserError: no network, or one that executes nothing.
     """
     if not networks:
         raise UserError("a correction needs at least one measured network")
-    errors, best = {"nothing": _left_out(networks, FORMS["nothing"].fit)}, "nothing"
+    for network in networks:
+        sum_of(network.uses, units)
+    best, errors = "nothing", {"nothing": _left_out(networks, units, FORMS["nothing"].fit)}
     for name, form in tuple(FORMS.items())[1:]:
         if len(networks) >= form.networks:
-            errors[name] = _left_out(networks, form.fit)
+            errors[name] = _left_out(networks, units, form.fit)
             best = name if _clearly_less(errors[name], errors[best]) else best
     return Calibration(
-        FORMS[best].fit(networks),
+        FORMS[best].fit(networks, units),
         best,
         {name: float(error.mean()) for name, error in errors.items()},
     )
 
 
-def _left_out(networks: Sequence[Network], fit: Fit) -> Array:
-    """The relative error of each network when the correction is fitted to the others ``(n,)``."""
+def _left_out(networks: Sequence[MeasuredNetwork], units: Units, fit: Fit) -> Array:
+    """The relative error of each network ``(n,)`` when the correction is fitted to the others."""
     errors = []
     for index, network in enumerate(networks):
-        correction = fit([n for i, n in enumerate(networks) if i != index])
-        seconds = correction(network)
-        errors.append(abs(seconds - network.seconds) / network.seconds)
+        correction = fit([n for i, n in enumerate(networks) if i != index], units)
+        errors.append(abs(correction(network.uses, units) / network.seconds - 1))
     return np.array(errors)
 
 
@@ -73,44 +174,132 @@ def _clearly_less(error: Array, than: Array) -> bool:
     return bool(gain.mean() > max(doubt, 1e-6))
 
 
-def _fitted(networks: Sequence[Network], extra: tuple[str, ...]) -> Correction:
+def _common(
+    networks: Sequence[MeasuredNetwork], units: Units, extra: tuple[str, ...] = ()
+) -> Correction:
     """Scale and the `extra` parameters by a robust fit of relative errors."""
-    columns = {
-        "scale": [n.total for n in networks],
-        "per_unit": [float(n.units) for n in networks],
-        "offset": [1.0 for _ in networks],
-    }
-    names = ("scale", *extra)
+    from scipy.optimize import least_squares
+
     # A share of what the sum says: of the measured time, a row far too low would outweigh all.
-    total = np.array([n.total for n in networks])
+    total = np.array([sum_of(n.uses, units) for n in networks])
     target = np.array([n.seconds for n in networks]) / total
-    design = np.column_stack([columns[name] for name in names]) / total[:, None]
+    columns = {
+        "scale": np.ones(len(total)),
+        "per_unit": np.array([sum(n.uses.values()) for n in networks]) / total,
+        "offset": 1 / total,
+    }
+    design = np.column_stack([columns[name] for name in ("scale", *extra)])
     # Columns of one size, or the solver takes a count beside microseconds for rounding.
     size = np.sqrt((design**2).mean(0))
-    values, weights = np.ones(len(names)), np.ones(len(total))
-    for _ in range(20):
-        root = np.sqrt(weights)
-        values = np.linalg.lstsq(design / size * root[:, None], target * root)[0]
-        weights = huber_weights(target - design / size @ values)
-    found = dict(zip(names, (values / size).tolist(), strict=True))
-    if found["scale"] <= 0:  # nothing physical: longer units make a quicker network
-        return Correction() if not extra else _fitted(networks, ())
-    return Correction(**found)
+    found = least_squares(
+        lambda c: design / size @ c - target,
+        np.linalg.lstsq(design / size, target)[0],
+        lambda c: design / size,
+        loss="huber",
+        f_scale=0.03,
+    )
+    values = dict(zip(("scale", *extra), (found.x / size).tolist(), strict=True))
+    if values["scale"] <= 0:  # nothing physical: longer units make a faster network
+        return Correction() if not extra else _common(networks, units)
+    return Correction(**values)
+
+
+@dataclass(frozen=True)
+class _Ridge:
+    """A ridge regression of relative times, with an offset and a spill or without.
+
+    Attributes:
+        score: minus the leave-one-out error.
+        free: of scale, offset and spill, as far as there; shrunk: of each unit, beside the scale.
+        fitted: relative time of each network; 1 is right.
+    """
+
+    offset: bool
+    room: float | None
+    score: float
+    free: Array
+    shrunk: Array
+    fitted: Array
+
+    @property
+    def physical(self) -> bool:
+        """Neither less time for longer units nor for more weights."""
+        return bool(self.free[0] > 0 and (self.room is None or self.free[-1] > 0))
+
+
+def _ridge(
+    parts: Array, weights: Array, seconds: Array, loads: Array, offset: bool, room: float | None
+) -> _Ridge:
+    """Shapes: parts ``(n, U)`` seconds of each unit alone; weights, seconds, loads ``(n,)``."""
+    from sklearn.linear_model import RidgeCV
+
+    columns = [parts.sum(1)]
+    if offset:
+        columns.append(np.full_like(seconds, seconds.mean()))
+    if room is not None:
+        columns.append(np.maximum(0, weights - room) * (seconds.mean() / weights.max()))
+    free = np.column_stack(columns)
+    design = np.hstack([_UNSHRUNK * free, parts]) / seconds[:, None]
+    model = RidgeCV(_STRENGTHS, fit_intercept=False)
+    model.fit(design, np.ones(len(seconds)), sample_weight=loads)
+    split = free.shape[1]
+    coefficients, shrunk = _UNSHRUNK * model.coef_[:split], model.coef_[split:]
+    score, fitted = float(model.best_score_), model.predict(design)
+    return _Ridge(offset, room, score, coefficients, shrunk, fitted)
+
+
+def _factors(networks: Sequence[MeasuredNetwork], units: Units, spill: bool) -> Correction:
+    """A factor for each unit by ridge regression around one common scale.
+
+    In a network, a unit finds its weights in a farther cache than alone, or is fused with the next
+    one: more or less so by its size and kind. What the networks say little of stays near the common
+    scale. Relative errors, by Huber's loss; strength, offset and room are those of least
+    leave-one-out error. A scale that is not above 0 gives no correction.
+
+    Args:
+        spill: with a `Spill`, its room among quantiles of the networks' weights.
+    """
+    names = sorted({key for network in networks for key in network.uses})
+    counts = np.array([[network.uses.get(key, 0) for key in names] for network in networks])
+    parts = counts * np.array([units[key].seconds for key in names])
+    weights = counts @ np.array([weights_of(units[key].features) for key in names])
+    seconds = np.array([network.seconds for network in networks])
+    rooms: list[float | None] = [None]
+    if spill and len(set(weights)) > 1:
+        rooms = [float(q) for q in np.quantile(weights, _ROOMS)]
+    shapes = [(offset, room) for offset in (False, True) for room in rooms]
+    loads, best = huber_weights(1 - _common(networks, units).scale * parts.sum(1) / seconds), None
+    for _ in range(_ROUNDS):
+        fits = [_ridge(parts, weights, seconds, loads, *shape) for shape in shapes]
+        best = max((fit for fit in fits if fit.physical), key=lambda f: f.score, default=None)
+        if best is None:
+            return Correction()
+        loads, shapes = huber_weights(1 - best.fitted), [(best.offset, best.room)]
+    assert best is not None
+    scale = float(best.free[0])
+    factors = np.clip(1 + best.shrunk / scale, *_FACTORS).tolist()
+    offset = float(best.free[1] * seconds.mean()) if best.offset else 0.0
+    found = None
+    if best.room is not None:
+        found = Spill(best.room, float(best.free[-1] * seconds.mean() / weights.max()))
+    return Correction(
+        scale, offset=offset, factors=dict(zip(names, factors, strict=True)), spill=found
+    )
 
 
 @dataclass(frozen=True)
 class Form:
-    """What a correction may have, and of how many networks on it is more than a guess."""
+    """What a correction may have, and from how many networks on it is more than a guess."""
 
     fit: Fit
     networks: int
 
 
 FORMS: Mapping[str, Form] = {
-    "nothing": Form(lambda networks: Correction(), 1),
-    "scale": Form(lambda networks: _fitted(networks, ()), 2),
-    "scale+offset": Form(lambda networks: _fitted(networks, ("offset",)), 4),
-    "scale+per_unit": Form(lambda networks: _fitted(networks, ("per_unit",)), 4),
-    "factors": Form(lambda networks: fit_factors(networks, spill=False), 6),
-    "factors+spill": Form(lambda networks: fit_factors(networks, spill=True), 10),
+    "nothing": Form(lambda networks, units: Correction(), 1),
+    "scale": Form(_common, 2),
+    "scale+offset": Form(partial(_common, extra=("offset",)), 4),
+    "scale+per_unit": Form(partial(_common, extra=("per_unit",)), 4),
+    "factors": Form(partial(_factors, spill=False), 6),
+    "factors+spill": Form(partial(_factors, spill=True), 10),
 }

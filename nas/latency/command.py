@@ -1,4 +1,4 @@
-"""`nas profile`: what the command's keys mean, what it prints, where its files go."""
+"""`nas profile`: the keys of the command, what it prints, and the files that it writes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,46 +15,33 @@ from nas.claim import claimed
 from nas.decision import decisions
 from nas.errors import UserError
 from nas.latency.accuracy import Accuracy, kendall, spearman
-from nas.latency.correction import Correction
-from nas.latency.exchange import export, is_times, read_csv
+from nas.latency.calibrate import Correction
+from nas.latency.cost import LARGEST
+from nas.latency.exchange import export, is_times, read_times
 from nas.latency.figure import picture, write_tensorboard
 from nas.latency.job import Measuring
-from nas.latency.key import Conditions
-from nas.latency.machine import quiet_text
-from nas.latency.network_cost import LARGEST
+from nas.latency.log import quality_text
+from nas.latency.network_model import fit_table
 from nas.latency.profile import Profile
-from nas.latency.table_profile import fit_table
 from nas.run import RunDir, write_atomic
 from nas.units import amount
-from nas.values import Count, Name, Positive, Seed, Threads, Whole, checked
+from nas.values import Count, Name, checked
 
-# Of (input shape, number of classes), or None for those of the data: the supernet and its input's
-# shape.
+# (input shape, number of classes), or None for those of the data -> supernet and its input shape.
 Build = Callable[[tuple[tuple[int, ...], int] | None], tuple[nn.Module, tuple[int, ...]]]
 
 
 @checked("measure")
 @dataclass(frozen=True)
-class Profiling:
+class Profiling(Measuring):
     """The keys of `nas profile`; see `configs/measure/default.yaml`.
 
     Raises:
-        UserError: a number that cannot be, or keys that exclude each other.
+        UserError: a number out of range, or keys that exclude each other.
     """
 
-    runtime: str = "torch"
-    accelerator: str = "cpu"
-    threads: Threads = 1
-    batch: Count = 1
-    dtype: str = "float32"
     input: Sequence[Count] | None = None
     classes: Count = 10
-    device: Name | None = None
-    networks: Whole = 50
-    calibrate: Whole = 20
-    seconds: Positive = 600.0
-    calls: Count = 1000
-    seed: Seed = 0
     out: Name | None = None
     export_to: Name | None = None
     pte: bool = False
@@ -63,29 +50,15 @@ class Profiling:
     unit: Literal["s", "ms", "us"] = "ms"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.export_to and self.import_csv:
             raise UserError("export_to= writes files and import_csv= reads figures: give one")
 
-    @property
-    def plan(self) -> Measuring:
-        """What to measure and how."""
-        return Measuring(
-            self.runtime,
-            self.accelerator,
-            Conditions(self.batch, self.dtype, self.threads),
-            self.device,
-            self.networks,
-            self.calibrate,
-            self.seconds,
-            self.calls,
-            self.seed,
-        )
-
     def __call__(self, build: Build, console: Console | None = None) -> None:
         """Export, import or measure; write the profile, where one is made."""
-        plan, console = self.plan, console or _console()
+        console = console or _console()
         if self.import_csv and is_times(Path(self.import_csv)):
-            profile = read_csv(Path(self.import_csv), self.device)
+            profile = read_times(Path(self.import_csv), self.device)
             self._write(profile, self._out(profile.about.space, profile.about.runtime), console)
             return
         size = None if self.input is None else (tuple(self.input), self.classes)
@@ -96,13 +69,13 @@ class Profiling:
         space = str(getattr(model, "name", type(model).__name__))
         if self.export_to:
             folder = Path(self.export_to)
-            count = export(plan, model, shape, folder, self.pte)
+            count = export(self, model, shape, folder, self.pte)
             _say(console, f"{count} files in {folder}; how to measure them: {folder / 'README.md'}")
             return
         out = self._out(space, self.runtime)
         RunDir(out.parent).create()
         with claimed(out.with_name(f".{out.name}.lock"), str(out)):
-            profile = plan(model, shape, out.with_suffix(".jsonl"))
+            profile = self.measure(model, shape, out.with_suffix(".jsonl"))
             self._write(profile, out, console)
 
     def _out(self, space: str, runtime: str) -> Path:
@@ -143,7 +116,7 @@ class Profiling:
 
 
 def show(profile: Profile, console: Console) -> None:
-    """Print what was measured, and how right predictions are."""
+    """Print what was measured, and the accuracy of the predictions."""
     about = profile.about
     _say(
         console,
@@ -152,22 +125,22 @@ def show(profile: Profile, console: Console) -> None:
     )
     table = Table("predicted", "by", "n", "MAPE", "within 5 %", "within 10 %", "tau", "Spearman")
     best = profile.regression.kind if profile.regression else ""
-    for kind, score in profile.scores.items():
+    for kind, score in profile.validation.units.items():
         chosen = f"{kind} (chosen)" if kind == best else kind
         table.add_row("units left out", chosen, *_cells(score))
-    unseen = [network for network in profile.networks if network.role == "validation"]
-    if profile.sum_accuracy is not None:
+    unseen, right = profile.of_role("validation"), profile.validation
+    if right.sum_of_units is not None:
         seconds, macs = [n.seconds for n in unseen], [n.macs for n in unseen]
         ranks = (f"{rank(macs, seconds):.3f}" for rank in (kendall, spearman))
         table.add_row("unseen networks", "MACs alone", str(len(unseen)), "-", "-", "-", *ranks)
-        table.add_row("unseen networks", "plain sum of units", *_cells(profile.sum_accuracy))
-    if profile.networks_accuracy is not None:
-        table.add_row("unseen networks", "corrected sum", *_cells(profile.networks_accuracy))
+        table.add_row("unseen networks", "plain sum of units", *_cells(right.sum_of_units))
+    if right.networks is not None:
+        table.add_row("unseen networks", "corrected sum", *_cells(right.networks))
     console.print(table)
     _say(console, _formula(profile.correction))
-    if profile.quiet:
+    if quality := profile.measurement_quality:
         counts = "{outliers} outliers in {calls} calls, {unstable} unstable"
-        _say(console, f"{quiet_text(profile.quiet)} ({counts.format(**profile.quiet)})")
+        _say(console, f"{quality_text(quality)} ({counts.format(**quality)})")
 
 
 def _formula(correction: Correction) -> str:
@@ -191,7 +164,7 @@ def _next(console: Console, out: Path) -> None:
 
 
 def _console() -> Console:
-    """The terminal at its width; a pipe or a log wide enough for the table."""
+    """A console; one that is no terminal is wide enough for the table."""
     plain = Console(highlight=False, markup=False)
     return plain if plain.is_terminal else Console(highlight=False, markup=False, width=110)
 

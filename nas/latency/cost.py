@@ -1,23 +1,25 @@
-"""The cost `latency`: seconds of a network on a profiled device, as a sum over its units."""
+"""The cost `latency`: seconds of a network on a profiled device."""
 
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
+from math import prod
 from pathlib import Path
 
 from torch import nn
 
-from nas.cost.base import Expected, Terms
+from nas.cost.base import Expected, Monomial, Terms
 from nas.cost.expected import ExpectedTerms
-from nas.cost.polynomial import weighted_sum
+from nas.cost.polynomial import reduced, weighted_sum
 from nas.cost.trace import Example, Trace, inputs_of
+from nas.decision import Decision, decisions
 from nas.errors import UserError
-from nas.latency.features import features, weights_of
-from nas.latency.network_cost import NetworkLatency
+from nas.latency.network_model import KIND, NetworkModel, NetworksProfile
 from nas.latency.profile import Profile, read_json
-from nas.latency.table_profile import KIND, TableProfile
-from nas.latency.unit import Units, units_of
+from nas.latency.units import Units, features, units_of, weights_of
 
+LARGEST = 2**15  # architectures that are written out for a model that does not add up
 _LISTED = 5  # missing keys that a message shows
 
 
@@ -41,7 +43,7 @@ class Latency:
 
     def __init__(
         self,
-        profile: str | Path | Profile | TableProfile | None = None,
+        profile: str | Path | Profile | NetworksProfile | None = None,
         fallback: bool = False,
         expect_device: str | None = None,
     ) -> None:
@@ -50,9 +52,9 @@ class Latency:
                 "cost=latency needs a profile of the device: make one with `nas profile "
                 "out=FILE`, and pass it as profile=FILE"
             )
-        given = isinstance(profile, Profile | TableProfile)
+        given = isinstance(profile, Profile | NetworksProfile)
         self.source = "the profile" if given else str(profile)
-        self.profile = profile if isinstance(profile, Profile | TableProfile) else load(profile)
+        self.profile = profile if isinstance(profile, Profile | NetworksProfile) else load(profile)
         self.fallback = fallback
         own = self.profile.device
         if expect_device is not None and expect_device != own:
@@ -68,12 +70,12 @@ class Latency:
         Raises:
             UserError: the profile is of another space or input, or lacks units of `model`.
         """
-        if isinstance(self.profile, TableProfile):
+        if isinstance(self.profile, NetworksProfile):
             return NetworkLatency(self.profile.model).expected(model, example)
         return ExpectedLatency(model, UnitSum(self.profile, self.source, self.fallback), example)
 
 
-def load(path: str | Path) -> Profile | TableProfile:
+def load(path: str | Path) -> Profile | NetworksProfile:
     """Read a profile file, of units or of whole networks.
 
     Raises:
@@ -81,13 +83,13 @@ def load(path: str | Path) -> Profile | TableProfile:
     """
     raw = read_json(Path(path))
     if isinstance(raw, dict) and raw.get("kind") == KIND:
-        return TableProfile.from_json(raw, str(path))
+        return NetworksProfile.from_json(raw, str(path))
     return Profile.from_json(raw, str(path))
 
 
 @dataclass(frozen=True)
 class UnitSum:
-    """What a profile of units says of the units of a model.
+    """The times of a model's units, from a profile of units.
 
     Args:
         source: the profile's file, for messages.
@@ -110,7 +112,7 @@ class UnitSum:
             return found
         if not self.fallback:
             raise UserError(self._lacks(model, missing, len(units.to_measure)))
-        regression = self.profile.regression
+        regression = self.profile.unit_model
         if regression is None:
             raise UserError(
                 f"{self.source} holds too few units for a regression, so there is nothing to fall "
@@ -122,7 +124,7 @@ class UnitSum:
         )  # fmt: skip
         for key in missing:
             described = features(units.by_key[key].layers)
-            found[key] = float(regression.predict(key, described))
+            found[key] = float(regression.predict(described))
         return found
 
     def _lacks(self, model: nn.Module, missing: list[str], count: int) -> str:
@@ -143,9 +145,8 @@ class ExpectedLatency(ExpectedTerms):
 
     ``E = offset + sum_uses P(use) * (scale * factor * seconds + per_unit)``, P the product of the
     thetas that gate it (ProxylessNAS, Cai et al., 2019, Eq. 5). One-hot thetas give the corrected
-    sum over that network's units. Where weights spill over the cache it is the larger of two: that
-    sum, and the same with what all weights beyond the room take, which is less than 0 where none
-    are.
+    sum over that network's units. With a spill, the cost is the larger of two sums: this one, and
+    this one plus ``per_weight * (weights - room)``.
 
     Raises:
         UserError: as `Latency.expected`.
@@ -173,3 +174,90 @@ class ExpectedLatency(ExpectedTerms):
                 parts.append((per_weight * weights, {use.gates: 1.0}))
             sums.append(weighted_sum(parts))
         return sums
+
+
+@dataclass(frozen=True)
+class NetworkLatency:
+    """Seconds of a whole network, by a model fitted to a table of them."""
+
+    model: NetworkModel
+    name: str = "latency"
+    unit: str = "s"
+
+    def expected(self, model: nn.Module, example: "Example | Trace") -> "ExpectedNetworkLatency":
+        """The latency of the supernet `model`; nothing is run.
+
+        Raises:
+            UserError: its decisions, or options, are not those of the table; or it has too many
+                architectures for a model that does not add up over decisions.
+        """
+        return ExpectedNetworkLatency(model, self)
+
+
+class ExpectedNetworkLatency(ExpectedTerms):
+    """Mean over architectures, each with its probability; exact, and so differentiable.
+
+    A model that adds up over decisions has one term for each option. For any other the
+    architectures are written out, up to 32,768 of them.
+    """
+
+    def __init__(self, supernet: nn.Module, cost: NetworkLatency) -> None:
+        self.cost = cost
+        self._decisions = dict(decisions(supernet))
+        self.options = {name: len(d.options) for name, d in self._decisions.items()}
+        self._order = _matched(self._decisions, cost.model.encoding.options)
+        terms = self._additive() if cost.model.additive else self._enumerated()
+        super().__init__(supernet, cost.name, cost.unit, [terms], self.options)
+
+    def _additive(self) -> dict[Monomial, float]:
+        """The value of the first architecture, and what each other option adds to it."""
+        texts = {name: list(map(str, self._decisions[name].options)) for name in self._order}
+        base = tuple(texts[name][0] for name in self._order)
+        gates, networks = [], [base]
+        for place, name in enumerate(self._order):
+            for index, option in enumerate(texts[name][1:], start=1):
+                gates.append((name, index))
+                networks.append((*base[:place], option, *base[place + 1 :]))
+        first, *others = self.cost.model.predict(networks).tolist()
+        terms: dict[Monomial, float] = {frozenset(): first}
+        for gate, value in zip(gates, others, strict=True):
+            terms[frozenset({gate})] = value - first
+        return terms
+
+    def _enumerated(self) -> dict[Monomial, float]:
+        count = prod(self.options.values())
+        if count > LARGEST:
+            raise UserError(
+                f"this space has {count} architectures, and a latency model that does not add up "
+                f"over decisions can be searched with for at most {LARGEST}: fit one of the kinds "
+                "counts or onehot, with nothing left out"
+            )
+        options = [list(enumerate(map(str, self._decisions[n].options))) for n in self._order]
+        every = list(product(*options))
+        values = self.cost.model.predict([tuple(o for _, o in taken) for taken in every]).tolist()
+        terms: dict[Monomial, float] = {
+            frozenset((n, k) for n, (k, _) in zip(self._order, taken, strict=True)): value
+            for taken, value in zip(every, values, strict=True)
+        }
+        return reduced(terms, self.options) if count <= 256 else terms
+
+
+def _matched(own: Mapping[str, Decision], known: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """The supernet's decisions in the order of the model's.
+
+    Raises:
+        UserError: they are others, or have options that the table has not.
+    """
+    if set(own) != set(known):
+        raise UserError(
+            f"the latency model is of a space with the decisions {list(known)}, this one has "
+            f"{list(own)}: fit it to a table of this space"
+        )
+    for name, decision in own.items():
+        strange = [option for option in decision.options if str(option) not in known[name]]
+        if strange:
+            raise UserError(
+                f"the table of the latency model has no network with {strange} at {name!r}, only "
+                f"{list(known[name])}: add measured networks that do"
+            )
+    return list(known)

@@ -1,30 +1,34 @@
 """Measuring on a device without our code on it: files out, a table of seconds back."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from nas import reading
 from nas.arch import Arch
 from nas.cost.trace import Example
 from nas.decision import decisions
 from nas.errors import UserError
-from nas.latency.executorch import pte_bytes
-from nas.latency.features import features
-from nas.latency.fit import Whole, fit_profile
-from nas.latency.job import Measuring, Work, inputs_like, name_of, plain
-from nas.latency.key import Conditions
-from nas.latency.networks import indices
-from nas.latency.onnx_runtime import check_installed, onnx_bytes
-from nas.latency.profile import ROLES, About, Profile, UnitTime, read_json
-from nas.latency.runtime import runtime
-from nas.latency.stored import Stored
-from nas.latency.unit import Unit
+from nas.latency.calibrate import MeasuredNetwork, Role
+from nas.latency.job import Measuring, Work, name_of
+from nas.latency.profile import About, Profile, decode, fit_profile, read_json, uses_of
+from nas.latency.runtimes import (
+    Inputs,
+    check_onnx,
+    copy_to_measure,
+    inputs_like,
+    onnx_file,
+    pte_file,
+    runtime,
+)
+from nas.latency.unit_model import Count, UnitTime
+from nas.latency.units import Conditions, Unit, features, indices
+from nas.lowering import required
+from nas.reading import read_csv
 from nas.run import write_atomic, write_json
 
 SCHEMA = 1
@@ -57,60 +61,89 @@ def export(plan: Measuring, model: nn.Module, example: Example, folder: Path, pt
     Raises:
         UserError: an exporter that is not installed, or a unit that it cannot write.
     """
-    check_installed()
+    check_onnx()
+    if pte:
+        required("executorch", "executorch")
     ready = runtime("torch", "cpu", plan.conditions)
     work = Work(plan, model.eval(), example, ready)
-    entries = dict(_entries(work))
-    units = {name: entry.about for name, entry in entries.items() if "key" in entry.about}
-    networks = {name: entry.about for name, entry in entries.items() if name not in units}
-    for name, entry in entries.items():
-        module, inputs = entry.make()
-        write_atomic(folder / f"{name}.onnx", onnx_bytes(module, inputs))
+    units, networks, made = _entries(work)
+    for name, make in made.items():
+        module, inputs = make()
+        write_atomic(folder / f"{name}.onnx", onnx_file(module, inputs))
         if pte:
-            write_atomic(folder / f"{name}.pte", pte_bytes(module, inputs))
-    about = {**work.about.to_json(), "device": plan.device or "", "machine": "", "versions": {}}
-    about["runtime"] = "external"
+            write_atomic(folder / f"{name}.pte", pte_file(module, inputs))
+    about = replace(
+        work.about, device=plan.device or "", machine="", versions={}, runtime="external"
+    )
     # Last: a folder with a manifest is a complete one.
-    write_atomic(folder / "README.md", _readme(work, next(iter(entries)), pte))
-    write_atomic(folder / "names.csv", "".join(f"{name}\n" for name in ("name", *entries)))
-    content = {"schema": SCHEMA, "about": about, "units": units, "networks": networks}
-    write_json(folder / "manifest.json", content)
-    return len(entries) * (2 if pte else 1)
+    write_atomic(folder / "README.md", _readme(work, next(iter(made)), pte))
+    write_atomic(folder / "names.csv", "".join(f"{name}\n" for name in ("name", *made)))
+    content = asdict(Manifest(about, units, networks))
+    write_json(folder / "manifest.json", {"schema": SCHEMA, **content})
+    return len(made) * (2 if pte else 1)
 
 
 @dataclass(frozen=True)
-class _Entry:
-    about: Mapping[str, Any]
-    make: Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]
+class _UnitEntry:
+    """A file that is a unit."""
+
+    key: str
+    inputs: tuple[tuple[int, ...], ...]
+    features: Mapping[str, Count]
 
 
-def _entries(work: Work) -> Iterator[tuple[str, _Entry]]:
+@dataclass(frozen=True)
+class _NetworkEntry:
+    """A file that is a whole network; `keys` are the units it executes, repetitions included."""
+
+    choices: Mapping[str, Any]
+    role: Role
+    keys: tuple[str, ...]
+    inputs: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the files of an export are: name -> unit or network."""
+
+    about: About
+    units: Mapping[str, _UnitEntry]
+    networks: Mapping[str, _NetworkEntry]
+
+
+Make = Callable[[], tuple[nn.Module, Inputs]]
+
+
+def _entries(work: Work) -> tuple[dict[str, _UnitEntry], dict[str, _NetworkEntry], dict[str, Make]]:
     conditions = work.plan.conditions
+    units: dict[str, _UnitEntry] = {}
+    networks: dict[str, _NetworkEntry] = {}
+    made: dict[str, Make] = {}
     for key, unit in work.units.to_measure.items():
         inputs = inputs_like(unit.inputs, unit.dtypes, conditions)
         described = {name: float(value) for name, value in features(unit.layers).items()}
-        shapes = [list(x.shape) for x in inputs]
-        about = {"key": key, "inputs": shapes, "features": described}
-        yield (
-            f"unit_{key.rpartition(' ')[2]}",
-            _Entry(about, partial(_unit, unit, inputs, conditions)),
-        )
+        name = f"unit_{key.rpartition(' ')[2]}"
+        units[name] = _UnitEntry(key, _shapes(inputs), described)
+        made[name] = partial(_unit, unit, inputs, conditions)
     own, inputs = dict(decisions(work.model)), work.network_inputs()
-    for role, archs in zip(ROLES, (work.calibration, work.validation), strict=True):
+    for role, archs in work.archs_of_role.items():
         for arch in archs:
-            keys = list(work.units.of(indices(own, arch.choices)))
-            about = {"choices": dict(arch.choices), "role": role, "keys": keys}
-            about["inputs"] = [list(x.shape) for x in inputs]
-            yield name_of(arch).replace(" ", "_"), _Entry(about, partial(_network, work, arch))
+            keys = work.units.of(indices(own, arch.choices))
+            name = name_of(arch).replace(" ", "_")
+            networks[name] = _NetworkEntry(dict(arch.choices), role, keys, _shapes(inputs))
+            made[name] = partial(_network, work, arch)
+    return units, networks, made
 
 
-def _unit(
-    unit: Unit, inputs: tuple[Tensor, ...], conditions: Conditions
-) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    return plain(unit.module, conditions), inputs
+def _shapes(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(x.shape) for x in inputs)
 
 
-def _network(work: Work, arch: Arch) -> tuple[nn.Module, tuple[Tensor, ...]]:
+def _unit(unit: Unit, inputs: Inputs, conditions: Conditions) -> tuple[nn.Module, Inputs]:
+    return copy_to_measure(unit.module, conditions), inputs
+
+
+def _network(work: Work, arch: Arch) -> tuple[nn.Module, Inputs]:
     return work.network(arch), work.network_inputs()
 
 
@@ -136,7 +169,7 @@ def is_times(path: Path) -> bool:
     return (path.parent / "manifest.json").is_file() or bool(rows and "name" in rows[0][1])
 
 
-def read_csv(path: Path, device: str | None) -> Profile:
+def read_times(path: Path, device: str | None) -> Profile:
     """The profile of times that were measured elsewhere.
 
     Args:
@@ -152,26 +185,22 @@ def read_csv(path: Path, device: str | None) -> Profile:
             f"there is no {manifest_path}: put the CSV into the folder that "
             "`nas profile export_to=FOLDER` wrote"
         )
-    manifest = Stored(raw := read_json(manifest_path), str(manifest_path))
-    if raw.get("schema") != SCHEMA:
-        raise UserError(f"{manifest_path} has schema {raw.get('schema')!r}, not {SCHEMA}")
-    manifest.child("units"), manifest.child("networks")
-    about = About.from_json(raw.get("about"), str(manifest_path))
-    name = device or about.device
-    if not name:
+    raw = read_json(manifest_path)
+    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+        raise UserError(f"{manifest_path} is no manifest of schema {SCHEMA}; export again")
+    manifest = decode(Manifest, raw, str(manifest_path))
+    about = replace(manifest.about, device=device or manifest.about.device)
+    if not about.device:
         raise UserError("import_csv= needs the name of the device that was measured: device=NAME")
-    times = _times(path, [*raw["units"], *raw["networks"]])
-    try:
-        units = {
-            row["key"]: UnitTime(times[name], row["features"]) for name, row in raw["units"].items()
-        }
-        wholes = [
-            Whole(row["choices"], row["keys"], times[name], row["role"], {})
-            for name, row in raw["networks"].items()
-        ]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{manifest_path} is damaged: {error!r}; export again") from None
-    return fit_profile(replace(about, device=name), units, wholes, {})
+    times = _times(path, [*manifest.units, *manifest.networks])
+    units = {e.key: UnitTime(times[name], e.features) for name, e in manifest.units.items()}
+    networks = []
+    for name, entry in manifest.networks.items():
+        if strange := [key for key in entry.keys if key not in units]:
+            raise UserError(f"{manifest_path} lacks the units {strange} of {name}; export again")
+        uses = uses_of(entry.keys)
+        networks.append(MeasuredNetwork(entry.choices, times[name], uses, entry.role))
+    return fit_profile(about, units, networks, {})
 
 
 def _times(path: Path, names: list[str]) -> dict[str, float]:
@@ -207,7 +236,7 @@ def _times(path: Path, names: list[str]) -> dict[str, float]:
 
 def _rows(path: Path) -> list[tuple[int, list[str]]]:
     try:
-        return [(n, [cell.strip() for cell in row]) for n, row in reading.read_csv(path)]
+        return [(n, [cell.strip() for cell in row]) for n, row in read_csv(path)]
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
 

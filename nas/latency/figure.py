@@ -1,21 +1,100 @@
-"""Predicted against measured latencies of whole networks, as a picture."""
+"""Predicted beside measured latencies: the picture of a profile, and the network that was found."""
 
 import io
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.latency.profile import NetworkTime, Profile
+import torch
+from torch import Tensor, nn
+
+from nas.cost.base import Expected
+from nas.errors import UserError
+from nas.latency.calibrate import MeasuredNetwork, Role
+from nas.latency.cost import ExpectedLatency
+from nas.latency.measure import Timing, timings
+from nas.latency.profile import About, Profile
+from nas.latency.runtimes import copy_to_measure, inputs_like, machine_name, runtime
 from nas.report.optional import load_optional
+from nas.run import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+SECONDS = 20.0  # at most, for one network
+NAME = "latency_measured"  # beside the cost "latency" in result.json
+PICTURE = "latency.png"
 STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 BLUE, GREY, RED = "#2f6db5", "#9a9a9a", "#c0392b"
+_MARKS: dict[Role, str] = {
+    "calibration": "corrected, calibrated on",
+    "validation": "corrected, unseen",
+}
+
+
+def measure_network(network: nn.Module, inputs: tuple[Tensor, ...], about: About) -> Timing | None:
+    """Time `network` in the way of its profile; None where this is another machine.
+
+    Args:
+        inputs: for one sample.
+    """
+    if not about.machine or about.machine != machine_name(about.accelerator):
+        return None
+    shapes, dtypes = [tuple(x.shape) for x in inputs], [x.dtype for x in inputs]
+    threads = torch.get_num_threads()
+    try:
+        ready = runtime(about.runtime, about.accelerator, about.conditions)
+        made = inputs_like(shapes, dtypes, about.conditions)
+        call = ready.prepare(copy_to_measure(network, about.conditions), made)
+        return timings({"found": call}, SECONDS, about.conditions.threads)["found"]
+    except UserError as error:
+        logging.getLogger("nas").warning("the network found was not measured: %s", error)
+        return None
+    finally:
+        torch.set_num_threads(threads)
+
+
+def measured_fields(
+    network: nn.Module, inputs: tuple[Tensor, ...], costs: Mapping[str, Expected], arch: Any
+) -> dict[str, Any]:
+    """Predicted and measured seconds and the device, for result.json; empty without the cost."""
+    cost = costs.get("latency")
+    if not isinstance(cost, ExpectedLatency):
+        return {}
+    about = cost.profile.about
+    found = measure_network(network, inputs, about)
+    return {
+        "predicted": cost.of(arch.choices),
+        "measured": None if found is None else found.seconds,
+        "timing": None if found is None else asdict(found),
+        "device": about.device,
+        "runtime": about.runtime,
+        "conditions": str(about.conditions),
+    }
+
+
+def write_picture(
+    folder: Path, writer: Any, costs: Mapping[str, Expected], fields: Mapping[str, Any]
+) -> None:
+    """Write the profile's picture, with the network found in it, as a file and for TensorBoard."""
+    cost = costs.get("latency")
+    if not isinstance(cost, ExpectedLatency) or not cost.profile.networks:
+        return
+    found = None
+    if fields["measured"] is not None:
+        found = (fields["measured"], fields["predicted"])
+    try:
+        png = picture(cost.profile, found)
+        write_atomic(folder / PICTURE, png)
+        add_picture(writer, png)
+    except UserError as error:  # no matplotlib
+        logging.getLogger("nas").info("no picture of the latencies: %s", error)
 
 
 def picture(profile: Profile, found: tuple[float, float] | None = None) -> bytes:
-    """A PNG: every network measured as a whole, beside the plain sum of its units.
+    """A PNG of predicted against measured seconds: each network, and the plain sum of its units.
 
     Args:
         found: measured and predicted seconds of one more network, marked.
@@ -37,7 +116,7 @@ def picture(profile: Profile, found: tuple[float, float] | None = None) -> bytes
 
 
 def _draw(axes: "Axes", profile: Profile) -> None:
-    roles = {role: [n for n in profile.networks if n.role == role] for role in _MARKS}
+    roles = {role: profile.of_role(role) for role in _MARKS}
     shown = profile.networks
     edge = [n.seconds for n in shown] + [n.predicted for n in shown] + [n.total for n in shown]
     low, high = 950 * min(edge), 1050 * max(edge)
@@ -53,7 +132,7 @@ def _draw(axes: "Axes", profile: Profile) -> None:
             label=_MARKS[role],
             zorder=3,
         )
-    about, accuracy = profile.about, profile.networks_accuracy
+    about, accuracy = profile.about, profile.validation.networks
     axes.set_xlabel("measured (ms)")
     axes.set_ylabel("predicted (ms)")
     title = f"{about.space}, {about.runtime}, {about.conditions}"
@@ -63,12 +142,7 @@ def _draw(axes: "Axes", profile: Profile) -> None:
     axes.grid(alpha=0.25, linewidth=0.6)
 
 
-_MARKS = {"calibration": "corrected, calibrated on", "validation": "corrected, unseen"}
-
-
-def _points(
-    networks: tuple[NetworkTime, ...] | list[NetworkTime], what: str
-) -> tuple[list[float], list[float]]:
+def _points(networks: Sequence[MeasuredNetwork], what: str) -> tuple[list[float], list[float]]:
     return [1e3 * n.seconds for n in networks], [1e3 * getattr(n, what) for n in networks]
 
 
@@ -79,14 +153,14 @@ def add_picture(writer: Any, png: bytes) -> None:
 
 
 def write_tensorboard(folder: Path, png: bytes, profile: Profile) -> None:
-    """Replace the entry in `folder`: the picture, and the figures of the validation."""
+    """Write the picture and the accuracy on unseen networks; replaces what is in `folder`."""
     from torch.utils.tensorboard import SummaryWriter
 
     before = list(folder.glob("events.out.tfevents.*"))
     with SummaryWriter(str(folder)) as writer:
         add_picture(writer, png)
-        if profile.networks_accuracy is not None:
-            for name, value in profile.networks_accuracy.to_json().items():
+        if profile.validation.networks is not None:
+            for name, value in asdict(profile.validation.networks).items():
                 writer.add_scalar(f"latency/{name}", value, 0)
     for old in before:
         old.unlink()

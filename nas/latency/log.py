@@ -1,4 +1,7 @@
-"""The measurements as they are made: one JSON object a line, so that an interruption loses none."""
+"""The measurements as they are made, and whether they can be trusted.
+
+One JSON object a line, so that an interruption loses none.
+"""
 
 import json
 import os
@@ -14,16 +17,18 @@ from nas.run import naming
 
 SCHEMA = 1
 _FREE = ("date",)  # may differ when measuring goes on
+REPEAT = 0.03  # largest difference between the first half of the time and the second
+LOAD = 0.75  # of the cores, before the start: more than the profile before this one takes
 
 
 class Row(NamedTuple):
     """Calls of one thing in one round.
 
     Attributes:
-        of: how many calls there shall be in all.
+        of: planned number of calls in all rounds.
         ns: nanoseconds of each.
-        reference: of a kernel that always does the same work, just before and after; see
-            `nas.latency.machine.reference_kernel`. Empty: nothing is known.
+        reference: nanoseconds of `nas.latency.measure.reference_kernel` just before and after; may
+            be empty.
     """
 
     name: str
@@ -35,7 +40,7 @@ class Row(NamedTuple):
 class MeasurementLog:
     """Times in nanoseconds of named things, in a file that grows.
 
-    The first line says what is measured, on what, and how; the others are rows, see `Row`.
+    The first line says what is measured, on which machine, and how; the others are of `Row`.
 
     Args:
         about: for the first line; JSON values.
@@ -57,7 +62,7 @@ class MeasurementLog:
         self._write([{"schema": SCHEMA, **about}] if not lines else [], keep=bool(lines))
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Append the calls of a round."""
+        """Append the rows of a round to the file."""
         for row in rows:
             self._keep(row)
         self._write([row._asdict() for row in rows])
@@ -66,12 +71,12 @@ class MeasurementLog:
         """Every time measured of `name`."""
         return [ns for row in self.rows.get(name, []) for ns in row.ns]
 
-    def steady(self, name: str, part: slice = slice(None)) -> list[float]:
-        """The same, as if the machine were always at one pace.
+    def normalized_times(self, name: str, part: slice = slice(None)) -> list[float]:
+        """The same, divided by how slow the machine was at that moment.
 
-        The reference kernel tells how fast it was just then: where others share a processor, or it
-        changes its clock, things measured minutes apart would not be comparable. Of the kernel's
-        times around a row the least counts: it is so short that a disturbance doubles it.
+        The reference kernel tells that: where others share a processor, or it changes its clock,
+        things measured minutes apart would not be comparable otherwise. The least of the kernel's
+        times around a row counts: it is so short that a disturbance doubles it.
 
         Args:
             part: of the rounds.
@@ -137,3 +142,42 @@ class MeasurementLog:
             raise UserError(
                 f"cannot write {self.path} ({error.strerror}); choose another out=FILE"
             ) from None
+
+
+def measurement_quality(
+    references: Sequence[int], load_before: float | None, repeats: Sequence[float]
+) -> dict[str, Any]:
+    """Whether figures can be trusted, and every reason against it.
+
+    A machine that changes its speed is no reason, as long as the same figures come out.
+
+    Args:
+        references: nanoseconds of the reference kernel, in the order they were measured.
+        load_before: see `nas.latency.runtimes.machine_load`.
+        repeats: of each thing measured, its time in the first half over that in the second.
+    """
+    reasons = []
+    facts: dict[str, Any] = {"load_before": load_before}
+    if references:
+        every = np.asarray(references, dtype=np.float64)
+        low = [np.percentile(part, 20) for part in np.array_split(every, 10) if len(part)]
+        facts["spread"] = float(np.median(every) / every.min())
+        facts["drift"] = float(max(low) / min(low))
+    if repeats:
+        facts["repeat"] = float(np.median(np.abs(np.asarray(repeats) - 1)))
+        if facts["repeat"] > REPEAT:
+            reasons.append(f"measured twice, figures differ by {facts['repeat']:.1%}")
+    if load_before is not None and load_before > LOAD:
+        reasons.append(f"{load_before:.0%} of the cores were busy before the start")
+    return {"trusted": not reasons, "reasons": reasons, **facts}
+
+
+def quality_text(quality: Mapping[str, Any]) -> str:
+    """One line for people."""
+    if quality["trusted"]:
+        repeat = quality.get("repeat")
+        agree = "" if repeat is None else f": measured twice, figures agree to {repeat:.1%}"
+        return f"the machine was quiet{agree}"
+    return (
+        f"not to be trusted: {'; '.join(quality['reasons'])}. Measure again while nothing else runs"
+    )

@@ -1,9 +1,9 @@
 """Timing many things fairly: interleaved, repeated where unstable, within a time budget.
 
-One call is timed at a time. Of the times of one thing the 20th percentile is its latency: the
-mean, and often the median, tell more about what else the machine was doing. How fast the machine
-was just then, a fixed kernel tells that is timed before and after, and times are brought to one
-pace by it.
+One call is timed at a time. The latency of a thing is the 20th percentile of its times: the mean,
+and often the median, tell more about what else the machine was doing. A fixed kernel is timed
+before and after, which tells how fast the machine was at that moment; the times are normalized by
+it.
 """
 
 import gc
@@ -11,16 +11,18 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+import torch
 
 from nas.latency.log import MeasurementLog, Row
-from nas.latency.machine import reference_kernel
-from nas.latency.runtime import Call
+from nas.latency.runtimes import Call, keep_memory
 
-UNSTABLE = 1.3  # median over the least in a hundred, from which on a thing is measured again
+UNSTABLE = 1.3  # median over the 1st percentile, above which a thing is measured again
 OUTLIER = 2.0  # times the median
 
 
@@ -37,12 +39,12 @@ class Schedule:
     """How often things are timed.
 
     Args:
-        most: calls of each, where the time budget allows.
-        least: calls of each, whatever the budget.
-        together: calls in one round.
+        most: calls of each thing, where the time budget allows.
+        least: calls of each thing, whatever the budget.
+        together: calls of a thing in one round.
         warm_ups: calls before the first that counts.
-        again: calls at each return to a thing that do not count: another one had the cache.
-        repeats: further rounds for what is unstable.
+        again: uncounted calls at the begin of each round: another thing had the cache.
+        repeats: further rounds for things that are unstable.
     """
 
     most: int = 1000
@@ -64,12 +66,9 @@ class Timing:
     outliers: int  # calls of more than twice the median
     stable: bool
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def timing(nanoseconds: Sequence[float]) -> Timing:
-    """Sum up the times of single calls."""
+    """Statistics of the times of single calls ``(n,)``."""
     times = np.asarray(nanoseconds, dtype=np.float64) * 1e-9
     median, minimum = float(np.median(times)), float(times.min())
     return Timing(
@@ -82,37 +81,71 @@ def timing(nanoseconds: Sequence[float]) -> Timing:
     )
 
 
-# Told what is done, of how much; for a bar with the time left.
-Tell = Callable[[int, int], None]
+Tell = Callable[[int, int], None]  # is told what is done, of how much; for a progress bar
 
 
 def measure(
     jobs: Sequence[Job],
     log: MeasurementLog,
-    deadline: float,
+    seconds: float,
     schedule: Schedule,
     tell: Tell,
     at_once: int,
-) -> None:
+) -> float:
     """Time all `jobs` that `log` does not hold yet, and write each round into it.
 
     Args:
-        deadline: on the clock of `time.monotonic`; calls are fewer, but at least
-            `schedule.least`, where it is near.
+        seconds: budget of the timing; calls are fewer, but at least `schedule.least`, where it is
+            short. Making things ready, e.g. lowering them to a runtime's file, is not counted.
         at_once: so many are kept ready and interleaved.
+
+    Returns:
+        What is left of `seconds`.
     """
     left = [job for job in jobs if not log.done(job.name)]
     groups = [left[i : i + at_once] for i in range(0, len(left), at_once)]
     done = len(jobs) - len(left)
     for index, group in enumerate(groups):
-        share = max(0.0, deadline - time.monotonic()) / (len(groups) - index)
         before, size = done, len(group)
 
         def progress(part: float, before: int = before, size: int = size) -> None:
             tell(round(1000 * (before + part * size)), 1000 * len(jobs))
 
-        _Group(group, log, schedule).run(time.monotonic() + share, progress)
-        done += size
+        spent = _Group(group, log, schedule).run(seconds / (len(groups) - index), progress)
+        seconds, done = max(0.0, seconds - spent), done + size
+    return seconds
+
+
+def timings(calls: Mapping[str, Call], seconds: float, threads: int = 1) -> dict[str, Timing]:
+    """Time a few things that are ready to be called beside each other; keeps no file.
+
+    Args:
+        seconds: for all of them; fewer calls where they are long.
+        threads: of PyTorch; other runtimes have theirs already.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    keep_memory()
+    try:
+        with TemporaryDirectory() as folder, torch.inference_mode():
+            log = MeasurementLog(Path(folder) / "log", {})
+            jobs = [Job(name, partial(calls.__getitem__, name)) for name in calls]
+            measure(jobs, log, seconds, Schedule(), lambda *_: None, len(jobs))
+            return {name: timing(log.normalized_times(name)) for name in calls}
+    finally:
+        torch.set_num_threads(before)
+
+
+def reference_kernel() -> Call:
+    """A small matrix product: a few tenths of a millisecond of the same work every time."""
+    a = torch.ones(192, 192)
+    out = torch.empty_like(a)
+
+    def run() -> object:
+        with torch.inference_mode():
+            return torch.mm(a, a, out=out)
+
+    return run
 
 
 class _Group:
@@ -120,24 +153,34 @@ class _Group:
 
     def __init__(self, jobs: Sequence[Job], log: MeasurementLog, schedule: Schedule) -> None:
         self.jobs, self.log, self.schedule = jobs, log, schedule
-        self.reference = reference_kernel()
+        self.kernel = reference_kernel()
         self.order = random.Random(0)
 
-    def run(self, deadline: float, progress: Callable[[float], None]) -> None:
-        """Prepare, warm up, measure in rounds; `progress` is told the share that is done."""
+    def run(self, seconds: float, progress: Callable[[float], None]) -> float:
+        """Prepare, warm up, time in rounds; returns the seconds that the last two took.
+
+        Args:
+            progress: is told the share that is done.
+        """
         prepared: dict[str, Call] = {}
         for job in self.jobs:
             prepared[job.name] = job.prepare()
             progress(0.3 * len(prepared) / len(self.jobs))
+        start = time.monotonic()
+        deadline = start + seconds
         estimates = {name: self._warm_up(call) for name, call in prepared.items()}
         rounds = self._planned(sum(estimates.values()), deadline)
         for index, calls in enumerate(rounds):
             self._round(self.jobs, prepared, calls, sum(rounds))
             progress(0.3 + 0.7 * (index + 1) / len(rounds))
         for _ in range(self.schedule.repeats):
-            unstable = [j for j in self.jobs if not timing(self.log.steady(j.name)).stable]
+            unstable = [job for job in self.jobs if not self._timing(job).stable]
             if unstable and time.monotonic() < deadline:
                 self._round(unstable, prepared, rounds[0], sum(rounds))
+        return time.monotonic() - start
+
+    def _timing(self, job: Job) -> Timing:
+        return timing(self.log.normalized_times(job.name))
 
     def _warm_up(self, call: Call) -> float:
         """Seconds of a call, the quickest of the warm-ups."""
@@ -159,20 +202,20 @@ class _Group:
         order = list(jobs)
         with _undisturbed():
             self.order.shuffle(order)
-            before = self._pace()
+            before = self._reference()
             for job in order:
                 call = prepared[job.name]
                 for _ in range(self.schedule.again):
                     call()
                 times = [_timed(call) for _ in range(calls)]
-                after = self._pace()
+                after = self._reference()
                 rows.append(Row(job.name, of, times, before + after))
                 before = after
         self.log.add(rows)
 
-    def _pace(self) -> list[int]:
-        self.reference()  # the job before had the cache
-        return [_timed(self.reference) for _ in range(2)]
+    def _reference(self) -> list[int]:
+        self.kernel()  # the job before had the cache
+        return [_timed(self.kernel) for _ in range(2)]
 
 
 def _timed(call: Call) -> int:

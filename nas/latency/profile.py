@@ -1,22 +1,33 @@
 """The profile of a space on a device: what was measured, what was fitted to it, how right it is."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
 from nas.errors import UserError
-from nas.latency.accuracy import Accuracy
-from nas.latency.correction import Correction
-from nas.latency.key import Conditions
-from nas.latency.models import Model, model_from_json
-from nas.latency.stored import Stored
+from nas.latency.accuracy import Accuracy, accuracy
+from nas.latency.calibrate import (
+    Calibration,
+    Correction,
+    MeasuredNetwork,
+    Role,
+    calibrate,
+    sum_of,
+)
+from nas.latency.unit_model import FEWEST, UnitModel, UnitTime, fit_units
+from nas.latency.units import DTYPES, Conditions
 from nas.reading import PROFILE
 from nas.reading import read_json as read_value
 from nas.run import write_json
 
-SCHEMA = 1
-ROLES = ("calibration", "validation")
+SCHEMA = 2
+Size = Annotated[int, Field(ge=1)]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,82 +41,38 @@ class About:
     """
 
     space: str
-    inputs: tuple[tuple[int, ...], ...]
+    inputs: tuple[tuple[Size, ...], ...]
     device: str
     machine: str
     runtime: str
     accelerator: str
-    conditions: Conditions
+    batch: Size
+    dtype: Annotated[str, Field(pattern=f"^({'|'.join(DTYPES)})$")]
+    threads: Size
     versions: Mapping[str, str]
     date: str
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "space": self.space,
-            "inputs": [list(shape) for shape in self.inputs],
-            "device": self.device,
-            "machine": self.machine,
-            "runtime": self.runtime,
-            "accelerator": self.accelerator,
-            "batch": self.conditions.batch,
-            "dtype": self.conditions.dtype,
-            "threads": self.conditions.threads,
-            "versions": dict(self.versions),
-            "date": self.date,
-        }
-
-    @classmethod
-    def from_json(cls, raw: Any, where: str) -> "About":
-        """Read what `to_json` wrote.
-
-        Raises:
-            UserError: a field is missing or of the wrong type.
-        """
-        stored = Stored(raw, where)
-        texts = {
-            key: stored.text(key)
-            for key in ("space", "device", "machine", "runtime", "accelerator", "date")
-        }
-        inputs, versions = raw.get("inputs"), raw.get("versions")
-        if not (isinstance(inputs, list) and all(map(_is_shape, inputs))):
-            raise UserError(f"{where}: inputs={inputs!r} must be a list of shapes")
-        if not isinstance(versions, dict):
-            raise UserError(f"{where}: versions={versions!r} must be an object")
-        conditions = Conditions(raw.get("batch"), raw.get("dtype"), raw.get("threads"))
-        shapes = tuple(tuple(shape) for shape in inputs)
-        return cls(**texts, inputs=shapes, conditions=conditions, versions=versions)
-
-
-def _is_shape(value: Any) -> bool:
-    return isinstance(value, list) and all(type(size) is int and size > 0 for size in value)
+    @property
+    def conditions(self) -> Conditions:
+        """How units were run."""
+        return Conditions(self.batch, self.dtype, self.threads)
 
 
 @dataclass(frozen=True)
-class UnitTime:
-    """Seconds of one unit, the features a regression sees of it, and how it was timed."""
-
-    seconds: float
-    features: Mapping[str, float]
-    timing: Mapping[str, Any] = field(default_factory=dict)  # see `nas.latency.measure.Timing`
-
-
-@dataclass(frozen=True)
-class NetworkTime:
-    """Seconds of one whole network, measured and predicted.
+class Validation:
+    """How right the profile is.
 
     Attributes:
-        total: sum of the times of its units; `predicted` is that, corrected.
-        role: one of `ROLES`.
-        macs: multiply-accumulates of its units, to compare with.
+        units: kind of model -> accuracy on units left out, by cross-validation.
+        corrections: form of correction -> mean relative error on networks left out.
+        networks: of the corrected sum, on networks that nothing was fitted to; None without any.
+        sum_of_units: of the plain sum of the measured units, on the same networks.
     """
 
-    choices: Mapping[str, Any]
-    seconds: float
-    total: float
-    predicted: float
-    role: str
-    macs: float
-    timing: Mapping[str, Any] = field(default_factory=dict)
+    units: Mapping[str, Accuracy] = field(default_factory=dict)
+    corrections: Mapping[str, FiniteFloat] = field(default_factory=dict)
+    networks: Accuracy | None = None
+    sum_of_units: Accuracy | None = None
 
 
 @dataclass(frozen=True)
@@ -113,47 +80,40 @@ class Profile:
     """A profile file in memory.
 
     Attributes:
-        regression: for units that were not measured.
-        scores: kind of regression -> accuracy on units left out, by cross-validation.
+        regression: for units that were not measured; None: too few were, or the file is old.
         correction: from the sum over units to a whole network.
-        networks_accuracy: on the networks that nothing was fitted to; None: there are none.
-        sum_accuracy: of the plain sum of the measured units, on the same networks.
-        quiet: see `nas.latency.machine.quietness`; empty where the figures came from elsewhere.
+        measurement_quality: see `nas.latency.log.measurement_quality`; empty where the figures came
+            from elsewhere.
     """
 
     about: About
     units: Mapping[str, UnitTime]
-    networks: tuple[NetworkTime, ...]
-    regression: Model | None
-    scores: Mapping[str, Accuracy]
-    correction: Correction
-    corrections: Mapping[str, float]
-    networks_accuracy: Accuracy | None
-    sum_accuracy: Accuracy | None
-    quiet: Mapping[str, Any]
+    networks: tuple[MeasuredNetwork, ...] = ()
+    regression: UnitModel | None = None
+    correction: Correction = field(default_factory=Correction)
+    validation: Validation = field(default_factory=Validation)
+    measurement_quality: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def device(self) -> str:
         """As the user calls it."""
         return self.about.device
 
+    def of_role(self, role: Role) -> list[MeasuredNetwork]:
+        """The networks of one of `nas.latency.calibrate.Role`."""
+        return [network for network in self.networks if network.role == role]
+
+    @property
+    def unit_model(self) -> UnitModel | None:
+        """The regression; of a file that has none it is fitted to the units here."""
+        if self.regression is None and len(self.units) >= FEWEST:
+            return fit_units(self.units).model
+        return self.regression
+
     def to_json(self) -> dict[str, Any]:
-        return {
-            "schema": SCHEMA,
-            "unit": "s",
-            **self.about.to_json(),
-            "units": {key: _plain(unit) for key, unit in self.units.items()},
-            "networks": [_plain(network) for network in self.networks],
-            "regression": None if self.regression is None else self.regression.to_json(),
-            "correction": self.correction.to_json(),
-            "validation": {
-                "units": {kind: score.to_json() for kind, score in self.scores.items()},
-                "corrections": dict(self.corrections),
-                "networks": _score(self.networks_accuracy),
-                "sum_of_units": _score(self.sum_accuracy),
-            },
-            "quiet": dict(self.quiet),
-        }
+        """JSON values; what `About` says stands at the top."""
+        content = asdict(self)
+        return {"schema": SCHEMA, "unit": "s", **content.pop("about"), **content}
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all.
@@ -173,35 +133,55 @@ class Profile:
         """Read and check a profile file.
 
         Raises:
-            UserError: no such file, no profile, another schema, or a figure that cannot be.
+            UserError: no such file, no profile, another schema, or a value that cannot be.
         """
         return cls.from_json(read_json(path), str(path))
 
     @classmethod
     def from_json(cls, raw: Any, where: str) -> "Profile":
         """As `load`; `where` is for messages."""
-        stored = Stored(raw, where)
-        if raw.get("schema") != SCHEMA:
+        if not isinstance(raw, Mapping) or raw.get("schema") not in (1, SCHEMA):
+            found = raw.get("schema") if isinstance(raw, Mapping) else type(raw).__name__
             raise UserError(
-                f"{where} has schema {raw.get('schema')!r}, this version of nas reads {SCHEMA}: "
-                "write it with `nas profile`"
+                f"{where} has schema {found!r}, this version of nas reads {SCHEMA}: write it with "
+                "`nas profile`"
             )
-        if stored.text("unit") != "s":
-            raise UserError(f"{where}: unit={raw['unit']!r} must be 's', seconds")
-        validation = stored.child("validation")
-        regression = raw.get("regression")
-        return cls(
-            About.from_json(raw, where),
-            dict(_units(raw.get("units"), where)),
-            tuple(_networks(raw.get("networks"), where)),
-            None if regression is None else model_from_json(regression),
-            _scores(raw["validation"].get("units"), where),
-            Correction.from_json(raw.get("correction")),
-            validation.table("corrections"),
-            _accuracy(raw["validation"].get("networks"), where),
-            _accuracy(raw["validation"].get("sum_of_units"), where),
-            raw.get("quiet") or {},
-        )
+        if raw.get("unit") != "s":
+            raise UserError(f"{where}: unit={raw.get('unit')!r} must be 's', seconds")
+        if raw["schema"] == 1:
+            return _of_schema_1(cls, raw, where)
+        return decode(cls, {**raw, "about": raw}, where)
+
+
+def _of_schema_1(cls: type[Profile], raw: Mapping[str, Any], where: str) -> Profile:
+    """A file of version 0.1: its regression has another form, and `unit_model` fits one anew."""
+    quality = raw.get("quiet") or {}
+    content = {**raw, "about": raw, "regression": None, "measurement_quality": quality}
+    return decode(cls, content, where)
+
+
+def decode(kind: type[T], raw: Any, where: str) -> T:
+    """A dataclass from JSON values, every field checked.
+
+    Args:
+        where: the name of the file, for messages.
+
+    Raises:
+        UserError: names the first field that is missing or wrong, its value, and what it must be.
+    """
+    try:
+        # From text: there a list may become a tuple, and yet "1" is no number.
+        return TypeAdapter(kind).validate_json(json.dumps(raw), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        keys = [f"[{part!r}]" if i else str(part) for i, part in enumerate(first["loc"])]
+        given = "" if first["type"] == "missing" else f"={_short(first['input'])}"
+        raise UserError(f"{where}: {''.join(keys)}{given}: {first['msg']}") from None
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) < 60 else f"{shown[:57]}..."
 
 
 def read_json(path: Path) -> Any:
@@ -220,58 +200,49 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not JSON ({error}); make it with `nas profile`") from None
 
 
-def _plain(item: UnitTime | NetworkTime) -> dict[str, Any]:
-    return {
-        key: dict(value) if isinstance(value, Mapping) else value
-        for key, value in vars(item).items()
-    }
+def uses_of(keys: Sequence[str]) -> dict[str, int]:
+    """Unit -> how often it stands in `keys`."""
+    return dict(Counter(keys))
 
 
-def _score(accuracy: Accuracy | None) -> dict[str, float] | None:
-    return None if accuracy is None else accuracy.to_json()
+def fit_profile(
+    about: About,
+    units: Mapping[str, UnitTime],
+    networks: Sequence[MeasuredNetwork],
+    quality: Mapping[str, Any],
+) -> Profile:
+    """Fit what `units` and the calibration networks say; check it on the validation networks.
+
+    Raises:
+        UserError: figures that nothing can be fitted to.
+    """
+    calibration = Calibration(Correction(), "nothing", {})
+    if to_calibrate := [network for network in networks if network.role == "calibration"]:
+        calibration = calibrate(to_calibrate, units)
+    corrected = tuple(
+        replace(
+            network,
+            total=sum_of(network.uses, units),
+            predicted=calibration.correction(network.uses, units),
+            macs=sum(n * _macs(units[key]) for key, n in network.uses.items()),
+        )
+        for network in networks
+    )
+    unseen = [network for network in corrected if network.role == "validation"]
+    fitted = fit_units(units) if len(units) >= FEWEST else None
+    validation = Validation(
+        {} if fitted is None else fitted.scores,
+        calibration.errors,
+        _accuracy([n.predicted for n in unseen], unseen),
+        _accuracy([n.total for n in unseen], unseen),
+    )
+    model = None if fitted is None else fitted.model
+    return Profile(about, units, corrected, model, calibration.correction, validation, quality)
 
 
-def _units(raw: Any, where: str) -> Iterator[tuple[str, UnitTime]]:
-    if not isinstance(raw, dict):
-        raise UserError(f"{where}: units must be an object, key -> measurement")
-    for key, row in raw.items():
-        stored = Stored(row, f"{where}: unit {key!r}")
-        yield key, UnitTime(_seconds(stored), stored.table("features"), row.get("timing") or {})
+def _macs(unit: UnitTime) -> float:
+    return sum(value for name, value in unit.features.items() if name.endswith("_macs"))
 
 
-def _networks(raw: Any, where: str) -> Iterator[NetworkTime]:
-    if not isinstance(raw, list):
-        raise UserError(f"{where}: networks must be a list")
-    for index, row in enumerate(raw):
-        stored = Stored(row, f"{where}: network {index}")
-        choices, role = row.get("choices"), stored.text("role")
-        if not isinstance(choices, dict) or role not in ROLES:
-            raise UserError(
-                f"{where}: network {index} must have choices and a role of {list(ROLES)}"
-            )
-        total, predicted = stored.number("total"), stored.number("predicted")
-        timing = row.get("timing") or {}
-        macs = stored.number("macs")
-        yield NetworkTime(choices, _seconds(stored), total, predicted, role, macs, timing)
-
-
-def _seconds(stored: Stored) -> float:
-    seconds = stored.number("seconds")
-    if seconds <= 0:
-        raise UserError(f"{stored.what}: seconds={seconds} must be above 0")
-    return seconds
-
-
-def _scores(raw: Any, where: str) -> dict[str, Accuracy]:
-    if not isinstance(raw, dict):
-        raise UserError(f"{where}: validation.units must be an object")
-    found = {kind: _accuracy(row, where) for kind, row in raw.items()}
-    return {kind: score for kind, score in found.items() if score is not None}
-
-
-def _accuracy(raw: Any, where: str) -> Accuracy | None:
-    if raw is None:
-        return None
-    stored = Stored(raw, f"{where}: validation")
-    names = ("mape", "within_5", "within_10", "kendall", "spearman")
-    return Accuracy(int(stored.number("count")), *(stored.number(name) for name in names))
+def _accuracy(predicted: Sequence[float], unseen: Sequence[MeasuredNetwork]) -> Accuracy | None:
+    return accuracy(predicted, [n.seconds for n in unseen]) if unseen else None

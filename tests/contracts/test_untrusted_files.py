@@ -32,8 +32,8 @@ from nas.export.codegen import python_source
 from nas.export.loading import check_checkpoint, load, load_supernet, load_weights
 from nas.latency.exchange import is_times
 from nas.latency.log import MeasurementLog
+from nas.latency.measured_networks import read_networks
 from nas.latency.profile import Profile
-from nas.latency.rows import read_rows
 from nas.report import report
 from nas.report.runs import gather
 from nas.run import RunDir
@@ -60,7 +60,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "profile": Profile.load,
     "trials.jsonl": TrialLog,
     "measurements": lambda path: MeasurementLog(path, {"device": "x"}),
-    "table of networks": lambda path: read_rows(path, "latency"),
+    "table of networks": lambda path: read_networks(path, "latency"),
     "last.ckpt": lambda path: load_supernet(nn.Linear(1, 1), path),
     "network.pt": lambda path: load_weights(nn.Linear(1, 1), path),
     "finetune.ckpt": lambda path: check_checkpoint(nn.Linear(1, 1), path),

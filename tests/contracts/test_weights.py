@@ -19,7 +19,7 @@ from nas.decision import apply
 from nas.discrete import arch_of, discretize
 from nas.errors import UserError
 from nas.export.loading import load_weights, state_bytes
-from nas.latency.unit import units_of
+from nas.latency.units import units_of
 from nas.recalibrate import recalibrate
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.relax import straight_through

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from nas.cli import run
-from nas.latency.models import fit_best
 from nas.latency.profile import Profile
+from nas.latency.unit_model import fit_units
 from nas.run import RunDir, find_runs
 
 Nas = Callable[..., int]
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("devices")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("nas.latency.fit.fit_best", partial(fit_best, kinds=("linear",)))
+        patch.setattr("nas.latency.profile.fit_units", partial(fit_units, kinds=("linear",)))
         assert run(["profile", *BRIEF, "seconds=0.05", "calls=2", "out=here.json"]) == 0
         small = [*ONE_SHOT[:6], "search.epochs=1", "search.warmup_epochs=0", "name=a"]
         assert run(["search", *small]) == 0

@@ -15,11 +15,13 @@ import torch
 
 from nas.cli import run
 from nas.latency import exchange
-from nas.latency.models import fit_best
 from nas.latency.profile import Profile
+from nas.latency.unit_model import fit_units
 from nas.run import RunDir
 
 SPACE = ["space.width=0.25"]
+# Each file takes the exporter about a second.
+FEW_UNITS = [*SPACE, "space.stages=[{ops:[conv_k3,sep_k3],channels:16,repeat:2}]"]
 BRIEF = [*SPACE, "input=[1,8,8]", "networks=6", "calibrate=3", "seconds=0.1", "calls=4"]
 
 
@@ -36,7 +38,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files to measure elsewhere, and a CSV with a time for each."""
     folder = tmp_path_factory.mktemp("exported")
     words = ["networks=4", "calibrate=2", f"export_to={folder}", f"hydra.run.dir={folder}/made"]
-    assert run(["profile", *SPACE, *words]) == 0
+    assert run(["profile", *FEW_UNITS, *words]) == 0
     manifest = json.loads((folder / "manifest.json").read_text())
     lines = ["name,milliseconds"]
     for index, name in enumerate(manifest["units"]):
@@ -51,7 +53,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _without_mlp(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one kind that takes seconds to fit is in the first profile alone."""
     kinds = ("linear", "polynomial")
-    monkeypatch.setattr("nas.latency.fit.fit_best", partial(fit_best, kinds=kinds))
+    monkeypatch.setattr("nas.latency.profile.fit_units", partial(fit_units, kinds=kinds))
 
 
 @pytest.fixture
@@ -73,10 +75,10 @@ def test_a_profile_holds_its_measurements_and_their_check(profiled: Path) -> Non
     profile = Profile.load(profiled / "here.json")
     assert len(profile.units) == 16
     assert [n.role for n in profile.networks] == ["calibration"] * 3 + ["validation"] * 3
-    assert profile.networks_accuracy is not None
-    assert profile.networks_accuracy.count == 3
-    assert set(profile.scores) == {"linear", "polynomial", "mlp"}
-    assert "reasons" in profile.quiet
+    assert profile.validation.networks is not None
+    assert profile.validation.networks.count == 3
+    assert set(profile.validation.units) == {"linear", "polynomial", "mlp", "power"}
+    assert "reasons" in profile.measurement_quality
     assert (profiled / "here.png").read_bytes()[:4] == b"\x89PNG"
     assert list((profiled / "here.tensorboard").iterdir())
     assert len((profiled / "here.jsonl").read_text().splitlines()) > 20
@@ -87,7 +89,7 @@ def test_the_same_command_measures_nothing_twice(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = (profiled / "here.jsonl").read_text()
-    monkeypatch.setattr("nas.latency.runtime.Eager.prepare", None)  # would fail
+    monkeypatch.setattr("nas.latency.runtimes.Eager.prepare", None)  # would fail
     assert run(["profile", *BRIEF, f"out={profiled}/here.json"]) == 0
     assert (profiled / "here.jsonl").read_text() == before
     assert not list(tmp_path.iterdir()) or not list((tmp_path / "runs").iterdir())
@@ -219,7 +221,7 @@ def test_what_is_measured_elsewhere_comes_back_as_a_profile(folder: Path) -> Non
     assert profile.about.machine == ""  # nothing here is that device
     assert sorted(u.seconds for u in profile.units.values())[0] == pytest.approx(1e-4)
     assert [n.seconds for n in profile.networks] == pytest.approx([2e-3, 2.1e-3, 2.2e-3, 2.3e-3])
-    assert run(["describe", *SPACE, "cost=[latency]", "profile=p.json"]) == 0
+    assert run(["describe", *FEW_UNITS, "cost=[latency]", "profile=p.json"]) == 0
 
 
 def test_an_exported_file_is_the_unit(exported: Path) -> None:
@@ -252,7 +254,7 @@ SPOILED = {
     "zero": (lambda rows: rows[3].__setitem__(1, "0"), "line 4: 0 must be above 0"),
     "nan": (lambda rows: rows[3].__setitem__(1, "nan"), "line 4: nan must be above 0"),
     "text": (lambda rows: rows[4].__setitem__(1, "fast"), "line 5: 'fast' is not a number"),
-    "double": (lambda rows: rows.append(list(rows[1])), r"line 22: 'unit_.*' stands there twice"),
+    "double": (lambda rows: rows.append(list(rows[1])), r"line 11: 'unit_.*' stands there twice"),
     "unknown": (lambda rows: rows[1].__setitem__(0, "unit_x"), "line 2: 'unit_x' is not in the"),
     "no line": (lambda rows: rows.pop(1), "no line for unit_"),
     "no column": (lambda rows: rows[0].__setitem__(1, "time"), "line 1: .*milliseconds"),
@@ -294,5 +296,9 @@ def test_a_table_of_whole_networks_is_a_profile_too(
     assert run(["describe", *SPACE, "cost=[latency]", "profile=p.json"]) == 0
     out = capsys.readouterr().out
     assert "19.0 ms" in out  # 4 + 1 * (1 + 2 + 3 + 4 + 5), the quickest
+    Path("old.json").write_text(json.dumps({**json.loads(Path("p.json").read_text()), "schema": 1}))
+    said = complaint(capsys, "describe", *SPACE, "cost=[latency]", "profile=old.json")
+    assert "old.json has schema 1" in said
+    assert "nas profile import_csv=FILE" in said
     Path("rows.csv").write_text(Path("rows.csv").read_text().replace("conv_k5", "conv_k9", 1))
     assert "line " in complaint(capsys, *words)

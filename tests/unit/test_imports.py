@@ -21,6 +21,7 @@ LAYERS = (
     "ops supernet",
     "spaces discrete",
     "cost",
+    "lowering",
     "objective anatomy",
     "recalibrate selection train",
     "search",

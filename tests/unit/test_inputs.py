@@ -12,7 +12,7 @@ import nas
 from nas.cost.memory import PeakMemory
 from nas.cost.size import Size
 from nas.errors import UserError
-from nas.latency.unit import units_of
+from nas.latency.units import units_of
 from nas.recalibrate import recalibrate
 
 

@@ -1,6 +1,6 @@
 """Figures of accuracy, and the correction from sums over units to whole networks."""
 
-import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from nas.errors import UserError
 from nas.latency.accuracy import accuracy, kendall, mape, spearman, within
-from nas.latency.calibrate import calibrate
-from nas.latency.correction import Correction, Network, Spill
+from nas.latency.calibrate import Correction, MeasuredNetwork, Spill, calibrate
+from nas.latency.profile import decode
+from nas.latency.unit_model import UnitTime
 
 POSITIVE = st.lists(st.floats(0.1, 10), min_size=2, max_size=20)
 
@@ -53,33 +54,42 @@ ALONE = {name: 1e-4 * (1 + index) for index, name in enumerate("abcdefgh")}
 WEIGHTS = {name: 1e4 * (1 + 3 * index % 7) for index, name in enumerate("abcdefgh")}
 
 
+UNITS = {name: UnitTime(ALONE[name], {"dense_weights": WEIGHTS[name]}) for name in ALONE}
+
+
+def network(uses, seconds):
+    return MeasuredNetwork({}, seconds, uses)
+
+
 def drawn_networks(true, n=10, seed=0, noise=0.0):
     draw = np.random.default_rng(seed)
     networks = []
     for _ in range(n):
         uses = {name: int(draw.integers(0, 4)) for name in ALONE}
         uses["a"] += 1
-        parts = {name: count * ALONE[name] for name, count in uses.items() if count}
-        units = sum(uses.values())
-        weights = sum(count * WEIGHTS[name] for name, count in uses.items())
-        exact = true(Network(parts, units, 1.0, weights))
-        networks.append(Network(parts, units, exact * np.exp(noise * draw.normal()), weights))
+        uses = {name: count for name, count in uses.items() if count}
+        exact = true(uses, UNITS)
+        networks.append(network(uses, exact * np.exp(noise * draw.normal())))
     return networks
 
 
 def predictions(correction, networks):
-    return [correction(n) for n in networks]
+    return [correction(n.uses, UNITS) for n in networks]
+
+
+def weights(network):
+    return sum(count * WEIGHTS[name] for name, count in network.uses.items())
 
 
 def test_exact_sums_need_no_correction():
-    found = calibrate(drawn_networks(Correction()))
+    found = calibrate(drawn_networks(Correction()), UNITS)
     assert found.chosen == "nothing"
     assert found.correction == Correction()
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_noise_alone_is_not_corrected_by_much(seed):
-    found = calibrate(drawn_networks(Correction(), noise=0.03, seed=seed))
+    found = calibrate(drawn_networks(Correction(), noise=0.03, seed=seed), UNITS)
     new = drawn_networks(Correction(), n=200, seed=99)
     predicted = predictions(found.correction, new)
     assert mape(predicted, [n.seconds for n in new]) < 0.03
@@ -94,7 +104,7 @@ def test_noise_alone_is_not_corrected_by_much(seed):
     ],
 )
 def test_a_known_correction_is_recovered(true, chosen):
-    found = calibrate(drawn_networks(true, n=14))
+    found = calibrate(drawn_networks(true, n=14), UNITS)
     assert found.chosen == chosen
     for name in ("scale", "per_unit", "offset"):
         value, expected = getattr(found.correction, name), getattr(true, name)
@@ -105,7 +115,7 @@ def test_a_known_correction_is_recovered(true, chosen):
 @pytest.mark.parametrize("noise", [0.0, 0.02])
 def test_units_that_are_slower_or_quicker_in_a_network_are_told_apart(noise):
     true = Correction(1.1, factors={"b": 1.6, "g": 0.7, "h": 0.9})
-    found = calibrate(drawn_networks(true, n=20, noise=noise))
+    found = calibrate(drawn_networks(true, n=20, noise=noise), UNITS)
     new = drawn_networks(true, n=200, seed=99)
     seconds = [n.seconds for n in new]
 
@@ -121,16 +131,16 @@ def test_units_that_are_slower_or_quicker_in_a_network_are_told_apart(noise):
 def test_weights_that_the_cache_does_not_hold_are_told_from_slow_units():
     true = Correction(1.1, factors={"b": 1.3, "g": 0.8}, spill=Spill(4.5e5, 1e-8))
     networks = drawn_networks(true, n=20, noise=0.003)
-    found = calibrate(networks)
+    found = calibrate(networks, UNITS)
     new = drawn_networks(true, n=200, seed=99)
-    assert 6 < sum(n.weights > 4.5e5 for n in networks) < 14
+    assert 6 < sum(weights(n) > 4.5e5 for n in networks) < 14
     assert found.chosen == "factors+spill"
     assert mape(predictions(found.correction, new), [n.seconds for n in new]) < 0.02
     assert found.errors["factors"] > 2 * found.errors["factors+spill"]
 
 
 def test_a_unit_that_no_network_has_keeps_its_time():
-    found = calibrate(drawn_networks(Correction(1.1, factors={"b": 1.6, "g": 0.7}), n=20))
+    found = calibrate(drawn_networks(Correction(1.1, factors={"b": 1.6, "g": 0.7}), n=20), UNITS)
     scale, per_unit = found.correction.scale, found.correction.per_unit
     assert found.correction.unit("new", 1e-3) == scale * 1e-3 + per_unit
 
@@ -138,36 +148,45 @@ def test_a_unit_that_no_network_has_keeps_its_time():
 @pytest.mark.parametrize("factor", [10, 0.1])
 def test_one_network_measured_at_a_bad_moment_changes_little(factor):
     networks = drawn_networks(Correction(0.8), noise=0.01)
-    wrong = Network(networks[0].parts, networks[0].units, factor * networks[0].seconds)
-    found = calibrate([wrong, *networks[1:]]).correction
+    wrong = network(networks[0].uses, factor * networks[0].seconds)
+    found = calibrate([wrong, *networks[1:]], UNITS).correction
     new = drawn_networks(Correction(0.8), n=50, seed=7)
     assert mape(predictions(found, new), [n.seconds for n in new]) < 0.03
 
 
 def test_a_network_costs_what_its_units_add_and_a_correction_survives_json():
     correction = Correction(1.2, 1e-5, -2e-4, {"a": 1.5, "b": 0.5}, Spill(1e3, 1e-9))
-    assert Correction.from_json(json.loads(json.dumps(correction.to_json()))) == correction
-    parts = {"a": 2 * 1e-3, "c": 3e-3}
-    units = 2 * correction.unit("a", 1e-3) + correction.unit("c", 3e-3)
-    assert correction(Network(parts, 3, 1.0, 900)) == pytest.approx(correction.offset + units)
-    spilled = correction(Network(parts, 3, 1.0, 3e3))
-    assert spilled == pytest.approx(correction.offset + units + 2e-6)
+    assert decode(Correction, asdict(correction), "file") == correction
+    units = {
+        "a": UnitTime(1e-3, {"dense_weights": 300.0}),
+        "c": UnitTime(3e-3, {"linear_weights": 300.0}),
+    }
+    added = 2 * correction.unit("a", 1e-3) + correction.unit("c", 3e-3)
+    assert correction({"a": 2, "c": 1}, units) == pytest.approx(correction.offset + added)
+    larger = units | {"c": UnitTime(3e-3, {"linear_weights": 2400.0})}
+    spilled = correction({"a": 2, "c": 1}, larger)
+    assert spilled == pytest.approx(correction.offset + added + 2e-6)
 
 
-def test_a_damaged_correction_is_refused():
-    raw = Correction().to_json()
-    with pytest.raises(UserError, match="above 0"):
-        Correction.from_json(raw | {"scale": -1.0})
-    with pytest.raises(UserError, match="factors"):
-        Correction.from_json(raw | {"factors": {"a": "x"}})
-    with pytest.raises(UserError, match=r"a=0\.0 must be above 0"):
-        Correction.from_json(raw | {"factors": {"a": 0.0}})
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"scale": -1.0}, r"scale=-1\.0: .*greater than 0"),
+        ({"factors": {"a": "x"}}, r"factors\['a'\]='x': .*number"),
+        ({"factors": {"a": 0.0}}, r"factors\['a'\]=0\.0: .*greater than 0"),
+        ({"offset": float("nan")}, "offset=nan: .*finite"),
+        ({"spill": {"room": 1.0}}, r"spill\['per_weight'\]: .*required"),
+    ],
+)
+def test_a_damaged_correction_is_refused(change, said):
+    with pytest.raises(UserError, match=said):
+        decode(Correction, asdict(Correction()) | change, "file")
 
 
 def test_networks_that_say_nothing_are_refused():
     with pytest.raises(UserError, match="at least one"):
-        calibrate([])
+        calibrate([], UNITS)
     with pytest.raises(UserError, match="seconds=0"):
-        Network({"a": 1.0}, 3, 0.0)
+        network({"a": 3}, 0.0)
     with pytest.raises(UserError, match="total=0"):
-        Network({}, 0, 1.0)
+        calibrate([network({}, 1.0)], UNITS)

@@ -17,22 +17,18 @@ from nas.cost.expected import expected
 from nas.cost.trace import trace
 from nas.decision import decisions
 from nas.errors import UserError
-from nas.latency.correction import Correction, Network, Spill
+from nas.latency.calibrate import Correction, MeasuredNetwork, Spill
 from nas.latency.cost import Latency
-from nas.latency.features import features, weights_of
-from nas.latency.fit import Whole, fit_profile
-from nas.latency.key import Conditions
-from nas.latency.models import REGRESSIONS, Sample
-from nas.latency.networks import indices
-from nas.latency.profile import About, Profile, UnitTime
-from nas.latency.unit import units_of
+from nas.latency.profile import About, Profile, fit_profile, uses_of
+from nas.latency.unit_model import UNIT_FITS, UnitTime, fit_units
+from nas.latency.units import features, indices, units_of
 from nas.ops.catalogue import build
 from nas.selection import largest_of, least_of
 from nas.supernet.choice import ChoiceBlock
 from tests.contracts.drawn import archs, probability, supernets
 
 ABOUT = About(
-    "Net", ((1, 8, 6, 6),), "board", "", "external", "cpu", Conditions(), {}, "2026-01-01"
+    "Net", ((1, 8, 6, 6),), "board", "", "external", "cpu", 1, "float32", 1, {}, "2026-01-01"
 )
 
 
@@ -62,11 +58,8 @@ def profile_of(net, correction=None, model=None, leave_out=0):
         work = sum(v for name, v in described.items() if name.endswith("macs"))
         times[key] = UnitTime(1e-6 * (3 + index / 100) + 1e-9 * work, described)
     kept = dict(list(times.items())[: len(times) - leave_out])
-    regression = None
-    if model is not None:
-        samples = [Sample(key, u.features, u.seconds) for key, u in times.items()]
-        regression = REGRESSIONS[model].fit(samples)
-    return Profile(ABOUT, kept, (), regression, {}, correction or Correction(), {}, None, None, {})
+    regression = None if model is None else fit_units(times, kinds=(model,)).model
+    return Profile(ABOUT, kept, (), regression, correction or Correction())
 
 
 CORRECTIONS = [
@@ -75,12 +68,6 @@ CORRECTIONS = [
     Correction(1.3, 1e-7, -1e-6),
     Correction(0.9, 0, 1e-6, spill=Spill(700, 1e-8)),
 ]
-
-
-def network_of(keys, profile):
-    parts = {key: keys.count(key) * profile.units[key].seconds for key in keys}
-    weights = sum(weights_of(profile.units[key].features) for key in keys)
-    return Network(parts, len(keys), 1.0, weights)
 
 
 def corrected(correction, net):
@@ -100,7 +87,7 @@ def test_one_network_costs_the_corrected_sum_of_its_units_and_their_mean_is_the_
     units, own, mean = units_of(net, net.input_shape), dict(decisions(net)), 0.0
     for arch in archs(net):
         keys = units.of(indices(own, arch.choices))
-        by_hand = correction(network_of(keys, profile)) if keys else correction.offset
+        by_hand = correction(uses_of(keys), profile.units) if keys else correction.offset
         assert cost.of(arch.choices) == pytest.approx(by_hand, rel=1e-12)
         mean += probability(net, arch) * by_hand
     assert cost().item() == pytest.approx(mean, rel=1e-6)
@@ -115,7 +102,7 @@ def test_budgets_find_the_least_and_the_largest_network(correction):
     assert largest_of(cost) == pytest.approx(max(every), rel=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["table", *REGRESSIONS])
+@pytest.mark.parametrize("kind", ["table", *UNIT_FITS])
 def test_the_penalty_alone_moves_probability_to_the_quicker_option(kind):
     net = Net()
     table = kind == "table"
@@ -158,19 +145,21 @@ def fitted():
     units = profile_of(net).units
     found, own = units_of(net, net.input_shape), dict(decisions(net))
     noise = np.random.default_rng(0)
-    wholes = []
+    networks = []
     for index, arch in enumerate(archs(net)):
         keys = found.of(indices(own, arch.choices))
         seconds = 0.7 * sum(units[k].seconds for k in keys) + 4e-6
         role = "calibration" if index % 2 else "validation"
-        wholes.append(Whole(dict(arch.choices), keys, seconds * noise.normal(1, 1e-3), role, {}))
-    return fit_profile(ABOUT, units, wholes, {"trusted": True})
+        seconds *= noise.normal(1, 1e-3)
+        networks.append(MeasuredNetwork(dict(arch.choices), seconds, uses_of(keys), role))
+    return fit_profile(ABOUT, units, networks, {"trusted": True})
 
 
 def test_calibrated_networks_correct_the_sum_and_the_others_say_how_well():
     profile = fitted()
-    assert profile.networks_accuracy.mape < 0.01 < 0.1 < profile.sum_accuracy.mape
-    assert profile.networks_accuracy.count == 4
+    right = profile.validation
+    assert right.networks.mape < 0.01 < 0.1 < right.sum_of_units.mape
+    assert right.networks.count == 4
     assert profile.correction.scale == pytest.approx(0.7, rel=0.1)
     cost = expected(Net(), Latency(profile), Net.input_shape)
     for network in profile.networks:
@@ -187,14 +176,23 @@ def test_a_profile_survives_its_file(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"schema": 2}, "schema 2"),
+        ({"schema": 3}, "schema 3"),
         ({"unit": "ms"}, "unit='ms'"),
-        ({"units": []}, "units must be an object"),
-        ({"units": {"k": {"seconds": -1, "features": {}}}}, "'k'.*seconds=-1"),
-        ({"units": {"k": {"seconds": "1", "features": {}}}}, "'k'.*seconds='1'"),
-        ({"networks": [{"choices": {}, "role": "test"}]}, "network 0"),
-        ({"batch": 0}, "batch=0"),
-        ({"inputs": [[1, -8]]}, "inputs"),
+        ({"units": []}, r"units=\[\]: .*object"),
+        (
+            {"units": {"k": {"seconds": -1, "features": {}}}},
+            r"'k'.*'seconds'\]=-1: .*above|greater",
+        ),
+        ({"units": {"k": {"seconds": "1", "features": {}}}}, r"'k'.*'seconds'\]='1': .*number"),
+        (
+            {"units": {"k": {"seconds": 1, "features": {"x": -1}}}},
+            r"'k'.*'x'\]=-1: .*or equal to 0",
+        ),
+        ({"networks": [{"choices": {}, "role": "test", "seconds": 1}]}, r"networks\[0\]\['role'\]"),
+        ({"networks": [{"choices": {}, "role": "validation"}]}, r"networks\[0\]\['seconds'\]"),
+        ({"batch": 0}, r"'batch'\]=0"),
+        ({"dtype": "int4"}, "int4"),
+        ({"inputs": [[1, -8]]}, "inputs.*-8"),
         ({"regression": {"kind": "forest"}}, "forest"),
         ({"correction": {"scale": 0, "per_unit": 0, "offset": 0, "transitions": {}}}, "scale"),
         ({"device": None}, "device"),
@@ -206,6 +204,26 @@ def test_a_damaged_profile_says_what_is_wrong(tmp_path, change, said):
     path.write_text(json.dumps({**fitted().to_json(), **change}))
     with pytest.raises(UserError, match=said):
         Latency(path)
+
+
+def test_a_file_of_version_0_1_is_read_and_its_regression_fitted_anew(tmp_path):
+    profile = fitted()
+    raw = {**profile.to_json(), "schema": 1, "quiet": {"trusted": False}}
+    raw["regression"] = {"kind": "linear", "names": [], "rates": [], "intercept": 1e-6}
+    del raw["measurement_quality"]
+    for network in raw["networks"]:
+        del network["uses"]
+    (tmp_path / "p.json").write_text(json.dumps(raw))
+    old = Profile.load(tmp_path / "p.json")
+    assert (old.units, old.correction, old.validation) == (
+        profile.units,
+        profile.correction,
+        profile.validation,
+    )
+    assert old.measurement_quality == {"trusted": False}
+    assert old.regression is None
+    assert old.unit_model == profile.unit_model == profile.regression
+    assert Latency(tmp_path / "p.json").profile.device == "board"
 
 
 def test_no_profile_no_file_no_json_and_another_device(tmp_path):

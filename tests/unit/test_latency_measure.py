@@ -2,13 +2,15 @@
 
 import json
 import time
+from itertools import pairwise
 
 import pytest
+import torch
 
 from nas.errors import UserError
-from nas.latency.log import MeasurementLog, Row
-from nas.latency.machine import machine_name, quietness
-from nas.latency.measure import Job, Schedule, measure, timing
+from nas.latency.log import MeasurementLog, Row, measurement_quality
+from nas.latency.measure import Job, Schedule, measure, timing, timings
+from nas.latency.runtimes import machine_name
 
 ABOUT = {"space": "small", "runtime": "torch", "date": "today"}
 
@@ -44,8 +46,7 @@ class Device:
 def run(device, log, most=20, seconds=60.0, at_once=8, schedule=None):
     told = []
     schedule = schedule or Schedule(most=most, least=5, together=5, warm_ups=1, again=0, repeats=0)
-    end = time.monotonic() + seconds
-    measure(device.jobs, log, end, schedule, lambda done, total: told.append(done / total), at_once)
+    measure(device.jobs, log, seconds, schedule, lambda a, b: told.append(a / b), at_once)
     return told
 
 
@@ -145,7 +146,7 @@ def test_what_is_unstable_is_measured_again(tmp_path):
 def test_figures_of_a_busy_machine_are_not_trusted_and_the_reason_is_said(
     references, load, repeats, said
 ):
-    verdict = quietness(references, load, repeats)
+    verdict = measurement_quality(references, load, repeats)
     assert verdict["trusted"] == (not said)
     assert said in "; ".join(verdict["reasons"])
 
@@ -161,7 +162,54 @@ def test_a_slow_moment_is_told_by_the_reference(tmp_path):
     log.add([Row("c", 1, [7], [10] * 8)])
     log.add([Row("a", 6, [100, 110], [])])  # nothing is known
     for read in (log, MeasurementLog(tmp_path / "log.jsonl", {})):
-        assert read.steady("a") == pytest.approx([100, 110] * 3)
-        assert read.steady("b") == [40, 40]
-        assert read.steady("a", slice(1, None, 2)) == pytest.approx([100, 110])
+        assert read.normalized_times("a") == pytest.approx([100, 110] * 3)
+        assert read.normalized_times("b") == [40, 40]
+        assert read.normalized_times("a", slice(1, None, 2)) == pytest.approx([100, 110])
         assert read.calls("a") == [100, 110, 200, 220, 100, 110]
+
+
+def test_making_ready_takes_no_time_from_the_measuring(tmp_path):
+    log = MeasurementLog(tmp_path / "log", ABOUT)
+    device = Device("ab")
+    prepare = device.jobs[0].prepare
+    device.jobs[0] = Job("a", lambda: time.sleep(0.3) or prepare())
+    schedule = Schedule(most=20, least=5, together=5, warm_ups=1, again=0, repeats=0)
+    left = measure(device.jobs, log, 0.25, schedule, lambda *_: None, 8)
+    assert 0 < left < 0.25
+    assert len(log.calls("a")) == 20
+
+
+def busy(milliseconds: float, called: list[str], name: str):
+    def call() -> None:
+        called.append(name)
+        end = time.perf_counter_ns() + milliseconds * 1e6
+        while time.perf_counter_ns() < end:
+            pass
+
+    return call
+
+
+def test_they_take_turns_and_their_ratio_is_right():
+    called: list[str] = []
+    models = {"one": busy(0.5, called, "one"), "two": busy(1.5, called, "two")}
+    found = timings(models, seconds=0.5)
+    assert list(found) == ["one", "two"]
+    assert found["two"].seconds / found["one"].seconds == pytest.approx(3, rel=0.25)
+    assert found["one"].calls >= 20
+    turns = sum(a != b for a, b in pairwise(called))
+    assert turns > 5
+
+
+def test_one_thread_and_no_gradients_while_it_measures():
+    seen = set()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        timings(
+            {"a": lambda: seen.add((torch.get_num_threads(), torch.is_inference_mode_enabled()))},
+            seconds=0.05,
+        )
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert seen == {(1, True)}

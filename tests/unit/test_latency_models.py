@@ -1,7 +1,6 @@
 """Latency models of one unit: features, fits, the choice among them."""
 
-import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -13,18 +12,10 @@ from nas.cost.analytic import MACs
 from nas.cost.base import LayerSpec
 from nas.cost.trace import trace
 from nas.errors import UserError
-from nas.latency.features import KINDS, NAMES, features
-from nas.latency.models import (
-    MLP,
-    REGRESSIONS,
-    Linear,
-    LookupTable,
-    Polynomial,
-    Sample,
-    fit_best,
-    model_from_json,
-    plausible,
-)
+from nas.latency.predict import fit_mlp, fit_nonnegative, left_out
+from nas.latency.profile import decode
+from nas.latency.unit_model import UNIT_FITS, UnitModel, UnitTime, fit_units
+from nas.latency.units import KINDS, NAMES, features
 from nas.ops.catalogue import build
 
 RATES = {"dense_macs": 2e-10, "depthwise_macs": 9e-10, "dense_calls": 3e-6, "linear_weights": 1e-9}
@@ -36,10 +27,10 @@ def conv(channels=8, kernel=3, groups=1, size=16, out=None):
     )
 
 
-def drawn_samples(n=60, seed=0, noise=0.0):
+def drawn_units(n=60, seed=0, noise=0.0):
     """Units of convolutions whose latency is exactly linear in their features, but for noise."""
     draw = np.random.default_rng(seed)
-    samples = []
+    units = {}
     for i in range(n):
         channels, size = int(draw.integers(2, 65)), int(draw.integers(2, 33))
         kernel = int(draw.choice([1, 3, 5]))
@@ -50,11 +41,15 @@ def drawn_samples(n=60, seed=0, noise=0.0):
             layers.append(LayerSpec("linear", "", channels, int(draw.integers(1, 200))))
         found = features(layers)
         seconds = 5e-6 + sum(rate * found[name] for name, rate in RATES.items())
-        samples.append(Sample(f"unit{i}", found, seconds * np.exp(noise * draw.normal())))
-    return samples
+        units[f"unit{i}"] = UnitTime(seconds * np.exp(noise * draw.normal()), found)
+    return units
 
 
-FITTED = {kind: model.fit(drawn_samples()) for kind, model in REGRESSIONS.items()}
+def fitted(kind, units):
+    return fit_units(units, kinds=(kind,), folds=2).model
+
+
+FITTED = {kind: fitted(kind, drawn_units()) for kind in UNIT_FITS}
 
 
 @pytest.mark.parametrize(
@@ -97,37 +92,49 @@ def test_features_of_masked_channels_are_differentiable():
 
 
 def test_a_linear_latency_is_recovered():
-    model = Linear.fit(drawn_samples())
-    for sample in drawn_samples(seed=1):
-        assert model.predict("", sample.features) == pytest.approx(sample.seconds, rel=1e-6)
+    for unit in drawn_units(seed=1).values():
+        assert FITTED["linear"].predict(unit.features) == pytest.approx(unit.seconds, rel=1e-6)
 
 
-@pytest.mark.parametrize(("kind", "limit"), [("linear", 0.02), ("polynomial", 0.1), ("mlp", 0.1)])
+@pytest.mark.parametrize(
+    ("kind", "limit"), [("linear", 0.02), ("polynomial", 0.1), ("mlp", 0.1), ("power", 0.1)]
+)
 def test_unseen_units_are_predicted_from_noisy_measurements(kind, limit):
-    model = REGRESSIONS[kind].fit(drawn_samples(120, noise=0.05))
-    errors = [
-        abs(float(model.predict("", s.features)) / s.seconds - 1) for s in drawn_samples(40, seed=1)
-    ]
-    assert np.mean(errors) < limit
+    model = fitted(kind, drawn_units(120, noise=0.05))
+    unseen = drawn_units(40, seed=1).values()
+    assert np.mean([abs(model.predict(u.features) / u.seconds - 1) for u in unseen]) < limit
+
+
+NOISY = fitted("linear", drawn_units(20, noise=0.3))
 
 
 @given(st.data())
 def test_more_work_never_costs_less_in_the_linear_model(data):
-    sample = data.draw(st.sampled_from(drawn_samples(20, noise=0.3)))
+    described = data.draw(st.sampled_from(list(drawn_units(20).values()))).features
     name = data.draw(st.sampled_from(NAMES))
-    more = {**sample.features, name: sample.features[name] + data.draw(st.floats(0, 1e9))}
-    model = Linear.fit(drawn_samples(20, noise=0.3))
-    assert model.predict("", more) >= model.predict("", sample.features) >= 0
+    more = {**described, name: described[name] + data.draw(st.floats(0, 1e9))}
+    assert NOISY.predict(more) >= NOISY.predict(described) >= 0
 
 
-@pytest.mark.parametrize("kind", REGRESSIONS)
+@pytest.mark.parametrize("factor", [0.01, 100])
+def test_one_wrong_row_moves_the_linear_fit_by_little(factor):
+    draw = np.random.default_rng(0)
+    x = draw.uniform(1, 100, (60, 2))
+    y = 1e-3 + x @ np.array([1e-4, 3e-4])
+    y[7] *= factor
+    right = np.arange(60) != 7
+    error = np.abs(fit_nonnegative(x, y).seconds(x[right]) / y[right] - 1)
+    assert error.mean() < 0.01
+
+
+@pytest.mark.parametrize("kind", UNIT_FITS)
 def test_the_gradient_reaches_features_that_are_tensors(kind):
-    model = FITTED[kind]
-    point = next(s.features for s in drawn_samples() if s.features["dense_macs"])
+    model = fitted(kind, drawn_units(noise=0.1))
+    point = next(u.features for u in drawn_units().values() if u.features["dense_macs"])
     macs = torch.tensor(float(point["dense_macs"]), dtype=torch.float64, requires_grad=True)
 
     def seconds(value):
-        return model.predict("", {**point, "dense_macs": value})
+        return model.predict({**point, "dense_macs": value})
 
     value = seconds(macs)
     value.backward()
@@ -139,127 +146,122 @@ def test_the_gradient_reaches_features_that_are_tensors(kind):
     assert macs.grad != 0
 
 
-@pytest.mark.parametrize("model", [*FITTED.values(), LookupTable.fit(drawn_samples())])
-def test_a_model_survives_json(model):
-    again = model_from_json(json.loads(json.dumps(model.to_json(), allow_nan=False)))
-    assert type(again) is type(model)
-    for sample in drawn_samples():
-        expected = model.predict(sample.key, sample.features)
-        assert again.predict(sample.key, sample.features) == expected
+@pytest.mark.parametrize("kind", UNIT_FITS)
+def test_a_model_survives_json(kind):
+    model = fitted(kind, drawn_units(noise=0.1))
+    again = decode(UnitModel, asdict(model), "file")
+    assert again == model
+    for unit in drawn_units().values():
+        assert again.predict(unit.features) == model.predict(unit.features)
+
+
+def test_the_stored_numbers_predict_what_the_networks_of_scikit_learn_do(monkeypatch):
+    from nas.latency import predict
+
+    made = []
+    members = predict._members
+    monkeypatch.setattr(predict, "_members", lambda *a: made.extend(members(*a)) or made)
+    draw = np.random.default_rng(0)
+    x = draw.uniform(1, 100, (40, 3))
+    y = np.prod(x, axis=1) ** 0.4 * 1e-5
+    model = fit_mlp(x, y)
+    logs = np.log(y / fit_nonnegative(x, y).seconds(x))
+    scaled = (x - x.mean(0)) / x.std(0)
+    factor = np.exp(np.mean([net.predict(scaled) for net in made], axis=0) * logs.std())
+    expected = fit_nonnegative(x, y).seconds(x) * factor
+    assert model.seconds(x) == pytest.approx(expected, rel=1e-9)
+
+
+def changed(**change):
+    raw = asdict(FITTED["linear"])
+    for key, value in change.items():
+        (raw if key in raw else raw["predictor"])[key] = value
+    return raw
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("raw", "message"),
     [
-        ({"kind": "magic"}, "'magic' is not one of"),
-        ({"rates": [1.0]}, "a list of [0-9]+ numbers"),
-        ({"rates": "x"}, "a list of [0-9]+ numbers"),
-        ({"intercept": None}, "intercept=None must be a finite number"),
-        ({"intercept": True}, "intercept=True must be a finite number"),
-        ({"intercept": float("nan")}, "must be a finite number"),
-        ({"names": [1]}, "a list of texts"),
+        (changed(kind="magic"), "kind='magic': .*'linear'"),
+        (changed(weights=[1.0]), "1 weights, and there must be [0-9]+"),
+        (changed(weights="x"), r"'weights'\]='x': .*array"),
+        (changed(intercept=None), r"'intercept'\]=None: .*number"),
+        (changed(intercept=True), r"'intercept'\]=True: .*number"),
+        (changed(intercept=float("nan")), r"'intercept'\]=nan: .*finite"),
+        (changed(names=[1]), "names.*=1: .*string"),
+        (changed(net={"into": [], "bias": [], "out": [], "shift": 0.0, "logs": True}), "sizes"),
+        ({"kind": "mlp", "names": []}, "predictor: Field required"),
+        ([], r"=\[\]: .*object"),
     ],
 )
-def test_a_damaged_model_is_refused(change, message):
+def test_a_damaged_model_is_refused(raw, message):
     with pytest.raises(UserError, match=message):
-        model_from_json(FITTED["linear"].to_json() | change)
-
-
-def test_a_model_that_lacks_a_field_is_refused():
-    raw = FITTED["mlp"].to_json()
-    del raw["net"]
-    with pytest.raises(UserError, match="lacks 'net'"):
-        model_from_json(raw)
-    with pytest.raises(UserError, match="must be an object"):
-        model_from_json([])
+        decode(UnitModel, raw, "file")
 
 
 def test_the_same_seed_gives_the_same_network():
-    samples = drawn_samples(20)
-    assert MLP.fit(samples, steps=20).to_json() == MLP.fit(samples, steps=20).to_json()
-    assert MLP.fit(samples, seed=1, steps=20).to_json() != MLP.fit(samples, steps=20).to_json()
-
-
-def test_a_table_is_exact_for_what_it_knows_and_knows_no_more():
-    samples = [Sample("a", {}, 1e-3), Sample("a", {}, 3e-3), Sample("a", {}, 2e-3)]
-    table = LookupTable.fit(samples)
-    assert table.predict("a", {}) == 2e-3
-    with pytest.raises(UserError, match="'b' was not measured"):
-        table.predict("b", {})
+    draw = np.random.default_rng(0)
+    x = draw.uniform(1, 100, (20, 3))
+    y = np.prod(x, axis=1) ** 0.5
+    assert fit_mlp(x, y) == fit_mlp(x, y)
+    assert fit_mlp(x, y, seed=1) != fit_mlp(x, y)
 
 
 def test_corrupt_rows_are_dropped_and_counted():
-    samples = drawn_samples(noise=0.05)
-    corrupt = {3: 0.02, 17: 0.001, 40: 0.05}
-    damaged = [replace(s, seconds=s.seconds * corrupt.get(i, 1.0)) for i, s in enumerate(samples)]
-    report = fit_best(damaged, kinds=("linear",))
-    assert {sample.key for sample in report.dropped} == {f"unit{i}" for i in corrupt}
-    clean = fit_best([s for i, s in enumerate(samples) if i not in corrupt], kinds=("linear",))
-    assert report.regression == clean.regression
-    assert "unit3" not in report.table
-
-
-def test_a_repeat_far_below_the_others_of_its_key_is_dropped():
-    repeats = [Sample("pool", {}, seconds) for seconds in (1e-3, 1.1e-3, 1e-6)]
-    kept, dropped = plausible([*drawn_samples(noise=0.02), *repeats])
-    assert dropped == [repeats[2]]
-    assert len(kept) == 62
+    units = drawn_units(noise=0.05)
+    corrupt = {"unit3": 0.02, "unit17": 0.001, "unit40": 0.05}
+    damaged = {k: replace(u, seconds=u.seconds * corrupt.get(k, 1.0)) for k, u in units.items()}
+    report = fit_units(damaged, kinds=("linear",))
+    assert set(report.dropped) == set(corrupt)
+    clean = {key: unit for key, unit in units.items() if key not in corrupt}
+    assert report.model == fit_units(clean, kinds=("linear",)).model
 
 
 def test_units_without_any_feature_are_not_judged_by_the_regression():
-    identity = Sample("identity", features([]), 1e-7)
-    assert plausible([*drawn_samples(), identity])[1] == []
+    units = {**drawn_units(), "identity": UnitTime(1e-7, features([]))}
+    assert fit_units(units, kinds=("linear",)).dropped == ()
 
 
 def test_the_least_error_on_units_left_out_wins():
-    report = fit_best(drawn_samples(noise=0.01), folds=3)
-    assert set(report.scores) == set(REGRESSIONS)
+    report = fit_units(drawn_units(noise=0.01), folds=3)
+    assert set(report.scores) == set(UNIT_FITS)
     best = min(report.scores, key=lambda kind: report.scores[kind].mape)
-    assert report.regression.kind == best == "linear"
+    assert report.model.kind == best == "linear"
     assert report.scores["linear"].mape < 0.02
 
 
 def test_where_latency_is_no_sum_the_polynomial_wins():
     draw = np.random.default_rng(0)
-    samples = []
+    units = {}
     for i in range(80):
         a, b = np.exp(draw.uniform(3, 9, 2))
-        samples.append(Sample(str(i), {"a": a, "b": b}, 1e-6 * a**0.6 * b**0.8))
-    report = fit_best(samples, kinds=("linear", "polynomial"))
-    assert isinstance(report.regression, Polynomial)
+        units[str(i)] = UnitTime(1e-6 * a**0.6 * b**0.8, {"a": a, "b": b})
+    report = fit_units(units, kinds=("linear", "polynomial"))
+    assert report.model.kind == "polynomial"
     assert report.scores["polynomial"].mape < 0.02 < 0.1 < report.scores["linear"].mape
 
 
-def test_a_report_predicts_known_keys_from_the_table_and_others_by_the_regression():
-    samples = drawn_samples(noise=0.2)
-    report = fit_best(samples, kinds=("linear",))
-    assert report.predict("unit5", samples[5].features) == samples[5].seconds
-    expected = report.regression.predict("", samples[5].features)
-    assert report.predict("new", samples[5].features) == expected
-    json.dumps(report.to_json(), allow_nan=False)
-
-
-def test_all_samples_of_a_key_are_left_out_together():
+def test_all_rows_of_a_group_are_left_out_together():
     draw = np.random.default_rng(0)
-    # A feature of its own for each key: whoever has seen another sample of it knows, nobody else.
-    samples = [
-        Sample(key, {key: 1.0}, seconds)
-        for key, seconds in ((f"k{i}", float(np.exp(draw.normal()))) for i in range(12))
-        for _ in range(3)
-    ]
-    assert fit_best(samples, kinds=("linear",)).scores["linear"].mape > 0.2
+    # A column of its own for each group: a fit that has seen another row of it knows its time.
+    groups = np.repeat(np.arange(12), 3)
+    seconds = np.exp(draw.normal(size=12))[groups]
+    x = np.eye(12)[groups]
+    apart = left_out(fit_nonnegative, x, seconds, groups.tolist(), 5, 0)
+    mixed = left_out(fit_nonnegative, x, seconds, range(36), 5, 0)
+    assert np.median(np.abs(apart / seconds - 1)) > 0.2
+    assert np.median(np.abs(mixed / seconds - 1)) < 1e-6
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: fit_best(drawn_samples(2)), "at least 3 units"),
-        (lambda: fit_best([Sample("a", {}, 1.0)]), "too few"),
-        (lambda: fit_best(drawn_samples(5), kinds=("svm",)), "'svm' is not one of"),
-        (lambda: fit_best(drawn_samples(5), kinds=()), "0 kinds"),
-        (lambda: Sample("a", {}, 0.0), "is no latency"),
-        (lambda: Sample("a", {}, float("nan")), "is no latency"),
-        (lambda: Sample("a", {"x": -1.0}, 1.0), "must be 0 or more"),
+        (lambda: fit_units(drawn_units(2)), "2 units.* at least 3 units"),
+        (lambda: fit_units(drawn_units(5), kinds=("svm",)), "'svm'.*'linear'"),
+        (lambda: fit_units(drawn_units(5), kinds=()), r"kinds of model \[\]"),
+        (lambda: UnitTime(0.0, {}), "is no latency"),
+        (lambda: UnitTime(float("nan"), {}), "is no latency"),
+        (lambda: UnitTime(1.0, {"x": -1.0}), "0 or more"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused(call, message):

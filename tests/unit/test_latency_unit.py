@@ -12,11 +12,9 @@ from torch import nn
 
 from nas.cost.analytic import MACs
 from nas.decision import decisions
-from nas.latency.job import inputs_like, plain
-from nas.latency.key import Conditions
-from nas.latency.networks import draw, indices
-from nas.latency.runtime import runtime
-from nas.latency.unit import units_of
+from nas.latency.job import draw
+from nas.latency.runtimes import copy_to_measure, inputs_like, runtime
+from nas.latency.units import Conditions, indices, units_of
 from nas.ops.catalogue import build
 from nas.spaces.staged import StagedSpace
 from nas.supernet.choice import ChoiceBlock
@@ -54,7 +52,7 @@ def test_a_unit_can_be_run_alone_on_inputs_of_its_shapes():
     conditions = Conditions(batch=3)
     for unit in units_of(net, net.input_shape, conditions).to_measure.values():
         inputs = inputs_like(unit.inputs, unit.dtypes, conditions)
-        out = plain(unit.module, conditions)(*inputs)
+        out = copy_to_measure(unit.module, conditions)(*inputs)
         assert out.shape[0] == 3
 
 
@@ -212,8 +210,8 @@ def test_large_activations_are_not_given_back_to_the_system_between_calls():
     # In a process of its own: it sets the allocator for good.
     code = """
 import resource, torch
-from nas.latency.key import Conditions
-from nas.latency.runtime import runtime
+from nas.latency.runtimes import runtime
+from nas.latency.units import Conditions
 layers = [torch.nn.Conv2d(64, 64, 1, groups=64), torch.nn.ReLU()]
 net = torch.nn.Sequential(*[layer for _ in range(4) for layer in layers])
 call = runtime("torch", "cpu", Conditions()).prepare(net, (torch.zeros(1, 64, 160, 160),))

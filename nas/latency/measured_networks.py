@@ -1,15 +1,20 @@
-"""A plain table of whole networks and what they cost: CSV, one network a line.
+"""Whole networks measured elsewhere: a CSV file, one network a line, and its columns of numbers.
 
 Columns named after decisions hold the option taken; a column `arch_str` holds a cell of
-NAS-Bench-201 instead. Whoever has measured networks elsewhere needs nothing else.
+NAS-Bench-201 instead.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isfinite
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
 
 from nas.errors import UserError
+from nas.latency.predict import Array
 from nas.reading import read_csv
 from nas.spaces import nas_bench_201_cell as cell
 
@@ -19,10 +24,18 @@ _SHOWN = 10  # faults in one message
 
 Choices = tuple[str, ...]  # the option of each decision, as text
 
+# Operations that a runtime may not run, by name, so that it can be stored. All but "nothing" are
+# for the cells of NAS-Bench-201 only.
+LEFT_OUT: dict[str, Callable[[Choices], Sequence[bool]] | None] = {
+    "nothing": None,
+    "unreachable": cell.reaching,  # all but those that reach the output are left out
+    "dead": cell.live,  # and those too that the input does not reach
+}
+
 
 @dataclass(frozen=True)
-class Table:
-    """Measured networks.
+class MeasuredNetworks:
+    """A table of networks and their latencies.
 
     Args:
         options: decision name -> its options, as text.
@@ -34,21 +47,21 @@ class Table:
     choices: tuple[Choices, ...]
     seconds: tuple[float, ...]
 
-    def rows(self, indices: Sequence[int]) -> "Table":
+    def subset(self, indices: Sequence[int]) -> "MeasuredNetworks":
         """Only these networks."""
-        return Table(
+        return MeasuredNetworks(
             self.options,
             tuple(self.choices[i] for i in indices),
             tuple(self.seconds[i] for i in indices),
         )
 
 
-def read_rows(
+def read_networks(
     path: Path,
     column: str,
     unit: str = "ms",
     options: Mapping[str, Sequence[object]] | None = None,
-) -> Table:
+) -> MeasuredNetworks:
     """Read the networks and their latencies.
 
     Args:
@@ -87,7 +100,7 @@ def read_rows(
         name: known or tuple(sorted({taken[i] for taken in choices}))
         for i, (name, known) in enumerate(names.items())
     }
-    return Table(found, tuple(choices), tuple(seconds))
+    return MeasuredNetworks(found, tuple(choices), tuple(seconds))
 
 
 def edge_names() -> list[str]:
@@ -162,3 +175,66 @@ def _refuse(path: Path, faults: Sequence[str]) -> None:
         raise UserError(
             f"{path}: {len(faults)} lines are faulty; mend or delete them:\n{shown}{more}"
         )
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Options taken -> numbers.
+
+    Args:
+        options: decision name -> its options.
+        basis: "onehot": decision x option ``(P,)``; "counts": how often each option is taken,
+            wherever ``(O,)``.
+        left_out: one of `LEFT_OUT`; operations that are left out have zeros only.
+
+    Raises:
+        UserError: decisions without options, or an omission that does not know these decisions.
+    """
+
+    options: Mapping[str, tuple[str, ...]]
+    basis: Literal["onehot", "counts"]
+    left_out: Literal["nothing", "unreachable", "dead"] = "nothing"
+
+    def __post_init__(self) -> None:
+        if not self.options or not all(self.options.values()):
+            raise UserError(f"decisions without options: {dict(self.options)}")
+        if self.left_out != "nothing" and list(self.options) != edge_names():
+            raise UserError(
+                f"left_out={self.left_out!r} is for the decisions {edge_names()}, not for "
+                f"{list(self.options)}: choose left_out='nothing'"
+            )
+
+    @property
+    def columns(self) -> int:
+        """How many numbers a network has."""
+        every = [option for known in self.options.values() for option in known]
+        return len(every if self.basis == "onehot" else set(every))
+
+    def __call__(self, choices: Sequence[Choices]) -> Array:
+        """``(n, P)`` or ``(n, O)``."""
+        onehot = _onehot(tuple(self.options.items()), self.left_out, tuple(choices))
+        if self.basis == "onehot":
+            return onehot
+        every = [option for known in self.options.values() for option in known]
+        distinct = list(dict.fromkeys(every))
+        sums = [[float(option == other) for other in distinct] for option in every]
+        counts: Array = onehot @ np.array(sums)
+        return counts
+
+
+@lru_cache(maxsize=16)  # one table is encoded for many models
+def _onehot(
+    options: tuple[tuple[str, tuple[str, ...]], ...], left_out: str, choices: tuple[Choices, ...]
+) -> Array:
+    """``(n, P)``: 1 where a decision takes an option that runs."""
+    places = {pair: i for i, pair in enumerate((d, o) for d, known in options for o in known)}
+    out = np.zeros((len(choices), len(places)))
+    runs = LEFT_OUT[left_out]
+    for row, taken in zip(out, choices, strict=True):
+        present = runs(taken) if runs else (True,) * len(taken)
+        for (name, known), option, here in zip(options, taken, present, strict=True):
+            if option not in known:
+                raise UserError(f"option {option!r} of {name!r} must be one of {list(known)}")
+            row[places[name, option]] = here
+    out.flags.writeable = False
+    return out

@@ -1,0 +1,279 @@
+"""Runtimes: from a module to something that can be called and timed, on this machine."""
+
+import ctypes
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nas.copying import copied
+from nas.errors import UserError
+from nas.latency.units import Conditions
+from nas.lowering import executorch_silenced, onnx_bytes, onnx_session, pte_bytes, required
+
+Inputs = tuple[Tensor, ...]
+Call = Callable[[], object]  # runs a module once, to the end
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+
+class Runtime(Protocol):
+    """What runs a network on a device."""
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Packages whose versions decide how fast it is."""
+        ...
+
+    def prepare(self, module: nn.Module, inputs: Inputs) -> Call:
+        """`module`, in eval mode and of the number format of `inputs`, ready to run on them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Eager:
+    """PyTorch as it is."""
+
+    accelerator: str = "cpu"
+    packages: tuple[str, ...] = ("torch",)
+
+    def prepare(self, module: nn.Module, inputs: Inputs) -> Call:
+        return _on_device(module, inputs, self.accelerator)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """PyTorch with `torch.compile`; a C++ compiler must be installed."""
+
+    accelerator: str = "cpu"
+    packages: tuple[str, ...] = ("torch",)
+
+    def prepare(self, module: nn.Module, inputs: Inputs) -> Call:
+        # Each unit is compiled for its own shapes; the cache of one would fill up.
+        torch.compiler.reset()
+        call = _on_device(torch.compile(module, dynamic=False), inputs, self.accelerator)
+        try:
+            call()
+        except Exception as error:
+            raise UserError(
+                f"torch.compile fails here ({_reason(error)}): it needs a C++ compiler; choose "
+                "runtime=torch or runtime=onnxruntime"
+            ) from None
+        return call
+
+
+class OnnxRuntime:
+    """ONNX Runtime with all its graph optimizations, on the file that `nas export` writes.
+
+    Raises:
+        UserError: it is not installed, or was built without this accelerator.
+    """
+
+    packages = ("onnxruntime", "torch")
+
+    def __init__(self, accelerator: str, threads: int) -> None:
+        check_onnx()
+        self.provider, self.threads = PROVIDERS[accelerator], threads
+        if self.provider not in required("onnxruntime", "onnx").get_available_providers():
+            raise UserError(
+                f"this onnxruntime has no {self.provider}: pip install onnxruntime-gpu, or use "
+                "accelerator=cpu"
+            )
+
+    def prepare(self, module: nn.Module, inputs: Inputs) -> Call:
+        session = onnx_session(onnx_file(module, inputs), self.threads, self.provider)
+        names = [node.name for node in session.get_inputs()]
+        feed = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
+        run: Callable[..., object] = session.run
+        return lambda: run(None, feed)
+
+
+class ExecuTorch:
+    """ExecuTorch with all that XNNPACK knows delegated to it, on the file of `nas export`.
+
+    Raises:
+        UserError: it is not installed.
+    """
+
+    packages = ("executorch", "torch")
+
+    def __init__(self, threads: int) -> None:
+        self.runtime = required("executorch.runtime", "executorch").Runtime.get()
+        portable = required("executorch.extension.pybindings.portable_lib", "executorch")
+        portable._unsafe_reset_threadpool(threads)
+
+    def prepare(self, module: nn.Module, inputs: Inputs) -> Call:
+        content = pte_file(module, inputs)
+        with executorch_silenced():
+            program = self.runtime.load_program(content)
+            method = program.load_method("forward")
+        arguments = list(inputs)
+
+        def run(_program: Any = program) -> object:  # the method lives as long as its program
+            return method.execute(arguments)
+
+        return run
+
+
+def check_onnx() -> None:
+    """Raises UserError unless ONNX files can be written and run."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        required(package, "onnx")
+
+
+def onnx_file(module: nn.Module, inputs: Inputs) -> bytes:
+    """`nas.lowering.onnx_bytes`; for exactly these shapes where the batch cannot be free.
+
+    Raises:
+        UserError: the module cannot be written as ONNX.
+    """
+    reasons = []
+    for free_batch in (True, False):
+        try:
+            return onnx_bytes(module, inputs, free_batch)
+        except Exception as error:
+            reasons.append(_reason(error))
+    raise UserError(f"{type(module).__name__} cannot be written as ONNX: {'; '.join(reasons)}")
+
+
+def pte_file(module: nn.Module, inputs: Inputs) -> bytes:
+    """`nas.lowering.pte_bytes`.
+
+    Raises:
+        UserError: ExecuTorch is not installed, or cannot lower the module.
+    """
+    try:
+        return pte_bytes(module, inputs)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{type(module).__name__} cannot be lowered to ExecuTorch: {_reason(error)}"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def keep_memory() -> None:
+    """Let the C library keep what PyTorch frees, where that is glibc; for this process, for good.
+
+    By default large activations go back to the system in most calls, page by page, and come again:
+    a third of a MobileNet's time, or none of it, depending on the state of the heap. With this no
+    call after the first asks for new memory, as with the allocators that servers use.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_MMAP_THRESHOLD, 2**30)
+    mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _on_device(module: Any, inputs: Inputs, accelerator: str) -> Call:
+    inputs = tuple(x.to(accelerator) for x in inputs)
+    module.to(accelerator)
+
+    def run() -> object:
+        with torch.inference_mode():
+            return module(*inputs)
+
+    def run_and_wait() -> object:
+        out = run()
+        torch.cuda.synchronize()
+        return out
+
+    return run_and_wait if accelerator == "cuda" else run
+
+
+def _executorch(accelerator: str, threads: int) -> Runtime:
+    if accelerator != "cpu":
+        raise UserError("runtime=executorch runs on the CPU (XNNPACK): accelerator=cpu")
+    return ExecuTorch(threads)
+
+
+RUNTIMES: Mapping[str, Callable[[str, int], Runtime]] = {
+    "torch": lambda accelerator, threads: Eager(accelerator),
+    "torch_compile": lambda accelerator, threads: Compiled(accelerator),
+    "onnxruntime": OnnxRuntime,
+    "executorch": _executorch,
+}
+
+
+def runtime(name: str, accelerator: str, conditions: Conditions) -> Runtime:
+    """The runtime of that name, set to the threads of `conditions`.
+
+    Raises:
+        UserError: no such runtime or accelerator, one that is not installed, or no GPU here.
+    """
+    if name not in RUNTIMES:
+        raise UserError(f"runtime={name!r} is not one of {', '.join(RUNTIMES)}")
+    if accelerator not in PROVIDERS:
+        raise UserError(f"accelerator={accelerator!r} is not one of {', '.join(PROVIDERS)}")
+    if accelerator == "cuda" and name.startswith("torch") and not torch.cuda.is_available():
+        raise UserError("accelerator=cuda: PyTorch finds no CUDA device here; use accelerator=cpu")
+    torch.set_num_threads(conditions.threads)
+    if name.startswith("torch") and accelerator == "cpu":
+        keep_memory()
+    return RUNTIMES[name](accelerator, conditions.threads)
+
+
+def copy_to_measure(module: nn.Module, conditions: Conditions) -> nn.Module:
+    """A copy in eval mode and the number format to measure; runtimes may change what they get."""
+    return copied(module).eval().to(getattr(torch, conditions.dtype))
+
+
+def inputs_like(
+    shapes: Sequence[tuple[int, ...]], dtypes: Sequence[torch.dtype], conditions: Conditions
+) -> Inputs:
+    """A batch of these shapes for one sample: normal values, or zeros of a whole-number dtype."""
+    made = []
+    for shape, dtype in zip(shapes, dtypes, strict=True):
+        full = (shape[0] * conditions.batch, *shape[1:]) if shape else shape
+        if dtype.is_floating_point:
+            generator = torch.Generator().manual_seed(0)
+            values = torch.randn(full, generator=generator)
+            made.append(values.to(getattr(torch, conditions.dtype)))
+        else:
+            made.append(torch.zeros(full, dtype=dtype))
+    return tuple(made)
+
+
+def machine_name(accelerator: str = "cpu") -> str:
+    """The processor as the system calls it; of a GPU its own name."""
+    if accelerator == "cuda" and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() in ("model name", "Model") and value.strip():
+            return value.strip()
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def machine_load() -> float | None:
+    """Processes that wanted to run in the last minute, a share of the cores; None: not known."""
+    if not hasattr(os, "getloadavg"):
+        return None
+    return os.getloadavg()[0] / (os.cpu_count() or 1)
+
+
+def versions_of(packages: Sequence[str]) -> dict[str, str]:
+    """Installed versions of the packages, of Python and of the system."""
+    found = {"python": platform.python_version(), "system": platform.platform(terse=True)}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

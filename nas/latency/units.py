@@ -1,0 +1,274 @@
+"""What is measured of a supernet: its candidate ops, and the pieces between its choices.
+
+A *unit* is a module without a choice inside, as large as can be: an option of a decision (of an
+option with choices of its own, the pieces around them and their options), or what lies outside
+choices, such as stem, head and classifier. Functions that a forward calls between modules (a mean,
+an addition) belong to no unit; the correction for whole networks stands for them.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from nas.cost.analytic import MACs
+from nas.cost.base import Gates, LayerSpec, Scalar, stored
+from nas.cost.dry_run import dry_run
+from nas.cost.polynomial import consistent
+from nas.cost.trace import Example, inputs_of
+from nas.decision import Decision, decisions
+from nas.errors import UserError
+from nas.latency.recorder import Call, record
+
+DTYPES = ("float32", "float16", "bfloat16")
+# Kernels of runtimes differ by these, and so does their time for one multiply-accumulate.
+KINDS = ("dense", "pointwise", "depthwise", "grouped", "linear", "other")
+# Of each kind: work, weights read, elements read and written, elements that a kernel without a
+# buffer reads (im2col), and the number of calls.
+QUANTITIES = ("macs", "weights", "inputs", "outputs", "reads", "calls")
+NAMES = (*(f"{kind}_{quantity}" for kind in KINDS for quantity in QUANTITIES), "norm_weights")
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How a unit is run, apart from the device and the runtime.
+
+    Args:
+        batch: samples of one call.
+        dtype: number format of weights and activations.
+        threads: of the runtime.
+
+    Raises:
+        UserError: a count that is no whole number of at least 1, or another format.
+    """
+
+    batch: int = 1
+    dtype: str = "float32"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for key in ("batch", "threads"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UserError(f"{key}={value!r} must be a whole number of at least 1")
+        if self.dtype not in DTYPES:
+            raise UserError(f"dtype={self.dtype!r} is not one of {', '.join(DTYPES)}")
+
+    def __str__(self) -> str:
+        return f"b{self.batch} {self.dtype} t{self.threads}"
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """One thing to measure.
+
+    Attributes:
+        key: see `key_of`; modules that do the same work have the same.
+        module: takes the tensors of `inputs`; shares its weights with the model.
+        inputs: shapes for one sample, batch dimension included; and their number formats.
+        layers: its calls and its stored tensors.
+        free: it computes nothing (an identity, a view), so it needs no measurement.
+    """
+
+    key: str
+    module: nn.Module
+    inputs: tuple[tuple[int, ...], ...]
+    dtypes: tuple[torch.dtype, ...]
+    layers: tuple[LayerSpec, ...]
+    free: bool
+
+
+@dataclass(frozen=True)
+class Use:
+    """One execution of a unit, in every architecture where all of `gates` hold."""
+
+    key: str
+    gates: Gates
+
+
+@dataclass(frozen=True)
+class Units:
+    """The distinct units of a model, and its executions of them in order.
+
+    Attributes:
+        options: decision name -> number of its options.
+    """
+
+    by_key: Mapping[str, Unit]
+    uses: tuple[Use, ...]
+    options: Mapping[str, int]
+
+    @property
+    def to_measure(self) -> dict[str, Unit]:
+        """Key -> unit, of those that take time."""
+        return {key: unit for key, unit in self.by_key.items() if not unit.free}
+
+    def of(self, choices: Mapping[str, int]) -> tuple[str, ...]:
+        """Keys of what one architecture (decision -> index of its option) executes and pays for."""
+        return tuple(
+            use.key
+            for use in self.uses
+            if not self.by_key[use.key].free
+            and all(choices[name] == index for name, index in use.gates)
+        )
+
+
+def indices(own: Mapping[str, Decision], choices: Mapping[str, object]) -> dict[str, int]:
+    """Decision -> index of the option that `choices` takes."""
+    return {name: decision.options.index(choices[name]) for name, decision in own.items()}
+
+
+def units_of(model: nn.Module, example: Example, conditions: Conditions | None = None) -> Units:
+    """Find the units of `model` by one dry forward in which every option takes part.
+
+    Args:
+        example: as for `nas.cost.trace.trace`.
+
+    Raises:
+        UserError: the forward fails, or a decision has no modules to measure.
+    """
+    conditions = conditions or Conditions()
+    for name, decision in decisions(model):
+        if not decision.gated():
+            raise UserError(
+                f"decision {name!r} ({type(decision).__name__}) has no candidate modules, so "
+                "its latency cannot be put together from measured units"
+            )
+    calls = dry_run(model, inputs_of(example, model), record)
+    names = {name: len(decision.options) for name, decision in decisions(model)}
+    made = [_unit(model, call, conditions) for call in calls]
+    by_key: dict[str, Unit] = {}
+    for unit in made:
+        by_key.setdefault(unit.key, unit)
+    uses = (
+        Use(unit.key, call.gates)
+        for unit, call in zip(made, calls, strict=True)
+        if consistent(call.gates)
+    )
+    return Units(by_key, tuple(uses), names)
+
+
+def _unit(model: nn.Module, call: Call, conditions: Conditions) -> Unit:
+    leaves, spec = tree_flatten((call.args, call.kwargs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    shapes = tuple(tuple(x.shape) for x in tensors)
+    modules = [model.get_submodule(path) for path in call.paths]
+    module = modules[0] if len(modules) == 1 else nn.Sequential(*modules)
+    if leaves != tensors or len(call.args) != len(tensors):
+        others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        module = _Bound(module, [not isinstance(leaf, Tensor) for leaf in leaves], others, spec)
+    layers = tuple(call.layers) + tuple(_stored(modules))
+    key = key_of(call.layers, call.operators, shapes, conditions)
+    return Unit(key, module, shapes, tuple(x.dtype for x in tensors), layers, call.free)
+
+
+class _Bound(nn.Module):
+    """A module with all but the tensors of its arguments filled in.
+
+    Args:
+        fixed: for each leaf of the arguments, whether it is one of `values` and no tensor.
+        spec: how leaves make up ``(args, kwargs)``.
+    """
+
+    def __init__(self, module: nn.Module, fixed: list[bool], values: list[Any], spec: Any) -> None:
+        super().__init__()
+        self.module, self.fixed, self.values, self.spec = module, fixed, values, spec
+
+    def forward(self, *tensors: Tensor) -> Any:
+        given = iter(tensors)
+        leaves = [
+            value if fixed else next(given)
+            for fixed, value in zip(self.fixed, self.values, strict=True)
+        ]
+        args, kwargs = tree_unflatten(leaves, self.spec)
+        return self.module(*args, **kwargs)
+
+
+def _stored(modules: list[nn.Module]) -> Iterator[LayerSpec]:
+    for module in modules:
+        for path, part in module.named_modules():
+            for name, parameter in part.named_parameters(recurse=False):
+                yield stored("parameter", path, part, name, parameter)
+
+
+def key_of(
+    layers: Iterable[LayerSpec],
+    operators: Sequence[str],
+    inputs: Sequence[tuple[int, ...]],
+    conditions: Conditions,
+) -> str:
+    """The text that says what is measured: equal for equal work, whatever module does it.
+
+    E.g. ``conv3x3/2 16>32@8x8 | in 1x16x16x16 | b1 float32 t1 | 3f2a90c1``. The last part is a hash
+    of every operator: it tells units apart whose layers are the same, by an activation, a residual
+    or the padding.
+    """
+    work = " + ".join(_layer_text(layer) for layer in layers if layer.is_call)
+    if not work:
+        work = "+".join(dict.fromkeys(text.partition("(")[0] for text in operators)) or "nothing"
+    shapes = ", ".join("x".join(map(str, shape)) for shape in inputs)
+    digest = hashlib.sha256("\n".join([shapes, *operators]).encode()).hexdigest()[:8]
+    return f"{work} | in {shapes} | {conditions} | {digest}"
+
+
+def _layer_text(layer: LayerSpec) -> str:
+    kernel = "x".join(map(str, layer.kernel))
+    strides = [-(-i // o) for i, o in zip(layer.in_size, layer.out_size, strict=True) if o]
+    stride = f"/{max(strides)}" if max(strides, default=1) > 1 else ""
+    groups = f"g{layer.groups}" if layer.groups > 1 else ""
+    size = "x".join(map(str, layer.out_size)) if prod(layer.out_size) > 1 else "1"
+    channels = f"{layer.in_channels}>{layer.out_channels}"
+    return f"{layer.kind}{kernel}{stride}{groups} {channels}@{size}"
+
+
+def features(layers: Sequence[LayerSpec]) -> dict[str, Scalar]:
+    """The sum of each of `NAMES` over the layers of one unit: what its latency is a function of.
+
+    All are counts of 0 or more for one input sample. Where a count of the layers is a 0-dim
+    tensor, so is the feature, and differentiable. A unit without layers, such as an identity or a
+    pool, has zeros only.
+    """
+    total: dict[str, Scalar] = dict.fromkeys(NAMES, 0.0)
+    for layer in layers:
+        for name, value in _features_of(layer).items():
+            total[name] = total[name] + value
+    return total
+
+
+def weights_of(described: Mapping[str, Scalar]) -> float:
+    """Numbers that the layers of a unit read besides their inputs, from its features."""
+    return float(sum(described.get(f"{kind}_weights", 0.0) for kind in KINDS))
+
+
+def _features_of(layer: LayerSpec) -> dict[str, Scalar]:
+    if layer.kind == "parameter" and "Norm" in layer.role:
+        return {"norm_weights": layer.numel}
+    if not layer.is_call:
+        return {}
+    taps, places = prod(layer.kernel), prod(layer.out_size) * layer.batch
+    values: dict[str, Scalar] = {
+        "macs": MACs()(layer),
+        "weights": layer.in_channels * layer.out_channels * taps / layer.groups,
+        "inputs": layer.in_channels * prod(layer.in_size) * layer.batch,
+        "outputs": layer.out_channels * places,
+        "reads": layer.in_channels * taps * places,
+        "calls": 1.0,
+    }
+    kind = _kind_of(layer)
+    return {f"{kind}_{quantity}": value for quantity, value in values.items()}
+
+
+def _kind_of(layer: LayerSpec) -> str:
+    # As many groups as input channels are depthwise, even where channels are masked.
+    if layer.kind == "linear":
+        return "linear"
+    if layer.kind != "conv":
+        return "other"
+    if layer.groups > 1:
+        return "depthwise" if float(layer.in_channels) <= layer.groups else "grouped"
+    return "pointwise" if prod(layer.kernel) == 1 else "dense"

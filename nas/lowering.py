@@ -1,0 +1,114 @@
+"""One lowering per runtime: `nas profile` times the bytes that `nas export` ships.
+
+The package `latency` profiles and `export` ships, and `export` imports `latency`; so this stands
+below both.
+"""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas.errors import UserError
+
+Inputs = tuple[Tensor, ...]
+
+
+def required(module: str, extra: str) -> Any:
+    """Import `module`.
+
+    Raises:
+        UserError: it is not installed; names the extra that brings it.
+    """
+    try:
+        return import_module(module)
+    except ImportError:
+        package = module.partition(".")[0]
+        raise UserError(f"{package} is not installed: pip install 'dnas[{extra}]'") from None
+
+
+def onnx_bytes(module: nn.Module, inputs: Inputs, free_batch: bool = True) -> bytes:
+    """The content of an ONNX file; input "input" (or "input0", "input1", ...), output "logits".
+
+    Args:
+        inputs: ``(N, ...)``. Of a free batch only the first sample is looked at, so that the same
+            module always gives the same bytes.
+        free_batch: the file runs any number of samples; False: exactly these shapes.
+    """
+    names = ["input"] if len(inputs) == 1 else [f"input{i}" for i in range(len(inputs))]
+    if not free_batch:
+        return _onnx(module, inputs, names, None)
+    # Two samples: the exporter takes a size of 1 for a constant.
+    pair = tuple(torch.cat([x[:1], x[:1]]) for x in inputs)
+    sizes = tuple({0: torch.export.Dim("batch", min=1)} for _ in inputs)
+    return _onnx(module, pair, names, sizes)
+
+
+def _onnx(module: nn.Module, inputs: Inputs, names: list[str], shapes: Any) -> bytes:
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        program = torch.onnx.export(
+            module.eval(),
+            inputs,
+            dynamo=True,
+            input_names=names,
+            output_names=["logits"],
+            dynamic_shapes=shapes,
+            verbose=False,
+        )
+    finally:
+        logger.setLevel(level)
+    assert program is not None
+    model = program.model_proto
+    for part in (model, model.graph, *model.graph.node, *model.graph.value_info):
+        del part.metadata_props[:]  # stack traces with this machine's paths, half of a small file
+        part.doc_string = ""
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def onnx_session(
+    content: bytes | str, threads: int = 1, provider: str = "CPUExecutionProvider"
+) -> Any:
+    """A session of onnxruntime on the content of an ONNX file, or on the file at a path."""
+    onnxruntime = required("onnxruntime", "onnx")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(content, options, providers=[provider])
+
+
+def pte_bytes(module: nn.Module, inputs: Inputs) -> bytes:
+    """The content of a .pte file for inputs of exactly these shapes, XNNPACK's part inside."""
+    exir = required("executorch.exir", "executorch")
+    xnnpack = required("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
+    with executorch_silenced():
+        program = torch.export.export(module, inputs)
+        edge = exir.to_edge_transform_and_lower(program, partitioner=[xnnpack.XnnpackPartitioner()])
+        return bytes(edge.to_executorch().buffer)
+
+
+@contextmanager
+def executorch_silenced() -> Iterator[None]:
+    """Without what ExecuTorch's C++ side and its compiler's parts tell their developers."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
