@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas.latency.profile import NetworkTime, Profile
-from nas.report.optional import load_optional
+from nas.report.figure import load_optional
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
