@@ -209,7 +209,7 @@ def _report(verb: str, arguments: list[str]) -> int:
     cost, metric = settings.get("cost", "params"), settings.get("metric", "test_acc")
     files = report(folders, cost, metric, Path(out) if out else None)
     if serving:
-        from nas.report.serve import serve
+        from nas.report.tensorboard import serve
 
         serve([*folders, files.tensorboard], files.html)
     return 0
@@ -223,7 +223,7 @@ def _draw(verb: str, arguments: list[str]) -> int:
     for word in arguments:
         if word not in runs:
             raise UserError(f"nas draw takes runs alone, not {word!r}: {DRAW}")
-    from nas.result import draw
+    from nas.report.terminal import draw
 
     draw([Path(run) for run in runs])
     return 0

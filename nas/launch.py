@@ -216,7 +216,7 @@ def _run(config: DictConfig, run: RunDir) -> None:
     from nas.arch import Arch
     from nas.export import load_supernet
     from nas.pipeline import Run
-    from nas.result import announce
+    from nas.report.terminal import announce
 
     torch.set_num_threads(config.threads or _threads())
     arch = Arch.load(Path(config.arch)) if config.get("arch") else None
@@ -306,8 +306,8 @@ def cores() -> int:
 def _describe(config: DictConfig) -> None:
     check(config)
     remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
-    from nas.describe import describe
     from nas.plan import build, read
+    from nas.report.terminal import describe
 
     plan = plan_of(config)
     read(plan.data)

@@ -11,7 +11,6 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
-from nas.anatomy import anatomy
 from nas.arch import Arch
 from nas.attempts import Attempts
 from nas.decision import free
@@ -24,13 +23,13 @@ from nas.latency.figure import measured_fields, write_picture
 from nas.plan import Plan, Problem, check_logits
 from nas.ranks import apart, as_first, together, told
 from nas.recalibrate import recalibrate
+from nas.report.summary import summarize, write_drawing
 from nas.result import (
     SCHEMA,
     cost_fields,
     input_fields,
     read_json,
     versions,
-    write_drawing,
 )
 from nas.run import RunDir, is_main, write_atomic, write_json
 from nas.run_log import log_final, log_graph, logger_of
@@ -313,7 +312,7 @@ class Run:
         shape = self.plan.data.input_shape
         parts: list[dict[str, Any]] = []
         with self.attempts.attempt("parts", "no list of the network's parts"):
-            found = anatomy(self.supernet, self.arch, shape, self.problem.priced)
+            found = summarize(self.supernet, self.arch, shape, self.problem.priced)
             parts = [part.to_json() for part in found]
         return parts
 

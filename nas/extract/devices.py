@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
-from nas.drawing import console
 from nas.errors import UserError
 from nas.plan import Problem
+from nas.report.terminal import console
 from nas.run import RunDir, shown, write_atomic
 from nas.tables import csv_text
 from nas.units import amount

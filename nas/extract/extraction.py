@@ -10,7 +10,7 @@ from nas.errors import UserError
 from nas.export import load_supernet
 from nas.pipeline import Run
 from nas.plan import Plan, Problem
-from nas.result import announce
+from nas.report.terminal import announce
 from nas.run import RunDir, write_atomic
 from nas.search.by_trials import TrialSearch
 from nas.search.oneshot import OneShot

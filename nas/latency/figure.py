@@ -17,7 +17,7 @@ from nas.latency.cost import ExpectedLatency
 from nas.latency.measure import Timing, timings
 from nas.latency.profile import About, Profile
 from nas.latency.runtimes import copy_to_measure, inputs_like, machine_name, runtime
-from nas.report.optional import load_optional
+from nas.report.figure import load_optional
 from nas.run import write_atomic
 
 if TYPE_CHECKING:

@@ -7,14 +7,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from nas.drawing import console
+from nas.report.collect import Sweep, collect, labelled
 from nas.report.figure import pictures
-from nas.report.front import Front, Sweep, fronts, labelled
+from nas.report.fronts import Front, fronts
 from nas.report.page import page
-from nas.report.runs import gather
-from nas.report.spreadsheet import csv_text
-from nas.report.table import print_table
+from nas.report.table import csv_text, print_table
 from nas.report.tensorboard import FOLDER, follow, write_entry
+from nas.report.terminal import console
 from nas.run import RunDir, write_atomic
 
 __all__ = ["Front", "ReportFiles", "compare", "follow", "report"]
@@ -60,7 +59,7 @@ def compare(
     out: Path | None = None,
 ) -> ReportFiles:
     """As `report`, for labelled folders: one figure, one reference point for all hypervolumes."""
-    sweeps = [Sweep(label, folder, gather(folder)) for label, folder in folders.items()]
+    sweeps = [Sweep(label, folder, collect(folder)) for label, folder in folders.items()]
     found = fronts(sweeps, cost, metric)
     target = out or (sweeps[0].folder if len(sweeps) == 1 else Path("report"))
     RunDir(target).create()

@@ -2,12 +2,12 @@
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from nas.report.front import Front
+from nas.errors import UserError
+from nas.report.fronts import Front, budgets_of
 from nas.report.labels import cost_label, metric_label
-from nas.report.marks import budgets_of, knee_of, spread
-from nas.report.optional import load_optional
 from nas.report.series import Series, line_colour, series_of, title
 
 if TYPE_CHECKING:
@@ -29,11 +29,28 @@ STYLE = {
 }
 
 
+def load_optional(module: str) -> Any:
+    """Import a module of the `report` extra.
+
+    Raises:
+        UserError: it is not installed; the message names the extra.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise UserError(
+            f"the pictures and the page of a report need {package}, which cannot be imported "
+            f"({error}); install it with: pip install 'dnas[report]'. "
+            "The table and report.csv were made without it"
+        ) from None
+
+
 def pictures(fronts: Sequence[Front], small: bool = False) -> tuple[bytes, bytes]:
     """The figure as PNG and as SVG.
 
     Args:
-        small: for where it is shown small.
+        small: with large letters, for TensorBoard.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -53,47 +70,40 @@ def _draw(fronts: Sequence[Front], small: bool) -> "Figure":
     figure: Figure = load_optional("matplotlib.figure").Figure(figsize=inches, layout="constrained")
     axes = figure.add_subplot()
     for index, front in enumerate(fronts):
-        _line(axes, front, line_colour(fronts, index))
-    for series in series_of(fronts):
+        # The best metric that any run reaches at up to a cost: constant up to the next member.
+        costs, metrics = front.coordinates(front.members)
+        colour = line_colour(fronts, index)
+        axes.plot(costs, metrics, drawstyle="steps-post", color=colour, linewidth=1.8, alpha=0.75)
+    every = series_of(fronts)
+    for series in every:
         for front in fronts:
             _points(axes, front, series)
-        if len(fronts) == 1:  # else colours mean sweeps, no repetitions of one setting
+        if len(fronts) == 1:  # else colours stand for sweeps, whose runs repeat no setting
             _spread(axes, series, fronts[0])
         # A swatch of its own: the first point of a setting may be a dimmed one.
         axes.scatter([], [], s=46, color=series.colour, label=series.label or None)
-    _marks(axes, fronts)
+    for budget in budgets_of(fronts):
+        axes.axvline(budget, color="0.55", linewidth=1, linestyle=":")
+    for front in fronts:
+        if (run := front.knee()) is not None:
+            place = front.coordinates([run])
+            axes.scatter(*place, s=170, facecolor="none", edgecolor="0.45", zorder=4)
     _axes(axes, fronts, small)
-    if any(series.label for series in series_of(fronts)):
+    if any(series.label for series in every):
         axes.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=9, loc="best")
     return figure
 
 
-def _line(axes: "Axes", front: Front, colour: str) -> None:
-    """The best metric that any run reaches at up to a cost: constant up to the next member."""
-    costs, metrics = front.coordinates(front.members)
-    axes.plot(costs, metrics, drawstyle="steps-post", color=colour, linewidth=1.8, alpha=0.75)
-
-
 def _points(axes: "Axes", front: Front, series: Series) -> None:
-    groups = (("front", 46, 1.0), ("dominated", 24, 0.35))
-    own = {id(run) for run in series.runs}
-    for place, size, alpha in groups:
-        runs = [run for run in front.runs if id(run) in own and front.place(run) == place]
-        if not runs:
-            continue
-        axes.scatter(
-            *front.coordinates(runs),
-            s=size,
-            alpha=alpha,
-            color=series.colour,
-            edgecolor="white" if place == "front" else "none",
-            linewidth=0.8,
-            zorder=3 if place == "front" else 2,
-        )
+    members: dict[str, Any] = {"s": 46, "alpha": 1.0, "edgecolor": "white", "zorder": 3}
+    dominated: dict[str, Any] = {"s": 24, "alpha": 0.35, "edgecolor": "none", "zorder": 2}
+    for group, look in ((front.members, members), (front.dominated, dominated)):
+        if runs := series.among(group):
+            axes.scatter(*front.coordinates(runs), color=series.colour, linewidth=0.8, **look)
 
 
 def _spread(axes: "Axes", series: Series, front: Front) -> None:
-    found = spread(series, front)
+    found = series.spread(front)
     if found is not None:
         axes.errorbar(
             found.cost,
@@ -107,16 +117,6 @@ def _spread(axes: "Axes", series: Series, front: Front) -> None:
         )
 
 
-def _marks(axes: "Axes", fronts: Sequence[Front]) -> None:
-    for budget in budgets_of(fronts):
-        axes.axvline(budget, color="0.55", linewidth=1, linestyle=":")
-    for front in fronts:
-        if (run := knee_of(front)) is not None:
-            axes.scatter(
-                *front.coordinates([run]), s=170, facecolor="none", edgecolor="0.45", zorder=4
-            )
-
-
 def _axes(axes: "Axes", fronts: Sequence[Front], small: bool) -> None:
     ticker = load_optional("matplotlib.ticker")
     axes.set_xscale("log")
@@ -126,6 +126,6 @@ def _axes(axes: "Axes", fronts: Sequence[Front], small: bool) -> None:
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.set_xlabel(cost_label(fronts[0].cost))
     axes.set_ylabel(metric_label(fronts[0].metric))
-    words = title(fronts)
+    text = title(fronts)
     # Where it is small, one line would be cut off.
-    axes.set_title(words.replace(", hypervolume", "\nhypervolume") if small else words, loc="left")
+    axes.set_title(text.replace(", hypervolume", "\nhypervolume") if small else text, loc="left")

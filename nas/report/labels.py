@@ -1,4 +1,7 @@
-"""Names and numbers as a reader wants them: units spelled out, thousands grouped, percent."""
+"""Names, numbers and colours as a reader wants them: units in full, thousands grouped, percent."""
+
+# Distinct to colour-blind readers (after Okabe and Ito), legible on white and on dark.
+COLOURS = ("#3a8bd0", "#d9622b", "#259b78", "#b768a8", "#c2921d", "#6b7f93")
 
 COSTS = {
     "params": "parameters",
@@ -29,7 +32,7 @@ def metric_label(name: str) -> str:
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether a metric is an error as it stands; all others are fractions of 1 to be raised."""
+    """Whether a metric is an error itself; all others are fractions of 1 to be maximised."""
     return metric.endswith(("loss", "error"))
 
 
@@ -39,12 +42,12 @@ def error_of(metric: str, value: float) -> float:
 
 
 def error_label(metric: str) -> str:
-    """The name of what `error_of` gives."""
+    """The name of the quantity that `error_of` returns."""
     return metric if lower_is_better(metric) else f"1 - {metric}"
 
 
 def on_axis(metric: str, value: float) -> float:
-    """The metric as plotted: accuracies in percent."""
+    """The metric in units of the axis: accuracies in percent."""
     return 100 * value if metric.endswith("acc") else value
 
 

@@ -1,98 +1,88 @@
 """report.html: one file, no network; a scatter, the runs in a table, how to load the front."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+import math
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, zip_longest
+from pathlib import Path
 from typing import Any
 
-from nas.report.chart import chart, hover
-from nas.report.choices import choices_table
-from nas.report.curves import curves
-from nas.report.detail import detail, details, load_command
-from nas.report.front import Front, Sweep, costs_of, fronts
-from nas.report.labels import cost_label, cost_text, metric_text, plural
-from nas.report.latency import latencies
-from nas.report.optional import load_optional
-from nas.report.rows import left_out_table, runs_table
-from nas.report.runs import Run
+from nas.reading import RECORD, read_bytes
+from nas.report.chart import RowIds, chart, curves, hover
+from nas.report.collect import RunRecord, Sweep, differing
+from nas.report.figure import load_optional
+from nas.report.fronts import Front, costs_of, fronts
+from nas.report.labels import cost_label, cost_text, metric_text
+from nas.report.summary import costs_in, svg
 from nas.report.table import left_out
-from nas.report.template import CSS, POLICY, SCRIPT
+from nas.report.templates import render
 
-ROOM = 2_500_000  # characters for rows, hovers and details: a page stays below 10 MB, half plotly
-LEFT_OUT = 500  # runs without a place in the figure that the page lists
+FULL = 2_500_000  # characters for rows, hovers and details: a page stays below 10 MB, half plotly
+DRAWINGS = 1_000_000  # characters of drawings on one page; the first runs have theirs
+LEFT_OUT = 500  # excluded runs that the page lists
+PICTURES = 12  # on a page; the others lie in the folders of their runs
+PICTURE = "latency.png"  # in the folder of a run that searched for latency
 
 
 def page(sweeps: Sequence[Sweep], shown: Sequence[Front]) -> str:
-    """The whole page; `shown` are the fronts it opens with, other costs are one choice away.
+    """The whole page; it opens with the fronts `shown`, other costs are one choice away.
 
     Raises:
         UserError: plotly is not installed.
     """
     plotly = load_optional("plotly.offline").get_plotlyjs()
     cost, metric = shown[0].cost, shown[0].metric
-    costs = dict.fromkeys([cost, *costs_of(sweeps, metric)])
-    by_cost = {name: fronts(sweeps, name, metric) for name in costs}
-    runs = list(_by_id(run for found in by_cost.values() for front in found for run in front.runs))
-    whole = _whole(by_cost)
-    ids = {id(run) for run in whole}
-    rows = {id(run): f"run-{i}" for i, run in enumerate(run for run in runs if id(run) in ids)}
-    charts = {name: chart(found, rows) for name, found in by_cost.items()}
-    members = list(_by_id(run for front in shown for run in front.members))
-    searched = curves(members, cost)
-    name = escape(", ".join(sweep.label for sweep in sweeps))
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>nas report: {name}</title>
-<style>{CSS}</style>
-</head>
-<body>
-<main>
-<h1>{name}: {plural(sum(len(front.runs) for front in shown), "run")}</h1>
-<p class="controls"><label>Cost on the x axis: {_picker(costs)}</label>
-<label>Filter: <input id="filter" type="search" placeholder="seed=0, conv_k3, ..."></label></p>
-<div id="chart"></div>
-<p class="soft">A ring marks the knee, dotted lines budgets. Drag to zoom, double click to go back;
-click a point, or a row below (or press Enter on it), to see the network.</p>
-<section id="detail" aria-live="polite" hidden></section>
-{"".join(_front_part(found, name == cost) for name, found in by_cost.items())}
-{_curves_part(searched)}
-{latencies(sweeps)}
-<h2>All runs</h2>
-{_rest_part(len(runs) - len(whole))}
-{runs_table(by_cost, rows, cost)}
-{_left_out_part(sweeps, cost, metric)}
-</main>
-<script type="application/json" id="charts">{_json(charts)}</script>
-<script type="application/json" id="details">{_json(details(whole, rows))}</script>
-<script type="application/json" id="curves-data">{_json(searched)}</script>
-<script>{plotly}</script>
-<script>{SCRIPT}</script>
-</body>
-</html>
-"""
+    by_cost = {
+        name: fronts(sweeps, name, metric)
+        for name in dict.fromkeys([cost, *costs_of(sweeps, metric)])
+    }
+    runs = _unique(run for found in by_cost.values() for front in found for run in front.runs)
+    detailed = _detailed(by_cost)
+    listed = set(detailed)
+    row_ids = {run: f"run-{i}" for i, run in enumerate(run for run in runs if run in listed)}
+    pictures = _pictures(sweeps)
+    excluded = list(left_out(sweeps, cost, metric))
+    several = len(sweeps) > 1
+    return render(
+        "page.html",
+        title=", ".join(sweep.label for sweep in sweeps),
+        run_count=sum(len(front.runs) for front in shown),
+        cost=cost,
+        costs={name: cost_label(name) for name in by_cost},
+        fronts=[_front(found) for found in by_cost.values()],
+        rest=len(runs) - len(detailed),
+        columns=_columns(by_cost, list(row_ids), cost),
+        table=[_row(run, row, by_cost) for run, row in row_ids.items()],
+        left_out=[_excluded(*row, several) for row in excluded[:LEFT_OUT]],
+        left_out_count=len(excluded),
+        left_out_columns=["sweep"] * several + ["run", "status", "settings", "reason"],
+        pictures=pictures[:PICTURES],
+        picture_count=len(pictures),
+        charts={name: chart(found, row_ids) for name, found in by_cost.items()},
+        details=details(detailed, row_ids),
+        curves=curves(_unique(run for front in shown for run in front.members), cost),
+        plotly=plotly,
+    )
 
 
-def _json(value: Any) -> str:
-    # "</script>" or "<!--" in a run's text would end the element it stands in.
-    return json.dumps(value).replace("<", "\\u003c")
+def _unique(runs: Iterable[RunRecord]) -> list[RunRecord]:
+    return list(dict.fromkeys(runs))
 
 
-def _whole(by_cost: Mapping[str, Sequence[Front]]) -> list[Run]:
-    """The runs that the page tells everything of, as many as there is room for.
+def _detailed(by_cost: Mapping[str, Sequence[Front]]) -> list[RunRecord]:
+    """The runs with a row and details, as many as the page has room for.
 
     First the members of the fronts, then the runs closest to them, of each front in turn.
     """
     found = [front for fronts in by_cost.values() for front in fronts]
     members = (run for front in found for run in front.members)
     others = chain.from_iterable(zip_longest(*(front.closest() for front in found)))
-    kept, room = [], ROOM
-    for run in _by_id(run for run in (*members, *others) if run is not None):
-        # A row of the table has about the figures of the details once more.
+    kept, room = [], FULL
+    for run in _unique(run for run in (*members, *others) if run is not None):
+        # A row of the table is about as long as the details.
         room -= 2 * len(json.dumps(detail(run, False))) + len(by_cost) * len(hover(run, ""))
         if room < 0:
             break
@@ -100,71 +90,166 @@ def _whole(by_cost: Mapping[str, Sequence[Front]]) -> list[Run]:
     return kept
 
 
-def _rest_part(count: int) -> str:
-    if not count:
-        return ""
-    return (
-        f'<p class="soft">{plural(count, "dominated run")} more, farther from the front, '
-        f"{'is a small point' if count == 1 else 'are small points'} in the figure and "
-        f"{'a row' if count == 1 else 'rows'} of report.csv: a page of all would open slowly.</p>"
-    )
+def _front(found: Sequence[Front]) -> dict[str, Any]:
+    """What the page shows of the fronts of one cost, one front per sweep."""
+    members = [(front, run) for front in found for run in front.members]
+    loads = [(f"network = {run.load_command}", _figures(front, run)) for front, run in members]
+    choices = frequencies([run for _, run in members])
+    prefixes = [f"{front.label}: " if len(found) > 1 else "" for front in found]
+    return {
+        "cost": found[0].cost,
+        "summaries": [p + front.summary() for p, front in zip(prefixes, found, strict=True)],
+        "definition": found[0].definition(),
+        "commands": _commented(loads),
+        "choices": choices,
+        "options": dict.fromkeys(option for c in choices.values() for option in sorted(c)),
+    }
 
 
-def _by_id(runs: Iterable[Run]) -> Iterable[Run]:
-    return {id(run): run for run in runs}.values()
-
-
-def _curves_part(searched: object) -> str:
-    if searched is None:
-        return ""
-    return '<h2>Searches behind the front</h2><div id="curves"></div>'
-
-
-def _picker(costs: Iterable[str]) -> str:
-    options = (
-        f'<option value="{escape(name)}">{escape(cost_label(name))}</option>' for name in costs
-    )
-    return f'<select id="cost">{"".join(options)}</select>'
-
-
-def _front_part(found: Sequence[Front], visible: bool) -> str:
-    lines = "".join(
-        f"<p>{escape(f'{front.label}: ' if len(found) > 1 else '')}{escape(front.summary())}</p>"
-        for front in found
-    )
-    pairs = [_load(run, front) for front in found for run in front.members]
-    width = max(len(command) for command, _ in pairs)
-    commands = "\n".join(f"{command:{width}}  # {what}" for command, what in pairs)
-    return f"""<section data-cost="{escape(found[0].cost)}"{"" if visible else " hidden"}>
-{lines}
-<p class="soft">{escape(found[0].definition())}</p>
-<h2>Load a network of the front</h2>
-<pre>import nas
-{escape(commands)}</pre>
-{_choices_part(found)}
-</section>
-"""
-
-
-def _choices_part(found: Sequence[Front]) -> str:
-    table = choices_table([run for front in found for run in front.members])
-    if not table:
-        return ""
-    return f"<h2>What the networks of the front have in common</h2>\n{table}"
-
-
-def _load(run: Run, front: Front) -> tuple[str, str]:
-    """The command for one network; what it is."""
+def _figures(front: Front, run: RunRecord) -> str:
     metric = metric_text(front.metric, run.metrics[front.metric])
-    what = f"{cost_text(run.costs[front.cost])} {front.cost}, {metric}"
-    return f"network = {load_command(run)}", what
+    return f"{cost_text(run.costs[front.cost])} {front.cost}, {metric}"
 
 
-def _left_out_part(sweeps: Sequence[Sweep], cost: str, metric: str) -> str:
-    rows = list(left_out(sweeps, cost, metric))
-    if not rows:
-        return ""
-    heading = f"<h2>{plural(len(rows), 'run')} without a place in the figure</h2>"
-    if len(rows) > LEFT_OUT:
-        heading += f'<p class="soft">The first {LEFT_OUT}; report.csv has them all.</p>'
-    return heading + left_out_table(rows[:LEFT_OUT], several=len(sweeps) > 1)
+def _commented(commands: Sequence[tuple[str, str]]) -> list[str]:
+    """Commands, each with its comment, which stand in one column."""
+    width = max(len(command) for command, _ in commands)
+    return [f"{command:{width}}  # {comment}" for command, comment in commands]
+
+
+def frequencies(runs: Sequence[RunRecord]) -> dict[str, Counter[str]]:
+    """Decision -> option -> number of runs that choose it."""
+    found: dict[str, Counter[str]] = {}
+    for run in runs:
+        for name, option in run.arch.items():
+            found.setdefault(name, Counter())[str(option)] += 1
+    return found
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table of runs.
+
+    Args:
+        text: shown of a run.
+        value: of a column of numbers, by which it is sorted; "" for an unknown one.
+        follows_cost: the script rewrites it when another cost is picked.
+    """
+
+    name: str
+    text: Callable[[RunRecord], str]
+    value: Callable[[RunRecord], float | str] | None = None
+    follows_cost: bool = False
+
+
+def _columns(
+    by_cost: Mapping[str, Sequence[Front]], runs: Sequence[RunRecord], cost: str
+) -> list[Column]:
+    labels = {run: f.label for found in by_cost.values() for f in found for run in f.runs}
+    metrics = dict.fromkeys(name for run in runs for name in run.metrics)
+    costs = dict.fromkeys(name for run in runs for name in run.costs)
+    return [
+        *[Column("sweep", labels.__getitem__)] * (len(by_cost[cost]) > 1),
+        Column("run", lambda run: run.name),
+        Column("place", lambda run: _dominance(run, by_cost[cost]), follows_cost=True),
+        Column("seed", lambda r: "-" if r.seed is None else str(r.seed), lambda r: _key(r.seed)),
+        *(_override(name, runs) for name in differing(runs)),
+        *(_metric(name) for name in metrics),
+        *(_cost(name) for name in costs),
+        Column("arch", lambda run: run.arch_hash),
+    ]
+
+
+def _override(name: str, runs: Sequence[RunRecord]) -> Column:
+    given = [run.overrides[name] for run in runs if name in run.overrides]
+    numeric = all(isinstance(value, int | float) for value in given)
+    return Column(
+        name,
+        lambda run: str(run.overrides.get(name, "-")),
+        (lambda run: _key(run.overrides.get(name))) if numeric else None,
+    )
+
+
+def _metric(name: str) -> Column:
+    return Column(
+        name,
+        lambda run: metric_text(name, run.metrics.get(name)),
+        lambda run: _key(run.metrics.get(name)),
+    )
+
+
+def _cost(name: str) -> Column:
+    return Column(
+        name, lambda run: cost_text(run.costs.get(name)), lambda run: _key(run.costs.get(name))
+    )
+
+
+def _key(value: float | None) -> float | str:
+    return value if value is not None and math.isfinite(value) else ""
+
+
+def _row(run: RunRecord, row_id: str, by_cost: Mapping[str, Sequence[Front]]) -> dict[str, Any]:
+    places = {name: _dominance(run, found) for name, found in by_cost.items()}
+    return {"run": run, "id": row_id, "places": places, "places_json": json.dumps(places)}
+
+
+def _dominance(run: RunRecord, found: Sequence[Front]) -> str:
+    return next(filter(None, (front.dominance(run) for front in found)), "")
+
+
+def _excluded(sweep: Sweep, run: RunRecord, reason: str, several: bool) -> list[str]:
+    given = " ".join(f"{name}={value}" for name, value in run.overrides.items())
+    return [*[sweep.label] * several, run.name, run.status, given or "-", reason]
+
+
+def details(runs: Sequence[RunRecord], row_ids: RowIds) -> dict[str, Any]:
+    """What the page shows of a run that is picked, by row, and drawings by architecture's hash."""
+    drawings: dict[str, str] = {}
+    room = DRAWINGS
+    for run in runs:
+        if run.blocks and run.arch_hash not in drawings and room > 0:
+            drawn = svg(run.blocks, costs_in(run.blocks), run.name)
+            room -= len(drawn)
+            drawings[run.arch_hash] = drawn
+    shown = {row_ids[run]: detail(run, run.arch_hash in drawings) for run in runs}
+    return {"runs": shown, "drawings": drawings}
+
+
+def detail(run: RunRecord, drawn: bool) -> dict[str, Any]:
+    """Figures and commands of a run, and its choices if it is not `drawn`."""
+    facts = [("folder", run.folder)]
+    facts += [(name, metric_text(name, value)) for name, value in run.metrics.items()]
+    for name, value in run.costs.items():
+        budget = run.budgets.get(name)
+        beside = f" of a budget of {cost_text(budget)}" if budget is not None else ""
+        facts.append((cost_label(name), cost_text(value) + beside))
+    facts += [(name, str(value)) for name, value in run.overrides.items()]
+    return {
+        "title": run.name,
+        "facts": facts,
+        "commands": "\n".join(_commented(run.commands())),
+        "arch": run.arch_hash,
+        "choices": [] if drawn else [[k, str(v)] for k, v in run.arch.items()],
+    }
+
+
+def _pictures(sweeps: Sequence[Sweep]) -> list[tuple[str, str]]:
+    """(names of runs, PNG in base64): predicted and measured latencies, equal pictures once."""
+    found: dict[bytes, list[str]] = {}
+    for run in (run for sweep in sweeps for run in sweep.runs):
+        png = _picture(run.path / PICTURE)
+        if png is not None:
+            found.setdefault(png, []).append(run.name)
+    return [(", ".join(names), b64encode(png).decode()) for png, names in found.items()]
+
+
+def _picture(path: Path) -> bytes | None:
+    """The file's content; None if it is no picture.
+
+    A page is handed on: the target of a link in somebody's folder must not become part of it.
+    """
+    try:
+        png = None if path.is_symlink() else read_bytes(path, RECORD)
+    except (OSError, ValueError):
+        return None
+    return png if png and png.startswith(b"\x89PNG\r\n") else None

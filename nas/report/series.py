@@ -1,28 +1,58 @@
-"""Which runs share a colour: the seeds of one setting, or the runs of one sweep."""
+"""The runs that share a colour: the seeds of one setting, or the runs of one sweep."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
-from nas.report.front import Front
-from nas.report.labels import plural
-from nas.report.runs import Run, differing, settings
+import numpy as np
 
-# Middle tones, told apart under colour blindness (after Okabe and Ito), legible on white and dark.
-COLOURS = ("#3a8bd0", "#d9622b", "#259b78", "#b768a8", "#c2921d", "#6b7f93")
+from nas.report.collect import RunRecord, differing, settings
+from nas.report.fronts import Front
+from nas.report.labels import COLOURS, plural
+
+
+class Spread(NamedTuple):
+    """Mean and standard deviation, as plotted, over the seeds of one setting."""
+
+    cost: float
+    metric: float
+    cost_sd: float
+    metric_sd: float
 
 
 @dataclass(frozen=True)
 class Series:
-    """Runs drawn in one colour; `label` is "" where there is nothing to tell apart."""
+    """Runs drawn in one colour; `label` is "" if there is only one series."""
 
     label: str
     colour: str
-    runs: tuple[Run, ...]
+    runs: tuple[RunRecord, ...]
+
+    def among(self, runs: Sequence[RunRecord]) -> list[RunRecord]:
+        """Those of `runs` that belong to this series, in their order."""
+        return [run for run in runs if run in self._own]
+
+    @cached_property
+    def _own(self) -> frozenset[RunRecord]:
+        return frozenset(self.runs)
+
+    def spread(self, front: Front) -> Spread | None:
+        """Over the runs of this setting that the figure shows; None for a single one."""
+        runs = self.among(front.runs)
+        if not self.label or len(runs) < 2:
+            return None
+        costs, metrics = (np.array(values) for values in front.coordinates(runs))
+        return Spread(
+            float(costs.mean()),
+            float(metrics.mean()),
+            float(costs.std(ddof=1)),
+            float(metrics.std(ddof=1)),
+        )
 
 
 def series_of(fronts: Sequence[Front]) -> list[Series]:
-    """One per sweep; in a lone sweep one per setting, where settings were run with many seeds."""
+    """One per sweep; in a lone sweep one per setting, if settings were run with many seeds."""
     if len(fronts) > 1:
         return [
             Series(
@@ -41,7 +71,7 @@ def series_of(fronts: Sequence[Front]) -> list[Series]:
 
 
 def line_colour(fronts: Sequence[Front], index: int) -> str:
-    """The colour of a front's line: its sweep's; grey where colours mean settings."""
+    """The colour of a front's line: its sweep's; grey if colours stand for settings."""
     several = len(series_of(fronts)) > 1 and len(fronts) == 1
     return COLOURS[-1] if several else COLOURS[index % len(COLOURS)]
 
@@ -57,9 +87,9 @@ def title(fronts: Sequence[Front]) -> str:
     )
 
 
-def _by_setting(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def _by_setting(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     names = differing(runs)
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[RunRecord]] = {}
     for run in sorted(runs, key=lambda run: [_order(run.overrides.get(name)) for name in names]):
         groups.setdefault(settings(run, names), []).append(run)
     return groups

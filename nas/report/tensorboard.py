@@ -1,17 +1,18 @@
-"""The front as images and a table in TensorBoard, beside the curves of the runs."""
+"""TensorBoard: the fronts as images and tables beside the curves of the runs, and its server."""
 
 import io
-from collections.abc import Sequence
+import time
+from collections.abc import Container, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from nas.errors import UserError
-from nas.report.figure import pictures
-from nas.report.front import Sweep, costs_of, fronts
-from nas.report.optional import load_optional
-from nas.report.runs import gather
+from nas.report.collect import Sweep, collect
+from nas.report.figure import load_optional, pictures
+from nas.report.fronts import costs_of, fronts
 from nas.report.table import markdown
+from nas.run import RunDir
 
 OFTEN = 100  # drawings while the runs of a sweep double in number
 FOLDER = "tensorboard_report"
@@ -21,7 +22,7 @@ def write_entry(folder: Path, sweeps: Sequence[Sweep], metric: str) -> None:
     """Replace the entry in `folder`; each run writes its own curves and hyperparameters.
 
     Raises:
-        UserError: the folder is a link, behind which files of somebody else would be removed.
+        UserError: the folder is a link: files of somebody else would be removed behind it.
     """
     if folder.is_symlink():
         raise UserError(f"{folder} is a link, and what lies in it is replaced: remove the link")
@@ -34,14 +35,62 @@ def write_entry(folder: Path, sweeps: Sequence[Sweep], metric: str) -> None:
 def follow(sweep: Path, metric: str = "test_acc") -> None:
     """Draw the fronts of a sweep that still runs: an image per cost, a step per finished run.
 
-    Of a large sweep now and then: a drawing looks at all its runs.
-    Nothing where the `report` extra is not installed: a search does not need it.
+    Of a large sweep only now and then, because a drawing reads all its runs. Does nothing if the
+    `report` extra is not installed: a search does not need it.
     """
     count = sum(1 for _ in sweep.glob("*/result.json"))
     if count > OFTEN and count % (count // OFTEN):
         return
     with suppress(UserError):
-        _write(sweep / FOLDER, [Sweep(sweep.name, sweep, gather(sweep))], metric)
+        _write(sweep / FOLDER, [Sweep(sweep.name, sweep, collect(sweep))], metric)
+
+
+def scalars(run: Path, tags: Container[str]) -> dict[str, list[tuple[int, float]]]:
+    """Tag -> [(epoch, value), ...] for those of `tags` that a run's search has written."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = RunDir(run).tensorboard
+    if not any(folder.glob("events.out.tfevents.*")):
+        return {}
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 1})
+    events.Reload()
+    known = [tag for tag in events.Tags()["scalars"] if tag in tags]
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in known}
+
+
+def serve(folders: Sequence[Path], page: Path, wait: bool = True) -> str:
+    """Start TensorBoard on `folders`, print its address, and stay until Ctrl-C.
+
+    Args:
+        page: the HTML report, printed beside the address.
+        wait: False returns the address at once; the server ends with the process.
+
+    Raises:
+        UserError: TensorBoard cannot start, e.g. because no port is free.
+    """
+    from tensorboard import program
+
+    board = program.TensorBoard()
+    shown = _outermost(folders)
+    for folder in shown:
+        if "," in str(folder) or ":" in folder.name:  # they divide the folders, and their names
+            raise UserError(f"TensorBoard takes no folder with a comma or a colon: rename {folder}")
+    named = ",".join(f"{folder.name}:{folder}" for folder in shown)
+    board.configure(argv=["tensorboard", "--logdir_spec", named, "--reload_interval", "5"])
+    try:
+        address = board.launch()
+    except Exception as error:
+        raise UserError(f"TensorBoard does not start: {error}") from None
+    print(f"TensorBoard: {address} (Ctrl-C ends it)\nreport:      {page.resolve().as_uri()}")
+    while wait:
+        time.sleep(1)
+    return str(address)
+
+
+def _outermost(folders: Sequence[Path]) -> list[Path]:
+    """Without folders that lie in others, which would be shown twice."""
+    resolved = dict.fromkeys(folder.resolve() for folder in folders)
+    return [f for f in resolved if not any(f != o and f.is_relative_to(o) for o in resolved)]
 
 
 def _write(folder: Path, sweeps: Sequence[Sweep], metric: str) -> None:

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from nas.drawing import svg
+from nas.report.summary import BlockSummary, svg
 
 OPTIONS = ["conv_k3", "mb_k5_e6_se", "out_channels 16, kernel 5, expand 6", "identity", ""]
 PARTS = [
-    {"name": f"blocks.s{i}.blocks.b{i}", "option": option, "channels": 8 * 2**i, "size": [112, 112],
-     "costs": {"params": 10.0 * 4**i, "macs": 1000.0 / (i + 1)}}
+    BlockSummary(f"blocks.s{i}.blocks.b{i}", option, 8 * 2**i, (112, 112),
+                 costs={"params": 10.0 * 4**i, "macs": 1000.0 / (i + 1)})
     for i, option in enumerate(OPTIONS)
 ]  # fmt: skip
 BOXES = """[...document.querySelectorAll('text')].filter(t => t.textContent).map(t => {

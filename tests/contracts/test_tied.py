@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nas.anatomy import anatomy
 from nas.budget import parse
 from nas.cost.analytic import MACs, Params
 from nas.cost.expected import ExpectedCost
@@ -18,6 +17,7 @@ from nas.cost.trace import trace
 from nas.discrete import discretize
 from nas.export.loading import load_weights, state_bytes
 from nas.ops.elastic import tensors_of
+from nas.report.summary import summarize
 from nas.selection import select
 from nas.supernet.choice import ChoiceBlock
 
@@ -138,7 +138,7 @@ def test_shares_add_up_and_the_choice_keeps_its_budget(net):
     costs = {"params": ExpectedCost(net, Params(), traced)}
     values = {arch: costs["params"].of(arch.choices) for arch in archs(net)}
     for arch, value in values.items():
-        parts = anatomy(net, arch, net.input_shape, {"params": Params()})
+        parts = summarize(net, arch, net.input_shape, {"params": Params()})
         assert sum(part.costs.get("params", 0) for part in parts) == value
     bound = parse("params", min(values.values()), "", max(values.values()))
     assert values[select(net, "Net", costs, {"params": bound})] <= bound

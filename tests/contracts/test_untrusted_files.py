@@ -25,8 +25,6 @@ from torch.testing import assert_close
 from nas import reading
 from nas.arch import Arch
 from nas.data.folder import decode
-from nas.drawing import csv_text as parts_csv
-from nas.drawing import svg
 from nas.errors import UserError
 from nas.export.codegen import python_source
 from nas.export.loading import check_checkpoint, load, load_supernet, load_weights
@@ -35,7 +33,9 @@ from nas.latency.log import MeasurementLog
 from nas.latency.measured_networks import read_networks
 from nas.latency.profile import Profile
 from nas.report import report
-from nas.report.runs import gather
+from nas.report.collect import collect
+from nas.report.summary import BlockSummary, svg
+from nas.report.summary import csv_text as blocks_csv
 from nas.run import RunDir
 from nas.search.paused import paused
 from nas.search.trials import Trial, TrialLog, table_of
@@ -350,7 +350,7 @@ HOSTILE = "</script><script>CANARY()</script>\"'><img src=x onerror=CANARY()>[/r
 
 def hostile_run(folder: Path, name: str, accuracy: float) -> None:
     """A finished run with hostile text in every place that takes text."""
-    part = {"name": HOSTILE, "option": HOSTILE, "channels": 3, "size": [HOSTILE], "layers": 1}
+    part = {"name": HOSTILE, "option": HOSTILE, "channels": 3, "size": [3], "layers": 1}
     record = {
         "schema": 1,
         "status": "finished",
@@ -387,6 +387,7 @@ def test_a_report_of_hostile_runs_shows_their_text_as_text(hostile: Path) -> Non
     own = page[:plotly] + page[page.index("</script>", plotly) :]
     assert own.count("<script>") == 1  # the page's own, which is the last one
     assert "<img" not in own
+    assert own.count("\\u003csvg") == 1  # of both runs, which have one architecture
     assert b"user's own".hex() not in page
     assert "the user" not in page
     for row in csv.reader(io.StringIO(files.csv.read_text())):
@@ -404,7 +405,7 @@ def test_a_report_replaces_nothing_behind_a_link(hostile: Path) -> None:
 
 
 def test_a_folder_that_the_board_would_read_otherwise_is_refused(hostile: Path) -> None:
-    from nas.report.serve import serve
+    from nas.report.tensorboard import serve
 
     with pytest.raises(UserError, match="rename"):
         serve([hostile], hostile / "report.html", wait=False)
@@ -414,11 +415,11 @@ def test_a_folder_that_the_board_would_read_otherwise_is_refused(hostile: Path) 
 def test_a_drawing_is_xml_and_a_table_whatever_the_names(text: str) -> None:
     from xml.etree import ElementTree
 
-    part = {"name": text, "option": text, "channels": 1, "size": [1], "costs": {text: 1}}
-    root = ElementTree.fromstring(svg([part], [text], title=text, alone=True).encode())
+    block = BlockSummary(text, text, 1, (1,), costs={text: 1})
+    root = ElementTree.fromstring(svg([block], [text], title=text, alone=True).encode())
     allowed = {"svg", "style", "rect", "text", "path", "title"}
     assert {element.tag.rpartition("}")[2] for element in root.iter()} <= allowed
-    assert len(list(csv.reader(io.StringIO(parts_csv([part]), newline="")))) == 2
+    assert len(list(csv.reader(io.StringIO(blocks_csv([block]), newline="")))) == 2
 
 
 @pytest.mark.parametrize("name", ["input", "arch", "metrics", "parts", "costs", "seed", "schema"])
@@ -427,7 +428,7 @@ def test_a_result_of_another_form_is_named(name: str, value: Any, tmp_path: Path
     hostile_run(tmp_path, "a", 0.5)
     path = tmp_path / "a/result.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
-    gather(tmp_path)
+    collect(tmp_path)
     with pytest.raises(UserError):
         load(tmp_path / "a")
 

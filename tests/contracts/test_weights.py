@@ -10,7 +10,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
-from nas.anatomy import anatomy
 from nas.arch import Arch
 from nas.cost.analytic import MACs, Params
 from nas.cost.expected import ExpectedCost
@@ -21,6 +20,7 @@ from nas.errors import UserError
 from nas.export.loading import load_weights, state_bytes
 from nas.latency.units import units_of
 from nas.recalibrate import recalibrate
+from nas.report.summary import summarize
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.relax import straight_through
 
@@ -284,7 +284,7 @@ def test_weights_made_by_hooks_survive_every_copy(kind, tmp_path):
     assert sum(p.numel() for p in network.parameters()) == ExpectedCost(
         net, Params(), (4, 6, 6)
     ).of(arch.choices)
-    assert anatomy(net, arch_of(net), (4, 6, 6), {"params": Params()})
+    assert summarize(net, arch_of(net), (4, 6, 6), {"params": Params()})
     recalibrate(network, [x])
     # The copy trains by itself, and its file is read back into another.
     fresh = discretize(net)

@@ -42,7 +42,7 @@ def broken(error: BaseException) -> Callable[..., None]:
     return step
 
 
-@pytest.mark.parametrize("failing", [STEPS, {"anatomy": MemoryError("no memory")}], ids=len)
+@pytest.mark.parametrize("failing", [STEPS, {"summarize": MemoryError("no memory")}], ids=len)
 def test_a_run_whose_every_further_step_fails_is_finished_and_can_be_loaded(
     failing: dict[str, Exception],
     nas_command: Nas,

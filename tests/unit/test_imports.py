@@ -12,8 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "nas"
 
 # A module may import from its own layer or an earlier one.
 LAYERS = (
-    "errors reading arch copying claim pareto run ranks schedule signals tables units values "
-    "drawing quiet",
+    "errors reading arch copying claim pareto run ranks schedule signals tables units values quiet",
     "third_party",
     "budget attempts",
     "config data explain trusted",
@@ -22,10 +21,10 @@ LAYERS = (
     "spaces discrete",
     "cost",
     "lowering",
-    "objective anatomy",
+    "objective",
     "recalibrate selection train",
     "search",
-    "report result describe",
+    "report result",
     "latency",
     "export",
     "plan",

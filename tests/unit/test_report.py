@@ -17,12 +17,12 @@ import nas.report
 from nas.errors import UserError
 from nas.report import compare, follow, report
 from nas.report.chart import chart
+from nas.report.collect import Sweep, collect, differing, labelled
 from nas.report.figure import pictures
-from nas.report.front import Sweep, costs_of, fronts, labelled
+from nas.report.fronts import costs_of, fronts
 from nas.report.page import page
-from nas.report.runs import differing, gather
 from nas.report.series import series_of
-from nas.report.spreadsheet import csv_text
+from nas.report.table import csv_text
 
 ATTACK = '</script><script>alert("x")</script><img src="https://example.org/a.png">'
 
@@ -94,11 +94,11 @@ def names(runs):
 
 
 def front_of(folder, cost="params", metric="test_acc"):
-    return fronts([Sweep("sweep", folder, gather(folder))], cost, metric)[0]
+    return fronts([Sweep("sweep", folder, collect(folder))], cost, metric)[0]
 
 
 def page_of(folder, cost="params"):
-    sweeps = [Sweep("sweep", folder, gather(folder))]
+    sweeps = [Sweep("sweep", folder, collect(folder))]
     return page(sweeps, fronts(sweeps, cost, "test_acc"))
 
 
@@ -134,7 +134,8 @@ def test_hypervolume_is_the_area_of_the_staircase_in_the_figure(sweep):
 
 def test_several_sweeps_share_the_reference_point(sweep, tmp_path):
     write_run(tmp_path / "random", "0", 20_000, 0.8)
-    sweeps = [Sweep(name, tmp_path / name, gather(tmp_path / name)) for name in ("sweep", "random")]
+    folders = {name: tmp_path / name for name in ("sweep", "random")}
+    sweeps = [Sweep(name, folder, collect(folder)) for name, folder in folders.items()]
 
     both = fronts(sweeps, "params", "test_acc")
 
@@ -217,7 +218,7 @@ def test_reporting_again_gives_the_same_files(made):
 
 
 def test_csv_parses_back_to_what_the_runs_wrote(sweep):
-    sweeps = [Sweep("sweep", sweep, gather(sweep))]
+    sweeps = [Sweep("sweep", sweep, collect(sweep))]
     text = csv_text(sweeps, fronts(sweeps, "params", "test_acc"))
 
     for row in csv.DictReader(io.StringIO(text)):
@@ -272,9 +273,9 @@ def test_text_of_a_run_never_becomes_markup(sweep):
 def test_hover_text_is_escaped_for_plotly_as_well(sweep):
     write_run(sweep, "z", 9500, 0.96, arch={"<b>": "<i>"})
     front = front_of(sweep)
-    rows = {id(run): run.name for run in front.runs}
+    row_ids = {run: run.name for run in front.runs}
 
-    points = [trace for trace in chart([front], rows)["data"] if "customdata" in trace]
+    points = [trace for trace in chart([front], row_ids)["data"] if "customdata" in trace]
     texts = [text for trace in points for text in trace.get("text", [])]
 
     assert len(texts) == 6
@@ -303,7 +304,7 @@ def test_a_column_is_never_sorted_by_nan(sweep):
 
 def test_a_cost_that_a_sweep_lacks_is_not_offered(sweep, tmp_path):
     write_run(tmp_path / "other", "0", 100, 0.5, costs={"params": 100, "latency_ms": 2.5})
-    sweeps = [Sweep(name, tmp_path / name, gather(tmp_path / name)) for name in ("sweep", "other")]
+    sweeps = [Sweep(name, tmp_path / name, collect(tmp_path / name)) for name in ("sweep", "other")]
 
     assert costs_of(sweeps, "test_acc") == ("params",)
 
@@ -317,7 +318,7 @@ def test_seeds_of_one_setting_share_a_colour(tmp_path):
             )  # fmt: skip
     series = series_of([front_of(tmp_path)])
 
-    assert differing(gather(tmp_path)) == ("objective.strength",)
+    assert differing(collect(tmp_path)) == ("objective.strength",)
     assert [s.label for s in series] == ["strength=0.5", "strength=1", "strength=8"]
     assert [{run.seed for run in s.runs} for s in series] == [{0, 1}] * 3
     assert len({s.colour for s in series}) == 3
@@ -391,7 +392,7 @@ def test_a_result_that_cannot_be_understood_is_named_and_the_rest_goes_on(sweep,
     content = text if isinstance(text, bytes) else text.encode()
     (sweep / "odd" / "result.json").write_bytes(content)
 
-    odd = next(run for run in gather(sweep) if run.name == "odd")
+    odd = next(run for run in collect(sweep) if run.name == "odd")
 
     assert odd.status == "unreadable"
     assert reason in odd.message
@@ -402,7 +403,7 @@ def test_a_result_that_cannot_be_understood_is_named_and_the_rest_goes_on(sweep,
 def test_a_folder_name_that_is_no_text_does_not_stop_the_report(sweep):
     os.rename(sweep / "a", os.fsencode(sweep) + b"/a\xff")
 
-    sweeps = [Sweep("sweep", sweep, gather(sweep))]
+    sweeps = [Sweep("sweep", sweep, collect(sweep))]
     both = [csv_text(sweeps, [front_of(sweep)]), page_of(sweep)]
 
     assert all("a?" in text.encode().decode() for text in both)
@@ -418,14 +419,14 @@ def test_a_dollar_sign_in_a_setting_is_no_formula(sweep):
 def test_a_missing_extra_is_named_and_the_table_is_there_all_the_same(
     sweep, capsys, monkeypatch, package
 ):
-    load = nas.report.optional.import_module
+    load = nas.report.figure.import_module
 
     def absent(module):
         if module.startswith(package):
             raise ModuleNotFoundError(f"No module named {module!r}")
         return load(module)
 
-    monkeypatch.setattr(nas.report.optional, "import_module", absent)
+    monkeypatch.setattr(nas.report.figure, "import_module", absent)
 
     with pytest.raises(UserError, match=rf"need {package}.*pip install 'dnas\[report\]'"):
         report(sweep)

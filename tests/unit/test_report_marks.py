@@ -5,13 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from nas.report.chart import chart
-from nas.report.choices import choices_table, frequencies
-from nas.report.curves import curves
-from nas.report.detail import details
-from nas.report.front import Front, Sweep, fronts
-from nas.report.marks import budgets_of, knee_of, spread
-from nas.report.runs import gather
+from nas.report.chart import chart, curves
+from nas.report.collect import Sweep, collect
+from nas.report.fronts import Front, budgets_of, fronts
+from nas.report.page import details, frequencies, page
 from nas.report.series import series_of
 
 PART = {"name": "a", "option": "conv_k3", "channels": 8, "size": [4, 4], "costs": {"params": 3.0}}
@@ -33,17 +30,17 @@ def write(folder: Path, name: str, params: float, acc: float, **changed) -> None
 
 
 def front_of(folder: Path) -> Front:
-    return fronts([Sweep("s", folder, gather(folder))], "params", "test_acc")[0]
+    return fronts([Sweep("s", folder, collect(folder))], "params", "test_acc")[0]
 
 
 def test_the_knee_is_where_little_more_is_gained(tmp_path):
     for name, params, acc in (("a", 100, 0.5), ("b", 200, 0.9), ("c", 10_000, 0.92)):
         write(tmp_path, name, params, acc)
     front = front_of(tmp_path)
-    knee = knee_of(front)
+    knee = front.knee()
     assert knee is not None
     assert knee.name == "b"
-    rings = [t for t in chart([front], {id(r): r.name for r in front.runs})["data"]
+    rings = [t for t in chart([front], {r: r.name for r in front.runs})["data"]
              if t.get("name") == "knee"]  # fmt: skip
     assert [(t["x"], t["customdata"]) for t in rings] == [([200], ["b"])]
 
@@ -51,7 +48,7 @@ def test_the_knee_is_where_little_more_is_gained(tmp_path):
 def test_two_members_have_no_knee(tmp_path):
     write(tmp_path, "a", 100, 0.5)
     write(tmp_path, "b", 200, 0.9)
-    assert knee_of(front_of(tmp_path)) is None
+    assert front_of(tmp_path).knee() is None
 
 
 def test_budgets_of_the_cost_shown_are_lines(tmp_path):
@@ -59,7 +56,7 @@ def test_budgets_of_the_cost_shown_are_lines(tmp_path):
     write(tmp_path, "b", 200, 0.9, budgets={"params": 300})
     front = front_of(tmp_path)
     assert budgets_of([front]) == [150, 300]
-    data = chart([front], {id(run): run.name for run in front.runs})["data"]
+    data = chart([front], {run: run.name for run in front.runs})["data"]
     assert [trace["x"] for trace in data if trace.get("line", {}).get("dash") == "dot"] == [
         [150, 150],
         [300, 300],
@@ -72,22 +69,31 @@ def test_seeds_of_a_setting_are_summed_up(tmp_path):
     write(tmp_path, "b", 50, 0.4, overrides={"strength": 2, "seed": 0})
     front = front_of(tmp_path)
     repeated, single = series_of([front])
-    found = spread(repeated, front)
+    found = repeated.spread(front)
     assert found is not None
     assert (found.cost, found.metric) == pytest.approx((100, 70))
     assert (found.cost_sd, found.metric_sd) == pytest.approx((0, 20))
-    assert spread(single, front) is None
+    assert single.spread(front) is None
 
 
 def test_choices_are_counted_over_the_front(tmp_path):
     write(tmp_path, "a", 100, 0.5)
     write(tmp_path, "b", 200, 0.9, arch={"blocks.0": "<b>", "blocks.1": 3})
-    runs = front_of(tmp_path).members
-    assert frequencies(runs) == {"blocks.0": {"conv_k3": 1, "<b>": 1}, "blocks.1": {"3": 1}}
-    table = choices_table(runs)
-    assert "&lt;b&gt;" in table
+    front = front_of(tmp_path)
+    counts = {"blocks.0": {"conv_k3": 1, "<b>": 1}, "blocks.1": {"3": 1}}
+    assert frequencies(front.members) == counts
+    html = page([Sweep("s", tmp_path, collect(tmp_path))], [front])
+    table = html[html.index('<table class="choices">') :].partition("</table>")[0]
+    assert '<th class="text" scope="col">&lt;b&gt;</th>' in table
+    assert '<td style="--share:50%">1</td>' in table
+    assert '<td style="--share:0%"></td>' in table
     assert "<b>" not in table
-    assert choices_table([]) == ""
+
+
+def test_without_architectures_no_table_of_choices(tmp_path):
+    write(tmp_path, "a", 100, 0.5, arch={})
+    html = page([Sweep("s", tmp_path, collect(tmp_path))], [front_of(tmp_path)])
+    assert '<table class="choices">' not in html
 
 
 def test_curves_are_those_that_the_search_has_written(tmp_path):
@@ -108,7 +114,7 @@ def test_curves_are_those_that_the_search_has_written(tmp_path):
 def test_details_hold_the_drawing_and_what_to_type(tmp_path):
     write(tmp_path, "a b", 100, 0.5, parts=[PART], budgets={"params": 120})
     (run,) = front_of(tmp_path).runs
-    found = details([run], {id(run): "run-0"})
+    found = details([run], {run: "run-0"})
     assert "conv_k3" in found["drawings"]["a b"]
     detail = found["runs"]["run-0"]
     assert ["parameters", "100 of a budget of 120"] in [list(fact) for fact in detail["facts"]]
@@ -117,9 +123,13 @@ def test_details_hold_the_drawing_and_what_to_type(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "parts", [3, [3], [{**PART, "costs": {"params": "x"}}], [{**PART, "size": None}]]
+    "parts",
+    [
+        *(3, [3], {"a": PART}, [{**PART, "size": None}], [{**PART, "size": ["4 x 4"]}]),
+        *([{**PART, "costs": {"params": value}}] for value in ("x", float("nan"), 10**400)),
+    ],
 )
 def test_parts_of_another_form_are_not_drawn(tmp_path, parts):
     write(tmp_path, "a", 100, 0.5, parts=parts)
     (run,) = front_of(tmp_path).runs
-    assert run.parts == ()
+    assert run.blocks == ()

@@ -12,8 +12,8 @@ from nas.cost.device import Device
 from nas.cost.expected import ExpectedCost
 from nas.cost.roofline import Roofline
 from nas.cost.size import Size
-from nas.describe import describe
-from nas.result import announce, cost_fields
+from nas.report.terminal import announce, describe
+from nas.result import cost_fields
 from nas.run import RunDir
 from nas.supernet.choice import ChoiceBlock
 from nas.units import amount

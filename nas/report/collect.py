@@ -1,6 +1,9 @@
-"""Run directories -> values: whatever lies below a folder, also what failed or cannot be read."""
+"""Read the runs below folders, also those that failed or cannot be read."""
 
+import json
 import math
+import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,18 +11,20 @@ from typing import Any
 
 from nas.errors import UserError
 from nas.reading import read_json
+from nas.report.summary import BlockSummary, read_blocks
 from nas.run import RunDir, find_runs
 
 SCHEMA = 1
 STATUSES = ("finished", "failed", "interrupted")
 
 
-@dataclass(frozen=True)
-class Run:
-    """One run directory as the report sees it.
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """The content of one run directory, as far as a report shows it.
 
     `status` is "finished", "failed" or "interrupted" as the run wrote it, "incomplete" without a
-    result.json, "unreadable" where it cannot be understood; `message` then says why.
+    result.json, "unreadable" where that file is damaged; `message` gives the reason.
+    Records are compared by identity, so that they can be keys.
     """
 
     path: Path
@@ -36,10 +41,10 @@ class Run:
     costs: Mapping[str, float] = field(default_factory=dict)
     budgets: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
-    parts: tuple[Mapping[str, Any], ...] = ()  # of the network, see `nas.anatomy.Part`
+    blocks: tuple[BlockSummary, ...] = ()
 
-    def obstacle(self, cost: str, metric: str) -> str:
-        """Why this run has no place in a figure of these two, or "" where it has one."""
+    def exclusion_reason(self, cost: str, metric: str) -> str:
+        """Why a figure of this cost and metric cannot show the run; "" if it can."""
         if self.status != "finished":
             return self.message or "no message"
         wanted = {cost: self.costs.get(cost), metric: self.metrics.get(metric)}
@@ -52,8 +57,58 @@ class Run:
             return f"{cost} is {self.costs[cost]}, and the cost axis is logarithmic"
         return ""
 
+    @property
+    def folder(self) -> str:
+        """The run's path relative to the working folder, absolute if it lies elsewhere."""
+        path, here = self.path.resolve(), Path.cwd()
+        return as_text(path.relative_to(here) if path.is_relative_to(here) else path)
 
-def gather(folder: Path) -> tuple[Run, ...]:
+    @property
+    def load_command(self) -> str:
+        """The Python expression that loads the network."""
+        return f"nas.load({json.dumps(self.folder, ensure_ascii=False)})"
+
+    def commands(self) -> list[tuple[str, str]]:
+        """What a user may do next with the network: (command, its effect)."""
+        folder = shlex.quote(self.folder)
+        found = [
+            (f"network = {self.load_command}", "in Python: the trained network"),
+            (f"nas export {folder}", "files that deploy"),
+            (f"nas finetune arch={folder}/arch.json", "train it anew, longer or on other data"),
+        ]
+        if RunDir(self.path).checkpoint.is_file():
+            extract = f"nas extract {folder} --front 8 fine_tune=true"
+            found.append((extract, "others of the same search"))
+        return found
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A folder of runs and its label in tables and figures."""
+
+    label: str
+    folder: Path
+    runs: tuple[RunRecord, ...]
+
+
+def labelled(folders: Sequence[Path]) -> dict[str, Path]:
+    """Label -> folder: the folders' names, or their paths where names repeat.
+
+    Raises:
+        UserError: no folder, or one given twice.
+    """
+    if not folders:
+        raise UserError("no folder to report on; give one, or several to overlay them")
+    unique = list(dict.fromkeys(Path(os.path.normpath(folder)) for folder in folders))
+    if len(unique) < len(folders):
+        raise UserError(f"a folder is given twice: {', '.join(map(str, folders))}")
+    names = [folder.resolve().name for folder in unique]
+    if len(set(names)) < len(names):
+        names = [folder.as_posix() for folder in unique]
+    return dict(zip(names, unique, strict=True))
+
+
+def collect(folder: Path) -> tuple[RunRecord, ...]:
     """All runs at or below `folder`, in the order of their paths.
 
     Raises:
@@ -70,37 +125,37 @@ def gather(folder: Path) -> tuple[Run, ...]:
     return runs
 
 
-def differing(runs: Iterable[Run]) -> tuple[str, ...]:
-    """Names of the overrides that are not the same in all these runs, the seed left out."""
+def differing(runs: Iterable[RunRecord]) -> tuple[str, ...]:
+    """Names of the overrides that differ between these runs, the seed left out."""
     tables = [run.overrides for run in runs]
     names = dict.fromkeys(name for table in tables for name in table)
     values = {name: {repr(table.get(name)) for table in tables} for name in names}
     return tuple(name for name in names if name != "seed" and len(values[name]) > 1)
 
 
-def settings(run: Run, names: Sequence[str]) -> str:
-    """What sets this run apart, `strength=0.5 tau=1`: the last part of each override's name."""
+def settings(run: RunRecord, names: Sequence[str]) -> str:
+    """The run's overrides of these names, by the last part of each: `strength=0.5 tau=1`."""
     short = [name.rsplit(".", 1)[-1] for name in names]
     shown = short if len(set(short)) == len(short) else names
     pairs = zip(shown, names, strict=True)
     return " ".join(f"{key}={run.overrides[name]}" for key, name in pairs if name in run.overrides)
 
 
-def text_of(path: Path) -> str:
-    """The path with "?" for what is no UTF-8: file names are bytes, a report is text."""
+def as_text(path: Path) -> str:
+    """The path with "?" for bytes that are no UTF-8: file names are bytes, a report is text."""
     return path.as_posix().encode(errors="replace").decode()
 
 
-def _read(run: RunDir, folder: Path) -> Run:
-    name = text_of(run.path.relative_to(folder))
+def _read(run: RunDir, folder: Path) -> RunRecord:
+    name = as_text(run.path.relative_to(folder))
     try:
         if not run.result.exists():
             message = "no result.json: it still runs, or was stopped (resume=true goes on)"
-            return Run(run.path, name, "incomplete", message)
+            return RunRecord(run.path, name, "incomplete", message)
         fields = _fields(read_json(run.result, finite=False))
     except (OSError, ValueError, OverflowError) as error:
-        return Run(run.path, name, "unreadable", f"result.json: {error}")
-    return Run(run.path, name, **fields)
+        return RunRecord(run.path, name, "unreadable", f"result.json: {error}")
+    return RunRecord(run.path, name, **fields)
 
 
 def _fields(record: Any) -> dict[str, Any]:
@@ -119,7 +174,7 @@ def _fields(record: Any) -> dict[str, Any]:
         **{name: str(record.get(name) or "") for name in texts},
         **{name: _table(record, name) for name in ("overrides", "arch")},
         **{name: _numbers(record, name) for name in ("metrics", "costs", "budgets", "seconds")},
-        "parts": _parts(record),
+        "blocks": _blocks(record),
     }
 
 
@@ -130,19 +185,6 @@ def _table(record: Mapping[str, Any], name: str) -> dict[str, Any]:
     return table
 
 
-def _parts(record: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-    """The pieces of the network; none where the run wrote none, or other ones than are drawn."""
-    kinds = {"name": str, "option": str, "channels": int | None, "size": list, "costs": dict}
-    parts = record.get("parts") or []
-    if not isinstance(parts, list):
-        return ()
-    for part in parts:
-        fits = isinstance(part, dict) and all(isinstance(part.get(k), v) for k, v in kinds.items())
-        if not fits or not all(isinstance(c, int | float) for c in part["costs"].values()):
-            return ()
-    return tuple(parts)
-
-
 def _numbers(record: Mapping[str, Any], name: str) -> dict[str, float]:
     """The numbers of one table; null counts as not measured. Exact counts stay whole numbers."""
     table = {key: value for key, value in _table(record, name).items() if value is not None}
@@ -151,3 +193,11 @@ def _numbers(record: Mapping[str, Any], name: str) -> dict[str, float]:
             raise ValueError(f"{name}.{key} is {value!r}, not a number")
         float(value)  # OverflowError for a count that no axis can show
     return table
+
+
+def _blocks(record: Mapping[str, Any]) -> tuple[BlockSummary, ...]:
+    """The run is shown without its drawing where other versions wrote no blocks, or others."""
+    try:
+        return read_blocks(record)
+    except ValueError:
+        return ()

@@ -1,60 +1,3 @@
-"""Style and behaviour of report.html; the content comes from `nas.report.page`."""
-
-# A browser enforces what the page promises: nothing is fetched from anywhere.
-POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-)
-
-CSS = """
-:root { color-scheme: light dark; --ink: #1c2733; --soft: #5d6b7a; --line: #dbe1e8;
-  --paper: #ffffff; --raised: #f4f6f9; --accent: #1f6fb2; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e9ef; --soft: #9aa7b5; --line: #333d49;
-  --paper: #14191f; --raised: #1f262e; --accent: #6fb2ea; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 68rem; padding: 1rem; background: var(--paper);
-  color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: .2rem 0 .5rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 1.8rem 0 .5rem; }
-p { margin: .3rem 0; } .soft { color: var(--soft); font-size: .875rem; }
-select, input, th button { font: inherit; color: inherit; }
-.controls { display: flex; flex-wrap: wrap; gap: .4rem 1.5rem; }
-select, input { background: var(--raised); border: 1px solid var(--line); border-radius: 4px;
-  padding: .15rem .4rem; max-width: 100%; }
-#chart { height: min(28rem, 75vh); }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
-table { border-collapse: collapse; width: 100%; font-size: .875rem; }
-th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; }
-th { background: var(--raised); }
-th button { all: unset; cursor: pointer; font-weight: 600; }
-th button:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
-th[aria-sort=ascending] button::after { content: " \\2191"; }
-th[aria-sort=descending] button::after { content: " \\2193"; }
-td { border-top: 1px solid var(--line); font-variant-numeric: tabular-nums; }
-.text { text-align: left; } .wrap { white-space: pre-wrap; overflow-wrap: anywhere; }
-tr.front td { font-weight: 600; } tr.dominated td { color: var(--soft); }
-tbody tr[tabindex] { cursor: pointer; }
-tbody tr:focus-visible { outline: 2px solid var(--accent); outline-offset: -2px; }
-#detail { border: 1px solid var(--line); border-radius: 6px; padding: .2rem 1rem 1rem;
-  margin: .8rem 0; }
-#detail .pair { display: flex; flex-wrap: wrap; gap: 1rem 2rem; align-items: flex-start;
-  overflow-x: auto; }
-#detail svg { flex: 1 1 26rem; min-width: 26rem; max-width: 42rem; }
-#detail dl { display: grid; grid-template-columns: fit-content(11rem) minmax(8rem, 1fr);
-  gap: .1rem .9rem; margin: 0; font-size: .875rem; }
-#detail dt { color: var(--soft); } #detail dd { margin: 0; overflow-wrap: anywhere; }
-#curves { height: 19rem; }
-.choices td { background: color-mix(in srgb, var(--accent) calc(var(--share) * .7), transparent);
-  text-align: center; }
-.choices thead th { font-weight: 600; } .choices tbody th { font-weight: 400; }
-tr.picked td { background: color-mix(in srgb, var(--accent) 22%, transparent); }
-pre { background: var(--raised); border-radius: 6px; padding: .7rem; overflow-x: auto;
-  font-size: .8125rem; margin: .5rem 0; }
-#chart text, #curves text { fill: var(--ink) !important; }
-#chart .xgrid, #chart .ygrid, #curves .xgrid, #curves .ygrid { stroke: var(--line) !important; }
-#chart .hoverlayer path { fill: var(--raised) !important; stroke: var(--soft) !important; }
-"""
-
-SCRIPT = """
 const charts = JSON.parse(document.getElementById('charts').textContent);
 const plot = document.getElementById('chart');
 const pick = document.getElementById('cost');
@@ -84,11 +27,11 @@ function wordsOf(id) {
 
 function wanted(id) {
   if (!filter.value || !runs[id]) return !filter.value;
-  return filter.value.toLowerCase().split(/[\\s,]+/).every(word => wordsOf(id).includes(word));
+  return filter.value.toLowerCase().split(/[\s,]+/).every(word => wordsOf(id).includes(word));
 }
 
 function named(name) {
-  return filter.value.toLowerCase().split(/[\\s,]+/).every(word => name.includes(word));
+  return filter.value.toLowerCase().split(/[\s,]+/).every(word => name.includes(word));
 }
 
 function filtered(trace) {
@@ -184,4 +127,3 @@ if (searched) {
   Plotly.newPlot('curves', searched.data, {...searched.layout, grid: narrow ? turned : grid,
     legend: {...searched.layout.legend, y: narrow ? -0.1 : -0.25}}, settings);
 }
-"""

@@ -1,32 +1,22 @@
-"""Sweeps and their fronts under one common reference point."""
+"""The Pareto fronts of sweeps, all measured from one common reference point."""
 
-import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nas.errors import UserError
-from nas.pareto import hypervolume, non_dominated
+from nas.pareto import hypervolume, knee, non_dominated
+from nas.report.collect import RunRecord, Sweep
 from nas.report.labels import cost_text, error_label, error_of, metric_text, on_axis, plural
-from nas.report.runs import Run
 
 Points = NDArray[np.float64]
 
 BEYOND = 1.1  # the reference point is this much worse than the worst run, so that the ends count
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A folder of runs and what it is called in tables and figures."""
-
-    label: str
-    folder: Path
-    runs: tuple[Run, ...]
+MOST_BUDGETS = 6  # more lines would hide the points
 
 
 @dataclass(frozen=True)
@@ -41,40 +31,49 @@ class Front:
     label: str
     cost: str
     metric: str
-    members: tuple[Run, ...]
-    dominated: tuple[Run, ...]
+    members: tuple[RunRecord, ...]
+    dominated: tuple[RunRecord, ...]
     reference: tuple[float, float]
     area: float
 
     @property
-    def runs(self) -> tuple[Run, ...]:
+    def runs(self) -> tuple[RunRecord, ...]:
         return self.members + self.dominated
 
-    def place(self, run: Run) -> str:
-        """ "front", "dominated", or "" for a run that has no place here."""
-        return self._places.get(id(run), "")
+    def dominance(self, run: RunRecord) -> str:
+        """ "front", "dominated", or "" for a run that the figure does not show."""
+        return self._dominance.get(run, "")
 
     @cached_property
-    def _places(self) -> dict[int, str]:
-        places = {id(run): "dominated" for run in self.dominated}
-        return places | {id(run): "front" for run in self.members}
+    def _dominance(self) -> dict[RunRecord, str]:
+        return dict.fromkeys(self.dominated, "dominated") | dict.fromkeys(self.members, "front")
 
-    def coordinates(self, runs: Sequence[Run]) -> tuple[list[float], list[float]]:
+    def errors(self, runs: Sequence[RunRecord]) -> list[float]:
+        """The metrics of these runs as errors to minimise."""
+        return [error_of(self.metric, run.metrics[self.metric]) for run in runs]
+
+    def coordinates(self, runs: Sequence[RunRecord]) -> tuple[list[float], list[float]]:
         """Costs and metrics of these runs as plotted."""
         metrics = [on_axis(self.metric, run.metrics[self.metric]) for run in runs]
         return [run.costs[self.cost] for run in runs], metrics
 
-    def closest(self) -> list[Run]:
+    def closest(self) -> list[RunRecord]:
         """The dominated runs, those that miss the front by the least of the metric first."""
-        costs, _ = self.coordinates(self.members)
-        errors = [error_of(self.metric, run.metrics[self.metric]) for run in self.members]
+        costs = [run.costs[self.cost] for run in self.members]
+        best = self.errors(self.members)
+        # A run is dominated by a member of the same or a lower cost: there is one before it.
+        behind = {
+            run: error - best[bisect_right(costs, run.costs[self.cost]) - 1]
+            for run, error in zip(self.dominated, self.errors(self.dominated), strict=True)
+        }
+        return sorted(self.dominated, key=behind.__getitem__)
 
-        def behind(run: Run) -> float:
-            # What dominates a run costs no more: there is a member at or below its cost.
-            best = errors[bisect_right(costs, run.costs[self.cost]) - 1]
-            return error_of(self.metric, run.metrics[self.metric]) - best
-
-        return sorted(self.dominated, key=behind)
+    def knee(self) -> RunRecord | None:
+        """The member where the front bends most, in the plane of the figure; None below three."""
+        if len(self.members) < 3:
+            return None
+        costs = np.log10([run.costs[self.cost] for run in self.members])
+        return self.members[knee(np.column_stack([costs, self.errors(self.members)]))]
 
     def summary(self) -> str:
         """One line: size of the front, its range of cost and metric, its hypervolume."""
@@ -89,7 +88,7 @@ class Front:
         )
 
     def definition(self) -> str:
-        """One line: what the hypervolume is, with its reference point."""
+        """One line that defines the hypervolume, with its reference point."""
         error = error_label(self.metric)
         corner = f"{self.cost} {cost_text(float(self.reference[0]))}"
         return (
@@ -99,40 +98,30 @@ class Front:
         )
 
 
-def labelled(folders: Sequence[Path]) -> dict[str, Path]:
-    """Folders under their names, or under their paths where names repeat.
-
-    Raises:
-        UserError: no folder, or one given twice.
-    """
-    if not folders:
-        raise UserError("no folder to report on; give one, or several to overlay them")
-    unique = list(dict.fromkeys(Path(os.path.normpath(folder)) for folder in folders))
-    if len(unique) < len(folders):
-        raise UserError(f"a folder is given twice: {', '.join(map(str, folders))}")
-    names = [folder.resolve().name for folder in unique]
-    if len(set(names)) < len(names):
-        names = [folder.as_posix() for folder in unique]
-    return dict(zip(names, unique, strict=True))
-
-
 def fronts(sweeps: Sequence[Sweep], cost: str, metric: str) -> tuple[Front, ...]:
     """The front of each sweep, all measured from the same reference point.
 
     Raises:
         UserError: a sweep has no finished run with this cost and metric.
     """
-    usable = [[run for run in sweep.runs if not run.obstacle(cost, metric)] for sweep in sweeps]
+    usable = [
+        [run for run in sweep.runs if not run.exclusion_reason(cost, metric)] for sweep in sweeps
+    ]
     for sweep, runs in zip(sweeps, usable, strict=True):
         if not runs:
             raise _nothing_to_show(sweep, cost, metric)
-    tables = [_points(runs, cost, metric) for runs in usable]
+    tables = [
+        np.array([(run.costs[cost], error_of(metric, run.metrics[metric])) for run in runs])
+        for runs in usable
+    ]
     worst = np.concatenate(tables).max(axis=0) * BEYOND
     reference = (float(worst[0]), float(worst[1]))
-    return tuple(
-        _front(sweep.label, cost, metric, runs, table, reference)
-        for sweep, runs, table in zip(sweeps, usable, tables, strict=True)
-    )
+    found = []
+    for sweep, runs, points in zip(sweeps, usable, tables, strict=True):
+        members, dominated = _split(runs, points)
+        area = _area(points, reference)
+        found.append(Front(sweep.label, cost, metric, members, dominated, reference, area))
+    return tuple(found)
 
 
 def costs_of(sweeps: Sequence[Sweep], metric: str) -> tuple[str, ...]:
@@ -141,32 +130,33 @@ def costs_of(sweeps: Sequence[Sweep], metric: str) -> tuple[str, ...]:
     return tuple(
         name
         for name in names
-        if all(any(not run.obstacle(name, metric) for run in sweep.runs) for sweep in sweeps)
+        if all(
+            any(not run.exclusion_reason(name, metric) for run in sweep.runs) for sweep in sweeps
+        )
     )
 
 
-def _points(runs: Sequence[Run], cost: str, metric: str) -> Points:
-    return np.array([(run.costs[cost], error_of(metric, run.metrics[metric])) for run in runs])
+def budgets_of(fronts: Sequence[Front]) -> list[float]:
+    """The budgets of the figure's cost that its runs had, ascending; none if they are many."""
+    cost = fronts[0].cost
+    found = {run.budgets[cost] for front in fronts for run in front.runs if cost in run.budgets}
+    return sorted(found) if len(found) <= MOST_BUDGETS else []
 
 
-def _front(
-    label: str,
-    cost: str,
-    metric: str,
-    runs: Sequence[Run],
-    table: Points,
-    reference: tuple[float, float],
-) -> Front:
+def _split(
+    runs: Sequence[RunRecord], points: Points
+) -> tuple[tuple[RunRecord, ...], tuple[RunRecord, ...]]:
+    """Members of the front and dominated runs, each by cost; `points` is ``(n, 2)``."""
     # Dominance on the exact counts: their logarithms could round to equal.
-    on_front = non_dominated(table)
-    order = np.lexsort((table[:, 1], table[:, 0]))
-    area = hypervolume(
-        np.column_stack([np.log10(table[:, 0]), table[:, 1]]),
-        (np.log10(reference[0]), reference[1]),
-    )
+    on_front = non_dominated(points)
+    order = np.lexsort((points[:, 1], points[:, 0]))
     members = tuple(runs[i] for i in order if on_front[i])
-    dominated = tuple(runs[i] for i in order if not on_front[i])
-    return Front(label, cost, metric, members, dominated, reference, area)
+    return members, tuple(runs[i] for i in order if not on_front[i])
+
+
+def _area(points: Points, reference: tuple[float, float]) -> float:
+    plane = np.column_stack([np.log10(points[:, 0]), points[:, 1]])
+    return hypervolume(plane, (np.log10(reference[0]), reference[1]))
 
 
 def _nothing_to_show(sweep: Sweep, cost: str, metric: str) -> UserError:

@@ -1,4 +1,4 @@
-"""The pieces of a network, and their drawing."""
+"""The summary of a network: its blocks, and how they are shown."""
 
 import csv
 from xml.etree import ElementTree
@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from nas.anatomy import anatomy
 from nas.arch import Arch
 from nas.cost.analytic import MACs, Params
 from nas.cost.memory import PeakMemory
 from nas.discrete import arch_of, discretize
-from nas.drawing import console, csv_text, share, svg, table
+from nas.report.summary import csv_text, read_blocks, share, summarize, svg
+from nas.report.terminal import console, table
 from nas.spaces.nas_bench_201 import NasBench201
 from nas.spaces.staged import StagedSpace
 from nas.supernet.choice import ChoiceBlock
@@ -32,7 +32,7 @@ def test_parts_add_up_to_the_network(seed):
         if parameter.ndim == 1:
             nn.init.normal_(parameter)
     arch = arch_of(supernet)
-    parts = anatomy(supernet, arch, (3, 8, 8), COSTS)
+    parts = summarize(supernet, arch, (3, 8, 8), COSTS)
     network = discretize(supernet, arch)
     total = sum(part.costs.get("params", 0) for part in parts)
     assert total == sum(p.numel() for p in network.parameters())
@@ -49,7 +49,7 @@ def test_parts_add_up_to_the_network(seed):
 def test_a_shared_decision_is_told_where_it_is_carried_out():
     torch.manual_seed(0)
     supernet = NasBench201((3, 8, 8), 10, channels=4, cells=1)
-    parts = anatomy(supernet, arch_of(supernet), (3, 8, 8), COSTS)
+    parts = summarize(supernet, arch_of(supernet), (3, 8, 8), COSTS)
     edges = [part for part in parts if ".edges." in part.name]
     assert len(edges) == 3 * 6
     assert all(part.option for part in edges)
@@ -59,7 +59,7 @@ def test_a_shared_decision_is_told_where_it_is_carried_out():
 def test_squeeze_and_excitation_at_the_end_of_a_block_is_not_its_size():
     stages = [{"ops": ["conv_k3_se", "conv_k5_se"], "channels": 4}]
     supernet = StagedSpace((3, 8, 8), 5, stages)
-    parts = anatomy(supernet, arch_of(supernet), (3, 8, 8), COSTS)
+    parts = summarize(supernet, arch_of(supernet), (3, 8, 8), COSTS)
     (block,) = [part for part in parts if part.option]
     assert (block.channels, block.size) == (4, (8, 8))
 
@@ -71,7 +71,7 @@ def test_layers_of_nested_choices_belong_to_the_outermost():
         nn.Conv1d(2, 3, 1),
     )
     arch = Arch("Sequential", {"0": "deep", "0.candidates.deep.0": "k3"})
-    first, last = anatomy(net, arch, (2, 7), COSTS)
+    first, last = summarize(net, arch, (2, 7), COSTS)
     assert (first.name, first.option, first.costs["params"]) == ("0", "deep", 14)
     assert (last.name, last.costs["macs"]) == ("1", 2 * 3 * 7)
 
@@ -80,7 +80,7 @@ def test_an_elastic_layer_is_one_part_and_a_block_left_out_is_none():
     stages = [{"ops": ["elastic_k5_e4"], "channels": [4, 6], "depth": [1, 2]}]
     net = StagedSpace((3, 8, 8), 5, stages, stem={"channels": 4}, head={"features": 8})
     arch = arch_of(net)  # the first options: the smallest
-    parts = anatomy(net, arch, (3, 8, 8), COSTS)
+    parts = summarize(net, arch, (3, 8, 8), COSTS)
     told = [(part.name, part.option, part.layers) for part in parts]
     assert told == [
         ("stem", "", 1),
@@ -93,11 +93,27 @@ def test_an_elastic_layer_is_one_part_and_a_block_left_out_is_none():
     assert sum(part.costs.get("params", 0) for part in parts) == params
 
 
-PARTS = [
-    {"name": "a", "option": "<op>", "channels": 8, "size": [4, 4], "costs": {"params": 30.0}},
-    {"name": "b" * 40, "option": "", "channels": None, "size": [], "costs": {"params": 10.0}},
-    {"name": "c", "option": "skip", "channels": 10, "size": [1], "costs": {}},
-]
+PARTS = read_blocks(
+    {
+        "parts": [
+            {
+                "name": "a",
+                "option": "<op>",
+                "channels": 8,
+                "size": [4, 4],
+                "costs": {"params": 30.0},
+            },
+            {
+                "name": "b" * 40,
+                "option": "",
+                "channels": None,
+                "size": [],
+                "costs": {"params": 10.0},
+            },
+            {"name": "c", "option": "skip", "channels": 10, "size": [1], "costs": {}},
+        ]
+    }
+)
 
 
 def test_the_svg_is_one_and_shows_the_shares():

@@ -1,0 +1,157 @@
+"""Tables in the terminal: what a space lets a search choose, and the network that it chose."""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from nas.cost.analytic import MACs, Params
+from nas.cost.base import Expected, LayerCost, NetworkCost
+from nas.cost.expected import expected
+from nas.cost.trace import Example, trace
+from nas.decision import decisions
+from nas.errors import UserError
+from nas.report.summary import Blocks, read_blocks, share, write_drawing
+from nas.run import RunDir, is_main, shown
+from nas.selection import largest_of, least_of
+from nas.units import amount
+
+PIPE_WIDTH = 140  # columns where the output is no terminal that has a width
+BAR = 12  # characters of a full bar
+
+
+def console() -> Console:
+    """The terminal at its width, a pipe or a log at a fixed one."""
+    # No markup: a name out of a file may have brackets in it.
+    plain = Console(highlight=False, markup=False)
+    return plain if plain.is_terminal else Console(highlight=False, markup=False, width=PIPE_WIDTH)
+
+
+def describe(
+    model: nn.Module,
+    example: Example,
+    costs: Mapping[str, LayerCost | NetworkCost],
+    console: Console | None = None,
+) -> None:
+    """`nas describe`: print the decisions, the number of architectures, the range of each cost.
+
+    Args:
+        example: input of one sample, or its shape ``(C, *S)``.
+        costs: shown beside parameters and MACs.
+    """
+    console = console or Console(markup=False)
+    traced = trace(model, example)
+    choices = Table("decision", "options", title=f"space {getattr(model, 'name', '')}")
+    for name, decision in decisions(model):
+        choices.add_row(name, ", ".join(str(option) for option in decision.options))
+    console.print(choices)
+    count = prod(len(decision.options) for _, decision in decisions(model))
+    console.print(f"{count:,} architectures")
+    priced: dict[str, LayerCost | NetworkCost] = {cost.name: cost for cost in (Params(), MACs())}
+    priced |= {cost.name: cost for cost in costs.values()}
+    console.print(_ranges([expected(model, cost, traced) for cost in priced.values()]))
+
+
+def _ranges(costs: list[Expected]) -> Table:
+    table = Table("cost", "least", "largest", "largest / least", "unit")
+    for cost in costs:
+        low, high = least_of(cost), largest_of(cost)
+        ratio = f"{high / low:.1f}" if low > 0 else "-"
+        shown = (amount(value, cost.unit) for value in (low, high))
+        table.add_row(cost.name, *shown, ratio, cost.unit)
+    return table
+
+
+def table(blocks: Blocks, costs: Sequence[str]) -> Table:
+    """The network: a row for each block, and bars for its share of each cost."""
+    drawn = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("block", "operation", "output"):
+        drawn.add_column(name)
+    for name in costs:
+        drawn.add_column(name, min_width=BAR + 5)
+    for block in blocks:
+        bars = [_bar(share(blocks, block, name)) for name in costs]
+        drawn.add_row(*map(Text, (block.name, block.option or "(fixed)", block.output)), *bars)
+    return drawn
+
+
+def _bar(value: float) -> Text:
+    full = round(value * BAR)
+    return Text.assemble(("█" * full, "blue"), ("·" * (BAR - full), "dim"), f" {value:4.0%}")
+
+
+def draw(folders: Sequence[Path]) -> None:
+    """`nas draw`: print the networks of finished runs and write their drawings again.
+
+    Raises:
+        UserError: a run that has not finished, or whose result.json lists no blocks.
+    """
+    for run in map(RunDir, folders):
+        result = run.read_result() or {}
+        try:
+            drawable = result.get("status") == "finished" and read_blocks(result)
+        except ValueError:
+            drawable = False
+        if not drawable:
+            raise UserError(
+                f"{run.path} is no finished run with a network to draw (result.json has no parts): "
+                "give the folder of a run that has ended"
+            )
+        _print_network(result)
+        write_drawing(run, result)
+        print(f"written: {shown(run.drawing)}, {shown(run.drawing.with_suffix('.csv'))}")
+
+
+def announce(run: RunDir, result: Mapping[str, Any]) -> None:
+    """Print the network found, its files and the next commands; in the first process alone."""
+    if not is_main():
+        return
+    metrics, costs = result["metrics"], result["costs"]
+    print(f"\nnetwork found in space {result['space']!r} (data {result['data']!r}):")
+    _print_network(result)
+    print(f"test accuracy {metrics['test_acc']:.2%}, validation {metrics['val_acc']:.2%}")
+    width = max(map(len, costs))
+    for name, value in costs.items():
+        print(f"{name:{width}} {_compared(name, value, result)}")
+    seconds = result["seconds"]
+    print(f"search {seconds['search']:.0f} s, training of the network {seconds['finetune']:.0f} s")
+    difference = result.get("onnx_max_abs_diff")
+    if difference is not None:
+        print(f"ONNX file agrees with the network to {difference:.1e}")
+    folder = shown(run.path)
+    print(
+        f"\nfiles: {folder}\n"
+        f"  drawing of the network: {folder / run.drawing.name}, .csv\n"
+        f"  curves and heat map:   tensorboard --logdir {folder}\n"
+        f"  in Python:             nas.load({str(folder)!r})\n"
+        f"  all runs on one front: nas report {folder.parent}"
+    )
+
+
+def _print_network(result: Mapping[str, Any]) -> None:
+    # A run that an earlier version has written has no blocks.
+    if blocks := read_blocks(result):
+        costs = [name for name in ("params", "macs") if name in blocks[0].costs]
+        console().print(table(blocks, costs))
+        return
+    for name, option in result["arch"].items():
+        print(f"  {name:24} {option}")
+
+
+def _compared(name: str, value: float, result: Mapping[str, Any]) -> str:
+    """A cost, its ratio to the space's largest and, if there is one, to its budget."""
+    # A run that an earlier version has written lacks units and budgets.
+    # The largest network is known where the cost is computed, not where it is measured.
+    unit, largest = result.get("units", {}).get(name, ""), result["largest"].get(name)
+    text = amount(value, unit)
+    if largest:
+        text += f" = {value / largest:.1%} of the largest network"
+    budget = result.get("budgets", {}).get(name)
+    if budget:
+        text += f", {value / budget:.1%} of the budget {amount(budget, unit)}"
+    return text
