@@ -216,17 +216,18 @@ def test_an_image_that_would_fill_the_memory_is_named_and_nothing_else_is_opened
         "postscript.png": postscript,
         "cut.png": png(8, 8)[:40],
     }
-    samples = [(str(wrote(tmp_path / name, content)), 0) for name, content in contents.items()]
+    paths = [str(wrote(tmp_path / name, content)) for name, content in contents.items()]
     os.mkfifo(tmp_path / "pipe.png")
-    samples.append((str(tmp_path / "pipe.png"), 0))
+    paths.append(str(tmp_path / "pipe.png"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pixels, failures = decode(samples, 8, 1)
+        decoded = decode(paths, 8, 1)
+    failures = decoded.failures
     assert sorted(failures) == [1, 2, 3, 4, 5]
     assert "decompression bomb" in failures[1]
     assert "decompression bomb" in failures[2]
     assert "cannot identify" in failures[3]
-    assert pixels.shape == (6, 1, 8, 8)
+    assert decoded.pixels.shape == (6, 1, 8, 8)
 
 
 CELLS = st.text(max_size=6) | st.sampled_from("=+-@\t\r\n").flatmap(
