@@ -227,7 +227,7 @@ def _run(config: DictConfig, run: RunDir) -> None:
     # Jobs of two sweeps into one folder: the second finds what the first has made.
     with run.claimed(wait=HydraConfig.get().mode == RunMode.MULTIRUN):
         check_same(config, run)
-        if run.finished:
+        if run.complete:
             print(f"already finished: {run.path}")
             return
         write_atomic(run.config, OmegaConf.to_yaml(config, resolve=True))
