@@ -34,13 +34,16 @@ from nas.result import (
 )
 from nas.run import RunDir, is_main, write_atomic, write_json
 from nas.run_log import log_final, log_graph, logger_of
-from nas.search.by_trials import TrialSearch
-from nas.search.callbacks import LastCheckpoint, StopWhenStable
-from nas.search.differentiable import DifferentiableSearch
-from nas.search.gap import DiscretizationGap
-from nas.search.oneshot import OneShot
-from nas.search.speed import SpeedUp
-from nas.search.stopwatch import Stopwatch
+from nas.search.callbacks import (
+    DiscretizationGap,
+    LastCheckpoint,
+    SpeedUp,
+    Stopwatch,
+    StopWhenStable,
+)
+from nas.search.gradient.differentiable import DifferentiableSearch
+from nas.search.oneshot.oneshot import OneShot
+from nas.search.sampling.trial_search import TrialSearch
 from nas.search.telemetry import SearchTelemetry, TrainingTelemetry
 from nas.train import Training, interruptible, strategy_of
 

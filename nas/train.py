@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from math import cos, pi
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,7 +13,6 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from nas.errors import InterruptedRunError, NotFiniteError
 from nas.ranks import rank_and_ranks
-from nas.schedule import warmup_cosine
 from nas.values import Count, NonNegative, Seed, Share, checked
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -67,6 +67,31 @@ def interruptible() -> Iterator[None]:
         yield
     except (SystemExit, KeyboardInterrupt):
         raise InterruptedRunError("interrupted") from None
+
+
+@contextmanager
+def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """No gradient for `parameters` inside; what the user froze stays frozen afterwards."""
+    thawed = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in thawed:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in thawed:
+            parameter.requires_grad_(True)
+
+
+def warmup_cosine(warmup: float, total: int, floor: float = 0.0) -> Callable[[int], float]:
+    """Linear from 0 over `warmup` steps, then half a cosine from 1 to `floor` at `total`."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        progress = min(1.0, (step - warmup) / max(1.0, total - warmup))
+        return floor + (1 - floor) * (1 + cos(pi * progress)) / 2
+
+    return factor
 
 
 @checked("finetune")

@@ -12,10 +12,10 @@ from nas.pipeline import Run
 from nas.plan import Plan, Problem
 from nas.result import announce
 from nas.run import RunDir, write_atomic
-from nas.search.by_trials import TrialSearch
-from nas.search.oneshot import OneShot
-from nas.search.searcher import best
-from nas.search.trials import front_of, spread
+from nas.search.oneshot.oneshot import OneShot
+from nas.search.sampling.searchers import best
+from nas.search.sampling.trial_search import TrialSearch
+from nas.search.sampling.trials import front_of, spread
 from nas.selection import front
 
 

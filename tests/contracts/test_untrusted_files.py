@@ -37,8 +37,8 @@ from nas.latency.rows import read_rows
 from nas.report import report
 from nas.report.runs import gather
 from nas.run import RunDir
-from nas.search.paused import paused
-from nas.search.trials import Trial, TrialLog, table_of
+from nas.search.evaluate import paused
+from nas.search.sampling.trials import Trial, TrialLog, table_of
 from nas.tables import cell, csv_text
 
 NESTED = "[" * 1_000_000

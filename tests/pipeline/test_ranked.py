@@ -15,8 +15,8 @@ from nas.launch import plan_of
 from nas.plan import Problem
 from nas.run import RunDir
 from nas.saved import saved_config
-from nas.search.evaluate import Inherited
-from nas.search.trials import TrialLog
+from nas.search.evaluate import WeightSharing
+from nas.search.sampling.trials import TrialLog
 
 Nas = Callable[..., int]
 
@@ -159,14 +159,14 @@ def test_a_supernet_sent_to_another_process_gives_the_same_scores() -> None:
     run_dir = RunDir(Path("runs/a"))
     problem = Problem(plan_of(saved_config(run_dir), {"command": ""}))
     (arch, *_) = (trial.arch for trial in trials().known.values())
-    fresh = Inherited()(problem)(arch)
+    fresh = WeightSharing()(problem)(arch)
     load_supernet(problem.supernet, run_dir.checkpoint)
     sent = ForkingPickler.loads(ForkingPickler.dumps(problem))
-    scores = Inherited()(sent)(arch)
-    assert scores == Inherited()(problem)(arch) != fresh
+    scores = WeightSharing()(sent)(arch)
+    assert scores == WeightSharing()(problem)(arch) != fresh
     # Nothing is shared: choosing an option writes to buffers.
     next(sent.supernet.parameters()).data.zero_()
-    assert Inherited()(problem)(arch) == scores
+    assert WeightSharing()(problem)(arch) == scores
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from pydantic import Field
 
 from nas.arch import Arch
 from nas.errors import UserError
-from nas.search.scoring import Outcome, Outcomes
-from nas.search.space import SearchSpace
-from nas.search.trials import Rung, Trial, TrialLog
+from nas.search.evaluate import checkpoint_of
+from nas.search.sampling.scoring import Outcome, Outcomes
+from nas.search.sampling.space import SearchSpace
+from nas.search.sampling.trials import Rung, Trial, TrialLog
 from nas.values import Count, checked
 
 Eta = Annotated[int, Field(ge=2, le=1000)]  # one in so many goes on
@@ -128,8 +129,3 @@ class Halving:
         taken = sorted(scores, key=lambda arch: scores[arch])  # stable: of equals the first asked
         kept = set(taken[: max(1, len(racing) // self.eta)])
         return [arch for arch in racing if arch in kept]
-
-
-def checkpoint_of(folder: Path, arch: Arch) -> Path:
-    """Where the training of `arch` pauses."""
-    return folder / f"{arch.hash}.ckpt"

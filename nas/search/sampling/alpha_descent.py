@@ -17,14 +17,14 @@ from nas.cost.base import Expected
 from nas.decision import decisions, free, resample, split_parameters
 from nas.errors import UserError
 from nas.recalibrate import kept_statistics
-from nas.search.differentiable import frozen
-from nas.search.evaluate import Searched, quiet_trainer
-from nas.search.reinforce import draw_networks, evaluate_each, follow, reinforce_loss
-from nas.search.trials import Trial
+from nas.search.base import SearchProblem
+from nas.search.evaluate import quiet_trainer
+from nas.search.gradient.reinforce import draw_networks, evaluate_each, follow, reinforce_loss
+from nas.search.sampling.trials import Trial
 from nas.selection import front, select
 from nas.supernet.choice import Relaxing
 from nas.supernet.temperature import exponential
-from nas.train import check_finite
+from nas.train import check_finite, frozen
 from nas.values import Count, Positive, checked
 
 STALE = 3  # descents in a row without a new network, before the search ends
@@ -56,7 +56,7 @@ class GradientSearch:
 
     def __init__(
         self,
-        problem: Searched,
+        problem: SearchProblem,
         seed: int = 0,
         objectives: Sequence[str] = ("val_loss", "params"),
         estimator: Literal["gumbel", "reinforce"] = "gumbel",

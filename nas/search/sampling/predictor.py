@@ -14,9 +14,9 @@ from scipy.linalg import cho_solve, cholesky, solve_triangular
 
 from nas.arch import Arch
 from nas.pareto import non_dominated
-from nas.search.evolution import FAILED, mutated, values
-from nas.search.space import SearchSpace
-from nas.search.trials import Trial
+from nas.search.sampling.evolution import FAILED, mutated, values
+from nas.search.sampling.space import SearchSpace
+from nas.search.sampling.trials import Trial
 from nas.values import Count
 
 Floats = NDArray[np.float64]

@@ -14,12 +14,10 @@ from nas.cost.base import Expected
 from nas.decision import decisions, free, split_parameters
 from nas.errors import UserError
 from nas.run import RunDir
-from nas.schedule import warmup_cosine
-from nas.search.by_trials import Found, TrialSearch
-from nas.search.differentiable import frozen
-from nas.search.evaluate import Searched
-from nas.search.schemes import Scheme
-from nas.train import Batch, OptimizerFactory, accuracy, check_finite, shared
+from nas.search.base import SearchProblem, SearchResult
+from nas.search.oneshot.path_sampling import PathSampling
+from nas.search.sampling.trial_search import TrialSearch
+from nas.train import Batch, OptimizerFactory, accuracy, check_finite, frozen, shared, warmup_cosine
 from nas.values import Count, NonNegative, Seed, Share, checked
 
 
@@ -33,7 +31,7 @@ class OneShot(pl.LightningModule):
     Args:
         supernet: a model that holds decisions.
         costs: cost name -> exact cost of `supernet`.
-        scheme: the paths of a step, see `nas.search.schemes`.
+        scheme: the paths of a step, see `PathSampling`.
         ranking: ``supernet, seed -> TrialSearch``, what ranks the networks afterwards.
         optimizer: parameters -> optimizer.
         epochs: of training, by a cosine schedule.
@@ -50,7 +48,7 @@ class OneShot(pl.LightningModule):
         self,
         supernet: nn.Module,
         costs: Mapping[str, Expected],
-        scheme: Scheme,
+        scheme: PathSampling,
         ranking: Callable[..., TrialSearch],
         optimizer: OptimizerFactory,
         epochs: Count,
@@ -120,6 +118,6 @@ class OneShot(pl.LightningModule):
     def on_train_end(self) -> None:
         free(self.supernet)
 
-    def find(self, problem: Searched, run: RunDir) -> Found:
+    def find(self, problem: SearchProblem, run: RunDir) -> SearchResult:
         """Rank the networks with the trained weights and take the best inside the budgets."""
         return self.ranking.find(problem, run)

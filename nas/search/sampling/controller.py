@@ -12,10 +12,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from nas.arch import Arch
-from nas.search.evolution import mutated
-from nas.search.reward import CostAwareAccuracy
-from nas.search.space import SearchSpace
-from nas.search.trials import Trial
+from nas.search.gradient.reinforce import CostAwareAccuracy
+from nas.search.sampling.evolution import mutated
+from nas.search.sampling.space import SearchSpace
+from nas.search.sampling.trials import Trial
 from nas.selection import largest_of, least_of
 from nas.values import Count, NonNegative, Positive, checked
 

@@ -4,42 +4,39 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, cast
+from typing import Protocol, cast
 
+import torch
 from torch import nn
 
 from nas.arch import Arch
 from nas.claim import remove_leftovers
+from nas.decision import decisions
 from nas.errors import UserError
 from nas.ranks import apart, told, world
 from nas.run import RunDir, write_atomic
-from nas.search.evaluate import Inherited, Searched, StandAlone
-from nas.search.halving import FOLDER, Halving
-from nas.search.scoring import Outcomes, Scoring, in_turn, over_ranks, recorded
-from nas.search.searcher import Agreed, Searcher, best, search
-from nas.search.searchers import check_name, make
-from nas.search.space import SearchSpace
-from nas.search.trials import Trial, TrialLog, table_of
-from nas.search.workers import Workers
+from nas.search.base import SearchProblem, SearchResult
+from nas.search.evaluate import Scoring, TrainFromScratch, WeightSharing
+from nas.search.sampling.halving import FOLDER, Halving
+from nas.search.sampling.scoring import (
+    Outcomes,
+    Workers,
+    in_turn,
+    over_ranks,
+    recorded,
+)
+from nas.search.sampling.searchers import (
+    Agreed,
+    Searcher,
+    best,
+    check_name,
+    make,
+    search,
+)
+from nas.search.sampling.space import SearchSpace
+from nas.search.sampling.trials import Trial, TrialLog, table_of
+from nas.supernet.relax import gumbel_noise
 from nas.values import Count, Processes, Seed, checked
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search by trials ends with."""
-
-    arch: Arch
-    metrics: Mapping[str, float]
-    seconds: float  # wall clock of all trials, over all sessions
-    cpu_seconds: float
-
-    def known(self, before: Mapping[str, Any]) -> dict[str, Any]:
-        """What the run remembers of the search, after what came `before` the trials."""
-        return {
-            "seconds": before["seconds"] + self.seconds,
-            "cpu_seconds": before["cpu_seconds"] + self.cpu_seconds,
-            "metrics": {**before["metrics"], **self.metrics},
-        }
 
 
 @checked("search")
@@ -48,7 +45,7 @@ class TrialSearch:
 
     Args:
         supernet: a model that holds decisions.
-        searcher: a name of `nas.search.searchers`; "auto": `Enumerate` where that is few.
+        searcher: a name of `nas.search.sampling.searchers`; "auto": `Enumerate` where that is few.
         evaluate: ``problem -> (arch -> scores)``, see `nas.search.evaluate`.
         trials: different architectures to score; None: all where they are enumerated, else 500.
         by: the score that decides, an accuracy or a loss.
@@ -65,7 +62,7 @@ class TrialSearch:
         self,
         supernet: nn.Module,
         searcher: str | Callable[..., Searcher],
-        evaluate: Callable[[Searched], Scoring],
+        evaluate: Callable[[SearchProblem], Scoring],
         trials: Count | None = None,
         by: str = "val_acc",
         along: str = "params",
@@ -90,7 +87,7 @@ class TrialSearch:
         return self._batch or max(self.workers * world()[1], self.halving.cohort)
 
     def _check_evaluation(self) -> None:
-        if not isinstance(self.evaluate, StandAlone):
+        if not isinstance(self.evaluate, TrainFromScratch):
             raise UserError(
                 "search.halving is for networks that are trained one by one (search=random_search, "
                 "evolution, ...): leave search.halving.epochs=null where weights are inherited"
@@ -102,7 +99,7 @@ class TrialSearch:
                 f"{list(self.halving.rungs)}: leave it null"
             )
 
-    def check(self, problem: Searched) -> None:
+    def check(self, problem: SearchProblem) -> None:
         """Find what is wrong with the input before anything is trained.
 
         Raises:
@@ -112,32 +109,32 @@ class TrialSearch:
         if self.along not in space.costs:
             raise UserError(f"search.along={self.along} is not one of {sorted(space.costs)}")
         scores = ("val_acc", "val_loss")
-        if isinstance(self.evaluate, StandAlone | Inherited) and self.by not in scores:
+        if isinstance(self.evaluate, TrainFromScratch | WeightSharing) and self.by not in scores:
             raise UserError(f"search.by={self.by} is not one of {', '.join(scores)}")
         self._made(problem, space)
 
-    def _made(self, problem: Searched, space: SearchSpace) -> tuple[Searcher, int | None]:
-        trained = problem if isinstance(self.evaluate, Inherited) else None
+    def _made(self, problem: SearchProblem, space: SearchSpace) -> tuple[Searcher, int | None]:
+        trained = problem if isinstance(self.evaluate, WeightSharing) else None
         return make(self.searcher, space, self.seed, (self.by, self.along), self.trials, trained)
 
-    def find(self, problem: Searched, run: RunDir) -> Found:
+    def find(self, problem: SearchProblem, run: RunDir) -> SearchResult:
         """Search, with ``trials.jsonl`` and ``trials.csv`` in the run's folder.
 
         Raises:
-            UserError: see the searcher, and `nas.search.trials.TrialLog`.
+            UserError: see the searcher, and `TrialLog`.
         """
         trials = self.rank(problem, run)
         table = table_of(trials, (self.by, self.along))
         write_atomic(run.trials.with_suffix(".csv"), table)
         chosen = best(trials, self.by)
-        return Found(
+        return SearchResult(
             chosen.arch,
             {f"trial_{name}": value for name, value in chosen.metrics.items() if name[:3] == "val"},
             sum(trial.seconds for trial in trials),
             sum(trial.cpu_seconds for trial in trials),
         )
 
-    def rank(self, problem: Searched, run: RunDir) -> list[Trial]:
+    def rank(self, problem: SearchProblem, run: RunDir) -> list[Trial]:
         """The trials inside the budgets; those in the run's ``trials.jsonl`` are not repeated.
 
         The ranks of a distributed run score side by side, each by itself, and all end with the
@@ -147,7 +144,7 @@ class TrialSearch:
         with apart(problem.plan.data):
             return self._ranked(problem, run)
 
-    def _ranked(self, problem: Searched, run: RunDir) -> list[Trial]:
+    def _ranked(self, problem: SearchProblem, run: RunDir) -> list[Trial]:
         space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
         searcher, count = self._made(problem, space)
         searcher = Agreed(searcher)
@@ -166,7 +163,7 @@ class TrialSearch:
                 return search(searcher, evaluate, log, count, self.batch)
         folder, total = run.path / FOLDER, self.halving.rungs[-1]
         remove_leftovers(folder)
-        scoring = partial(cast(StandAlone, self.evaluate).in_rungs, total, folder)
+        scoring = partial(cast(TrainFromScratch, self.evaluate).in_rungs, total, folder)
         with self._outcomes(scoring, problem) as outcomes:
             evaluate = self.halving.evaluation(outcomes, space, log, each, self.by, folder)
             found = search(searcher, evaluate, log, count, self.batch, whole=True)
@@ -176,7 +173,7 @@ class TrialSearch:
 
     @contextmanager
     def _outcomes(
-        self, factory: Callable[[Searched], Scoring], problem: Searched
+        self, factory: Callable[[SearchProblem], Scoring], problem: SearchProblem
     ) -> Iterator[Outcomes]:
         if self.workers == 1:
             yield partial(over_ranks, partial(in_turn, factory(problem)))
@@ -203,4 +200,46 @@ class Progress:
         print(
             f"trial {number}: {trial.arch.hash} {text}, {self.along} {cost}, {trial.seconds:.1f} s",
             flush=True,
+        )
+
+
+class Limited(Protocol):
+    """A space with budgets, and the choice inside them."""
+
+    space: str
+    budgets: Mapping[str, float]
+
+    def select(self) -> Arch:
+        """The architecture of the largest alphas inside the budgets."""
+        ...
+
+
+class RandomArch:
+    """One architecture, every option of every decision equally likely.
+
+    Inside budgets: that of the largest sum of Gumbel draws, one for each option, which without
+    budgets is the same uniform distribution (Gumbel maximum).
+
+    Args:
+        supernet: a model that holds decisions.
+        seed: of the draw.
+    """
+
+    def __init__(self, supernet: nn.Module, seed: int = 0) -> None:
+        self.supernet, self.seed = supernet, seed
+
+    def pick(self, problem: Limited) -> Arch:
+        generator = torch.Generator().manual_seed(self.seed)
+        if problem.budgets:
+            for _, decision in decisions(self.supernet):
+                decision.alpha.data = gumbel_noise(decision.alpha.data, generator)
+            return problem.select()
+        return Arch(
+            problem.space,
+            {
+                name: decision.options[
+                    int(torch.randint(len(decision.options), (), generator=generator))
+                ]
+                for name, decision in decisions(self.supernet)
+            },
         )

@@ -1,9 +1,4 @@
-"""Second-order DARTS: alphas that look one step of the weights ahead (Liu et al. 2019, Eq. 6-8).
-
-``d/d alpha L_val(w'(alpha), alpha)``, ``w' = w - step(grad_w L_train(w, alpha))``: the step is the
-one that the weights' optimizer would take, momentum and weight decay included. The term with
-second derivatives is a finite difference.
-"""
+"""DARTS: bilevel search of first and second order, and single-level search."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,8 +12,56 @@ from torch.optim import SGD, Optimizer
 from nas.errors import UserError
 from nas.ranks import averaged
 from nas.recalibrate import kept_statistics
-from nas.search.differentiable import BilevelSearch
-from nas.train import Batch, check_finite
+from nas.search.gradient.differentiable import DifferentiableSearch
+from nas.train import Batch, check_finite, frozen
+
+
+class BilevelSearch(DifferentiableSearch):
+    """First-order DARTS: alphas on validation batches, weights on training batches, in turn.
+
+    Per step ``alpha <- alpha - xi * grad_alpha [L_val(w, alpha) + penalty]``, then
+    ``w <- w - eta * grad_w L_train(w, alpha)`` (Liu et al. 2019, Algorithm 1 with xi = 0 in the
+    virtual step). `SecondOrderSearch` looks one step ahead.
+    """
+
+    def loaders(self, data: Any) -> dict[str, Any]:
+        return {"train": data.weight_loader(), "val": data.alpha_loader()}
+
+    def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
+        if not self.warming_up:
+            self.step_alphas(batch)
+        self.step_weights(batch["train"])
+
+    def step_alphas(self, batch: dict[str, Batch]) -> None:
+        _, alpha_optimizer = cast(list[LightningOptimizer], self.optimizers())
+        with frozen(self.parameters_of.weights):
+            self._descend(alpha_optimizer, lambda: self.val_loss(batch))
+
+    def val_loss(self, batch: dict[str, Batch]) -> Tensor:
+        """What alphas descend."""
+        return self.alpha_loss(self.task_loss(batch["val"], "alpha"))
+
+
+class SingleLevelSearch(DifferentiableSearch):
+    """Weights and alphas descend the same objective on the same training batch, at once."""
+
+    def loaders(self, data: Any) -> dict[str, Any]:
+        return {"train": data.weight_loader()}
+
+    def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
+        if self.warming_up:
+            self.step_weights(batch["train"])
+            return
+        weight_optimizer, alpha_optimizer = cast(list[LightningOptimizer], self.optimizers())
+        self.draw()
+        weight_optimizer.zero_grad()
+        alpha_optimizer.zero_grad()
+        loss = self.alpha_loss(self.task_loss(batch["train"], "train"))
+        self.manual_backward(check_finite(loss, self.current_epoch))
+        self._clip(weight_optimizer)
+        weight_optimizer.step()
+        alpha_optimizer.step()
+
 
 Loss = Callable[[], Tensor]
 

@@ -1,4 +1,4 @@
-"""Which paths of a supernet one step trains, and by which loss: the schemes of one-shot search."""
+"""Path sampling strategies of one-shot search: which paths one step trains, by which loss."""
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
@@ -22,7 +22,7 @@ Bins = Annotated[int, Field(ge=2, le=10**6)]
 Loss = Callable[[Tensor], Tensor]  # logits -> loss
 
 
-class Scheme(Protocol):
+class PathSampling(Protocol):
     """Sets the supernet to one path after another; the step adds up their gradients."""
 
     def start(self, supernet: nn.Module, costs: Mapping[str, Expected]) -> None:

@@ -1,17 +1,24 @@
-"""Searchers: who proposes which architecture to score next; and the one loop that asks them."""
+"""Searchers: who proposes the next architectures, their names, and the loop that asks them."""
 
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Protocol
+from math import isfinite
+from typing import Any, Protocol
 
 import torch
 
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.ranks import told, world
-from nas.search.space import SearchSpace
-from nas.search.trials import Trial, TrialLog, comparable
+from nas.search.base import SearchProblem
+from nas.search.sampling.alpha_descent import GradientSearch
+from nas.search.sampling.controller import Controller
+from nas.search.sampling.evolution import NSGA2, RegularisedEvolution
+from nas.search.sampling.predictor import Predictor
+from nas.search.sampling.space import SearchSpace
+from nas.search.sampling.trials import Trial, TrialLog, comparable
 
 # Proposals in a row, all known already, before a search ends: small spaces run out.
 PATIENCE = 50
@@ -156,3 +163,119 @@ def best(trials: Sequence[Trial], by: str) -> Trial:
         messages = {trial.message for trial in trials}
         raise UserError(f"no architecture could be scored: {messages or 'none was proposed'}")
     return min(scored, key=lambda trial: trial.value(by))
+
+
+class TPE:
+    """Optuna's TPE (Bergstra et al. 2011; several objectives: Ozaki et al. 2022).
+
+    Args:
+        space: what to search.
+        seed: of all draws.
+        objectives: minimised, see `Trial.value`.
+        startup: random architectures that come first.
+
+    Raises:
+        UserError: Optuna is not installed.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        seed: int = 0,
+        objectives: Sequence[str] = ("val_loss",),
+        startup: int = 10,
+    ) -> None:
+        try:
+            import optuna
+        except ImportError:
+            raise UserError(
+                "the searcher tpe needs Optuna: pip install 'dnas[search]', or take "
+                "search.searcher=evolution or predictor"
+            ) from None
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.space, self.objectives = space, tuple(objectives)
+        self.failed = optuna.trial.TrialState.FAIL
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
+        directions = [optuna.study.StudyDirection.MINIMIZE] * len(self.objectives)
+        self.study = optuna.create_study(directions=directions, sampler=sampler)
+        self.asked: deque[Any] = deque()
+
+    def ask(self, count: int) -> Sequence[Arch]:
+        return [self._one() for _ in range(count)]
+
+    def _one(self) -> Arch:
+        trial = self.study.ask()
+        self.asked.append(trial)
+        picks = {
+            name: trial.suggest_categorical(name, list(range(len(options))))
+            for name, options in self.space.options.items()
+        }
+        return self.space.repaired(self.space.arch(picks))
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        for trial in trials:
+            found = [trial.value(name) for name in self.objectives]
+            asked = self.asked.popleft()
+            if all(isfinite(value) for value in found):
+                self.study.tell(asked, found)
+            else:
+                self.study.tell(asked, state=self.failed)
+
+
+SEARCHERS: dict[str, Callable[..., Searcher]] = {
+    "enumerate": Enumerate,
+    "random": RandomSearch,
+    "evolution": RegularisedEvolution,
+    "nsga2": NSGA2,
+    "tpe": TPE,
+    "predictor": Predictor,
+    "controller": Controller,
+}
+
+# These ask a trained supernet itself: (problem, seed, objectives) -> Searcher.
+OVER_SUPERNET: dict[str, Callable[..., Searcher]] = {"gradient": GradientSearch}
+
+SMALL = 2000  # "auto" enumerates spaces up to this size
+TRIALS = 500  # of a searcher that has no end of its own, where none are given
+
+
+def make(
+    searcher: str | Callable[..., Searcher],
+    space: SearchSpace,
+    seed: int,
+    objectives: Sequence[str],
+    trials: int | None,
+    trained: SearchProblem | None = None,
+) -> tuple[Searcher, int | None]:
+    """The searcher, and the number of trials it is given (None: until it has none left).
+
+    Args:
+        searcher: a name, "auto", or ``(space, seed, objectives) -> Searcher``.
+        trained: what is searched, where its supernet is trained.
+
+    Raises:
+        UserError: no such name, or the searcher cannot work on this space.
+    """
+    if searcher == "auto":
+        searcher = "enumerate" if space.size <= SMALL else "predictor"
+    named = {**SEARCHERS, **OVER_SUPERNET}
+    factory: Any = named[searcher] if isinstance(searcher, str) else searcher
+    kind = getattr(factory, "func", factory)
+    over: Any = space
+    if kind in OVER_SUPERNET.values():
+        if trained is None:
+            raise UserError(
+                "the searcher gradient asks a trained supernet, and here networks are trained one "
+                "by one: take it after a one-shot search, e.g. search=spos "
+                "search.ranking.searcher=gradient"
+            )
+        over = trained
+    number = TRIALS if trials is None and kind is not Enumerate else trials
+    return factory(over, seed, objectives), number
+
+
+def check_name(searcher: object) -> None:
+    """Raises UserError unless it is a searcher's name, or no name at all."""
+    if isinstance(searcher, str) and searcher not in ("auto", *SEARCHERS, *OVER_SUPERNET):
+        known = ", ".join([*SEARCHERS, *OVER_SUPERNET])
+        raise UserError(f"no searcher {searcher!r}: there are auto, {known}")

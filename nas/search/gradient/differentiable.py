@@ -1,10 +1,9 @@
 """Differentiable search with Lightning: weights and alphas trained together by gradient descent."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import ceil
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import pytorch_lightning as pl
 import torch
@@ -19,28 +18,13 @@ from nas.errors import UserError
 from nas.objective import Objective
 from nas.ranks import averaged
 from nas.recalibrate import kept_statistics
-from nas.schedule import warmup_cosine
-from nas.search.perturbation import Perturbing
-from nas.search.regularizers import Regularizer
+from nas.search.gradient.regularizers import Perturbing, Regularizer
 from nas.supernet.auxiliary import AuxiliarySkip
 from nas.supernet.temperature import Schedule, constant
-from nas.train import Batch, OptimizerFactory, accuracy, check_finite, shared
+from nas.train import Batch, OptimizerFactory, accuracy, check_finite, frozen, shared, warmup_cosine
 from nas.values import Count, NonNegative, Seed, Share, Whole, checked
 
 UPDATES = 20  # of the objective's strengths in a search, at least
-
-
-@contextmanager
-def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """No gradient for `parameters` inside; what the user froze stays frozen afterwards."""
-    thawed = [parameter for parameter in parameters if parameter.requires_grad]
-    for parameter in thawed:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in thawed:
-            parameter.requires_grad_(True)
 
 
 @checked("search")
@@ -64,8 +48,8 @@ class DifferentiableSearch(pl.LightningModule):
         label_smoothing: in the weights' loss only, as in ProxylessNAS.
         seed: of every random draw; each epoch starts from ``seed + epoch``.
         targets: cost name -> budget, for the objectives that know budgets.
-        regularizers: name -> a term that alphas descend too, see `nas.search.regularizers`.
-        perturbation: of alphas while weights learn, see `nas.search.perturbation`.
+        regularizers: name -> a term that alphas descend too.
+        perturbation: of alphas while weights learn.
 
     Raises:
         UserError: nothing to search, a number out of its range, epochs that leave no time for
@@ -258,48 +242,18 @@ class DifferentiableSearch(pl.LightningModule):
         self.log_dict(values, batch_size=shared(len(labels)), prog_bar=split != "alpha", **options)  # type: ignore[arg-type]
 
 
-class BilevelSearch(DifferentiableSearch):
-    """First-order DARTS: alphas on validation batches, weights on training batches, in turn.
+class Options(TypedDict, total=False):
+    """The arguments of `DifferentiableSearch`, for the signatures of searches that take more."""
 
-    Per step ``alpha <- alpha - xi * grad_alpha [L_val(w, alpha) + penalty]``, then
-    ``w <- w - eta * grad_w L_train(w, alpha)`` (Liu et al. 2019, Algorithm 1 with xi = 0 in the
-    virtual step). See `nas.search.unrolled` for the second order.
-    """
-
-    def loaders(self, data: Any) -> dict[str, Any]:
-        return {"train": data.weight_loader(), "val": data.alpha_loader()}
-
-    def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
-        if not self.warming_up:
-            self.step_alphas(batch)
-        self.step_weights(batch["train"])
-
-    def step_alphas(self, batch: dict[str, Batch]) -> None:
-        _, alpha_optimizer = cast(list[LightningOptimizer], self.optimizers())
-        with frozen(self.parameters_of.weights):
-            self._descend(alpha_optimizer, lambda: self.val_loss(batch))
-
-    def val_loss(self, batch: dict[str, Batch]) -> Tensor:
-        """What alphas descend."""
-        return self.alpha_loss(self.task_loss(batch["val"], "alpha"))
-
-
-class SingleLevelSearch(DifferentiableSearch):
-    """Weights and alphas descend the same objective on the same training batch, at once."""
-
-    def loaders(self, data: Any) -> dict[str, Any]:
-        return {"train": data.weight_loader()}
-
-    def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
-        if self.warming_up:
-            self.step_weights(batch["train"])
-            return
-        weight_optimizer, alpha_optimizer = cast(list[LightningOptimizer], self.optimizers())
-        self.draw()
-        weight_optimizer.zero_grad()
-        alpha_optimizer.zero_grad()
-        loss = self.alpha_loss(self.task_loss(batch["train"], "train"))
-        self.manual_backward(check_finite(loss, self.current_epoch))
-        self._clip(weight_optimizer)
-        weight_optimizer.step()
-        alpha_optimizer.step()
+    supernet: nn.Module
+    costs: Mapping[str, Expected]
+    objective: Objective
+    weight_optimizer: OptimizerFactory
+    alpha_optimizer: OptimizerFactory
+    epochs: Count
+    warmup_epochs: Whole
+    temperature: Schedule | None
+    clip: NonNegative
+    label_smoothing: Share
+    seed: Seed
+    targets: Mapping[str, float] | None

@@ -1,11 +1,13 @@
-"""`Workers`: scoring in several processes of this machine."""
+"""Scoring of architectures in this process, in several, or over ranks; outcomes become trials."""
 
 import os
 import signal
 import threading
+import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -14,13 +16,92 @@ from typing import Any
 
 import torch
 
-from nas.errors import FailedRunError, InterruptedRunError, UserError
+from nas.arch import Arch
+from nas.errors import FailedRunError, InterruptedRunError, NotFiniteError, UserError
 from nas.quiet import quiet
-from nas.search.scoring import Job, Outcome, Scoring, scored
+from nas.ranks import gathered, world
+from nas.search.evaluate import Scoring
+from nas.search.sampling.space import SearchSpace
+from nas.search.sampling.trials import Trial, TrialLog
+
+Job = tuple[Any, ...]  # the arguments of one call
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one call gave; `metrics` is empty where the loss became NaN, as `message` then says."""
+
+    job: Job
+    metrics: Mapping[str, float]
+    seconds: float  # wall clock
+    cpu_seconds: float
+    message: str | None = None
+
+    @property
+    def arch(self) -> Arch:
+        """The architecture that was scored."""
+        arch: Arch = self.job[0]
+        return arch
+
+
+Outcomes = Callable[[Sequence[Job]], Iterator[Outcome]]  # in any order, each as it is there
+
+
+def scored(job: Job, score: Scoring) -> Outcome:
+    """Call, and measure how long that takes."""
+    wall, cpu = time.monotonic(), time.process_time()
+    message = None
+    try:
+        metrics = score(*job)
+    except NotFiniteError as error:
+        metrics, message = {}, str(error)
+    return Outcome(job, metrics, time.monotonic() - wall, time.process_time() - cpu, message)
+
+
+def in_turn(score: Scoring, jobs: Sequence[Job]) -> Iterator[Outcome]:
+    """One call after another, in this process."""
+    for job in jobs:
+        yield scored(job, score)
+
+
+def over_ranks(outcomes: Outcomes, jobs: Sequence[Job]) -> Iterator[Outcome]:
+    """Every rank's share of the calls by `outcomes`; on each, those of all, in the order of jobs.
+
+    Job i is that of rank ``i mod R``. An outcome is the same whoever has found it.
+    """
+    rank, ranks = world()
+    if ranks == 1:
+        yield from outcomes(jobs)
+        return
+    places = {job: place for place, job in enumerate(jobs)}
+    told = ("metrics", "seconds", "cpu_seconds", "message")
+    own: Iterator[tuple[int, dict[str, Any]]] = (
+        (places[found.job], {name: getattr(found, name) for name in told})
+        for found in outcomes(jobs[rank::ranks])
+    )
+    for job, found in zip(jobs, gathered(own, len(jobs)), strict=True):
+        yield Outcome(job, **found)
+
+
+def recorded(
+    outcomes: Outcomes, space: SearchSpace, log: TrialLog, each: Callable[[Trial], None]
+) -> Callable[[Sequence[Arch]], None]:
+    """Scores architectures and appends each to `log` as soon as it is finished."""
+
+    def evaluate(archs: Sequence[Arch]) -> None:
+        for found in outcomes([(arch,) for arch in archs]):
+            costs = space.price(found.arch)
+            trial = Trial(
+                found.arch, found.metrics, costs, found.seconds, found.cpu_seconds, found.message
+            )
+            log.append(trial)
+            each(trial)
+
+    return evaluate
 
 
 class Workers:
-    """Processes that score side by side; an `nas.search.scoring.Outcomes`, and a context.
+    """Processes that score side by side; an `Outcomes`, and a context.
 
     They are spawned at the first job, since a process forked while torch has threads may hang, and
     share this process's threads. They write no trials: this process does, as outcomes arrive.
