@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable
+from math import isfinite
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import nas
 from nas.cli import run
 from nas.export import load_supernet
 from nas.launch import plan_of
+from nas.pareto import non_dominated
 from nas.plan import Problem
 from nas.run import RunDir
 from nas.saved import saved_config
@@ -69,6 +71,32 @@ def test_a_one_shot_search_ends_with_a_network_and_a_front(name: str) -> None:
     least = min(known, key=lambda key: known[key].costs["params"])
     assert {result["arch_hash"], least} <= front
     nas.load("runs/a")
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "metric"),
+    [
+        ("bilevel", ["search.epochs=3", "search.warmup_epochs=1"], "log_probability"),
+        ("random", [], "log_probability"),
+        ("spos", [*ONE_SHOT, "search.ranking.by=val_acc"], "val_acc"),
+        ("random_search", ["search.trials=3"], "val_acc"),
+    ],
+)
+def test_every_search_leaves_a_front_of_scored_networks(
+    kind: str, words: list[str], metric: str
+) -> None:
+    assert search(f"search={kind}", *words) == 0
+    folder = RunDir(Path("runs/a"))
+    result, left = folder.read_result(), json.loads((folder.path / "search.json").read_text())
+    assert result is not None
+    assert left["metric"] == metric
+    points = [(-one["score"], one["costs"][left["cost"]]) for one in left["front"]]
+    assert points
+    assert all(isfinite(score) for score, _ in points)
+    assert non_dominated(points).all()
+    assert left["selected"]["arch_hash"] == result["arch_hash"]
+    assert left["selected"]["score"] == max(one["score"] for one in left["front"])
+    assert left["selected"]["costs"]["params"] == result["costs"]["params"]
 
 
 def test_networks_are_extracted_by_their_rank_inside_a_budget(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import ceil
-from typing import Any, TypedDict, cast
+from typing import Any, ClassVar, Literal, TypedDict, cast
 
 import pytorch_lightning as pl
 import torch
@@ -12,18 +12,30 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from nas.arch import Arch
 from nas.cost.base import Expected
 from nas.decision import decisions, free, resample, sample_path, split_parameters
 from nas.errors import UserError
 from nas.objective import Objective
-from nas.ranks import averaged
+from nas.ranks import averaged, told
 from nas.recalibrate import kept_statistics
+from nas.search.base import ScoredArch, SearchProblem, SearchResult, Stage, agreed
+from nas.search.callbacks import (
+    DiscretizationGap,
+    LastCheckpoint,
+    SpeedUp,
+    Stopwatch,
+    StopWhenStable,
+)
 from nas.search.gradient.regularizers import Perturbing, Regularizer
+from nas.search.telemetry import SearchTelemetry
+from nas.selection import front, log_probabilities
 from nas.supernet.auxiliary import AuxiliarySkip
 from nas.supernet.temperature import Schedule, constant
 from nas.train import Batch, OptimizerFactory, accuracy, check_finite, frozen, shared, warmup_cosine
 from nas.values import Count, NonNegative, Seed, Share, Whole, checked
 
+FRONT = 8  # architectures of the front that a search ends with, at most
 UPDATES = 20  # of the objective's strengths in a search, at least
 
 
@@ -55,6 +67,8 @@ class DifferentiableSearch(pl.LightningModule):
         UserError: nothing to search, a number out of its range, epochs that leave no time for
             alphas, or budgets that the objective cannot work with.
     """
+
+    leaves: ClassVar[Literal["alphas"]] = "alphas"
 
     def __init__(
         self,
@@ -105,6 +119,39 @@ class DifferentiableSearch(pl.LightningModule):
     def loaders(self, data: Any) -> dict[str, Any]:
         """The training loaders this search reads, name -> loader."""
         raise NotImplementedError
+
+    def prepare(self, problem: SearchProblem) -> None:
+        """See `nas.search.base.Search`; the constructor has checked the rest."""
+        self.loaders(problem.plan.data)  # a batch larger than a split is an error now
+
+    def run(self, problem: SearchProblem, stage: Stage) -> SearchResult:
+        """Train weights and alphas; the result is the front read off the alphas."""
+        plan, data, watch = problem.plan, problem.plan.data, Stopwatch()
+        kept = ("supernet_val_acc", "supernet_val_loss")
+        saving = LastCheckpoint(stage.run.checkpoint, kept)
+        callbacks = [
+            watch,
+            DiscretizationGap(),
+            StopWhenStable(plan.stable_epochs),
+            *plan.guards.values(),
+            SpeedUp(plan.speed, (data.batch_size, *data.input_shape)),
+            SearchTelemetry(),
+            saving,
+        ]
+        trainer = stage.trainer(self.epochs, callbacks)
+        stage.fit(trainer, self, self.loaders(data), stage.run.checkpoint)
+        free(self.supernet)
+        cost = next(iter(plan.costs), "params")
+        selected = agreed(problem.select)
+        return SearchResult(
+            selected,
+            probable_front(problem, selected, cost),
+            "log_probability",
+            cost,
+            dict(saving.metrics),
+            watch.seconds,
+            watch.cpu_seconds,
+        )
 
     @property
     def warming_up(self) -> bool:
@@ -240,6 +287,28 @@ class DifferentiableSearch(pl.LightningModule):
         values = {f"{split}_loss": loss.detach(), f"{split}_acc": accuracy(logits.detach(), labels)}
         options = {"on_step": False, "on_epoch": True, "logger": False, "sync_dist": True}
         self.log_dict(values, batch_size=shared(len(labels)), prog_bar=split != "alpha", **options)  # type: ignore[arg-type]
+
+
+def probable_front(problem: SearchProblem, selected: Arch, cost: str) -> list[ScoredArch]:
+    """The most probable architectures along a cost, `selected` among them, found exactly."""
+
+    def find() -> list[str]:
+        archs = front(problem.supernet, problem.space, problem.costs, problem.budgets, cost, FRONT)
+        return [arch.to_json() for arch in archs]
+
+    archs = {arch.hash: arch for arch in map(Arch.from_json, told(find))} | {
+        selected.hash: selected
+    }
+    log_p = log_probabilities(problem.supernet)
+    options = {name: decision.options for name, decision in decisions(problem.supernet)}
+    return [
+        ScoredArch(
+            arch,
+            sum(float(log_p[name][options[name].index(o)]) for name, o in arch.choices.items()),
+            {name: priced.of(arch.choices) for name, priced in problem.costs.items()},
+        )
+        for arch in archs.values()
+    ]
 
 
 class Options(TypedDict, total=False):

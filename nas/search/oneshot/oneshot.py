@@ -1,7 +1,8 @@
 """One-shot search: one supernet is trained for all its networks, then they are ranked with it."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, cast
 
 import pytorch_lightning as pl
 import torch
@@ -13,10 +14,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from nas.cost.base import Expected
 from nas.decision import decisions, free, split_parameters
 from nas.errors import UserError
-from nas.run import RunDir
-from nas.search.base import SearchProblem, SearchResult
+from nas.search.base import SearchProblem, SearchResult, Stage
+from nas.search.callbacks import LastCheckpoint, Stopwatch
 from nas.search.oneshot.path_sampling import PathSampling
 from nas.search.sampling.trial_search import TrialSearch
+from nas.search.telemetry import TrainingTelemetry
 from nas.train import Batch, OptimizerFactory, accuracy, check_finite, frozen, shared, warmup_cosine
 from nas.values import Count, NonNegative, Seed, Share, checked
 
@@ -43,6 +45,8 @@ class OneShot(pl.LightningModule):
     Raises:
         UserError: nothing to search, or a value out of its range.
     """
+
+    leaves: ClassVar[Literal["supernet"]] = "supernet"
 
     def __init__(
         self,
@@ -76,6 +80,25 @@ class OneShot(pl.LightningModule):
     def loaders(self, data: Any) -> Any:
         """The training loader this search reads."""
         return data.weight_loader()
+
+    def prepare(self, problem: SearchProblem) -> None:
+        """See `nas.search.base.Search`; the constructor has checked the rest."""
+        self.loaders(problem.plan.data)
+        self.ranking.prepare(problem)
+
+    def run(self, problem: SearchProblem, stage: Stage) -> SearchResult:
+        """Train the supernet, then rank its networks inside the budgets with its weights."""
+        watch, data = Stopwatch(), problem.plan.data
+        callbacks = [watch, TrainingTelemetry("supernet"), LastCheckpoint(stage.run.checkpoint)]
+        trainer = stage.trainer(self.epochs, callbacks)
+        # No validation: its networks are ranked afterwards, each by itself.
+        stage.fit(trainer, self, self.loaders(data), stage.run.checkpoint, validate=False)
+        ranked = self.ranking.run(problem, stage)
+        return replace(
+            ranked,
+            seconds=watch.seconds + ranked.seconds,
+            cpu_seconds=watch.cpu_seconds + ranked.cpu_seconds,
+        )
 
     def configure_optimizers(self) -> Any:
         weights = split_parameters(self.supernet).weights
@@ -117,7 +140,3 @@ class OneShot(pl.LightningModule):
 
     def on_train_end(self) -> None:
         free(self.supernet)
-
-    def find(self, problem: SearchProblem, run: RunDir) -> SearchResult:
-        """Rank the networks with the trained weights and take the best inside the budgets."""
-        return self.ranking.find(problem, run)

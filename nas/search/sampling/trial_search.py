@@ -1,10 +1,11 @@
 """`TrialSearch`: architectures are proposed, scored one by one, and the best is taken."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol, cast
+from math import log
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from nas.decision import decisions
 from nas.errors import UserError
 from nas.ranks import apart, told, world
 from nas.run import RunDir, write_atomic
-from nas.search.base import SearchProblem, SearchResult
+from nas.search.base import ScoredArch, SearchProblem, SearchResult, Stage, agreed
 from nas.search.evaluate import Scoring, TrainFromScratch, WeightSharing
 from nas.search.sampling.halving import FOLDER, Halving
 from nas.search.sampling.scoring import (
@@ -34,7 +35,7 @@ from nas.search.sampling.searchers import (
     search,
 )
 from nas.search.sampling.space import SearchSpace
-from nas.search.sampling.trials import Trial, TrialLog, table_of
+from nas.search.sampling.trials import Trial, TrialLog, comparable, table_of
 from nas.supernet.relax import gumbel_noise
 from nas.values import Count, Processes, Seed, checked
 
@@ -57,6 +58,8 @@ class TrialSearch:
         halving: compares the networks of a batch while they train, and trains on with the best.
         seed: of the searcher's draws.
     """
+
+    leaves: ClassVar[Literal["trials"]] = "trials"
 
     def __init__(
         self,
@@ -99,8 +102,8 @@ class TrialSearch:
                 f"{list(self.halving.rungs)}: leave it null"
             )
 
-    def check(self, problem: SearchProblem) -> None:
-        """Find what is wrong with the input before anything is trained.
+    def prepare(self, problem: SearchProblem) -> None:
+        """See `nas.search.base.Search`.
 
         Raises:
             UserError: a cost or a score that there is not; or see the searcher.
@@ -117,18 +120,26 @@ class TrialSearch:
         trained = problem if isinstance(self.evaluate, WeightSharing) else None
         return make(self.searcher, space, self.seed, (self.by, self.along), self.trials, trained)
 
-    def find(self, problem: SearchProblem, run: RunDir) -> SearchResult:
+    @property
+    def ranking(self) -> "TrialSearch":
+        """What ranks networks: the search itself."""
+        return self
+
+    def run(self, problem: SearchProblem, stage: Stage) -> SearchResult:
         """Search, with ``trials.jsonl`` and ``trials.csv`` in the run's folder.
 
         Raises:
             UserError: see the searcher, and `TrialLog`.
         """
-        trials = self.rank(problem, run)
+        trials = self.rank(problem, stage.run)
         table = table_of(trials, (self.by, self.along))
-        write_atomic(run.trials.with_suffix(".csv"), table)
+        write_atomic(stage.run.trials.with_suffix(".csv"), table)
         chosen = best(trials, self.by)
         return SearchResult(
             chosen.arch,
+            [ScoredArch(t.arch, -t.value(self.by), t.costs) for t in comparable(trials)],
+            self.by,
+            self.along,
             {f"trial_{name}": value for name, value in chosen.metrics.items() if name[:3] == "val"},
             sum(trial.seconds for trial in trials),
             sum(trial.cpu_seconds for trial in trials),
@@ -203,17 +214,6 @@ class Progress:
         )
 
 
-class Limited(Protocol):
-    """A space with budgets, and the choice inside them."""
-
-    space: str
-    budgets: Mapping[str, float]
-
-    def select(self) -> Arch:
-        """The architecture of the largest alphas inside the budgets."""
-        ...
-
-
 class RandomArch:
     """One architecture, every option of every decision equally likely.
 
@@ -225,10 +225,23 @@ class RandomArch:
         seed: of the draw.
     """
 
+    leaves: ClassVar[Literal["nothing"]] = "nothing"
+
     def __init__(self, supernet: nn.Module, seed: int = 0) -> None:
         self.supernet, self.seed = supernet, seed
 
-    def pick(self, problem: Limited) -> Arch:
+    def prepare(self, problem: SearchProblem) -> None:
+        """Nothing can be wrong here."""
+
+    def run(self, problem: SearchProblem, stage: Stage) -> SearchResult:
+        """Draw; the score is the logarithm of the probability, budgets aside."""
+        cost, arch = next(iter(problem.plan.costs), "params"), agreed(lambda: self.draw(problem))
+        costs = {name: priced.of(arch.choices) for name, priced in problem.costs.items()}
+        score = -sum(log(len(d.options)) for _, d in decisions(self.supernet))
+        return SearchResult(arch, [ScoredArch(arch, score, costs)], "log_probability", cost)
+
+    def draw(self, problem: SearchProblem) -> Arch:
+        """The architecture of this seed."""
         generator = torch.Generator().manual_seed(self.seed)
         if problem.budgets:
             for _, decision in decisions(self.supernet):
