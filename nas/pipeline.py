@@ -37,7 +37,8 @@ from nas.run_log import log_final, log_graph, logger_of
 from nas.search.base import Search, agreed, build_search
 from nas.search.callbacks import LastCheckpoint, Stopwatch
 from nas.search.telemetry import TrainingTelemetry
-from nas.train import Training, interruptible, strategy_of
+from nas.tasks.classification import task_of
+from nas.train import Training, called, interruptible, strategy_of
 
 
 @dataclass(frozen=True)
@@ -121,11 +122,13 @@ class Run:
         self.attempts = Attempts(run.path)
         self.problem = problem or Problem(plan)
         self.supernet = self.problem.supernet
+        self.task = task_of(plan.data)
         if arch is not None:
             self.problem.check(arch)
         self.search = None if arch else self._searcher()
         network = discretize(self.supernet, arch)
-        check_logits(network, plan.data.input_shape, plan.data.num_classes)
+        if self.task.outputs is not None:
+            check_logits(network, plan.data.input_shape, self.task.outputs)
         self._training(network)
 
     def _searcher(self) -> Search:
@@ -134,7 +137,9 @@ class Run:
         return search
 
     def _training(self, network: nn.Module) -> Training:
-        return self.plan.finetune(network=network, seed=self.plan.seed)
+        known = {"task": self.task}
+        made: Training = called(self.plan.finetune, known, network=network, seed=self.plan.seed)
+        return made
 
     def __call__(self) -> dict[str, Any]:
         """Run what is left to do, write the artefacts, return what is in result.json.
@@ -226,7 +231,8 @@ class Run:
         if self.plan.inherit and self._has_trained_supernet:
             with interruptible():
                 trainer.validate(module, data.val_dataloader(), verbose=False)
-            metrics["inherited_val_acc"] = float(trainer.callback_metrics["val_acc"])
+            name = f"val_{self.task.primary}"
+            metrics[f"inherited_{name}"] = float(trainer.callback_metrics[name])
         if self.train:
             stage.fit(trainer, module, data.weight_loader(), checkpoint)
         for evaluate, loader in (

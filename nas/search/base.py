@@ -1,6 +1,5 @@
 """The seams of a search: the problem it is given, the stage it trains in, and its result."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,8 @@ from nas.cost.base import Expected
 from nas.pareto import non_dominated
 from nas.ranks import told
 from nas.run import RunDir
-from nas.train import Training
+from nas.tasks.classification import task_of
+from nas.train import Training, called, takes
 
 
 class TrainingRecipe(Protocol):
@@ -186,25 +186,23 @@ def build_search(problem: SearchProblem) -> Search:
     """The search that a plan describes.
 
     Its constructor is called with `supernet` and `seed`, and with those that it takes of `costs`,
-    `targets` (the budgets), `objective` and `temperature`. Where it takes an objective, `costs` are
-    those that the objective joins to the loss; else they are all that are computed.
+    `targets` (the budgets), `objective`, `temperature` and `task`. Where it takes an objective,
+    `costs` are those that the objective joins to the loss; else they are all that are computed.
 
     Raises:
         UserError: see the search.
     """
     plan = problem.plan
-    parameters = inspect.signature(plan.search).parameters
-    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    offered = {
+    known = {
         "costs": problem.costs,
         "targets": problem.budgets,
         "objective": plan.objective,
         "temperature": plan.relax.temperature,
+        "task": task_of(plan.data),
     }
-    given = {n: value for n, value in offered.items() if anything or n in parameters}
-    if "objective" in given:
-        given["costs"] = {name: problem.costs[name] for name in plan.costs}
-    made: Search = plan.search(supernet=problem.supernet, seed=plan.seed, **given)
+    if takes(plan.search, "objective"):
+        known["costs"] = {name: problem.costs[name] for name in plan.costs}
+    made: Search = called(plan.search, known, supernet=problem.supernet, seed=plan.seed)
     return made
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchmetrics import MetricCollection
 
 from nas.arch import Option
 from nas.decision import apply, decisions, free
@@ -23,7 +23,7 @@ from nas.ranks import told
 from nas.recalibrate import kept_statistics
 from nas.run import write_atomic
 from nas.supernet.speed import check, compiled, fastest, prepare, step
-from nas.train import accuracy, frozen, shared
+from nas.train import frozen, shared
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -182,6 +182,9 @@ class DiscretizationGap(pl.Callback):
     while warming up, when alphas say nothing.
     """
 
+    def __init__(self) -> None:
+        self.metrics: MetricCollection | None = None  # of the validation that is going on
+
     def on_validation_batch_end(
         self,
         trainer: pl.Trainer,
@@ -203,12 +206,19 @@ class DiscretizationGap(pl.Callback):
         for norm in norms:
             norm.eval()
         free(supernet)
-        values = {
-            "argmax_val_loss": F.cross_entropy(logits, labels),
-            "argmax_val_acc": accuracy(logits, labels),
-        }
+        if self.metrics is None:
+            self.metrics = pl_module.task.metrics().to(pl_module.device)
+        self.metrics.update(logits, labels)
+        values = {"argmax_val_loss": pl_module.task.loss(logits, labels)}
         options = {"on_step": False, "on_epoch": True, "logger": False, "sync_dist": True}
         pl_module.log_dict(values, batch_size=shared(len(labels)), **options)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self.metrics is None:
+            return
+        for name, value in self.metrics.compute().items():
+            pl_module.log(f"argmax_val_{name}", value, logger=False, sync_dist=True)
+        self.metrics = None
 
 
 class SpeedUp(pl.Callback):

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.arch import Arch
@@ -19,7 +18,9 @@ from nas.reading import read_tensors
 from nas.recalibrate import recalibrate
 from nas.search.base import SearchProblem, TrainingRecipe
 from nas.search.callbacks import LastCheckpoint
-from nas.train import Training, interruptible, strategy_of
+from nas.tasks.base import Task
+from nas.tasks.classification import task_of
+from nas.train import Training, called, interruptible, strategy_of
 from nas.values import Count, Whole, checked
 
 # What scores: ``(arch) -> metrics``, or ``(arch, epochs) -> metrics`` of a training in rungs.
@@ -82,7 +83,9 @@ class TrainFromScratch:
         self, made: TrainingRecipe, fresh: nn.Module, arch: Arch, epochs: int | None
     ) -> Training:
         options = {} if epochs is None else {"epochs": epochs}
-        return made.finetune(network=discretize(fresh, arch), seed=made.seed, **options)
+        network, known = discretize(fresh, arch), {"task": task_of(made.data)}
+        module: Training = called(made.finetune, known, network=network, seed=made.seed, **options)
+        return module
 
     def _evaluated(
         self, made: TrainingRecipe, trainer: pl.Trainer, module: Training
@@ -93,8 +96,9 @@ class TrainFromScratch:
             if self.test:
                 trainer.test(module, made.data.test_dataloader(), verbose=False)
                 metrics |= trainer.callback_metrics
-        wanted = ("val_acc", "val_loss", "test_acc", "test_loss")
-        return {name: float(metrics[name]) for name in wanted if name in metrics}
+        wanted = (*task_of(made.data).metrics(), "loss")
+        names = [f"{split}_{name}" for split in ("val", "test") for name in wanted]
+        return {name: float(metrics[name]) for name in names if name in metrics}
 
 
 @checked("search.ranking.evaluate")
@@ -114,6 +118,7 @@ class WeightSharing:
     def __call__(self, problem: SearchProblem) -> Scoring:
         """The function that scores architectures of `problem`."""
         made: TrainingRecipe = problem.plan
+        task = task_of(made.data)
         device = quiet_trainer(made, 1).strategy.root_device
         supernet = problem.supernet.to(device)
         batches: list[Tensor] = []
@@ -125,33 +130,34 @@ class WeightSharing:
             network = discretize(supernet, arch).eval()
             metrics: dict[str, float] = {}
             if self.raw:
-                raw = validated(network, made.data.val_dataloader(), device)
+                raw = validated(network, task, made.data.val_dataloader(), device)
                 metrics = {f"raw_{name}": value for name, value in raw.items()}
             if batches:
                 recalibrate(network, batches)
-            return {**validated(network, made.data.val_dataloader(), device), **metrics}
+            return {**validated(network, task, made.data.val_dataloader(), device), **metrics}
 
         return score
 
 
 def validated(
-    network: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device
+    network: nn.Module, task: Task, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device
 ) -> dict[str, float]:
-    """``val_acc`` and ``val_loss`` (cross-entropy) over all images of a loader.
+    """``val_loss`` and ``val_<metric>`` of a task over all samples of a loader.
 
     Raises:
         NotFiniteError: the loss is NaN or infinite.
     """
-    right, loss, seen = 0, 0.0, 0
+    metrics, loss, seen = task.metrics().to(device), 0.0, 0
     with torch.inference_mode():
-        for x, labels in loader:
-            logits, labels = network(x.to(device)), labels.to(device)
-            right += int((logits.argmax(-1) == labels).sum())
-            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-            seen += len(labels)
+        for x, targets in loader:
+            outputs, targets = network(x.to(device)), targets.to(device)
+            metrics.update(outputs, targets)
+            loss += float(task.loss(outputs, targets, reduction="sum"))
+            seen += len(targets)
+        found = {f"val_{name}": float(value) for name, value in metrics.compute().items()}
     if not isfinite(loss):
         raise NotFiniteError(f"the validation loss is {loss}")
-    return {"val_acc": right / seen, "val_loss": loss / seen}
+    return {**found, "val_loss": loss / seen}
 
 
 def fit(

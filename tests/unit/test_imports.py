@@ -15,7 +15,7 @@ LAYERS = (
     "errors reading arch copying claim pareto run ranks signals tables units values drawing quiet",
     "third_party",
     "budget attempts",
-    "config data explain trusted",
+    "config data explain tasks trusted",
     "decision",
     "ops supernet",
     "spaces discrete",

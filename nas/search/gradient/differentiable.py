@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal, TypedDict, cast
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -32,7 +31,17 @@ from nas.search.telemetry import SearchTelemetry
 from nas.selection import front, log_probabilities
 from nas.supernet.auxiliary import AuxiliarySkip
 from nas.supernet.temperature import Schedule, constant
-from nas.train import Batch, OptimizerFactory, accuracy, check_finite, frozen, shared, warmup_cosine
+from nas.tasks.base import Task
+from nas.tasks.classification import Classification
+from nas.train import (
+    Batch,
+    OptimizerFactory,
+    check_finite,
+    frozen,
+    log_scores,
+    metrics_of,
+    warmup_cosine,
+)
 from nas.values import Count, NonNegative, Seed, Share, Whole, checked
 
 FRONT = 8  # architectures of the front that a search ends with, at most
@@ -62,6 +71,7 @@ class DifferentiableSearch(pl.LightningModule):
         targets: cost name -> budget, for the objectives that know budgets.
         regularizers: name -> a term that alphas descend too.
         perturbation: of alphas while weights learn.
+        task: what the networks are for; None: classification.
 
     Raises:
         UserError: nothing to search, a number out of its range, epochs that leave no time for
@@ -86,6 +96,7 @@ class DifferentiableSearch(pl.LightningModule):
         targets: Mapping[str, float] | None = None,
         regularizers: Mapping[str, Regularizer] | None = None,
         perturbation: Perturbing | None = None,
+        task: Task | None = None,
     ) -> None:
         super().__init__()
         if not any(decisions(supernet)):
@@ -109,6 +120,8 @@ class DifferentiableSearch(pl.LightningModule):
         self.temperature = temperature or constant()
         self.clip, self.label_smoothing, self.seed = clip, label_smoothing, seed
         self.parameters_of = split_parameters(supernet)
+        self.task = task or Classification()
+        self.metrics = metrics_of(self.task, ("train", "alpha", "supernet_val"))
         self.regularizers, self.perturbation = dict(regularizers or {}), perturbation
         self.done = 0.0  # of the steps in which alphas move, the share
         self.skips = tuple(m for m in supernet.modules() if isinstance(m, AuxiliarySkip))
@@ -127,7 +140,7 @@ class DifferentiableSearch(pl.LightningModule):
     def run(self, problem: SearchProblem, stage: Stage) -> SearchResult:
         """Train weights and alphas; the result is the front read off the alphas."""
         plan, data, watch = problem.plan, problem.plan.data, Stopwatch()
-        kept = ("supernet_val_acc", "supernet_val_loss")
+        kept = (f"supernet_val_{self.task.primary}", "supernet_val_loss")
         saving = LastCheckpoint(stage.run.checkpoint, kept)
         callbacks = [
             watch,
@@ -248,14 +261,14 @@ class DifferentiableSearch(pl.LightningModule):
         x, labels = batch
         logits = self.supernet(x)
         smoothing = self.label_smoothing if split == "train" else 0.0
-        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        loss = self.task.loss(logits, labels, smoothing)
         self._log(split, loss, logits, labels)
         return loss
 
     def unlogged_loss(self, batch: Batch) -> Tensor:
         """The weights' task loss in a pass that is no step of its own."""
         x, labels = batch
-        return F.cross_entropy(self.supernet(x), labels, label_smoothing=self.label_smoothing)
+        return self.task.loss(self.supernet(x), labels, self.label_smoothing)
 
     def alpha_loss(self, task: Tensor) -> Tensor:
         """The objective of one draw: the cost is that of the same theta as the task loss.
@@ -281,12 +294,10 @@ class DifferentiableSearch(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         x, labels = batch
         logits = self.supernet(x)
-        self._log("supernet_val", F.cross_entropy(logits, labels), logits, labels)
+        self._log("supernet_val", self.task.loss(logits, labels), logits, labels)
 
     def _log(self, split: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        values = {f"{split}_loss": loss.detach(), f"{split}_acc": accuracy(logits.detach(), labels)}
-        options = {"on_step": False, "on_epoch": True, "logger": False, "sync_dist": True}
-        self.log_dict(values, batch_size=shared(len(labels)), prog_bar=split != "alpha", **options)  # type: ignore[arg-type]
+        log_scores(self, split, loss, logits, labels, split != "alpha")
 
 
 def probable_front(problem: SearchProblem, selected: Arch, cost: str) -> list[ScoredArch]:
@@ -326,3 +337,4 @@ class Options(TypedDict, total=False):
     label_smoothing: Share
     seed: Seed
     targets: Mapping[str, float] | None
+    task: Task | None

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -126,7 +125,7 @@ class EigenvalueStop(CollapseGuard):
         training = supernet.training
         with torch.enable_grad(), kept_statistics(supernet):
             value = dominant_eigenvalue(
-                lambda: F.cross_entropy(supernet.train()(x), labels),
+                lambda: pl_module.task.loss(supernet.train()(x), labels),
                 alphas,
                 generator=torch.Generator().manual_seed(pl_module.seed),
             )

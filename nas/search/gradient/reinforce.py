@@ -14,7 +14,7 @@ from nas.ranks import averaged
 from nas.search.gradient.differentiable import Options
 from nas.search.gradient.proxyless import Optimizer, PathSearch
 from nas.supernet.proxyless import draw_option
-from nas.train import Batch, accuracy, check_finite
+from nas.train import Batch, check_finite
 from nas.values import Count, checked
 
 
@@ -148,6 +148,7 @@ class ReinforceSearch(PathSearch):
         self.reward, self.samples, self.freeze_weights = reward, samples, freeze_weights
         self.policy = dict(decisions(self.supernet))
         self.desired = {n: self.targets.get(n, float(c.mean())) for n, c in self.costs.items()}
+        self.batch_metric = self.task.metrics()[self.task.primary]
         self.register_buffer("baseline", torch.tensor(torch.nan))
 
     def step_weights(self, batch: Batch) -> None:
@@ -166,12 +167,12 @@ class ReinforceSearch(PathSearch):
         optimizer.step()
 
     def _scores(self, batch: Batch) -> Tensor:
-        """Loss and accuracy ``(2,)`` of the network that is chosen."""
+        """Loss and primary metric ``(2,)`` of the network that is chosen."""
         x, labels = batch
         logits = self.supernet(x)
-        loss = F.cross_entropy(logits, labels)
+        loss = self.task.loss(logits, labels)
         self._log("alpha", loss, logits, labels)
-        return torch.stack([loss.float(), accuracy(logits, labels)])
+        return torch.stack([loss.float(), self.batch_metric(logits, labels)])
 
     def _policy_loss(self, draws: Tensor, losses: Tensor, accuracies: Tensor) -> Tensor:
         policy = list(self.policy.values())

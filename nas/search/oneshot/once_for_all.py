@@ -7,7 +7,6 @@ from itertools import accumulate
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -21,6 +20,8 @@ from nas.ops.elastic_order import sort_channels
 from nas.search.oneshot.oneshot import OneShot
 from nas.search.oneshot.path_sampling import Loss
 from nas.search.sampling.trial_search import TrialSearch
+from nas.tasks.base import Task
+from nas.tasks.classification import Classification
 from nas.train import Batch, OptimizerFactory, warmup_cosine
 from nas.values import Count, NonNegative, Positive, Seed, Share, checked
 
@@ -104,6 +105,8 @@ class Shrinking:
         cost: that tells the largest of the options that have no order.
     """
 
+    task: Task = Classification()
+
     def __init__(
         self, phases: Sequence[Phase], distill: NonNegative = 1.0, cost: str = "macs"
     ) -> None:
@@ -145,7 +148,7 @@ class Shrinking:
             total = loss(logits)
             if self.taught is None:
                 return total
-            return total + self.distill * F.cross_entropy(logits, self.taught.softmax(-1))
+            return total + self.distill * self.task.distillation(logits, self.taught)
 
         for _ in range(self.phase.subnets):
             self._choose({n: self._draw(n, d, generator) for n, d in self.own.items()})
@@ -175,7 +178,7 @@ class OnceForAll(OneShot):
     are put in order of importance.
 
     Args:
-        supernet, costs, ranking, optimizer, clip, label_smoothing, seed: see `OneShot`.
+        supernet, costs, ranking, optimizer, clip, label_smoothing, seed, task: see `OneShot`.
         phases: mappings with the keys of `Phase`.
         distill: weight of the teacher's part of the loss; 0: no teacher.
         cost: that tells the largest of the options that have no order.
@@ -196,6 +199,7 @@ class OnceForAll(OneShot):
         clip: NonNegative = 5.0,
         label_smoothing: Share = 0.0,
         seed: Seed = 0,
+        task: Task | None = None,
     ) -> None:
         self.shrinking = Shrinking(read_phases(phases), distill, cost)
         super().__init__(
@@ -208,6 +212,7 @@ class OnceForAll(OneShot):
             clip=clip,
             label_smoothing=label_smoothing,
             seed=seed,
+            task=task,
         )
         # From the start, so that every checkpoint has a place for its weights.
         self.teacher = self._largest_network() if distill else None

@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Literal, cast
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -19,7 +18,17 @@ from nas.search.callbacks import LastCheckpoint, Stopwatch
 from nas.search.oneshot.path_sampling import PathSampling
 from nas.search.sampling.trial_search import TrialSearch
 from nas.search.telemetry import TrainingTelemetry
-from nas.train import Batch, OptimizerFactory, accuracy, check_finite, frozen, shared, warmup_cosine
+from nas.tasks.base import Task
+from nas.tasks.classification import Classification
+from nas.train import (
+    Batch,
+    OptimizerFactory,
+    check_finite,
+    frozen,
+    log_scores,
+    metrics_of,
+    warmup_cosine,
+)
 from nas.values import Count, NonNegative, Seed, Share, checked
 
 
@@ -39,8 +48,9 @@ class OneShot(pl.LightningModule):
         epochs: of training, by a cosine schedule.
         warmup_epochs: linear warm-up before it, in (parts of) epochs.
         clip: largest norm of the gradient of a step; 0 does not clip.
-        label_smoothing: as in `torch.nn.functional.cross_entropy`.
+        label_smoothing: of the targets, see `Task.loss`.
         seed: of every random draw; each epoch starts from ``seed + epoch``.
+        task: what the networks are for; None: classification.
 
     Raises:
         UserError: nothing to search, or a value out of its range.
@@ -60,6 +70,7 @@ class OneShot(pl.LightningModule):
         clip: NonNegative = 5.0,
         label_smoothing: Share = 0.0,
         seed: Seed = 0,
+        task: Task | None = None,
     ) -> None:
         super().__init__()
         if not any(decisions(supernet)):
@@ -75,6 +86,8 @@ class OneShot(pl.LightningModule):
         # Not the global generator: under data parallel training every rank must draw alike here
         # while dropout must not.
         self.generator = torch.Generator()
+        self.task = scheme.task = task or Classification()
+        self.metrics = metrics_of(self.task, ("train",))
         scheme.start(supernet, costs)
 
     def loaders(self, data: Any) -> Any:
@@ -129,11 +142,8 @@ class OneShot(pl.LightningModule):
 
     def _loss(self, labels: Tensor) -> Callable[[Tensor], Tensor]:
         def loss(logits: Tensor) -> Tensor:
-            found = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-            seen = accuracy(logits.detach(), labels)
-            options = {"on_step": False, "on_epoch": True, "logger": False, "sync_dist": True}
-            values = {"train_loss": found.detach(), "train_acc": seen}
-            self.log_dict(values, batch_size=shared(len(labels)), prog_bar=True, **options)  # type: ignore[arg-type]
+            found = self.task.loss(logits, labels, self.label_smoothing)
+            log_scores(self, "train", found, logits, labels)
             return found
 
         return loss

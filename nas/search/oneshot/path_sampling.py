@@ -6,7 +6,6 @@ from typing import Annotated, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -16,6 +15,8 @@ from nas.decision import Decision, decisions, free, sample_path
 from nas.errors import UserError
 from nas.supernet.choice import Relaxing
 from nas.supernet.temperature import constant
+from nas.tasks.base import Task
+from nas.tasks.classification import Classification
 from nas.values import Count, Whole, checked
 
 Bins = Annotated[int, Field(ge=2, le=10**6)]
@@ -23,7 +24,13 @@ Loss = Callable[[Tensor], Tensor]  # logits -> loss
 
 
 class PathSampling(Protocol):
-    """Sets the supernet to one path after another; the step adds up their gradients."""
+    """Sets the supernet to one path after another; the step adds up their gradients.
+
+    Attributes:
+        task: what the networks are for; set by the search before `start`.
+    """
+
+    task: Task
 
     def start(self, supernet: nn.Module, costs: Mapping[str, Expected]) -> None:
         """Before training; budgets play no part, as the supernet is to serve any."""
@@ -43,6 +50,8 @@ class AllPaths:
 
     ``y = 1/K sum_k op_k(x)`` in every choice block.
     """
+
+    task: Task = Classification()
 
     def start(self, supernet: nn.Module, costs: Mapping[str, Expected]) -> None:
         self.supernet = supernet
@@ -68,6 +77,8 @@ class UniformPath:
         cost: that the bins divide.
         tries: draws for one bin; of those all outside, the nearest is trained.
     """
+
+    task: Task = Classification()
 
     def __init__(self, bins: Bins | None = None, cost: str = "macs", tries: Count = 50) -> None:
         self.bins, self.cost, self.tries = bins, cost, tries
@@ -114,6 +125,8 @@ class StrictFairness:
     options, each is taken exactly once in a step.
     """
 
+    task: Task = Classification()
+
     def start(self, supernet: nn.Module, costs: Mapping[str, Expected]) -> None:
         self.own = dict(decisions(supernet))
         self.epoch()
@@ -147,6 +160,8 @@ class Sandwich:
         cost: that tells the largest and the smallest.
     """
 
+    task: Task = Classification()
+
     def __init__(self, random: Whole = 2, cost: str = "macs") -> None:
         self.random, self.cost = random, cost
 
@@ -161,11 +176,11 @@ class Sandwich:
         taught: list[Tensor] = []
 
         def by_labels(logits: Tensor) -> Tensor:
-            taught.append(logits.detach().softmax(-1))
+            taught.append(logits.detach())
             return loss(logits)
 
         def by_teacher(logits: Tensor) -> Tensor:
-            return F.cross_entropy(logits, taught[0])
+            return self.task.distillation(logits, taught[0])
 
         _choose(self.supernet, self.largest)
         yield by_labels

@@ -6,7 +6,6 @@ from itertools import count
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -24,6 +23,7 @@ from nas.search.sampling.trials import Trial
 from nas.selection import front, select
 from nas.supernet.choice import Relaxing
 from nas.supernet.temperature import exponential
+from nas.tasks.classification import task_of
 from nas.train import check_finite, frozen
 from nas.values import Count, Positive, checked
 
@@ -81,6 +81,7 @@ class GradientSearch:
         self.device = quiet_trainer(problem.plan, 1).strategy.root_device
         self.supernet, self.costs = pair[0].to(self.device), pair[1]
         self.data = problem.plan.data
+        self.task = task_of(self.data)
         self.estimator, self.steps, self.every, self.points = estimator, steps, every, points
         self.strengths, self.rate, self.samples = strengths, rate, samples
         self.generator = torch.Generator().manual_seed(seed)
@@ -144,11 +145,11 @@ class GradientSearch:
         """A number whose gradient in the alphas is, or estimates, that of the validation loss."""
         if self.estimator == "gumbel":
             resample(self.supernet, self.generator)
-            return F.cross_entropy(self.supernet(x), labels)
+            return self.task.loss(self.supernet(x), labels)
         policy = [decision for _, decision in decisions(self.supernet)]
         draws = draw_networks(policy, self.samples, self.generator)
         rewards = -evaluate_each(
-            policy, draws, lambda: F.cross_entropy(self.supernet(x), labels)
+            policy, draws, lambda: self.task.loss(self.supernet(x), labels)
         ).cpu()
         return reinforce_loss(policy, draws, rewards, follow(baseline, rewards))
 

@@ -37,6 +37,7 @@ from nas.search.sampling.searchers import (
 from nas.search.sampling.space import SearchSpace
 from nas.search.sampling.trials import Trial, TrialLog, comparable, table_of
 from nas.supernet.relax import gumbel_noise
+from nas.tasks.classification import task_of
 from nas.values import Count, Processes, Seed, checked
 
 
@@ -111,7 +112,7 @@ class TrialSearch:
         space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
         if self.along not in space.costs:
             raise UserError(f"search.along={self.along} is not one of {sorted(space.costs)}")
-        scores = ("val_acc", "val_loss")
+        scores = [f"val_{name}" for name in (*task_of(problem.plan.data).metrics(), "loss")]
         if isinstance(self.evaluate, TrainFromScratch | WeightSharing) and self.by not in scores:
             raise UserError(f"search.by={self.by} is not one of {', '.join(scores)}")
         self._made(problem, space)
