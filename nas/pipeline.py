@@ -1,8 +1,9 @@
 """The stages of a run: search -> discretize -> fine-tune -> test -> export, each resumable."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from torch import nn
 
 from nas.arch import Arch
 from nas.attempts import Attempts
-from nas.decision import free
 from nas.discrete import discretize
 from nas.errors import InterruptedRunError
 from nas.export import load_supernet, onnx, state_bytes
@@ -33,15 +33,64 @@ from nas.result import (
 )
 from nas.run import RunDir, is_main, write_atomic, write_json
 from nas.run_log import log_final, log_graph, logger_of
-from nas.search.by_trials import TrialSearch
-from nas.search.callbacks import LastCheckpoint, StopWhenStable
-from nas.search.differentiable import DifferentiableSearch
-from nas.search.gap import DiscretizationGap
-from nas.search.oneshot import OneShot
-from nas.search.speed import SpeedUp
-from nas.search.stopwatch import Stopwatch
-from nas.search.telemetry import SearchTelemetry, TrainingTelemetry
-from nas.train import Training, interruptible, strategy_of
+from nas.search.base import Search, agreed, build_search
+from nas.search.callbacks import LastCheckpoint, Stopwatch
+from nas.search.telemetry import TrainingTelemetry
+from nas.tasks.classification import task_of
+from nas.train import Training, called, interruptible, strategy_of
+
+
+@dataclass(frozen=True)
+class TrainingStage:
+    """How the stages of a run train, a `nas.search.base.Stage`.
+
+    Args:
+        plan: of the run.
+        run: its folder.
+        logger: of what is trained.
+    """
+
+    plan: Plan
+    run: RunDir
+    logger: TensorBoardLogger | bool = False
+
+    def trainer(self, epochs: int, callbacks: list[pl.Callback]) -> pl.Trainer:
+        """A trainer as the run is configured."""
+        given = getattr(self.plan.trainer, "keywords", {})
+        return self.plan.trainer(
+            **strategy_of(given.get("strategy", "auto"), given.get("devices", 1)),
+            max_epochs=epochs,
+            callbacks=callbacks,
+            logger=self.logger,
+            default_root_dir=self.run.path,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # the loaders know their rank
+        )
+
+    def fit(
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        loaders: Any,
+        checkpoint: Path,
+        validate: bool = True,
+    ) -> None:
+        """See `nas.search.base.Stage`."""
+        saved = checkpoint if told(checkpoint.exists) else None
+        if saved is not None:
+            check_checkpoint(module, saved)
+        with interruptible():
+            trainer.fit(
+                module,
+                loaders,
+                self.plan.data.val_dataloader() if validate else None,
+                ckpt_path=saved,
+                weights_only=True,
+            )
+        if trainer.interrupted:
+            raise InterruptedRunError("interrupted")
+        as_first(module)  # BatchNorm's statistics are of each rank's own images
 
 
 class Run:
@@ -72,41 +121,24 @@ class Run:
         self.attempts = Attempts(run.path)
         self.problem = problem or Problem(plan)
         self.supernet = self.problem.supernet
+        self.task = task_of(plan.data)
         if arch is not None:
             self.problem.check(arch)
         self.search = None if arch else self._searcher()
         network = discretize(self.supernet, arch)
-        check_logits(network, plan.data.input_shape, plan.data.num_classes)
+        if self.task.outputs is not None:
+            check_logits(network, plan.data.input_shape, self.task.outputs)
         self._training(network)
 
-    def _searcher(self) -> Any:
-        costs = {name: self.problem.costs[name] for name in self.plan.costs}
-        target = getattr(self.plan.search, "func", self.plan.search)
-        if isinstance(target, type) and issubclass(target, DifferentiableSearch):
-            module = self.plan.search(
-                supernet=self.supernet,
-                costs=costs,
-                targets=self.problem.budgets,
-                objective=self.plan.objective,
-                temperature=self.plan.relax.temperature,
-                seed=self.plan.seed,
-            )
-            module.loaders(self.plan.data)  # a batch larger than a split is an error now
-            return module
-        if isinstance(target, type) and issubclass(target, OneShot):
-            module = self.plan.search(
-                supernet=self.supernet, costs=self.problem.costs, seed=self.plan.seed
-            )
-            module.loaders(self.plan.data)
-            module.ranking.check(self.problem)
-            return module
-        searcher = self.plan.search(supernet=self.supernet, seed=self.plan.seed)
-        if isinstance(searcher, TrialSearch):
-            searcher.check(self.problem)
-        return searcher
+    def _searcher(self) -> Search:
+        search = build_search(self.problem)
+        search.prepare(self.problem)
+        return search
 
     def _training(self, network: nn.Module) -> Training:
-        return self.plan.finetune(network=network, seed=self.plan.seed)
+        known = {"task": self.task}
+        made: Training = called(self.plan.finetune, known, network=network, seed=self.plan.seed)
+        return made
 
     def __call__(self) -> dict[str, Any]:
         """Run what is left to do, write the artefacts, return what is in result.json.
@@ -114,7 +146,7 @@ class Run:
         Of the processes of a distributed run, the first writes and has a result; the others' is
         empty.
         """
-        with together(self._trainer(1, [], False)):
+        with together(TrainingStage(self.plan, self.run).trainer(1, [])):
             return self._carried_out()
 
     def _carried_out(self) -> dict[str, Any]:
@@ -129,8 +161,9 @@ class Run:
 
     def _stages(self, logger: TensorBoardLogger) -> dict[str, Any]:
         started = time.monotonic()
-        found = self._find(logger)
-        network, trained = self._finetune(found, logger)
+        stage = TrainingStage(self.plan, self.run, logger)
+        found = self._find(stage)
+        network, trained = self._finetune(stage)
         if not is_main():
             return {}
         result = self._result(found, trained, time.monotonic() - started)
@@ -161,83 +194,46 @@ class Run:
             log_final(logger, result, self.problem)
         write_json(self.run.result, result)
 
-    def _find(self, logger: TensorBoardLogger) -> dict[str, Any]:
-        """The search stage: the architecture, and what is known of the search."""
-        stage = self.run.path / "search.json"
-        if self.arch is None and told(lambda: self.run.arch.exists() and stage.exists()):
-            self.arch = _agreed(lambda: Arch.load(self.run.arch))
-            if isinstance(self.search, DifferentiableSearch | OneShot):
+    def _find(self, stage: "TrainingStage") -> dict[str, Any]:
+        """The search stage: sets `arch`; what is known of the search, see `SearchResult`."""
+        path = self.run.path / "search.json"
+        if self.search is not None and told(lambda: self.run.arch.exists() and path.exists()):
+            self.arch = agreed(lambda: Arch.load(self.run.arch))
+            if self._has_trained_supernet:
                 load_supernet(self.supernet, self.run.checkpoint)
-            return told(lambda: read_json(stage))
+            return told(lambda: read_json(path))
         known: dict[str, Any] = {"seconds": 0.0, "cpu_seconds": 0.0, "metrics": {}}
-        if self.arch is None and isinstance(self.search, DifferentiableSearch):
-            known = self._fit_search(self.search, logger)
-            self.arch = _agreed(self.problem.select)
-        elif self.arch is None and isinstance(self.search, OneShot | TrialSearch):
-            if isinstance(self.search, OneShot):
-                known = self._fit_supernet(self.search, logger)
-            found = self.search.find(self.problem, self.run)
-            self.arch, known = found.arch, found.known(known)
-        elif self.arch is None:
-            assert self.search is not None
-            pick = self.search.pick
-            self.arch = _agreed(lambda: pick(self.problem))
-        write_json(stage, known)
+        if self.search is not None:
+            found = self.search.run(self.problem, stage)
+            self.arch, known = found.selected, found.to_json()
+        assert self.arch is not None
+        write_json(path, known)
         self.arch.save(self.run.arch)
         return known
 
-    def _fit_search(
-        self, module: DifferentiableSearch, logger: TensorBoardLogger
-    ) -> dict[str, Any]:
-        watch = Stopwatch()
-        stable = StopWhenStable(self.plan.stable_epochs)
-        data = self.plan.data
-        speed = SpeedUp(self.plan.speed, (data.batch_size, *data.input_shape))
-        saving = LastCheckpoint(self.run.checkpoint, ("supernet_val_acc", "supernet_val_loss"))
-        before = [watch, DiscretizationGap(), stable, *self.plan.guards.values(), speed]
-        callbacks = [*before, SearchTelemetry(), saving]
-        trainer = self._trainer(module.epochs, callbacks, logger)
-        self._fit(
-            trainer,
-            module,
-            module.loaders(data),
-            _saved(self.run.checkpoint),
-        )
-        free(self.supernet)
-        times = {"seconds": watch.seconds, "cpu_seconds": watch.cpu_seconds}
-        return {**times, "metrics": dict(saving.metrics)}
+    @property
+    def _has_trained_supernet(self) -> bool:
+        """Whether weights are inherited from a search of this run."""
+        return self.search is not None and self.search.leaves in ("alphas", "supernet")
 
-    def _fit_supernet(self, module: OneShot, logger: TensorBoardLogger) -> dict[str, Any]:
-        watch = Stopwatch()
-        callbacks = [watch, TrainingTelemetry("supernet"), LastCheckpoint(self.run.checkpoint)]
-        self._fit(
-            self._trainer(module.epochs, callbacks, logger),
-            module,
-            module.loaders(self.plan.data),
-            _saved(self.run.checkpoint),
-            validate=False,  # its networks are ranked afterwards, each by itself
-        )
-        return {"seconds": watch.seconds, "cpu_seconds": watch.cpu_seconds, "metrics": {}}
-
-    def _finetune(
-        self, found: dict[str, Any], logger: TensorBoardLogger
-    ) -> tuple[nn.Module, dict[str, Any]]:
+    def _finetune(self, stage: "TrainingStage") -> tuple[nn.Module, dict[str, Any]]:
         assert self.arch is not None
         metrics: dict[str, float] = {}
         source = self.supernet if self.plan.inherit else self.problem.build()
         module = self._training(discretize(source, self.arch))
         data, watch = self.plan.data, Stopwatch()
-        callbacks = [watch, TrainingTelemetry(), LastCheckpoint(self.run.finetune_checkpoint)]
-        trainer = self._trainer(module.epochs, callbacks, logger)
+        checkpoint = self.run.finetune_checkpoint
+        callbacks = [watch, TrainingTelemetry(), LastCheckpoint(checkpoint)]
+        trainer = stage.trainer(module.epochs, callbacks)
         if self.plan.inherit:
             self._recalibrate(module.network, trainer.strategy.root_device)
-        if self.plan.inherit and isinstance(self.search, DifferentiableSearch | OneShot):
+        if self.plan.inherit and self._has_trained_supernet:
             with interruptible():
                 trainer.validate(module, data.val_dataloader(), verbose=False)
-            metrics["inherited_val_acc"] = float(trainer.callback_metrics["val_acc"])
+            name = f"val_{self.task.primary}"
+            metrics[f"inherited_{name}"] = float(trainer.callback_metrics[name])
         if self.train:
-            saved = _saved(self.run.finetune_checkpoint)
-            self._fit(trainer, module, data.weight_loader(), saved)
+            stage.fit(trainer, module, data.weight_loader(), checkpoint)
         for evaluate, loader in (
             (trainer.validate, data.val_dataloader()),
             (trainer.test, data.test_dataloader()),
@@ -255,43 +251,6 @@ class Run:
         with apart(data):  # the same statistics on every rank
             recalibrate(network, (x.to(device) for x, _ in data.calibration_loader()))
         network.cpu()
-
-    def _fit(
-        self,
-        trainer: pl.Trainer,
-        module: Any,
-        loaders: Any,
-        checkpoint: Any,
-        validate: bool = True,
-    ) -> None:
-        if checkpoint is not None:
-            check_checkpoint(module, checkpoint)
-        with interruptible():
-            trainer.fit(
-                module,
-                loaders,
-                self.plan.data.val_dataloader() if validate else None,
-                ckpt_path=checkpoint,
-                weights_only=True,
-            )
-        if trainer.interrupted:
-            raise InterruptedRunError("interrupted")
-        as_first(module)  # BatchNorm's statistics are of each rank's own images
-
-    def _trainer(
-        self, epochs: int, callbacks: list[pl.Callback], logger: TensorBoardLogger | bool
-    ) -> pl.Trainer:
-        given = getattr(self.plan.trainer, "keywords", {})
-        return self.plan.trainer(
-            **strategy_of(given.get("strategy", "auto"), given.get("devices", 1)),
-            max_epochs=epochs,
-            callbacks=callbacks,
-            logger=logger,
-            default_root_dir=self.run.path,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # the loaders know their rank
-        )
 
     def _measure(
         self, network: nn.Module, result: dict[str, Any], logger: TensorBoardLogger
@@ -345,13 +304,3 @@ class Run:
             "warnings": self.attempts.warnings,
             **({"onnx_max_abs_diff": None} if self.plan.onnx else {}),
         }
-
-
-def _agreed(choose: Callable[[], Arch]) -> Arch:
-    """What is chosen on the first rank, on all."""
-    return Arch.from_json(told(lambda: choose().to_json()))
-
-
-def _saved(checkpoint: Path) -> Path | None:
-    """Where to go on from, if there is such a file."""
-    return checkpoint if told(checkpoint.exists) else None

@@ -12,7 +12,7 @@ from nas.config import alternatives, config_dir, groups
 from nas.errors import UserError
 from nas.reading import read_config
 from nas.run import RunDir
-from nas.trusted import check_trusted, refuse_links
+from nas.trusted import check_trusted, moved, refuse_links
 
 
 def saved_config(run: RunDir, trust: bool = False) -> DictConfig:
@@ -34,7 +34,7 @@ def saved_config(run: RunDir, trust: bool = False) -> DictConfig:
 
 
 def read_saved(run: RunDir) -> DictConfig:
-    """A run's config.yaml as it stands there: nothing in it is resolved or imported.
+    """A run's config.yaml by the names of this version: nothing in it is resolved or imported.
 
     Raises:
         UserError: there is none, or it is damaged.
@@ -47,7 +47,8 @@ def read_saved(run: RunDir) -> DictConfig:
         ) from None
     if not isinstance(config, DictConfig):
         raise UserError(f"{run.config} is damaged: it must hold a mapping")
-    return config
+    renamed: DictConfig = OmegaConf.create(moved(OmegaConf.to_container(config, resolve=False)))
+    return renamed
 
 
 def change(config: DictConfig, words: Sequence[str]) -> None:

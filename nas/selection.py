@@ -132,7 +132,9 @@ def front(
     )
     assert inner is not None
     found: dict[str, Arch] = {}
-    for bound in np.geomspace(inner.value, max(top, inner.value), size):
+    # The least cost may be 0, which has no place in a log scale.
+    low = max(inner.value, 1e-9 * top, 1e-300)
+    for bound in np.geomspace(low, max(top, low), size):
         # geomspace rounds: its ends must let the two networks themselves in.
         arch = select(supernet, space, costs, {**budgets, along: float(bound) * (1 + 1e-12)})
         found.setdefault(arch.hash, arch)

@@ -1,27 +1,25 @@
 """Training of one plain network with Lightning: fine-tuning, or stand-alone from fresh weights."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import cos, pi
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torchmetrics import MetricCollection
 
 from nas.errors import InterruptedRunError, NotFiniteError
 from nas.ranks import rank_and_ranks
-from nas.schedule import warmup_cosine
+from nas.tasks.base import Task
+from nas.tasks.classification import Classification
 from nas.values import Count, NonNegative, Seed, Share, checked
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Batch = tuple[Tensor, Tensor]
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of samples whose largest logit is the label, in [0, 1]."""
-    return (logits.argmax(-1) == labels).float().mean()
 
 
 def shared(images: int) -> int:
@@ -30,6 +28,46 @@ def shared(images: int) -> int:
     Lightning divides by the mean of it over the ranks, in whole numbers.
     """
     return images * rank_and_ranks()[1]
+
+
+def metrics_of(task: Task, splits: Sequence[str]) -> nn.ModuleDict:
+    """Metrics for each split, the attribute `metrics` of a module that calls `log_scores`."""
+    # The names of splits alone may be those of methods, such as `train`.
+    return nn.ModuleDict({f"{split}_metrics": task.metrics() for split in splits})
+
+
+def log_scores(
+    module: Any,
+    split: str,
+    loss: Tensor,
+    outputs: Tensor,
+    targets: Tensor,
+    shown: bool = True,
+) -> None:
+    """Log ``<split>_loss`` and ``<split>_<metric>`` of an epoch, over the samples of all ranks.
+
+    Args:
+        module: the Lightning module that is trained, with `metrics` as from `metrics_of`.
+        loss: mean over the batch.
+        shown: also in the progress bar.
+    """
+    found: MetricCollection = module.metrics[f"{split}_metrics"]
+    found.update(outputs.detach(), targets)
+    values = {f"{split}_loss": loss.detach(), **{f"{split}_{n}": m for n, m in found.items()}}
+    options = {"on_step": False, "on_epoch": True, "logger": False, "sync_dist": True}
+    module.log_dict(values, batch_size=shared(len(targets)), prog_bar=shown, **options)
+
+
+def takes(factory: Callable[..., Any], name: str) -> bool:
+    """Whether `factory` can be called with an argument of that name."""
+    parameters = inspect.signature(factory).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def called(factory: Callable[..., Any], known: Mapping[str, Any], **needed: Any) -> Any:
+    """Call `factory` with what it needs, and with what it takes of what else is `known`."""
+    given = {name: value for name, value in known.items() if takes(factory, name)}
+    return factory(**needed, **given)
 
 
 def check_finite(loss: Tensor, epoch: int) -> Tensor:
@@ -69,18 +107,44 @@ def interruptible() -> Iterator[None]:
         raise InterruptedRunError("interrupted") from None
 
 
+@contextmanager
+def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """No gradient for `parameters` inside; what the user froze stays frozen afterwards."""
+    thawed = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in thawed:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in thawed:
+            parameter.requires_grad_(True)
+
+
+def warmup_cosine(warmup: float, total: int, floor: float = 0.0) -> Callable[[int], float]:
+    """Linear from 0 over `warmup` steps, then half a cosine from 1 to `floor` at `total`."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        progress = min(1.0, (step - warmup) / max(1.0, total - warmup))
+        return floor + (1 - floor) * (1 + cos(pi * progress)) / 2
+
+    return factor
+
+
 @checked("finetune")
 class Training(pl.LightningModule):
-    """Supervised training of one network by cross-entropy.
+    """Supervised training of one network by the loss of a task.
 
     Args:
-        network: maps ``(N, C, H, W)`` to logits ``(N, classes)``.
+        network: maps ``(N, C, H, W)`` to the outputs of the task, ``(N, classes)``.
         optimizer: parameters -> optimizer.
         epochs: length of the cosine schedule, from the optimizer's rate to 0, in epochs.
         warmup_epochs: linear warm-up from 0 before it, in (parts of) epochs.
-        label_smoothing: as in `torch.nn.functional.cross_entropy`.
+        label_smoothing: of the targets while training, see `Task.loss`.
         clip: largest norm of the gradient; 0 does not clip.
         seed: of every random draw inside an epoch, so that a resumed run repeats them.
+        task: what the network is for; None: classification.
 
     Raises:
         UserError: a number out of its range.
@@ -95,9 +159,11 @@ class Training(pl.LightningModule):
         label_smoothing: Share = 0.0,
         clip: NonNegative = 0.0,
         seed: Seed = 0,
+        task: Task | None = None,
     ) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.task = network, task or Classification()
+        self.metrics = metrics_of(self.task, ("train", "val", "test"))
         self.optimizer_factory, self.epochs, self.warmup_epochs = optimizer, epochs, warmup_epochs
         self.label_smoothing, self.clip, self.seed = label_smoothing, clip, seed
 
@@ -120,7 +186,7 @@ class Training(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x, labels = batch
         logits = self(x)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        loss = self.task.loss(logits, labels, self.label_smoothing)
         self._log("train", loss, logits, labels)
         return check_finite(loss, self.current_epoch)
 
@@ -137,9 +203,7 @@ class Training(pl.LightningModule):
     def _evaluate(self, split: str, batch: Batch) -> None:
         x, labels = batch
         logits = self(x)
-        self._log(split, F.cross_entropy(logits, labels), logits, labels)
+        self._log(split, self.task.loss(logits, labels), logits, labels)
 
     def _log(self, split: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        values = {f"{split}_loss": loss.detach(), f"{split}_acc": accuracy(logits.detach(), labels)}
-        options = {"on_step": False, "on_epoch": True, "logger": False, "sync_dist": True}
-        self.log_dict(values, batch_size=shared(len(labels)), prog_bar=split != "test", **options)  # type: ignore[arg-type]
+        log_scores(self, split, loss, logits, labels, split != "test")

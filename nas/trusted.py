@@ -19,6 +19,41 @@ TARGET, PARTIAL = "_target_", "_partial_"
 _NAMES = ("cost", "guard", "regularizers")  # whose keys are names that a user gives
 _WHOLE = ("trainer",)  # of these objects only the keys that the shipped files set
 _SHOWN = 5  # findings in one message
+# Module that a configuration of version 0.1.0 may name -> where its classes are now.
+_MOVED = {
+    "nas.search.by_trials": "nas.search.sampling.trial_search",
+    "nas.search.controller": "nas.search.sampling.controller",
+    "nas.search.differentiable": "nas.search.gradient.darts",
+    "nas.search.guards": "nas.search.gradient.guards",
+    "nas.search.halving": "nas.search.sampling.halving",
+    "nas.search.once_for_all": "nas.search.oneshot.once_for_all",
+    "nas.search.oneshot": "nas.search.oneshot.oneshot",
+    "nas.search.perturbation": "nas.search.gradient.regularizers",
+    "nas.search.proxyless": "nas.search.gradient.proxyless",
+    "nas.search.regularizers": "nas.search.gradient.regularizers",
+    "nas.search.reinforce": "nas.search.gradient.reinforce",
+    "nas.search.reward": "nas.search.gradient.reinforce",
+    "nas.search.sampling": "nas.search.sampling.trial_search",
+    "nas.search.schemes": "nas.search.oneshot.path_sampling",
+    "nas.search.unrolled": "nas.search.gradient.darts",
+}
+_RENAMED = {  # as a whole
+    "nas.search.evaluate.Inherited": "nas.search.evaluate.WeightSharing",
+    "nas.search.evaluate.StandAlone": "nas.search.evaluate.TrainFromScratch",
+}
+
+
+def moved(node: Any) -> Any:
+    """A saved configuration whose targets have the names that they have in this version."""
+    if isinstance(node, list):
+        return [moved(item) for item in node]
+    if not isinstance(node, Mapping):
+        return node
+    found = {key: moved(value) for key, value in node.items()}
+    if isinstance(target := found.get(TARGET), str):
+        module, _, name = target.rpartition(".")
+        found[TARGET] = _RENAMED.get(target, f"{_MOVED.get(module, module)}.{name}".lstrip("."))
+    return found
 
 
 def check_trusted(config: Mapping[Any, Any], source: Path, trust: bool) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from nas.arch import Arch
 from nas.errors import UserError
@@ -12,10 +12,10 @@ from nas.pipeline import Run
 from nas.plan import Plan, Problem
 from nas.report.terminal import announce
 from nas.run import RunDir, write_atomic
-from nas.search.by_trials import TrialSearch
-from nas.search.oneshot import OneShot
-from nas.search.searcher import best
-from nas.search.trials import front_of, spread
+from nas.search.base import build_search, leaves_of
+from nas.search.sampling.searchers import best
+from nas.search.sampling.trial_search import TrialSearch
+from nas.search.sampling.trials import front_of, spread
 from nas.selection import front
 
 
@@ -44,8 +44,7 @@ class Extraction:
         priced = {"params", "macs", *plan.costs}
         if self.along not in priced:
             raise UserError(f"along={self.along} is not one of {', '.join(sorted(priced))}")
-        target = getattr(plan.search, "func", plan.search)
-        if isinstance(target, type) and issubclass(target, TrialSearch):
+        if leaves_of(plan.search) == "trials":
             plan = self._without_supernet(plan, source)
         elif not source.checkpoint.is_file():
             raise UserError(
@@ -120,14 +119,7 @@ class Extraction:
 
 def _ranking(problem: Problem) -> TrialSearch | None:
     """What ranks the networks of a search that moves no alphas; None for one that does."""
-    plan = problem.plan
-    target = getattr(plan.search, "func", plan.search)
-    if not isinstance(target, type) or not issubclass(target, OneShot | TrialSearch):
+    if leaves_of(problem.plan.search) not in ("supernet", "trials"):
         return None
-    if issubclass(target, OneShot):
-        module: OneShot = plan.search(
-            supernet=problem.supernet, costs=problem.costs, seed=plan.seed
-        )
-        return module.ranking
-    searcher: TrialSearch = plan.search(supernet=problem.supernet, seed=plan.seed)
-    return searcher
+    ranking: TrialSearch = cast(Any, build_search(problem)).ranking
+    return ranking

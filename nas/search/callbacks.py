@@ -1,6 +1,8 @@
-"""What happens at the end of an epoch besides training: save to resume, stop when decided."""
+"""Callbacks of a search: checkpoint, early stop, stopwatch, discretization gap, speed."""
 
+import copy
 import io
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,18 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchmetrics import MetricCollection
 
 from nas.arch import Option
-from nas.decision import decisions
+from nas.decision import apply, decisions, free
+from nas.discrete import arch_of
 from nas.errors import UserError
 from nas.ranks import told
+from nas.recalibrate import kept_statistics
 from nas.run import write_atomic
+from nas.supernet.speed import check, compiled, fastest, prepare, step
+from nas.train import frozen, shared
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -126,3 +134,156 @@ def mean_confidence(supernet: nn.Module) -> float:
     """``max_k softmax(alpha)``, in the mean over the decisions of `supernet`."""
     largest = [d.alpha.detach().float().softmax(-1).max() for _, d in decisions(supernet)]
     return float(torch.stack(largest).mean())
+
+
+class Stopwatch(pl.Callback):
+    """Seconds inside `Trainer.fit`, those before an interruption included (to the checkpoint).
+
+    Attributes:
+        seconds: of the wall clock.
+        cpu_seconds: of this process, all its threads: what others do on the machine adds nothing.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = self.cpu_seconds = 0.0
+        self._since = self._clocks()
+
+    @staticmethod
+    def _clocks() -> tuple[float, float]:
+        return time.monotonic(), time.process_time()
+
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._since = self._clocks()
+
+    def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._lap()
+
+    def _lap(self) -> None:
+        now = self._clocks()
+        self.seconds += now[0] - self._since[0]
+        self.cpu_seconds += now[1] - self._since[1]
+        self._since = now
+
+    def state_dict(self) -> dict[str, Any]:
+        self._lap()
+        return {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = state_dict["seconds"]
+        self.cpu_seconds = state_dict.get("cpu_seconds", 0.0)
+
+
+class DiscretizationGap(pl.Callback):
+    """Evaluates the best architecture with the supernet's weights on the validation batches.
+
+    Logs ``argmax_val_acc`` and ``argmax_val_loss`` beside ``supernet_val_acc``; TensorBoard also
+    shows the difference, ``search/gap``. BatchNorm normalises with each batch's own statistics: the
+    running ones are of the mixture, and would be most of what is measured. Nothing is measured
+    while warming up, when alphas say nothing.
+    """
+
+    def __init__(self) -> None:
+        self.metrics: MetricCollection | None = None  # of the validation that is going on
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if pl_module.warming_up:
+            return
+        (x, labels), supernet = batch, pl_module.supernet
+        norms = [m for m in supernet.modules() if isinstance(m, _BatchNorm) and not m.training]
+        with kept_statistics(supernet), torch.no_grad():
+            apply(supernet, arch_of(supernet))
+            for norm in norms:
+                norm.train()
+            logits = supernet(x)
+        for norm in norms:
+            norm.eval()
+        free(supernet)
+        if self.metrics is None:
+            self.metrics = pl_module.task.metrics().to(pl_module.device)
+        self.metrics.update(logits, labels)
+        values = {"argmax_val_loss": pl_module.task.loss(logits, labels)}
+        options = {"on_step": False, "on_epoch": True, "logger": False, "sync_dist": True}
+        pl_module.log_dict(values, batch_size=shared(len(labels)), **options)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self.metrics is None:
+            return
+        for name, value in self.metrics.compute().items():
+            pl_module.log(f"argmax_val_{name}", value, logger=False, sync_dist=True)
+        self.metrics = None
+
+
+class SpeedUp(pl.Callback):
+    """Runs the supernet at a speed of `nas.supernet.speed` while it is searched.
+
+    Args:
+        speed: one of `nas.supernet.speed.SPEEDS`; "auto" measures. A resumed search goes on with
+            the speed it had, since another one rounds otherwise.
+        shape: of a batch, ``(N, C, H, W)``.
+
+    Raises:
+        UserError: no such speed.
+    """
+
+    def __init__(self, speed: str, shape: tuple[int, ...]) -> None:
+        check(speed)
+        self.asked, self.shape = speed, shape
+        self.used: str | None = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        x = torch.zeros(self.shape, device=pl_module.device)
+        if self.used is None:
+            self.used = (
+                self.asked if self.asked != "auto" else self._measured(trainer, pl_module, x)
+            )
+        if self.used == "compile":
+            self._compile(trainer, pl_module, x)
+        else:
+            prepare(pl_module.supernet, self.used)
+
+    def _measured(self, trainer: pl.Trainer, module: Any, x: torch.Tensor) -> str:
+        best, seconds = fastest(module.supernet, x)
+        best = str(trainer.strategy.broadcast(best))
+        steps = ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in seconds.items())
+        trainer.print(f"speed={best} (a step of all candidates: {steps})")
+        return best
+
+    def _compile(self, trainer: pl.Trainer, module: Any, x: torch.Tensor) -> None:
+        supernet, start = module.supernet, time.monotonic()
+        before = copy.deepcopy(supernet.state_dict())
+        prepare(supernet, "compile")
+        compiled(supernet, x)
+        supernet.train()
+        free(supernet)
+        try:
+            # As the halves of a bilevel step: each freezes the other, and has its own graph.
+            with torch.random.fork_rng(devices=[]):
+                for half in module.parameters_of:
+                    with frozen(half):
+                        step(supernet, x)
+            trainer.print(f"speed=compile (set up in {time.monotonic() - start:.0f} s)")
+        except Exception as error:  # whatever the compiler does not like about a model
+            first = str(error).strip().partition("\n")[0]
+            trainer.print(f"speed=channels_last, as torch.compile failed: {first}")
+            self.used = "channels_last"
+            prepare(supernet, self.used)
+        supernet.load_state_dict(before)
+        supernet.zero_grad()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        # What is trained or exported afterwards is plain, whether the search was resumed or not.
+        prepare(pl_module.supernet, "none")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"used": self.used}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.used = state_dict["used"]

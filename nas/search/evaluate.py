@@ -1,65 +1,35 @@
-"""What an architecture is worth: trained alone for a short while, or with inherited weights."""
+"""What an architecture is worth: trained from scratch, or with the weights of a supernet."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.arch import Arch
-from nas.cost.base import Expected
 from nas.discrete import discretize
 from nas.errors import InterruptedRunError, NotFiniteError
+from nas.reading import read_tensors
 from nas.recalibrate import recalibrate
+from nas.search.base import SearchProblem, TrainingRecipe
 from nas.search.callbacks import LastCheckpoint
-from nas.search.halving import checkpoint_of
-from nas.search.paused import PauseAfter, paused
-from nas.search.scoring import Scoring
-from nas.train import Training, interruptible, strategy_of
+from nas.tasks.base import Task
+from nas.tasks.classification import task_of
+from nas.train import Training, called, interruptible, strategy_of
 from nas.values import Count, Whole, checked
 
-
-class Made(Protocol):
-    """What a run is made of, see `nas.plan.Plan`."""
-
-    data: Any
-    finetune: Callable[..., Training]
-    trainer: Callable[..., pl.Trainer]
-    seed: int
-
-
-class Searched(Protocol):
-    """A supernet with its costs and budgets, see `nas.plan.Problem`."""
-
-    @property
-    def plan(self) -> Any: ...
-
-    @property
-    def supernet(self) -> nn.Module: ...
-
-    @property
-    def space(self) -> str: ...
-
-    @property
-    def costs(self) -> Mapping[str, Expected]: ...
-
-    @property
-    def budgets(self) -> Mapping[str, float]: ...
-
-    def build(self) -> nn.Module:
-        """A supernet as the seed initialises it."""
-        ...
+# What scores: ``(arch) -> metrics``, or ``(arch, epochs) -> metrics`` of a training in rungs.
+Scoring = Callable[..., Mapping[str, float]]
 
 
 @checked("search.evaluate")
 @dataclass(frozen=True)
-class StandAlone:
+class TrainFromScratch:
     """Trains each architecture from fresh weights by the recipe `finetune`, then validates it.
 
     The weights start as the run's seed initialises the space, and batches come in the run's
@@ -73,9 +43,9 @@ class StandAlone:
     epochs: Count | None = None
     test: bool = False
 
-    def __call__(self, problem: Searched) -> Scoring:
+    def __call__(self, problem: SearchProblem) -> Scoring:
         """The function that scores architectures of `problem`."""
-        made: Made = problem.plan
+        made: TrainingRecipe = problem.plan
         fresh = problem.build()
 
         def score(arch: Arch) -> Mapping[str, float]:
@@ -86,12 +56,12 @@ class StandAlone:
 
         return score
 
-    def in_rungs(self, epochs: int, folder: Path, problem: Searched) -> Scoring:
+    def in_rungs(self, epochs: int, folder: Path, problem: SearchProblem) -> Scoring:
         """As a call, of trainings of `epochs` that pause: ``(arch, up to epoch) -> scores``.
 
         Each goes on from its own checkpoint in `folder`, where there is one.
         """
-        made: Made = problem.plan
+        made: TrainingRecipe = problem.plan
         fresh = problem.build()
 
         def score(arch: Arch, until: int) -> Mapping[str, float]:
@@ -109,24 +79,31 @@ class StandAlone:
 
         return score
 
-    def _module(self, made: Made, fresh: nn.Module, arch: Arch, epochs: int | None) -> Training:
+    def _module(
+        self, made: TrainingRecipe, fresh: nn.Module, arch: Arch, epochs: int | None
+    ) -> Training:
         options = {} if epochs is None else {"epochs": epochs}
-        return made.finetune(network=discretize(fresh, arch), seed=made.seed, **options)
+        network, known = discretize(fresh, arch), {"task": task_of(made.data)}
+        module: Training = called(made.finetune, known, network=network, seed=made.seed, **options)
+        return module
 
-    def _evaluated(self, made: Made, trainer: pl.Trainer, module: Training) -> dict[str, float]:
+    def _evaluated(
+        self, made: TrainingRecipe, trainer: pl.Trainer, module: Training
+    ) -> dict[str, float]:
         with interruptible():
             trainer.validate(module, made.data.val_dataloader(), verbose=False)
             metrics = dict(trainer.callback_metrics)
             if self.test:
                 trainer.test(module, made.data.test_dataloader(), verbose=False)
                 metrics |= trainer.callback_metrics
-        wanted = ("val_acc", "val_loss", "test_acc", "test_loss")
-        return {name: float(metrics[name]) for name in wanted if name in metrics}
+        wanted = (*task_of(made.data).metrics(), "loss")
+        names = [f"{split}_{name}" for split in ("val", "test") for name in wanted]
+        return {name: float(metrics[name]) for name in names if name in metrics}
 
 
 @checked("search.ranking.evaluate")
 @dataclass(frozen=True)
-class Inherited:
+class WeightSharing:
     """Validates each architecture with the weights it has in the trained supernet.
 
     Args:
@@ -138,9 +115,10 @@ class Inherited:
     calibration: Whole = 1024
     raw: bool = False
 
-    def __call__(self, problem: Searched) -> Scoring:
+    def __call__(self, problem: SearchProblem) -> Scoring:
         """The function that scores architectures of `problem`."""
-        made: Made = problem.plan
+        made: TrainingRecipe = problem.plan
+        task = task_of(made.data)
         device = quiet_trainer(made, 1).strategy.root_device
         supernet = problem.supernet.to(device)
         batches: list[Tensor] = []
@@ -152,33 +130,34 @@ class Inherited:
             network = discretize(supernet, arch).eval()
             metrics: dict[str, float] = {}
             if self.raw:
-                raw = validated(network, made.data.val_dataloader(), device)
+                raw = validated(network, task, made.data.val_dataloader(), device)
                 metrics = {f"raw_{name}": value for name, value in raw.items()}
             if batches:
                 recalibrate(network, batches)
-            return {**validated(network, made.data.val_dataloader(), device), **metrics}
+            return {**validated(network, task, made.data.val_dataloader(), device), **metrics}
 
         return score
 
 
 def validated(
-    network: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device
+    network: nn.Module, task: Task, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device
 ) -> dict[str, float]:
-    """``val_acc`` and ``val_loss`` (cross-entropy) over all images of a loader.
+    """``val_loss`` and ``val_<metric>`` of a task over all samples of a loader.
 
     Raises:
         NotFiniteError: the loss is NaN or infinite.
     """
-    right, loss, seen = 0, 0.0, 0
+    metrics, loss, seen = task.metrics().to(device), 0.0, 0
     with torch.inference_mode():
-        for x, labels in loader:
-            logits, labels = network(x.to(device)), labels.to(device)
-            right += int((logits.argmax(-1) == labels).sum())
-            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-            seen += len(labels)
+        for x, targets in loader:
+            outputs, targets = network(x.to(device)), targets.to(device)
+            metrics.update(outputs, targets)
+            loss += float(task.loss(outputs, targets, reduction="sum"))
+            seen += len(targets)
+        found = {f"val_{name}": float(value) for name, value in metrics.compute().items()}
     if not isfinite(loss):
         raise NotFiniteError(f"the validation loss is {loss}")
-    return {"val_acc": right / seen, "val_loss": loss / seen}
+    return {**found, "val_loss": loss / seen}
 
 
 def fit(
@@ -197,7 +176,9 @@ def fit(
         raise InterruptedRunError("interrupted")
 
 
-def quiet_trainer(made: Made, epochs: int, callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
+def quiet_trainer(
+    made: TrainingRecipe, epochs: int, callbacks: Sequence[pl.Callback] = ()
+) -> pl.Trainer:
     """A trainer that leaves nothing behind, but for what `callbacks` do, and shows nothing.
 
     It is of one device: of a distributed run, this process's own.
@@ -225,3 +206,34 @@ def _own_device(trainer: Callable[..., pl.Trainer]) -> dict[str, Any]:
         "num_nodes": 1,
         "devices": 1 if root.index is None else [root.index],
     }
+
+
+class PauseAfter(pl.Callback):
+    """Ends the training after `epochs` of its epochs, however many the trainer is made for.
+
+    The schedule of the learning rate is that of all of them: going on is as if nothing had been.
+    """
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.should_stop |= trainer.current_epoch + 1 >= self.epochs
+
+
+def paused(checkpoint: Path, until: int) -> tuple[int, dict[str, Any]]:
+    """Epochs done and the module's state; 0 epochs where there is no checkpoint of any use.
+
+    One beyond `until` is of none: its network has seen too much.
+    """
+    try:
+        saved = read_tensors(checkpoint)
+        done, state = int(saved["epoch"]) + 1, dict(saved["state_dict"])
+    except Exception:  # missing, torn, or something else
+        return 0, {}
+    return (done, state) if done <= until else (0, {})
+
+
+def checkpoint_of(folder: Path, arch: Arch) -> Path:
+    """Where the training of `arch` pauses."""
+    return folder / f"{arch.hash}.ckpt"

@@ -162,7 +162,7 @@ def grouped(metrics: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def _gap(metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """Accuracy that the supernet has more than its best network, see `nas.search.gap`."""
+    """Accuracy that the supernet has more than its best network, see `nas.search.callbacks`."""
     names = ("supernet_val_acc", "argmax_val_acc")
     if not all(name in metrics for name in names):
         return {}

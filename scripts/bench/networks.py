@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from nas.decision import decisions, resample, split_parameters
 from nas.discrete import discretize
-from nas.search.differentiable import frozen
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.relax import Relaxation
 from nas.supernet.relaxed import RelaxedDecision
+from nas.train import frozen
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NUM_CLASSES = 10

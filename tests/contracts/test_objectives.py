@@ -26,7 +26,8 @@ from nas.supernet.choice import ChoiceBlock
 def objectives() -> dict[str, type[PerCost]]:
     """Classes of `nas.objective` that can be called with no argument."""
     path = nas.objective.__path__
-    modules = [import_module(f"nas.objective.{m.name}") for m in pkgutil.iter_modules(path)]
+    below = [import_module(f"nas.objective.{m.name}") for m in pkgutil.iter_modules(path)]
+    modules = [nas.objective, *below]
     return {
         name: found
         for module in modules

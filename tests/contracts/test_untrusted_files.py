@@ -37,8 +37,8 @@ from nas.report.collect import collect
 from nas.report.summary import BlockSummary, svg
 from nas.report.summary import csv_text as blocks_csv
 from nas.run import RunDir
-from nas.search.paused import paused
-from nas.search.trials import Trial, TrialLog, table_of
+from nas.search.evaluate import paused
+from nas.search.sampling.trials import Trial, TrialLog, table_of
 from nas.tables import cell, csv_text
 
 NESTED = "[" * 1_000_000

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable
+from math import isfinite
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import nas
 from nas.cli import run
 from nas.export import load_supernet
 from nas.launch import plan_of
+from nas.pareto import non_dominated
 from nas.plan import Problem
 from nas.run import RunDir
 from nas.saved import saved_config
-from nas.search.evaluate import Inherited
-from nas.search.trials import TrialLog
+from nas.search.evaluate import WeightSharing
+from nas.search.sampling.trials import TrialLog
 
 Nas = Callable[..., int]
 
@@ -69,6 +71,32 @@ def test_a_one_shot_search_ends_with_a_network_and_a_front(name: str) -> None:
     least = min(known, key=lambda key: known[key].costs["params"])
     assert {result["arch_hash"], least} <= front
     nas.load("runs/a")
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "metric"),
+    [
+        ("bilevel", ["search.epochs=3", "search.warmup_epochs=1"], "log_probability"),
+        ("random", [], "log_probability"),
+        ("spos", [*ONE_SHOT, "search.ranking.by=val_acc"], "val_acc"),
+        ("random_search", ["search.trials=3"], "val_acc"),
+    ],
+)
+def test_every_search_leaves_a_front_of_scored_networks(
+    kind: str, words: list[str], metric: str
+) -> None:
+    assert search(f"search={kind}", *words) == 0
+    folder = RunDir(Path("runs/a"))
+    result, left = folder.read_result(), json.loads((folder.path / "search.json").read_text())
+    assert result is not None
+    assert left["metric"] == metric
+    points = [(-one["score"], one["costs"][left["cost"]]) for one in left["front"]]
+    assert points
+    assert all(isfinite(score) for score, _ in points)
+    assert non_dominated(points).all()
+    assert left["selected"]["arch_hash"] == result["arch_hash"]
+    assert left["selected"]["score"] == max(one["score"] for one in left["front"])
+    assert left["selected"]["costs"]["params"] == result["costs"]["params"]
 
 
 def test_networks_are_extracted_by_their_rank_inside_a_budget(
@@ -159,14 +187,14 @@ def test_a_supernet_sent_to_another_process_gives_the_same_scores() -> None:
     run_dir = RunDir(Path("runs/a"))
     problem = Problem(plan_of(saved_config(run_dir), {"command": ""}))
     (arch, *_) = (trial.arch for trial in trials().known.values())
-    fresh = Inherited()(problem)(arch)
+    fresh = WeightSharing()(problem)(arch)
     load_supernet(problem.supernet, run_dir.checkpoint)
     sent = ForkingPickler.loads(ForkingPickler.dumps(problem))
-    scores = Inherited()(sent)(arch)
-    assert scores == Inherited()(problem)(arch) != fresh
+    scores = WeightSharing()(sent)(arch)
+    assert scores == WeightSharing()(problem)(arch) != fresh
     # Nothing is shared: choosing an option writes to buffers.
     next(sent.supernet.parameters()).data.zero_()
-    assert Inherited()(problem)(arch) == scores
+    assert WeightSharing()(problem)(arch) == scores
 
 
 @pytest.mark.parametrize(

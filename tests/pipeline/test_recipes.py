@@ -13,7 +13,7 @@ from nas.data import digits
 from nas.decision import split_parameters
 from nas.discrete import arch_of, discretize
 from nas.launch import plan_of
-from nas.search.gap import DiscretizationGap
+from nas.search.callbacks import DiscretizationGap
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning, about tiny runs
 

@@ -22,7 +22,7 @@ TWO_STEPS = [
     "trainer.enable_progress_bar=false",
     "name=a",
 ]
-REWARD = "{_target_: nas.search.reward.CostAwareAccuracy, within: -0.1, beyond: -0.1}"
+REWARD = "{_target_: nas.search.gradient.reinforce.CostAwareAccuracy, within: -0.1, beyond: -0.1}"
 SEARCHES = {
     "proxyless": ["search=proxyless"],
     "proxyless, budget": [

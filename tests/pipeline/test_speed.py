@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import nas.search.speed
+import nas.search.callbacks
 
 
 def test_what_was_measured_is_kept(
@@ -16,7 +16,7 @@ def test_what_was_measured_is_kept(
         measured.append(tuple(x.shape))
         return "channels_last", {"none": 0.2, "channels_last": 0.1}
 
-    monkeypatch.setattr(nas.search.speed, "fastest", fastest)
+    monkeypatch.setattr(nas.search.callbacks, "fastest", fastest)
     arguments = ["speed=auto", "onnx=false", "finetune.epochs=1", "data.batch_size=32", "name=a"]
     assert nas_command("search", *arguments) == 0
     assert measured == [(32, 1, 8, 8)]

@@ -26,7 +26,7 @@ from nas.quiet import quiet
 from nas.ranks import together, told, world
 from nas.run import RunDir
 from nas.search.callbacks import LastCheckpoint
-from nas.search.trials import TrialLog
+from nas.search.sampling.trials import TrialLog
 from nas.supernet.choice import ChoiceBlock
 
 BATCH = 16  # of all ranks together
@@ -72,12 +72,13 @@ KINDS: dict[str, list[str]] = {
     "mul_log": ["reinforce", *DESCENT, "objective=mul_log", "budget.params=70%"],
     "reward": [
         "reinforce", *DESCENT, "search.samples=3",
-        "+search.reward={_target_: nas.search.reward.CostAwareAccuracy}",
+        "+search.reward={_target_: nas.search.gradient.reinforce.CostAwareAccuracy}",
     ],
     "gdas": ["bilevel", *DESCENT, "relax=gdas"],
     "perturbed": [
         "bilevel", *DESCENT,
-        "+search.perturbation={_target_: nas.search.perturbation.Perturbing, by: ascent, steps: 2}",
+        "+search.perturbation={_target_: nas.search.gradient.regularizers.Perturbing, by: ascent, "
+        "steps: 2}",
     ],
     "eigenvalue": [
         "bilevel", *DESCENT, "search.epochs=5", "guard=[eigenvalue]", "guard.eigenvalue.every=1",

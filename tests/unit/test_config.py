@@ -1,5 +1,6 @@
 """Configurations are checked against the constructors that they are for."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,11 +9,11 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from nas.config import check, config_dir, groups, register
+from nas.config import check, config_dir, groups, register, target_of
 from nas.errors import UserError
 from nas.run import RunDir, fingerprint
 from nas.saved import read_saved
-from nas.trusted import foreign
+from nas.trusted import foreign, moved
 from nas.values import refusal
 
 
@@ -38,6 +39,32 @@ def test_every_shipped_configuration_passes(override: str, tmp_path: Path) -> No
     saved = OmegaConf.to_container(read_saved(RunDir(tmp_path)), resolve=False)
     assert isinstance(saved, dict)
     assert not list(foreign(saved))
+
+
+# What the configurations of version 0.1.0 name, where it has moved since.
+FORMERLY = """
+search.by_trials.TrialSearch search.controller.Controller search.differentiable.BilevelSearch
+search.differentiable.SingleLevelSearch search.evaluate.Inherited search.evaluate.StandAlone
+search.guards.EigenvalueStop search.guards.SkipCount search.halving.Halving
+search.once_for_all.OnceForAll search.oneshot.OneShot search.perturbation.Perturbing
+search.proxyless.ProxylessSearch search.regularizers.DirichletKL search.regularizers.ZeroOne
+search.reinforce.ReinforceSearch search.reward.CostAwareAccuracy search.sampling.RandomArch
+search.schemes.AllPaths search.schemes.Sandwich search.schemes.StrictFairness
+search.schemes.UniformPath search.unrolled.SecondOrderSearch
+"""
+
+
+def test_a_run_of_an_earlier_version_is_read_by_the_names_of_this_one(tmp_path: Path) -> None:
+    files = [path.read_text(encoding="utf-8") for path in config_dir().rglob("*.yaml")]
+    shipped = set(re.findall(r"_target_: ([\w.]+)", "\n".join(files)))
+    for name in FORMERLY.split():
+        (tmp_path / "config.yaml").write_text(f"a: [{{b: {{_target_: nas.{name}, x: 1}}}}]")
+        (read,) = read_saved(RunDir(tmp_path)).a
+        assert read.b.x == 1
+        assert callable(target_of(read.b, name))
+        assert read.b["_target_"] in shipped
+    for name in shipped | {"torch.optim.SGD", "SGD"}:
+        assert moved({"_target_": name}) == {"_target_": name}
 
 
 @pytest.mark.parametrize("device", groups()["device"])

@@ -11,11 +11,11 @@ from torch.testing import assert_close
 from nas import ChoiceBlock, Params, build_op
 from nas.cost.expected import expected
 from nas.errors import UserError
-from nas.search.controller import Controller, Policy, policy_loss
-from nas.search.reward import CostAwareAccuracy
-from nas.search.searcher import search
-from nas.search.space import SearchSpace
-from nas.search.trials import Trial, TrialLog
+from nas.search.gradient.reinforce import CostAwareAccuracy
+from nas.search.sampling.controller import Controller, Policy, policy_loss
+from nas.search.sampling.searchers import search
+from nas.search.sampling.space import SearchSpace
+from nas.search.sampling.trials import Trial, TrialLog
 
 COUNTS = (3, 2)
 EVERY = torch.tensor(list(product(*map(range, COUNTS))))

@@ -11,10 +11,8 @@ from torch import nn
 
 from nas.decision import decisions
 from nas.errors import UserError
-from nas.search.callbacks import LastCheckpoint
-from nas.search.gap import DiscretizationGap
-from nas.search.guards import EigenvalueStop, SkipCount, count_taken
-from nas.search.hessian import dominant_eigenvalue
+from nas.search.callbacks import DiscretizationGap, LastCheckpoint
+from nas.search.gradient.guards import EigenvalueStop, SkipCount, count_taken, dominant_eigenvalue
 from nas.supernet.choice import ChoiceBlock
 
 from .test_callbacks import KilledError, KillInEpoch, differences, fit, search

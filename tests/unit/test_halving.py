@@ -16,13 +16,13 @@ from nas import ChoiceBlock, build_op
 from nas.arch import Arch
 from nas.data import digits
 from nas.errors import NotFiniteError, UserError
-from nas.search.by_trials import TrialSearch
-from nas.search.evaluate import Inherited, StandAlone
-from nas.search.halving import Halving
-from nas.search.scoring import in_turn
-from nas.search.searcher import best, search
-from nas.search.space import SearchSpace
-from nas.search.trials import Trial, TrialLog, front_of, table_of
+from nas.search.evaluate import TrainFromScratch, WeightSharing
+from nas.search.sampling.halving import Halving
+from nas.search.sampling.scoring import in_turn
+from nas.search.sampling.searchers import best, search
+from nas.search.sampling.space import SearchSpace
+from nas.search.sampling.trial_search import TrialSearch
+from nas.search.sampling.trials import Trial, TrialLog, front_of, table_of
 from nas.train import Training
 
 SPACE = SearchSpace("s", {"a": tuple(range(40))})
@@ -157,12 +157,15 @@ def test_values_that_cannot_be(options, said):
 def test_only_networks_trained_one_by_one_are_halved():
     halving = Halving(3, [1, 3])
     with pytest.raises(UserError, match=r"inherited"):
-        TrialSearch(nn.Identity(), "random", Inherited(), halving=halving)
+        TrialSearch(nn.Identity(), "random", WeightSharing(), halving=halving)
     with pytest.raises(UserError, match=r"epochs=5 is not the last of search.halving.epochs"):
-        TrialSearch(nn.Identity(), "random", StandAlone(5), halving=halving)
-    made = TrialSearch(nn.Identity(), "random", StandAlone(), halving=halving)
+        TrialSearch(nn.Identity(), "random", TrainFromScratch(5), halving=halving)
+    made = TrialSearch(nn.Identity(), "random", TrainFromScratch(), halving=halving)
     assert made.batch == 3
-    assert TrialSearch(nn.Identity(), "random", StandAlone(), batch=5, halving=halving).batch == 5
+    assert (
+        TrialSearch(nn.Identity(), "random", TrainFromScratch(), batch=5, halving=halving).batch
+        == 5
+    )
 
 
 class Problem:
@@ -196,7 +199,7 @@ def trained(**options):
 @pytest.mark.filterwarnings("ignore")
 def test_going_on_ends_where_unbroken_training_does_and_trains_no_epoch_twice(tmp_path):
     problem, arch = Problem(), Arch("s", {"0": "sep_k3"})
-    expected = StandAlone(epochs=4)(problem)(arch)
+    expected = TrainFromScratch(epochs=4)(problem)(arch)
     ran = []
 
     class Counted(Training):
@@ -210,13 +213,13 @@ def test_going_on_ends_where_unbroken_training_does_and_trains_no_epoch_twice(tm
         return module
 
     problem.plan.finetune = counted
-    score = StandAlone().in_rungs(4, tmp_path, problem)
+    score = TrainFromScratch().in_rungs(4, tmp_path, problem)
     assert score(arch, 1) != expected
     assert ran == [0]
     second = score(arch, 3)
     assert ran == [0, 1, 2]
     # Killed before the outcome was on record: it is there already.
-    again = StandAlone().in_rungs(4, tmp_path, problem)
+    again = TrainFromScratch().in_rungs(4, tmp_path, problem)
     assert again(arch, 3) == second
     assert ran == [0, 1, 2]
     assert again(arch, 4) == expected

@@ -19,8 +19,7 @@ from nas.decision import decisions
 from nas.discrete import discretize
 from nas.errors import UserError
 from nas.search.callbacks import LastCheckpoint
-from nas.search.once_for_all import OnceForAll
-from nas.search.shrinking import Shrinking, kind_of, read_phases
+from nas.search.oneshot.once_for_all import OnceForAll, Shrinking, kind_of, read_phases
 from nas.spaces.staged import StagedSpace
 
 SHAPE = (1, 6, 6)

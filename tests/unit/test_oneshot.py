@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from nas import ChoiceBlock, MACs, build_op
 from nas.cost.expected import expected
 from nas.decision import split_parameters
-from nas.search.oneshot import OneShot
-from nas.search.schemes import AllPaths, Sandwich, StrictFairness, UniformPath
+from nas.search.oneshot.oneshot import OneShot
+from nas.search.oneshot.path_sampling import AllPaths, Sandwich, StrictFairness, UniformPath
 
 
 class Net(nn.Module):

@@ -9,14 +9,14 @@ from torch.testing import assert_close
 
 from nas.decision import decisions
 from nas.errors import UserError
-from nas.search.reinforce import (
+from nas.search.gradient.reinforce import (
+    CostAwareAccuracy,
     draw_networks,
     evaluate_each,
     follow,
     reinforce_loss,
     reinforce_step,
 )
-from nas.search.reward import CostAwareAccuracy
 from nas.supernet.choice import ChoiceBlock
 
 SIZES = (3, 2)

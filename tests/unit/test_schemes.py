@@ -11,7 +11,7 @@ from nas import ChoiceBlock, MACs, build_op
 from nas.cost.expected import expected
 from nas.decision import decisions
 from nas.errors import UserError
-from nas.search.schemes import AllPaths, Sandwich, StrictFairness, UniformPath
+from nas.search.oneshot.path_sampling import AllPaths, Sandwich, StrictFairness, UniformPath
 
 X = torch.randn(4, 2, 6, 6, generator=torch.Generator().manual_seed(1))
 Y = torch.tensor([0, 1, 1, 0])

@@ -15,8 +15,7 @@ from nas.decision import apply, decisions, free, split_parameters
 from nas.discrete import arch_of, discretize
 from nas.errors import UserError
 from nas.recalibrate import kept_statistics
-from nas.search.perturbation import Perturbing
-from nas.search.regularizers import DirichletKL, Entropy, ZeroOne
+from nas.search.gradient.regularizers import DirichletKL, Entropy, Perturbing, ZeroOne
 from nas.supernet.auxiliary import AuxiliarySkip, cosine_fade, linear_fade
 from nas.supernet.choice import ChoiceBlock, Relaxing
 from nas.supernet.dirichlet import concentration

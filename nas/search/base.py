@@ -1,0 +1,216 @@
+"""The seams of a search: the problem it is given, the stage it trains in, and its result."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import pytorch_lightning as pl
+from torch import nn
+
+from nas.arch import Arch
+from nas.cost.base import Expected
+from nas.pareto import non_dominated
+from nas.ranks import told
+from nas.run import RunDir
+from nas.tasks.classification import task_of
+from nas.train import Training, called, takes
+
+
+class TrainingRecipe(Protocol):
+    """How the networks of a run are trained, see `nas.plan.Plan`."""
+
+    data: Any
+    finetune: Callable[..., Training]
+    trainer: Callable[..., pl.Trainer]
+    seed: int
+
+
+class SearchProblem(Protocol):
+    """A supernet with its costs and budgets, see `nas.plan.Problem`."""
+
+    @property
+    def plan(self) -> Any: ...
+
+    @property
+    def supernet(self) -> nn.Module: ...
+
+    @property
+    def space(self) -> str: ...
+
+    @property
+    def costs(self) -> Mapping[str, Expected]: ...
+
+    @property
+    def budgets(self) -> Mapping[str, float]: ...
+
+    def build(self) -> nn.Module:
+        """A supernet as the seed initialises it."""
+        ...
+
+    def select(self) -> Arch:
+        """The architecture of the largest alphas inside the budgets."""
+        ...
+
+
+class Stage(Protocol):
+    """The stage of a run that a search trains in.
+
+    Attributes:
+        run: the folder; ``run.checkpoint`` and ``run.trials`` are the search's own.
+    """
+
+    @property
+    def run(self) -> RunDir: ...
+
+    def trainer(self, epochs: int, callbacks: list[pl.Callback]) -> pl.Trainer:
+        """A trainer as the run is configured, with its logger."""
+        ...
+
+    def fit(
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        loaders: Any,
+        checkpoint: Path,
+        validate: bool = True,
+    ) -> None:
+        """Train, from `checkpoint` on where there is one; on return all ranks have equal weights.
+
+        Raises:
+            InterruptedRunError: by Ctrl-C, or a scheduler's signal.
+            UserError: the checkpoint is of another training.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ScoredArch:
+    """An architecture with what the search found it to be worth.
+
+    Args:
+        arch: the architecture.
+        score: larger is better; its meaning is `SearchResult.metric`.
+        costs: cost name -> exact cost, in the unit of the cost.
+    """
+
+    arch: Arch
+    score: float
+    costs: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """One entry of ``search.json``."""
+        return {
+            "arch": dict(self.arch.choices),
+            "arch_hash": self.arch.hash,
+            "score": self.score,
+            "costs": dict(self.costs),
+        }
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search ends with.
+
+    Args:
+        selected: the architecture to be trained; one of `found`.
+        found: at least one architecture, with scores.
+        metric: what the scores are: ``log_probability`` (sum over decisions of log p), or a metric
+            of the trials, whose sign is changed where less is better.
+        cost: name of the cost that the front is drawn over.
+        metrics: figures for result.json, by name.
+        seconds: of the wall clock, over all sessions of a resumed search.
+        cpu_seconds: of the processes that searched.
+    """
+
+    selected: Arch
+    found: Sequence[ScoredArch]
+    metric: str
+    cost: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    def front(self) -> list[ScoredArch]:
+        """Those of `found` that no other one dominates by score and cost, the smallest first."""
+        on_it = non_dominated([[-one.score, one.costs[self.cost]] for one in self.found])
+        members = [one for one, kept in zip(self.found, on_it, strict=True) if kept]
+        return sorted(members, key=lambda one: one.costs[self.cost])
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``search.json``."""
+        selected = next(one for one in self.found if one.arch == self.selected)
+        return {
+            "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
+            "metrics": dict(self.metrics),
+            "metric": self.metric,
+            "cost": self.cost,
+            "selected": selected.to_json(),
+            "front": [one.to_json() for one in self.front()],
+        }
+
+
+class Search(Protocol):
+    """A way to search; a new kind is a class of this form and a YAML in ``configs/search``.
+
+    Its constructor is called by `build_search`.
+
+    Attributes:
+        leaves: what a finished search leaves in the run's folder for `nas extract`: a supernet with
+            trained alphas, a supernet whose networks are ranked by trials, trials, or nothing.
+    """
+
+    leaves: ClassVar[Literal["alphas", "supernet", "trials", "nothing"]]
+
+    def prepare(self, problem: SearchProblem) -> None:
+        """Find everything that is wrong with the input, before any training.
+
+        Raises:
+            UserError: what is wrong, and what to do.
+        """
+        ...
+
+    def run(self, problem: SearchProblem, stage: Stage) -> SearchResult:
+        """Search, from what an earlier session left in the stage's folder on.
+
+        Every rank of a distributed run calls it and has the same result.
+
+        Raises:
+            InterruptedRunError, FailedRunError: the search can be resumed.
+        """
+        ...
+
+
+def build_search(problem: SearchProblem) -> Search:
+    """The search that a plan describes.
+
+    Its constructor is called with `supernet` and `seed`, and with those that it takes of `costs`,
+    `targets` (the budgets), `objective`, `temperature` and `task`. Where it takes an objective,
+    `costs` are those that the objective joins to the loss; else they are all that are computed.
+
+    Raises:
+        UserError: see the search.
+    """
+    plan = problem.plan
+    known = {
+        "costs": problem.costs,
+        "targets": problem.budgets,
+        "objective": plan.objective,
+        "temperature": plan.relax.temperature,
+        "task": task_of(plan.data),
+    }
+    if takes(plan.search, "objective"):
+        known["costs"] = {name: problem.costs[name] for name in plan.costs}
+    made: Search = called(plan.search, known, supernet=problem.supernet, seed=plan.seed)
+    return made
+
+
+def leaves_of(factory: Any) -> str:
+    """What the search that `factory` makes leaves behind, see `Search`; no search is made."""
+    return str(getattr(getattr(factory, "func", factory), "leaves", "nothing"))
+
+
+def agreed(choose: Callable[[], Arch]) -> Arch:
+    """What is chosen on the first rank, on all."""
+    return Arch.from_json(told(lambda: choose().to_json()))

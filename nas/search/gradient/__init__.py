@@ -1,0 +1,1 @@
+"""Searches that move alphas while weights are trained."""

@@ -1,0 +1,1 @@
+"""Searches that train one supernet for all its networks, then rank these."""

@@ -1,0 +1,152 @@
+"""One-shot search: one supernet is trained for all its networks, then they are ranked with it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, cast
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from nas.cost.base import Expected
+from nas.decision import decisions, free, split_parameters
+from nas.errors import UserError
+from nas.search.base import SearchProblem, SearchResult, Stage
+from nas.search.callbacks import LastCheckpoint, Stopwatch
+from nas.search.oneshot.path_sampling import PathSampling
+from nas.search.sampling.trial_search import TrialSearch
+from nas.search.telemetry import TrainingTelemetry
+from nas.tasks.base import Task
+from nas.tasks.classification import Classification
+from nas.train import (
+    Batch,
+    OptimizerFactory,
+    check_finite,
+    frozen,
+    log_scores,
+    metrics_of,
+    warmup_cosine,
+)
+from nas.values import Count, NonNegative, Seed, Share, checked
+
+
+@checked("search")
+class OneShot(pl.LightningModule):
+    """Trains the weights of a supernet by a scheme; alphas stay as they are, equal.
+
+    One optimizer step on one batch adds up the gradients of the scheme's paths. What no path of a
+    step has run has no gradient, and the optimizer leaves it alone.
+
+    Args:
+        supernet: a model that holds decisions.
+        costs: cost name -> exact cost of `supernet`.
+        scheme: the paths of a step, see `PathSampling`.
+        ranking: ``supernet, seed -> TrialSearch``, what ranks the networks afterwards.
+        optimizer: parameters -> optimizer.
+        epochs: of training, by a cosine schedule.
+        warmup_epochs: linear warm-up before it, in (parts of) epochs.
+        clip: largest norm of the gradient of a step; 0 does not clip.
+        label_smoothing: of the targets, see `Task.loss`.
+        seed: of every random draw; each epoch starts from ``seed + epoch``.
+        task: what the networks are for; None: classification.
+
+    Raises:
+        UserError: nothing to search, or a value out of its range.
+    """
+
+    leaves: ClassVar[Literal["supernet"]] = "supernet"
+
+    def __init__(
+        self,
+        supernet: nn.Module,
+        costs: Mapping[str, Expected],
+        scheme: PathSampling,
+        ranking: Callable[..., TrialSearch],
+        optimizer: OptimizerFactory,
+        epochs: Count,
+        warmup_epochs: NonNegative = 1.0,
+        clip: NonNegative = 5.0,
+        label_smoothing: Share = 0.0,
+        seed: Seed = 0,
+        task: Task | None = None,
+    ) -> None:
+        super().__init__()
+        if not any(decisions(supernet)):
+            raise UserError(
+                "this space has no decision to search: give some stage at least two ops, or train "
+                "the network as it is with `nas finetune`"
+            )
+        self.automatic_optimization = False
+        self.supernet, self.scheme, self.optimizer_factory = supernet, scheme, optimizer
+        self.epochs, self.warmup_epochs = epochs, warmup_epochs
+        self.clip, self.label_smoothing, self.seed = clip, label_smoothing, seed
+        self.ranking = ranking(supernet=supernet, seed=seed)
+        # Not the global generator: under data parallel training every rank must draw alike here
+        # while dropout must not.
+        self.generator = torch.Generator()
+        self.task = scheme.task = task or Classification()
+        self.metrics = metrics_of(self.task, ("train",))
+        scheme.start(supernet, costs)
+
+    def loaders(self, data: Any) -> Any:
+        """The training loader this search reads."""
+        return data.weight_loader()
+
+    def prepare(self, problem: SearchProblem) -> None:
+        """See `nas.search.base.Search`; the constructor has checked the rest."""
+        self.loaders(problem.plan.data)
+        self.ranking.prepare(problem)
+
+    def run(self, problem: SearchProblem, stage: Stage) -> SearchResult:
+        """Train the supernet, then rank its networks inside the budgets with its weights."""
+        watch, data = Stopwatch(), problem.plan.data
+        callbacks = [watch, TrainingTelemetry("supernet"), LastCheckpoint(stage.run.checkpoint)]
+        trainer = stage.trainer(self.epochs, callbacks)
+        # No validation: its networks are ranked afterwards, each by itself.
+        stage.fit(trainer, self, self.loaders(data), stage.run.checkpoint, validate=False)
+        ranked = self.ranking.run(problem, stage)
+        return replace(
+            ranked,
+            seconds=watch.seconds + ranked.seconds,
+            cpu_seconds=watch.cpu_seconds + ranked.cpu_seconds,
+        )
+
+    def configure_optimizers(self) -> Any:
+        weights = split_parameters(self.supernet).weights
+        optimizer = self.optimizer_factory([p for p in weights if p.requires_grad])
+        steps = max(1, int(self.trainer.estimated_stepping_batches) // self.epochs)
+        schedule = warmup_cosine(self.warmup_epochs * steps, self.epochs * steps)
+        return [optimizer], [LambdaLR(optimizer, schedule)]
+
+    def on_train_epoch_start(self) -> None:
+        torch.manual_seed(self.seed + self.current_epoch + 1000 * self.global_rank)
+        self.generator.manual_seed(self.seed + self.current_epoch)
+        self.scheme.epoch()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        x, labels = batch
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        optimizer.zero_grad()
+        by_labels = self._loss(labels)
+        # Nothing is learned of alphas here: without their gradient, paths run as they are.
+        with frozen(split_parameters(self.supernet).alphas):
+            for loss in self.scheme.paths(by_labels, self.generator):
+                value = loss(self.supernet(x))
+                self.manual_backward(check_finite(value, self.current_epoch))
+        if self.clip:
+            self.clip_gradients(optimizer.optimizer, self.clip, "norm")
+        optimizer.step()
+        cast(Any, self.lr_schedulers()).step()
+
+    def _loss(self, labels: Tensor) -> Callable[[Tensor], Tensor]:
+        def loss(logits: Tensor) -> Tensor:
+            found = self.task.loss(logits, labels, self.label_smoothing)
+            log_scores(self, "train", found, logits, labels)
+            return found
+
+        return loss
+
+    def on_train_end(self) -> None:
+        free(self.supernet)

@@ -1,0 +1,1 @@
+"""Searches that propose architectures, score them one by one, and take the best."""
