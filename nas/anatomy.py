@@ -10,7 +10,7 @@ from nas.arch import Arch
 from nas.cost.base import LayerCost, LayerSpec, NetworkCost
 from nas.cost.trace import Example, trace
 from nas.decision import Decision, Varying, decisions, sites
-from nas.discrete import discretize
+from nas.discretization import discretize
 from nas.ops.blocks import SqueezeExcitation
 
 
@@ -74,7 +74,7 @@ def anatomy(
 
 def _apart(supernet: nn.Module) -> Iterator[str]:
     """Paths of decisions that only lead: each stands in the network where its followers do."""
-    followed = {site.lead for _, site in sites(supernet) if site.lead is not site}
+    followed = {site.tied_to for _, site in sites(supernet) if site.tied_to is not site}
     for path, site in sites(supernet):
         if site in followed and not any(site.children()):
             yield path
@@ -88,7 +88,7 @@ def _chosen(
     Those of one elastic layer are told together, e.g. "kernel 5, expand 4".
     """
     if isinstance(module, Decision):
-        yield path, str(arch.choices[names[module.lead]])
+        yield path, str(arch.choices[names[module.tied_to]])
         return
     own = module.decides() if isinstance(module, Varying) else ()
     numbers = {decision for decision in own if not decision.gated()}

@@ -15,7 +15,7 @@ from nas.anatomy import anatomy
 from nas.arch import Arch
 from nas.attempts import Attempts
 from nas.decision import free
-from nas.discrete import discretize
+from nas.discretization import discretize
 from nas.errors import InterruptedRunError
 from nas.export import load_supernet, onnx, state_bytes
 from nas.export.loading import check_checkpoint

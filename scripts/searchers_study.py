@@ -27,7 +27,7 @@ from nas.search.predictor import Predictor
 from nas.search.searcher import RandomSearch, search
 from nas.search.space import SearchSpace
 from nas.search.trials import Trial, TrialLog
-from nas.spaces.nas_bench_201_cell import EDGES, OPS, parse
+from nas.spaces.nas_bench_201 import EDGES, OPS, parse
 
 REFERENCE = (25.0, 60.0)
 BUDGETS = (50, 200, 1000)

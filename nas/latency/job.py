@@ -17,7 +17,7 @@ from nas.copying import copied
 from nas.cost.schedule import tensors
 from nas.cost.trace import Example, inputs_of
 from nas.decision import decisions
-from nas.discrete import discretize
+from nas.discretization import discretize
 from nas.errors import UserError
 from nas.latency.features import features
 from nas.latency.fit import Whole, fit_profile

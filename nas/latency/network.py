@@ -14,7 +14,7 @@ from nas.latency.mlp import HIDDEN, MEMBERS, Net
 from nas.latency.robust import Array, positive_relative, ridge
 from nas.latency.rows import Choices, Table, edge_names
 from nas.latency.stored import Stored
-from nas.spaces import nas_bench_201_cell as cell
+from nas.spaces import nas_bench_201 as cell
 
 # What a runtime does not run: by name, so that it can be stored. All but "nothing" know the
 # cells of NAS-Bench-201 only.

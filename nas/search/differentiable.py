@@ -22,8 +22,8 @@ from nas.recalibrate import kept_statistics
 from nas.schedule import warmup_cosine
 from nas.search.perturbation import Perturbing
 from nas.search.regularizers import Regularizer
-from nas.supernet.auxiliary import AuxiliarySkip
-from nas.supernet.temperature import Schedule, constant
+from nas.supernet.choice import AuxiliarySkip
+from nas.supernet.relax import Schedule, constant
 from nas.train import Batch, OptimizerFactory, accuracy, check_finite, shared
 from nas.values import Count, NonNegative, Seed, Share, Whole, checked
 

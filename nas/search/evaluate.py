@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nas.arch import Arch
 from nas.cost.base import Expected
-from nas.discrete import discretize
+from nas.discretization import discretize
 from nas.errors import InterruptedRunError, NotFiniteError
 from nas.recalibrate import recalibrate
 from nas.search.callbacks import LastCheckpoint

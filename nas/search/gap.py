@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas.decision import apply, free
-from nas.discrete import arch_of
+from nas.discretization import arch_of
 from nas.recalibrate import kept_statistics
 from nas.train import accuracy, shared
 

@@ -23,7 +23,7 @@ from nas.search.reinforce import draw_networks, evaluate_each, follow, reinforce
 from nas.search.trials import Trial
 from nas.selection import front, select
 from nas.supernet.choice import Relaxing
-from nas.supernet.temperature import exponential
+from nas.supernet.relax import exponential
 from nas.train import check_finite
 from nas.values import Count, Positive, checked
 

@@ -11,12 +11,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from nas.arch import Arch
 from nas.cost.base import Expected
 from nas.decision import split_parameters
-from nas.discrete import discretize
-from nas.ops.elastic_order import sort_channels
+from nas.discretization import discretize
 from nas.schedule import warmup_cosine
 from nas.search.by_trials import TrialSearch
 from nas.search.oneshot import OneShot
 from nas.search.shrinking import Phase, Shrinking, read_phases
+from nas.supernet.elastic_ops import sort_channels
 from nas.train import Batch, OptimizerFactory
 from nas.values import NonNegative, Seed, Share, checked
 

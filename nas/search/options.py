@@ -7,7 +7,7 @@ from torch import nn
 
 from nas.cost.base import Expected
 from nas.objective import Objective
-from nas.supernet.temperature import Schedule
+from nas.supernet.relax import Schedule
 from nas.train import OptimizerFactory
 from nas.values import Count, NonNegative, Seed, Share, Whole
 

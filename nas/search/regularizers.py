@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Dirichlet, kl_divergence
 
 from nas.decision import Decision
-from nas.supernet.dirichlet import concentration
+from nas.supernet.relax import concentration
 from nas.values import BelowOne, Finite, checked
 
 

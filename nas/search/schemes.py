@@ -15,7 +15,7 @@ from nas.cost.programme import Programme
 from nas.decision import Decision, decisions, free, sample_path
 from nas.errors import UserError
 from nas.supernet.choice import Relaxing
-from nas.supernet.temperature import constant
+from nas.supernet.relax import constant
 from nas.values import Count, Whole, checked
 
 Bins = Annotated[int, Field(ge=2, le=10**6)]

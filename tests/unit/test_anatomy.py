@@ -11,7 +11,7 @@ from nas.anatomy import anatomy
 from nas.arch import Arch
 from nas.cost.analytic import MACs, Params
 from nas.cost.memory import PeakMemory
-from nas.discrete import arch_of, discretize
+from nas.discretization import arch_of, discretize
 from nas.drawing import console, csv_text, share, svg, table
 from nas.spaces.nas_bench_201 import NasBench201
 from nas.spaces.staged import StagedSpace

@@ -29,7 +29,7 @@ from nas.latency.unit import units_of
 from nas.ops.catalogue import build
 from nas.selection import largest_of, least_of
 from nas.supernet.choice import ChoiceBlock
-from tests.contracts.drawn import archs, probability, supernets
+from tests.contracts.strategies import archs, probability, supernets
 
 ABOUT = About(
     "Net", ((1, 8, 6, 6),), "board", "", "external", "cpu", Conditions(), {}, "2026-01-01"

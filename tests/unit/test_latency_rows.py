@@ -25,7 +25,7 @@ from nas.latency.network_cost import NetworkLatency
 from nas.latency.rows import Table, edge_names, read_rows
 from nas.latency.rows_fit import KINDS, fit_rows, implausible
 from nas.selection import largest_of, least_of
-from nas.spaces import nas_bench_201_cell as cell
+from nas.spaces import nas_bench_201 as cell
 from nas.supernet.choice import ChoiceBlock
 
 OPTIONS = {"a": ("conv", "skip", "pool"), "b": ("conv", "skip"), "c": ("conv", "pool")}

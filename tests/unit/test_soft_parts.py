@@ -12,15 +12,13 @@ from torch.testing import assert_close
 from nas.cost.analytic import Params
 from nas.cost.expected import ExpectedCost
 from nas.decision import apply, decisions, free, split_parameters
-from nas.discrete import arch_of, discretize
+from nas.discretization import arch_of, discretize
 from nas.errors import UserError
 from nas.recalibrate import kept_statistics
 from nas.search.perturbation import Perturbing
 from nas.search.regularizers import DirichletKL, Entropy, ZeroOne
-from nas.supernet.auxiliary import AuxiliarySkip, cosine_fade, linear_fade
-from nas.supernet.choice import ChoiceBlock, Relaxing
-from nas.supernet.dirichlet import concentration
-from nas.supernet.temperature import constant
+from nas.supernet.choice import AuxiliarySkip, ChoiceBlock, Relaxing
+from nas.supernet.relax import concentration, constant, cosine_fade, linear_fade
 
 
 def block() -> ChoiceBlock:

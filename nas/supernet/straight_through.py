@@ -1,8 +1,8 @@
-"""One candidate is seen going forward; going back, thetas learn what each candidate gives.
+"""One candidate gives the output; in the backward pass thetas get a gradient from each of them.
 
-The output passes on as it is: neither multiplied by its theta, which is 1, nor copied. Candidates
-that are judged without being seen run in the backward pass, one after another and without a
-gradient of their own: what autograd keeps is what the plain network keeps.
+The output is passed on unchanged: neither multiplied by its theta, which is 1, nor copied. The
+other candidates run in the backward pass, one after another and without a gradient of their own, so
+that autograd keeps no more memory than for the plain network.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +17,10 @@ Judge = Callable[[Any], Iterator[tuple[Sequence[int], Sequence[Tensor]]]]
 
 
 class Reader:
-    """What is known of the module that reads a block's output."""
+    """Whether the module that reads a block's output writes on it, as found while training."""
 
     def __init__(self) -> None:
-        self.writes: bool | None = None  # on that output; None until the first backward pass
+        self.writes: bool | None = None  # None until the first backward pass
 
 
 def pass_on(
@@ -172,9 +172,9 @@ class _Judged(torch.autograd.Function):
 def _unseen(
     gradients: Sequence[Tensor | None], outs: Sequence[Tensor], inputs: Sequence[Tensor]
 ) -> Sequence[Tensor | None]:
-    """The gradient of the inputs through a candidate that is not seen, were its theta 1.
+    """The gradient of the inputs through a candidate that gives no output, were its theta 1.
 
-    As it is 0, that is of no account but for a second derivative.
+    Its theta is 0, so that only a second derivative needs it.
     """
     used = [
         (out, g)

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nas.arch import Arch
 from nas.decision import decisions
-from nas.discrete import discretize
+from nas.discretization import discretize
 from nas.ops.catalogue import allowed, build, known_names
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.relax import softmax
