@@ -7,7 +7,7 @@ numbers in its form may have any names.
 The ops of DARTS and NAS-Bench-201 are here too, under names of their own: `rconv_k3` (ReLU first),
 `dil_k3` (dilated), `sep2_k3` (separable, twice), `avgpool_k3_norm`, `maxpool_k3_norm`, `skip`
 (identity, or a factorized reduction at stride 2). The ops whose numbers are searched, `elastic_*`,
-are in `nas.supernet.elastic_ops`.
+are in `nas.supernet.elastic_ops`, where `build_op` builds an op of any name.
 """
 
 import re
@@ -135,7 +135,7 @@ class Op:
 
 
 Ops = Mapping[str, Op]  # form of a name -> op
-OPS: Ops = {
+OPS: dict[str, Op] = {
     "conv_k{kernel}": Op(conv),
     "sep_k{kernel}": Op(separable),
     "mb_k{kernel}_e{expand}": Op(MBConv),
@@ -212,36 +212,13 @@ def obstacle(name: str, site: Site[int], ops: Ops = OPS) -> str | None:
     return None if reason is None else f"op {name!r} does not fit {site}: {reason}"
 
 
-def allowed(
-    name: str, in_channels: int, out_channels: int, stride: int = 1, ndim: int = 2, ops: Ops = OPS
-) -> bool:
-    """Whether `build` takes these arguments; identity and pooling keep the number of channels."""
-    return obstacle(name, Site(in_channels, out_channels, stride, ndim), ops) is None
-
-
-def build(
-    name: str,
-    in_channels: int,
-    out_channels: int,
-    stride: int = 1,
-    ndim: int = 2,
-    activation: str | None = None,
-    affine: bool = True,
-) -> nn.Module:
-    """The op of that name, with new weights; arguments as of `Site`.
+def check(name: str, site: Site[int], ops: Ops = OPS) -> None:
+    """Whether ``Op.build`` of that name takes `site`.
 
     Raises:
-        UserError: unknown name or activation, an even kernel, numbers below 1, or an op that
-            cannot change the channels or the size as asked.
+        UserError: as `parse`; numbers below 1, an unknown activation, or an op that cannot change
+            the channels or the size as asked.
     """
-    site = Site(in_channels, out_channels, stride, ndim, activation, affine)
-    check(name, site)
-    op, numbers = parse(name)
-    return op.build(site, **numbers)
-
-
-def check(name: str, site: Site[int], ops: Ops = OPS) -> None:
-    """Raises UserError where the op cannot be built at `site`."""
     channels = min(site.in_channels, site.out_channels)
     for what, value in (("channels", channels), ("stride", site.stride)):
         if value < 1:

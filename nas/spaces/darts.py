@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from nas.errors import UserError
 from nas.ops.blocks import Site
-from nas.ops.catalogue import build
 from nas.ops.cells import FactorizedReduce, PartialChannels, relu_conv
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.edges import Edges, Node, StrongestEdges, pairs
+from nas.supernet.elastic_ops import build_op
 from nas.supernet.relax import RelaxedDecision, Shared
 from nas.values import Count, Layers, Positive, checked
 
@@ -42,7 +42,7 @@ def edge(ops: Mapping[str, str], site: Site[int], partial: int, tied_to: nn.Modu
     channels, stride = site.in_channels, site.stride
     own = channels // partial
     made = {
-        option: build(name, own, own, stride, affine=site.affine) for option, name in ops.items()
+        option: build_op(name, own, own, stride, affine=site.affine) for option, name in ops.items()
     }
     block = ChoiceBlock(made, tied_to=tied_to)
     return block if partial == 1 else PartialChannels(block, channels, partial, stride)

@@ -1,6 +1,6 @@
 """`ChoiceBlock`: a layer whose operation is searched, and `Relaxing`, which sets how."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from typing import Any, Literal
@@ -17,7 +17,13 @@ from nas.ops.cells import FactorizedReduce
 from nas.supernet.candidates import Outputs, call, check, chosen, mixable, named
 from nas.supernet.inplace import guard
 from nas.supernet.relax import RELAXATIONS, Relaxation, RelaxedDecision, Schedule, one_path, softmax
-from nas.supernet.straight_through import Judge, Reader, judged, pass_on
+from nas.supernet.straight_through import (
+    Outcomes,
+    Reader,
+    Recompute,
+    with_theta_gradient,
+    with_weight_gradient,
+)
 from nas.values import checked
 
 StandIn = Literal["ones", "input"]
@@ -78,20 +84,21 @@ class ChoiceBlock(RelaxedDecision):
         # all run, see `nas.supernet.speed`.
         blind = self.unrolled or torch.compiler.is_compiling()
         values = [nan] * len(self.options) if blind else theta.tolist()
-        seen = [k for k, value in enumerate(values) if value != 0]
-        if len(seen) == 1 and values[seen[0]] == 1:
-            judges = theta.requires_grad and self.relax is not one_path
-            total = self.show(theta, seen[0], self._others(seen[0]) if judges else (), args, kwargs)
+        running = [k for k, value in enumerate(values) if value != 0]
+        if len(running) == 1 and values[running[0]] == 1:
+            all_learn = theta.requires_grad and self.relax is not one_path
+            others = self._others(running[0]) if all_learn else ()
+            total = self.run_one(theta, running[0], others, args, kwargs)
         else:
-            total = self._mixed(theta, seen, args, kwargs)
+            total = self._mixed(theta, running, args, kwargs)
         if self.auxiliary is not None and not self.unrolled and int(self.open.sum()) > 1:
             total = total + self.auxiliary(*args, **kwargs)
         return total
 
-    def show(
-        self, theta: Tensor, index: int, judged_too: Sequence[int], args: Any, kwargs: Any
+    def run_one(
+        self, theta: Tensor, index: int, others: Sequence[int], args: Any, kwargs: Any
     ) -> Any:
-        """The output of one candidate; those of `judged_too` run backward, for theta's gradient.
+        """The output of one candidate; those of `others` run backward, for theta's gradient.
 
         `theta` is exactly 1 at `index`.
         """
@@ -105,18 +112,20 @@ class ChoiceBlock(RelaxedDecision):
         if not tensors:
             return out
 
-        def judge(inputs: Any) -> Iterator[tuple[Sequence[int], Sequence[Tensor]]]:
-            for k in judged_too:
+        def recompute(inputs: Any) -> Outcomes:
+            for k in others:
                 leaves = outputs.like(str(self.options[k]), self._run(k, *inputs))
                 yield [k], outputs.tensors(leaves)
 
         fixed = [False] * len(tensors)
         if not scaled:
-            tensors, fixed = pass_on(tensors, weight, self.reader, inputs)
-        if judged_too:
-            tensors = judged(tensors, theta, judge, inputs, fixed)
+            tensors, fixed = with_weight_gradient(tensors, weight, self.reader, inputs)
+        if others:
+            tensors = with_theta_gradient(tensors, theta, recompute, inputs, fixed)
         elif self.stand_in and self.relax is one_path:
-            tensors = judged(tensors, theta, *self._stand_in(index, tensors, inputs), fixed)
+            tensors = with_theta_gradient(
+                tensors, theta, *self._stand_in(index, tensors, inputs), fixed
+            )
         return outputs.with_tensors(tensors)
 
     def _scaled(self, index: int) -> bool:
@@ -135,12 +144,12 @@ class ChoiceBlock(RelaxedDecision):
         name = str(self.options[index])
         return call(name, self.candidates[name], args, kwargs, scale)
 
-    def _mixed(self, theta: Tensor, seen: Sequence[int], args: Any, kwargs: Any) -> Any:
-        """The weighted sum of the candidates in `seen`."""
+    def _mixed(self, theta: Tensor, running: Sequence[int], args: Any, kwargs: Any) -> Any:
+        """The weighted sum of the candidates in `running`."""
         outputs: Outputs | None = None
         totals: list[Any] = []  # of each leaf the sum, or what each candidate gives
         weights = theta.unbind()
-        for k in seen:
+        for k in running:
             name = str(self.options[k])
             scaled = self._scaled(k)
             out = self._run(k, args, kwargs, weights[k] if scaled else None)
@@ -156,12 +165,14 @@ class ChoiceBlock(RelaxedDecision):
                 term = leaf if scaled else weights[k] * leaf
                 totals[i] = term if isinstance(totals[i], list) else totals[i] + term
         assert outputs is not None  # relaxations never close every option
-        open_theta = theta if len(seen) == len(theta) else theta[list(seen)]
+        open_theta = theta if len(running) == len(theta) else theta[list(running)]
         return outputs.whole(
             [chosen(total, open_theta) if isinstance(total, list) else total for total in totals]
         )
 
-    def _stand_in(self, index: int, tensors: Sequence[Tensor], inputs: Any) -> tuple[Judge, Any]:
+    def _stand_in(
+        self, index: int, tensors: Sequence[Tensor], inputs: Any
+    ) -> tuple[Recompute, Any]:
         """The assumed outputs of candidates that do not run, and the input they are made of."""
         others = self._others(index)
         x = next(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))

@@ -10,7 +10,7 @@ of PC-DARTS over what is kept), or `StrongestEdges`, which has none: all edges c
 searching, and the pair of the largest op probabilities is kept (DARTS).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nas.arch import Option
 from nas.decision import Decision
 from nas.supernet.relax import RelaxedDecision, softmax, straight_through
-from nas.supernet.straight_through import judged
+from nas.supernet.straight_through import Outcomes, with_theta_gradient
 
 
 def pairs(edges: int) -> tuple[tuple[int, int], ...]:
@@ -131,21 +131,21 @@ class Node(RelaxedDecision):
         decision = self.tied_to
         hard = isinstance(decision, RelaxedDecision) and decision.relax is straight_through
         if hard and missing:
-            return self._judged(total, weights, missing, states)
+            return self._with_gradient(total, weights, missing, states)
         return total
 
-    def _judged(
+    def _with_gradient(
         self, total: Tensor, weights: Tensor, missing: Sequence[int], states: Sequence[Tensor]
     ) -> Tensor:
         """`total`; the alphas of edges that were not kept get the gradient that candidates get."""
         if not weights.requires_grad or int(self.open.sum()) == 1:
             return total
 
-        def judge(states: Sequence[Tensor]) -> Iterator[tuple[Sequence[int], Sequence[Tensor]]]:
+        def recompute(states: Sequence[Tensor]) -> Outcomes:
             for i in missing:
                 yield [i], [self.edges[i](states[i])]
 
-        return judged([total], weights, judge, list(states))[0]
+        return with_theta_gradient([total], weights, recompute, list(states))[0]
 
     def _weights(self) -> Tensor:
         """Of each edge ``(E,)``."""

@@ -1,5 +1,6 @@
 """The ops whose numbers are searched, by the names that a space gives them."""
 
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -216,12 +217,12 @@ def _mbconv(site: Site[Number], kernel: int, expand: int, se: bool = False) -> E
 
 
 _USUAL = {"kernel": (5, 7), "expand": (6,)}
-ELASTIC_OPS: catalogue.Ops = {
+ELASTIC_OPS = {
     "elastic_k{kernel}_e{expand}": catalogue.Op(_mbconv, usual=_USUAL),
     "elastic_k{kernel}_e{expand}_se": catalogue.Op(partial(_mbconv, se=True), usual=_USUAL),
 }
-# Every op that a space may name.
-ALL_OPS: catalogue.Ops = {**catalogue.OPS, **ELASTIC_OPS}
+# Every op that a space may name: a view of both tables.
+ALL_OPS: catalogue.Ops = ChainMap(ELASTIC_OPS, catalogue.OPS)
 _TAKE_SEARCHED = (*ELASTIC_OPS.values(), catalogue.OPS["identity"])
 
 
@@ -229,7 +230,7 @@ def op_obstacle(
     name: str, in_channels: Number, out_channels: Number, stride: int = 1, ndim: int = 2
 ) -> str | None:
     """As `catalogue.obstacle`, of all ops, also between searched numbers of channels."""
-    site = Site(options_of(in_channels)[-1], options_of(out_channels)[-1], stride, ndim)
+    site = _largest(Site(in_channels, out_channels, stride, ndim))
     reason = catalogue.obstacle(name, site, ALL_OPS)
     if reason or (isinstance(in_channels, int) and isinstance(out_channels, int)):
         return reason
@@ -248,18 +249,24 @@ def build_op(
     stride: int = 1,
     ndim: int = 2,
     activation: str | None = None,
+    affine: bool = True,
 ) -> nn.Module:
-    """The op of that name, with new weights, elastic ones included; arguments as of `Site`.
+    """The op of that name, with new weights; the other arguments are those of `Site`.
+
+    `affine` is not for elastic ops, whose norms always scale and shift.
 
     Raises:
         UserError: unknown name or activation, an even kernel, numbers below 1, or an op that
             cannot change the channels or the size as asked.
     """
-    largest = Site(
-        options_of(in_channels)[-1], options_of(out_channels)[-1], stride, ndim, activation
-    )
-    catalogue.check(name, largest, ALL_OPS)
+    site = Site(in_channels, out_channels, stride, ndim, activation, affine)
+    catalogue.check(name, _largest(site), ALL_OPS)
     if reason := op_obstacle(name, in_channels, out_channels, stride, ndim):
         raise UserError(reason)
     op, numbers = catalogue.parse(name, ALL_OPS)
-    return op.build(Site(in_channels, out_channels, stride, ndim, activation), **numbers)
+    return op.build(site, **numbers)
+
+
+def _largest(site: Site[Number]) -> Site[int]:
+    inputs, outputs = options_of(site.in_channels)[-1], options_of(site.out_channels)[-1]
+    return Site(inputs, outputs, site.stride, site.ndim, site.activation, site.affine)

@@ -61,7 +61,7 @@ class TwoPaths:
 
     def __call__(self, block: ChoiceBlock, args: Any, kwargs: Any) -> Any:
         other = [self.inactive] if self.inactive != self.active else []
-        return block.show(_gates(self, block), self.active, other, args, kwargs)
+        return block.run_one(_gates(self, block), self.active, other, args, kwargs)
 
     def keep_mass(self, alpha: Tensor, before: Tensor, tau: float) -> None:
         """Give the two together the probability that they had, and all others what they had.
@@ -103,7 +103,7 @@ class ExactPath:
 
     def __call__(self, block: ChoiceBlock, args: Any, kwargs: Any) -> Any:
         others = [k for k in range(len(block.options)) if k != self.active]
-        return block.show(_gates(self, block), self.active, others, args, kwargs)
+        return block.run_one(_gates(self, block), self.active, others, args, kwargs)
 
 
 @contextmanager

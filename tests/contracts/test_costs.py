@@ -16,8 +16,8 @@ from nas.cost.trace import trace
 from nas.decision import apply, decisions
 from nas.discretization import discretize
 from nas.errors import UserError
-from nas.ops.catalogue import build
 from nas.supernet.choice import ChoiceBlock
+from nas.supernet.elastic_ops import build_op as build
 
 from .strategies import archs, counted
 

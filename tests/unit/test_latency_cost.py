@@ -26,9 +26,9 @@ from nas.latency.models import REGRESSIONS, Sample
 from nas.latency.networks import indices
 from nas.latency.profile import About, Profile, UnitTime
 from nas.latency.unit import units_of
-from nas.ops.catalogue import build
 from nas.selection import largest_of, least_of
 from nas.supernet.choice import ChoiceBlock
+from nas.supernet.elastic_ops import build_op as build
 from tests.contracts.strategies import archs, probability, supernets
 
 ABOUT = About(

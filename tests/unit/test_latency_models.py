@@ -25,7 +25,7 @@ from nas.latency.models import (
     model_from_json,
     plausible,
 )
-from nas.ops.catalogue import build
+from nas.supernet.elastic_ops import build_op as build
 
 RATES = {"dense_macs": 2e-10, "depthwise_macs": 9e-10, "dense_calls": 3e-6, "linear_weights": 1e-9}
 

@@ -17,9 +17,9 @@ from nas.latency.key import Conditions
 from nas.latency.networks import draw, indices
 from nas.latency.runtime import runtime
 from nas.latency.unit import units_of
-from nas.ops.catalogue import build
 from nas.spaces.staged import StagedSpace
 from nas.supernet.choice import ChoiceBlock
+from nas.supernet.elastic_ops import build_op as build
 from nas.supernet.relax import Shared
 from tests.contracts.strategies import all_counted, supernets
 

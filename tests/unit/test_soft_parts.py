@@ -210,7 +210,7 @@ def test_the_dirichlet_term_is_least_without_preference():
 
 @pytest.mark.parametrize("make", [Entropy, ZeroOne, DirichletKL])
 def test_a_weight_that_is_no_number_is_refused(make):
-    with pytest.raises(UserError, match="finite number"):
+    with pytest.raises(UserError, match="must be finite"):
         make(weight=float("nan"))
 
 
