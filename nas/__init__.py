@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from nas.decision import free as free
     from nas.decision import resample as resample
     from nas.decision import split_parameters as split_parameters
-    from nas.discrete import arch_of as arch_of
-    from nas.discrete import discretize as discretize
+    from nas.discretization import arch_of as arch_of
+    from nas.discretization import discretize as discretize
     from nas.errors import UserError as UserError
     from nas.export import load as load
-    from nas.ops.catalogue import build as build_op  # noqa: F401
     from nas.supernet.choice import ChoiceBlock as ChoiceBlock
+    from nas.supernet.elastic_ops import build_op as build_op
 
 _HOME = {
     "Arch": "nas.arch",
@@ -35,10 +35,10 @@ _HOME = {
     "Params": "nas.cost.analytic",
     "UserError": "nas.errors",
     "apply": "nas.decision",
-    "arch_of": "nas.discrete",
-    "build_op": "nas.ops.catalogue",
+    "arch_of": "nas.discretization",
+    "build_op": "nas.supernet.elastic_ops",
     "decisions": "nas.decision",
-    "discretize": "nas.discrete",
+    "discretize": "nas.discretization",
     "free": "nas.decision",
     "load": "nas.export",
     "resample": "nas.decision",
@@ -52,8 +52,7 @@ __all__ = sorted(_HOME)  # noqa: PLE0605
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'nas' has no attribute {name!r}; it offers {__all__}")
-    attribute = "build" if name == "build_op" else name
-    return getattr(import_module(_HOME[name]), attribute)
+    return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -15,21 +15,21 @@ _STATE = ("alpha", "noise", "tau", "open")
 
 
 class Varying(nn.Module):
-    """A module that is another plain module for each combination of options of its decisions."""
+    """A module that becomes another plain module for each combination of its decisions' options."""
 
     def decides(self) -> Sequence["Decision"]:
-        """The decisions that its variants differ by, each once."""
+        """The decisions that determine the variant, each once."""
         raise NotImplementedError
 
     def variant(self, options: Mapping["Decision", Option]) -> nn.Module:
-        """The module that stands here once `options` are taken.
+        """The module that takes this one's place under `options`.
 
-        It may hold, or share weights with, what is in the supernet; `nas.discrete` copies it.
+        It may contain modules or weights of the supernet; `nas.discretization` copies it.
         """
         raise NotImplementedError
 
     def reads(self, options: Mapping["Decision", Option]) -> int | None:
-        """The first so many channels of its input are those it gets; None: all there are."""
+        """How many of its input's channels, from the first, it uses; None: all."""
         return None
 
     def combinations(self) -> Iterator[dict["Decision", Option]]:
@@ -45,37 +45,37 @@ class Decision(Varying):
     Subclasses define `theta` and `discretize`; the state that theta is computed from (`alpha`,
     `noise`, `tau`, `open`) lives here, so that a checkpoint holds all of it.
 
-    Several modules may stand for one decision, as the repeated cells of DARTS do: all but one
-    follow that one, have its state and no own, and take what it takes.
+    Several modules may stand for one decision, as the repeated cells of DARTS do: all but one are
+    tied to that one; they have no state of their own and take the same option.
 
     Args:
         options: the names of the alternatives, in the order of `alpha`.
-        lead: the decision to follow, of the same options; None decides for itself.
+        tied_to: the decision whose state this one uses, of the same options; None: its own state.
 
     Raises:
-        UserError: the one to follow has other options.
+        UserError: `tied_to` has other options.
 
     Shapes: alpha, noise, open, theta ``(K,)``; tau ``()``.
     """
 
-    derived: ClassVar[bool] = False  # alpha follows from other decisions, and is not trained
+    derived: ClassVar[bool] = False  # alpha is computed from other decisions, and not trained
     noise: Tensor  # added to alpha; zero unless the relaxation draws some
     tau: Tensor
     open: Tensor  # bool; a closed option has theta exactly 0
     ordered = False  # whether the first option is the smallest network and the last the largest
 
-    def __init__(self, options: Sequence[Option], lead: "Decision | None" = None) -> None:
+    def __init__(self, options: Sequence[Option], tied_to: "Decision | None" = None) -> None:
         super().__init__()
         self.options = tuple(options)
-        # In a tuple, so that it is no submodule of its followers too.
-        self._lead = None if lead is None else (lead.lead,)
+        # In a tuple, so that it is no submodule of the modules tied to it.
+        self._tied_to = None if tied_to is None else (tied_to.tied_to,)
         # Set on a private copy by `nas.cost.trace`: run every option, whatever theta is.
         self.unrolled = False
-        if lead is not None:
-            if lead.options != self.options:
+        if tied_to is not None:
+            if tied_to.options != self.options:
                 raise UserError(
                     f"blocks that share a decision must offer the same options, but one has "
-                    f"{list(self.options)} and the other {list(lead.options)}"
+                    f"{list(self.options)} and the other {list(tied_to.options)}"
                 )
             return
         if not self.derived:
@@ -85,14 +85,14 @@ class Decision(Varying):
         self.register_buffer("open", torch.ones(len(self.options), dtype=torch.bool))
 
     @property
-    def lead(self) -> "Decision":
-        """The decision that this one follows; itself where it decides."""
-        return self if self._lead is None else self._lead[0]
+    def tied_to(self) -> "Decision":
+        """The decision whose state this one uses; itself where it has its own."""
+        return self if self._tied_to is None else self._tied_to[0]
 
     def __getattr__(self, name: str) -> Any:
-        # Called only for what is not an attribute: of a follower, the state.
-        if name in _STATE and self._lead is not None:
-            return getattr(self._lead[0], name)
+        # Called only for what is no attribute: the state, where the module is tied to another.
+        if name in _STATE and self._tied_to is not None:
+            return getattr(self._tied_to[0], name)
         return super().__getattr__(name)
 
     @property
@@ -137,30 +137,30 @@ class Decision(Varying):
         raise NotImplementedError
 
     def decides(self) -> Sequence["Decision"]:
-        return (self.lead,) if self.gated() else ()
+        return (self.tied_to,) if self.gated() else ()
 
     def variant(self, options: Mapping["Decision", Option]) -> nn.Module:
-        return self.gated()[options[self.lead]]
+        return self.gated()[options[self.tied_to]]
 
     def discretize(self) -> nn.Module:
-        """The module that stands here once `best()` is taken, weights shared."""
+        """The module that takes this one's place under `best()`, weights shared."""
         return self.gated()[self.best()]
 
 
 def decisions(model: nn.Module) -> Iterator[tuple[str, Decision]]:
     """Name and decision, each decision once, named by the first path that leads to it.
 
-    Modules that follow one decision lead to that one.
+    Modules that are tied to a decision count as that one.
     """
     seen = set()
     for name, site in sites(model):
-        if id(site.lead) not in seen:
-            seen.add(id(site.lead))
-            yield name, site.lead
+        if id(site.tied_to) not in seen:
+            seen.add(id(site.tied_to))
+            yield name, site.tied_to
 
 
 def sites(model: nn.Module) -> Iterator[tuple[str, Decision]]:
-    """Path and module of every place where a decision is carried out, followers among them."""
+    """Path and module of every decision, those that are tied to another one included."""
     for name, module in model.named_modules():
         if isinstance(module, Decision):
             yield name, module

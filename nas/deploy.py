@@ -128,7 +128,7 @@ def _bare(path: Path, words: dict[str, str], weights: str | None, command: str) 
     import torch
 
     from nas.arch import Arch
-    from nas.discrete import discretize
+    from nas.discretization import discretize
     from nas.export.loading import load_weights
 
     arch = Arch.load(path)

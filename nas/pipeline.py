@@ -14,7 +14,7 @@ from torch import nn
 
 from nas.arch import Arch
 from nas.attempts import Attempts
-from nas.discrete import discretize
+from nas.discretization import discretize
 from nas.errors import InterruptedRunError
 from nas.export import load_supernet, onnx, state_bytes
 from nas.export.loading import check_checkpoint

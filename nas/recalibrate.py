@@ -1,4 +1,4 @@
-"""BatchNorm statistics measured anew: those of a supernet are a mixture over architectures."""
+"""Recalibration of BatchNorm: the statistics of a supernet are a mixture over architectures."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -74,10 +74,10 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
 
 
 class _Pool:
-    """The statistics of all that one norm has been given.
+    """The statistics of all inputs of one norm.
 
-    Called before each forward pass of the norm, in evaluation mode, it makes the statistics of the
-    batch those that the norm uses.
+    Called before each forward pass of the norm, in evaluation mode, it sets the statistics of the
+    batch as those that the norm uses.
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -120,7 +120,7 @@ class _Pool:
         self.norm.running_var.copy_(variance)
 
     def write(self) -> None:
-        """Make them the norm's own, with the unbiased variance, as training does."""
+        """Set them as the norm's own, with the unbiased variance, as training does."""
         self.norm.reset_running_stats()
         if not self.calls:
             return

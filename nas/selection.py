@@ -13,7 +13,7 @@ from nas.arch import Arch
 from nas.cost.base import Expected
 from nas.cost.programme import Limit, Optimum, Programme, worst
 from nas.decision import decisions
-from nas.discrete import arch_of
+from nas.discretization import arch_of
 from nas.errors import UserError
 from nas.units import amount
 

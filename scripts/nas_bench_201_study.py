@@ -21,8 +21,7 @@ import torch
 
 from nas.arch import Arch
 from nas.run import RunDir, find_runs
-from nas.spaces.nas_bench_201 import cell_of
-from nas.spaces.nas_bench_201_cell import EDGES, OPS, parse, render
+from nas.spaces.nas_bench_201 import EDGES, OPS, cell_of, parse, render
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from nas.search.sampling.predictor import Predictor
 from nas.search.sampling.searchers import TPE, RandomSearch, search
 from nas.search.sampling.space import SearchSpace
 from nas.search.sampling.trials import Trial, TrialLog
-from nas.spaces.nas_bench_201_cell import EDGES, OPS, parse
+from nas.spaces.nas_bench_201 import EDGES, OPS, parse
 
 REFERENCE = (25.0, 60.0)
 BUDGETS = (50, 200, 1000)

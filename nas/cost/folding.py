@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from nas.cost.base import Event, Gates, LayerSpec, stored
 from nas.cost.unrolled import Mixer
-from nas.supernet.outputs import by_place
+from nas.supernet.candidates import by_place
 
 # Stored tensor -> the modules that hold it, and the gates under which each of them exists.
 Owners = Mapping[int, Mapping[nn.Module, Event]]

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from nas.cost.base import Gate, Gates
 from nas.cost.polynomial import consistent
-from nas.supernet.outputs import by_place
+from nas.supernet.candidates import by_place
 
 # A buffer, and the gates (besides those of the reader) under which it is this one that is read:
 # the output of a choice is that of whichever candidate is taken.

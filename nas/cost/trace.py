@@ -27,7 +27,7 @@ from nas.cost.schedule import Schedule, ScheduleRecorder, tensors
 from nas.cost.unrolled import Mixer, Unrolled, unroll
 from nas.decision import Decision, decisions
 from nas.errors import UserError
-from nas.supernet.own_input import guards_last
+from nas.supernet.inplace import guards_last
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nas.copying import copied
 from nas.cost.base import Gates
 from nas.decision import Decision, Varying, decisions
-from nas.discrete import outermost
+from nas.discretization import outermost
 
 
 class Unrolled(nn.Module):
@@ -100,6 +100,6 @@ def _mixers(model: nn.Module, names: Mapping[int, str]) -> Iterator[Mixer]:
             found = zip(module.gates, module.candidates.values(), strict=True)
             yield Mixer(path, module, list(found))
         elif isinstance(module, Decision) and module.gated():
-            name = names[id(module.lead)]
+            name = names[id(module.tied_to)]
             gated = module.gated().values()
             yield Mixer(path, module, [(frozenset({(name, k)}), m) for k, m in enumerate(gated)])

@@ -17,7 +17,7 @@ from nas.errors import UserError
 from nas.export.layers import constructor, is_layer, is_plain, literal
 from nas.export.statements import statements
 from nas.export.tracing import Call, calls, graph_of
-from nas.supernet.own_input import guard_of
+from nas.supernet.inplace import guard_of
 
 WIDTH = 100
 _FILE_NAMES = ("torch", "nn", "Path", "OrderedDict", "build", "load")  # of the file itself

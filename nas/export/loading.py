@@ -11,7 +11,7 @@ from torch import nn
 
 from nas.arch import Arch
 from nas.decision import free
-from nas.discrete import discretize
+from nas.discretization import discretize
 from nas.errors import UserError
 from nas.reading import read_config, read_tensors
 from nas.run import RunDir

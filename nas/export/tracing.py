@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from nas.export.layers import is_layer
-from nas.supernet.own_input import guard_of
+from nas.supernet.inplace import guard_of
 
 # What a module may be told besides tensors, and be written with the value it was told.
 _CONSTANTS = (type(None), bool, str, float)

@@ -17,7 +17,7 @@ from nas.cost.analytic import MACs
 from nas.cost.schedule import tensors
 from nas.cost.trace import Example, inputs_of
 from nas.decision import Decision, decisions
-from nas.discrete import discretize
+from nas.discretization import discretize
 from nas.errors import UserError
 from nas.latency.calibrate import MeasuredNetwork, Role
 from nas.latency.log import MeasurementLog, measurement_quality

@@ -16,7 +16,7 @@ import numpy as np
 from nas.errors import UserError
 from nas.latency.predict import Array
 from nas.reading import read_csv
-from nas.spaces import nas_bench_201_cell as cell
+from nas.spaces import nas_bench_201 as cell
 
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 CELL = "arch_str"

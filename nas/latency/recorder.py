@@ -46,7 +46,7 @@ def record(model: nn.Module, inputs: Inputs) -> list[Call]:
         # Options first: they look at who calls, which is then the last of those that run.
         for _, site in sites(model):
             for index, candidate in enumerate(site.gated().values()):
-                _around(stack, candidate, *recorder.option(site, (names[site.lead], index)))
+                _around(stack, candidate, *recorder.option(site, (names[site.tied_to], index)))
         paths = {id(module): name for name, module in model.named_modules()}
         for leaf in _leaves(model):
             if id(leaf) in paths:  # a decision that others carry out has options of no module

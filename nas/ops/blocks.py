@@ -1,12 +1,14 @@
-"""The candidate operations, over images (``ndim=2``) or sequences (``ndim=1``).
+"""What candidate operations are made of, over images (``ndim=2``) or sequences (``ndim=1``).
 
-Padding is "same": an op of stride s maps a side of n to ``ceil(n / s)``, so that all candidates of
-one layer agree in shape. Convolutions before a BatchNorm have no bias. Every factory takes
-``(in_channels, out_channels, stride, ndim, activation, **what its name says)``.
+Padding is "same": a layer of stride s maps a side of n to ``ceil(n / s)``, so that all candidates
+of one layer agree in shape. Convolutions before a BatchNorm have no bias.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -18,22 +20,85 @@ NORM: dict[int, type[nn.BatchNorm1d] | type[nn.BatchNorm2d]] = {
     1: nn.BatchNorm1d,
     2: nn.BatchNorm2d,
 }
-# In place where autograd allows it: the BatchNorm before it keeps only its own input.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": lambda: nn.ReLU(inplace=True),
-    "relu6": lambda: nn.ReLU6(inplace=True),
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
     "hardswish": nn.Hardswish,
     "silu": nn.SiLU,
 }
+
+Channels = TypeVar("Channels")
+
+
+@dataclass(frozen=True)
+class Site(Generic[Channels]):
+    """Where an op is to stand. `Channels` is int, or a number that is searched.
+
+    Args:
+        ndim: 2 for images ``(N, C, H, W)``, 1 for sequences ``(N, C, L)``.
+        activation: instead of the op's own; one of `ACTIVATIONS`.
+        affine: whether BatchNorms scale and shift.
+    """
+
+    in_channels: Channels
+    out_channels: Channels
+    stride: int = 1
+    ndim: int = 2
+    activation: str | None = None
+    affine: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.in_channels} -> {self.out_channels} channels, stride {self.stride}"
+
+    @property
+    def keeps_shape(self) -> bool:
+        """Whether input and output have the same shape."""
+        return self.stride == 1 and self.in_channels == self.out_channels
+
+    def conv(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        dilation: int = 1,
+    ) -> nn.Module:
+        """Convolution without bias."""
+        pad = dilation * (kernel // 2)
+        make = CONV[self.ndim]
+        return make(inputs, outputs, kernel, stride, pad, dilation, groups, bias=False)
+
+    def conv_norm(
+        self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
+    ) -> list[nn.Module]:
+        """Convolution without bias, and its BatchNorm."""
+        return [self.conv(inputs, outputs, kernel, stride, groups), self.norm(outputs)]
+
+    def norm(self, channels: int) -> nn.Module:
+        """A BatchNorm."""
+        return NORM[self.ndim](channels, affine=self.affine)
+
+    def act(self, default: str = "relu") -> nn.Module:
+        """The activation, or `default` where none is given, as `act`."""
+        return act(self.activation or default)
+
+
+def act(name: str) -> nn.Module:
+    """The activation of that name to stand after a BatchNorm, in place where autograd allows it."""
+    made = ACTIVATIONS[name]()
+    if isinstance(made, nn.ReLU | nn.ReLU6):  # BatchNorm keeps only its own input
+        made.inplace = True
+    return made
 
 
 def scaled_norm(norm: _BatchNorm, x: Tensor, scale: Tensor) -> Tensor:
     """``scale * norm(x)`` for the price of ``norm(x)``: the scale goes into its weight and bias.
 
-    Statistics are used and updated as in any forward pass, since it is one.
+    Statistics are used and updated as in any forward pass.
     """
-    # Attributes of the instance hide its parameters of the same name while it runs. That is what
-    # `torch.func.functional_call` comes to, at a fraction of its 100 us.
+    # Attributes of the instance hide its parameters of the same name while it runs. The effect is
+    # that of `torch.func.functional_call`, at a fraction of its 100 us.
     vars(norm).update(weight=norm.weight * scale, bias=norm.bias * scale)
     try:
         scaled: Tensor = norm(x)
@@ -76,86 +141,8 @@ class Stack(nn.Sequential):
         return x
 
 
-def conv_norm(
-    ndim: int, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
-) -> list[nn.Module]:
-    """Convolution without bias, and its BatchNorm."""
-    conv = CONV[ndim](
-        in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False
-    )
-    return [conv, NORM[ndim](out_channels)]
-
-
-def act(name: str | None, default: str = "relu") -> nn.Module:
-    """The activation of that name, by default `default`."""
-    return ACTIVATIONS[name or default]()
-
-
-def conv(
-    in_channels: int,
-    out_channels: int,
-    stride: int,
-    ndim: int,
-    activation: str | None,
-    kernel: int,
-    se: bool = False,
-) -> Stack:
-    """Convolution, BatchNorm, ReLU; squeeze-and-excitation to a quarter of the input if `se`."""
-    layers = [*conv_norm(ndim, in_channels, out_channels, kernel, stride), act(activation)]
-    if se:
-        layers.append(SqueezeExcitation(out_channels, max(1, in_channels // 4), ndim))
-    return Stack(*layers)
-
-
-def separable(
-    in_channels: int, out_channels: int, stride: int, ndim: int, activation: str | None, kernel: int
-) -> Stack:
-    """Depthwise convolution, BatchNorm, ReLU, pointwise convolution, BatchNorm, ReLU."""
-    return Stack(
-        *conv_norm(ndim, in_channels, in_channels, kernel, stride, groups=in_channels),
-        act(activation),
-        *conv_norm(ndim, in_channels, out_channels, 1),
-        act(activation),
-    )
-
-
-def grouped(
-    in_channels: int,
-    out_channels: int,
-    stride: int,
-    ndim: int,
-    activation: str | None,
-    kernel: int,
-    groups: int,
-) -> Stack:
-    """Channel shuffle, grouped convolution, BatchNorm, ReLU.
-
-    The shuffle comes first, so that each group sees channels of every group of a layer before it.
-    """
-    return Stack(
-        ChannelShuffle(groups),
-        *conv_norm(ndim, in_channels, out_channels, kernel, stride, groups),
-        act(activation),
-    )
-
-
-def spatially_separable(
-    in_channels: int, out_channels: int, stride: int, ndim: int, activation: str | None, kernel: int
-) -> Stack:
-    """(k, 1) convolution, BatchNorm, ReLU, (1, k) convolution, BatchNorm, ReLU; images only."""
-    pad = kernel // 2
-    return Stack(
-        nn.Conv2d(in_channels, out_channels, (kernel, 1), (stride, 1), (pad, 0), bias=False),
-        nn.BatchNorm2d(out_channels),
-        act(activation),
-        nn.Conv2d(out_channels, out_channels, (1, kernel), (1, stride), (0, pad), bias=False),
-        nn.BatchNorm2d(out_channels),
-        act(activation),
-    )
-
-
 class Residual(nn.Module):
-    """A branch of layers, and the input added to what it gives where `residual`."""
+    """A branch of layers, and the input added to its output where `residual`."""
 
     def __init__(self, branch: Stack, residual: bool) -> None:
         super().__init__()
@@ -171,36 +158,6 @@ class Residual(nn.Module):
         """As `Stack.scaled`."""
         y: Tensor = self(x, scale)
         return y
-
-
-class MBConv(Residual):
-    """Inverted bottleneck of MobileNetV2 (Sandler et al., 2018, Table 1), ReLU6 by default.
-
-    Pointwise expansion (none at ``expand=1``), depthwise convolution, squeeze-and-excitation if
-    `se`, linear pointwise projection; a residual where stride is 1 and the channels are equal.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        stride: int,
-        ndim: int,
-        activation: str | None,
-        kernel: int,
-        expand: int,
-        se: bool = False,
-    ) -> None:
-        hidden = in_channels * expand
-        layers: list[nn.Module] = []
-        if expand > 1:
-            layers += [*conv_norm(ndim, in_channels, hidden, 1), act(activation, "relu6")]
-        layers += conv_norm(ndim, hidden, hidden, kernel, stride, groups=hidden)
-        layers += [act(activation, "relu6")]
-        if se:
-            layers += [SqueezeExcitation(hidden, max(1, in_channels // 4), ndim)]
-        layers += conv_norm(ndim, hidden, out_channels, 1)
-        super().__init__(Stack(*layers), stride == 1 and in_channels == out_channels)
 
 
 class SqueezeExcitation(nn.Module):
@@ -233,7 +190,7 @@ class ChannelShuffle(nn.Module):
         self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
-        # nn.ChannelShuffle is an operator that exporters do not all know; these three they do.
+        # nn.ChannelShuffle is an operator that not all exporters know; they know these three.
         split = x.reshape(x.shape[0], self.groups, x.shape[1] // self.groups, *x.shape[2:])
         return split.transpose(1, 2).flatten(1, 2)
 
@@ -261,31 +218,63 @@ class Zero(nn.Module):
         return x.new_zeros(x.shape[0], self.out_channels or x.shape[1], *sides)
 
 
-def zero(
-    in_channels: int, out_channels: int, stride: int, ndim: int, activation: str | None
-) -> Zero:
-    """No path: zeros, for any channels and stride."""
-    return Zero(out_channels, stride)
+class MBConv(Residual):
+    """Inverted bottleneck of MobileNetV2 (Sandler et al., 2018, Table 1), ReLU6 by default.
+
+    Pointwise expansion (none at ``expand=1``), depthwise convolution, squeeze-and-excitation if
+    `se`, linear pointwise projection; a residual where stride is 1 and the channels are equal.
+    """
+
+    def __init__(self, site: Site[int], kernel: int, expand: int, se: bool = False) -> None:
+        hidden = site.in_channels * expand
+        layers: list[nn.Module] = []
+        if expand > 1:
+            layers += [*site.conv_norm(site.in_channels, hidden, 1), site.act("relu6")]
+        layers += site.conv_norm(hidden, hidden, kernel, site.stride, groups=hidden)
+        layers += [site.act("relu6")]
+        if se:
+            layers += [SqueezeExcitation(hidden, max(1, site.in_channels // 4), site.ndim)]
+        layers += site.conv_norm(hidden, site.out_channels, 1)
+        super().__init__(Stack(*layers), site.keeps_shape)
 
 
-def identity(
-    in_channels: int, out_channels: int, stride: int, ndim: int, activation: str | None
-) -> nn.Identity:
-    """The input itself: as a candidate, it removes the layer."""
-    return nn.Identity()
+class ShuffleBlock(nn.Module):
+    """ShuffleNetV2 (Ma et al. 2018) as in SPOS (Guo et al. 2020, Appendix): branch and bypass.
 
+    At stride 1 with equal channels, every other channel goes through the branch and the rest are
+    kept: split and shuffle in one. Otherwise both paths see all channels: the branch makes
+    ``out - in`` of them, a depthwise and a pointwise convolution the other ``in``.
 
-def average_pool(
-    in_channels: int, out_channels: int, stride: int, ndim: int, activation: str | None, kernel: int
-) -> nn.Module:
-    """Mean over the values that are there: padding is not counted."""
-    pool = nn.AvgPool1d if ndim == 1 else nn.AvgPool2d
-    return pool(kernel, stride, kernel // 2, count_include_pad=False)
+    The branch is pointwise, depthwise, pointwise; or, as `xception`, three pairs of depthwise
+    kernel 3 and pointwise. Its middle channels are half of the output's.
+    """
 
+    def __init__(self, site: Site[int], kernel: int = 3, xception: bool = False) -> None:
+        super().__init__()
+        self.splits, stride = site.keeps_shape, site.stride
+        kept = site.in_channels // 2 if self.splits else site.in_channels
+        made, middle = site.out_channels - kept, site.out_channels // 2
 
-def max_pool(
-    in_channels: int, out_channels: int, stride: int, ndim: int, activation: str | None, kernel: int
-) -> nn.Module:
-    """Maximum over the window; padding never wins."""
-    pool = nn.MaxPool1d if ndim == 1 else nn.MaxPool2d
-    return pool(kernel, stride, kernel // 2)
+        def depthwise(channels: int, stride: int) -> list[nn.Module]:
+            return site.conv_norm(channels, channels, kernel, stride, groups=channels)
+
+        def pointwise(inputs: int, outputs: int) -> list[nn.Module]:
+            return [*site.conv_norm(inputs, outputs, 1), site.act()]
+
+        if xception:
+            layers = [*depthwise(kept, stride), *pointwise(kept, middle)]
+            layers += [*depthwise(middle, 1), *pointwise(middle, middle)]
+            layers += [*depthwise(middle, 1), *pointwise(middle, made)]
+        else:
+            layers = [*pointwise(kept, middle), *depthwise(middle, stride)]
+            layers += pointwise(middle, made)
+        self.branch = Stack(*layers)
+        shortcut = [] if self.splits else [*depthwise(kept, stride), *pointwise(kept, kept)]
+        self.shortcut = nn.Sequential(*shortcut)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = x
+        if self.splits:
+            pairs = torch.unflatten(x, 1, (-1, 2))
+            kept, x = pairs[:, :, 0], pairs[:, :, 1]
+        return torch.cat([self.shortcut(kept), self.branch(x)], 1)

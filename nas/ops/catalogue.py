@@ -1,11 +1,17 @@
-"""Names of candidate operations, and what each of them builds.
+"""Names of candidate operations, and the functions that build them.
 
-``OPS`` maps a name's form to the factory that builds it; ``{kernel}`` in a form is a number of the
-name and a keyword argument of the factory. A new op is one factory and one line here.
+`OPS` maps the form of a name to the function that builds the op: ``{kernel}`` in a form is a number
+of the name and a keyword argument of the function. A new op is one function and one line here; the
+numbers in its form may have any names.
+
+The ops of DARTS and NAS-Bench-201 are here too, under names of their own: `rconv_k3` (ReLU first),
+`dil_k3` (dilated), `sep2_k3` (separable, twice), `avgpool_k3_norm`, `maxpool_k3_norm`, `skip`
+(identity, or a factorized reduction at stride 2). The ops whose numbers are searched, `elastic_*`,
+are in `nas.supernet.elastic_ops`, where `build_op` builds an op of any name.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
@@ -14,197 +20,212 @@ from itertools import product
 from torch import nn
 
 from nas.errors import UserError
-from nas.ops import blocks
-from nas.ops.elastic import Number, elastic, options_of
-from nas.ops.elastic_mbconv import ElasticMBConv
-from nas.ops.shuffle import ShuffleBlock
+from nas.ops import cells
+from nas.ops.blocks import (
+    ACTIVATIONS,
+    CONV,
+    ChannelShuffle,
+    MBConv,
+    ShuffleBlock,
+    Site,
+    SqueezeExcitation,
+    Stack,
+    Zero,
+)
 
 
-@dataclass(frozen=True)
-class Site:
-    """Where an op is to stand."""
-
-    in_channels: int
-    out_channels: int
-    stride: int = 1
-    ndim: int = 2
-
-    def __str__(self) -> str:
-        return f"{self.in_channels} -> {self.out_channels} channels, stride {self.stride}"
+def conv(site: Site[int], kernel: int, se: bool = False) -> Stack:
+    """Convolution, BatchNorm, ReLU; squeeze-and-excitation to a quarter of the input if `se`."""
+    layers = site.conv_norm(site.in_channels, site.out_channels, kernel, site.stride)
+    layers.append(site.act())
+    if se:
+        squeezed = max(1, site.in_channels // 4)
+        layers.append(SqueezeExcitation(site.out_channels, squeezed, site.ndim))
+    return Stack(*layers)
 
 
-def _anywhere(site: Site, **numbers: int) -> str | None:
-    return None
+def separable(site: Site[int], kernel: int) -> Stack:
+    """Depthwise convolution, BatchNorm, ReLU, pointwise convolution, BatchNorm, ReLU."""
+    inputs = site.in_channels
+    depthwise = site.conv_norm(inputs, inputs, kernel, site.stride, groups=inputs)
+    pointwise = site.conv_norm(inputs, site.out_channels, 1)
+    return Stack(*depthwise, site.act(), *pointwise, site.act())
 
 
-def _same_shape(site: Site, **numbers: int) -> str | None:
-    fits = site.stride == 1 and site.in_channels == site.out_channels
-    return None if fits else "it needs stride 1 and as many output as input channels"
+def grouped(site: Site[int], kernel: int, groups: int) -> Stack:
+    """Channel shuffle, grouped convolution, BatchNorm, ReLU.
+
+    The shuffle comes first, so that each group sees channels of every group of a layer before it.
+    """
+    layers = site.conv_norm(site.in_channels, site.out_channels, kernel, site.stride, groups)
+    return Stack(ChannelShuffle(groups), *layers, site.act())
 
 
-def _same_channels(site: Site, **numbers: int) -> str | None:
+def spatially_separable(site: Site[int], kernel: int) -> Stack:
+    """(k, 1) convolution, BatchNorm, ReLU, (1, k) convolution, BatchNorm, ReLU; images only."""
+    pad, stride, outputs = kernel // 2, site.stride, site.out_channels
+    return Stack(
+        nn.Conv2d(site.in_channels, outputs, (kernel, 1), (stride, 1), (pad, 0), bias=False),
+        site.norm(outputs),
+        site.act(),
+        nn.Conv2d(outputs, outputs, (1, kernel), (1, stride), (0, pad), bias=False),
+        site.norm(outputs),
+        site.act(),
+    )
+
+
+def average_pool(site: Site[int], kernel: int) -> nn.Module:
+    """Mean over the values that are there: padding is not counted."""
+    pool = nn.AvgPool1d if site.ndim == 1 else nn.AvgPool2d
+    return pool(kernel, site.stride, kernel // 2, count_include_pad=False)
+
+
+def max_pool(site: Site[int], kernel: int) -> nn.Module:
+    """Maximum over the window; padding never wins."""
+    pool = nn.MaxPool1d if site.ndim == 1 else nn.MaxPool2d
+    return pool(kernel, site.stride, kernel // 2)
+
+
+def _with_norm(pool: Callable[[Site[int], int], nn.Module], site: Site[int], kernel: int) -> Stack:
+    return cells.pool_norm(site, pool(site, kernel))
+
+
+def _same_shape(site: Site[int], **numbers: int) -> str | None:
+    return None if site.keeps_shape else "it needs stride 1 and as many output as input channels"
+
+
+def _same_channels(site: Site[int], **numbers: int) -> str | None:
     fits = site.in_channels == site.out_channels
     return None if fits else "it needs as many output as input channels"
 
 
-def _divisible(site: Site, groups: int, **numbers: int) -> str | None:
+def _skippable(site: Site[int], **numbers: int) -> str | None:
+    fits = site.keeps_shape or (site.stride == 2 and site.ndim == 2)
+    return None if fits else "it needs stride 2 and images, or the same shape"
+
+
+def _divisible(site: Site[int], groups: int, **numbers: int) -> str | None:
     fits = site.in_channels % groups == 0 and site.out_channels % groups == 0
     return None if fits else f"it needs input and output channels divisible by {groups}"
 
 
-def _growing(site: Site, **numbers: int) -> str | None:
-    if site.stride == 1 and site.in_channels == site.out_channels:
+def _growing(site: Site[int], **numbers: int) -> str | None:
+    if site.keeps_shape:
         return None if site.in_channels % 2 == 0 else "it needs an even number of channels"
     fits = site.out_channels > site.in_channels
     return None if fits else "it needs more output than input channels, or the same at stride 1"
 
 
-def _images(site: Site, **numbers: int) -> str | None:
+def _images(site: Site[int], **numbers: int) -> str | None:
     return None if site.ndim == 2 else "it needs images, not sequences"
 
 
 @dataclass(frozen=True)
 class Op:
-    """A factory, and what stands against building it at a site (None: nothing).
+    """What builds an op, ``build(site, **numbers)``, and what stands against it at a site.
 
-    `elastic`: the factory takes searched numbers of channels too.
+    Args:
+        obstacle: ``(site, **numbers)`` -> a reason in words, or None where the op can stand.
+        usual: number in the form -> values for `known_names`, instead of those in `USUAL`.
     """
 
-    factory: Callable[..., nn.Module]
-    obstacle: Callable[..., str | None] = field(default=_anywhere)
-    elastic: bool = False
+    build: Callable[..., nn.Module]
+    obstacle: Callable[..., str | None] = field(default=lambda site, **numbers: None)
+    usual: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
-def _elastic_mbconv(
-    in_channels: Number,
-    out_channels: Number,
-    stride: int,
-    ndim: int,
-    activation: str | None,
-    largest: int,
-    widest: int,
-    se: bool = False,
-) -> nn.Module:
-    """Kernels 3, 5, ... up to `largest`; expansions of 3, 4, 6 up to, and with, `widest`."""
-    kernels = [*range(3, largest, 2), largest]
-    expansions = [*(e for e in (3, 4, 6) if e < widest), widest]
-    numbers = (elastic(kernels), elastic(expansions))
-    return ElasticMBConv(in_channels, out_channels, stride, ndim, activation, *numbers, se)
-
-
+Ops = Mapping[str, Op]  # form of a name -> op
 OPS: dict[str, Op] = {
-    "conv_k{kernel}": Op(blocks.conv),
-    "sep_k{kernel}": Op(blocks.separable),
-    "mb_k{kernel}_e{expand}": Op(blocks.MBConv),
-    "mb_k{kernel}_e{expand}_se": Op(partial(blocks.MBConv, se=True)),
-    "conv_k{kernel}_se": Op(partial(blocks.conv, se=True)),
-    "grp_k{kernel}_g{groups}": Op(blocks.grouped, _divisible),
-    "ssep_k{kernel}": Op(blocks.spatially_separable, _images),
-    "avgpool_k{kernel}": Op(blocks.average_pool, _same_channels),
-    "maxpool_k{kernel}": Op(blocks.max_pool, _same_channels),
-    "elastic_k{largest}_e{widest}": Op(_elastic_mbconv, elastic=True),
-    "elastic_k{largest}_e{widest}_se": Op(partial(_elastic_mbconv, se=True), elastic=True),
+    "conv_k{kernel}": Op(conv),
+    "sep_k{kernel}": Op(separable),
+    "mb_k{kernel}_e{expand}": Op(MBConv),
+    "mb_k{kernel}_e{expand}_se": Op(partial(MBConv, se=True)),
+    "conv_k{kernel}_se": Op(partial(conv, se=True)),
+    "grp_k{kernel}_g{groups}": Op(grouped, _divisible),
+    "ssep_k{kernel}": Op(spatially_separable, _images),
+    "avgpool_k{kernel}": Op(average_pool, _same_channels),
+    "maxpool_k{kernel}": Op(max_pool, _same_channels),
     "shuffle_k{kernel}": Op(ShuffleBlock, _growing),
     "shuffle_x": Op(partial(ShuffleBlock, xception=True), _growing),
-    "identity": Op(blocks.identity, _same_shape, elastic=True),
-    "zero": Op(blocks.zero),
+    "rconv_k{kernel}": Op(cells.relu_conv),
+    "dil_k{kernel}": Op(cells.dilated),
+    "sep2_k{kernel}": Op(cells.separable_twice),
+    "avgpool_k{kernel}_norm": Op(partial(_with_norm, average_pool), _same_channels),
+    "maxpool_k{kernel}_norm": Op(partial(_with_norm, max_pool), _same_channels),
+    "skip": Op(cells.skip, _skippable),
+    "identity": Op(lambda site: nn.Identity(), _same_shape),
+    "zero": Op(lambda site: Zero(site.out_channels, site.stride)),
 }
-# What the listed names are made of; any other number works too, a kernel if it is odd.
-USUAL = {
-    "kernel": (3, 5, 7),
-    "expand": (1, 3, 6),
-    "groups": (2, 4),
-    "largest": (5, 7),
-    "widest": (6,),
-}
+# Numbers of the listed names; any other number works too, a kernel if it is odd.
+USUAL = {"kernel": (3, 5, 7), "expand": (1, 3, 6), "groups": (2, 4)}
+UNUSUAL = (1, 2)  # of a number that neither `USUAL` nor its op says anything about
 
 
-def known_names() -> list[str]:
-    """Every form with the usual numbers in it."""
-    return [
-        form.format(**dict(zip(_fields(form), numbers, strict=True)))
-        for form in OPS
-        for numbers in product(*(USUAL[name] for name in _fields(form)))
-    ]
+def known_names(ops: Ops = OPS) -> list[str]:
+    """Every form with usual numbers in it."""
+    names = []
+    for form, op in ops.items():
+        fields = list(dict.fromkeys(re.findall(r"{(\w+)}", form)))
+        values = [op.usual.get(name, USUAL.get(name, UNUSUAL)) for name in fields]
+        for numbers in product(*values):
+            names.append(form.format(**dict(zip(fields, numbers, strict=True))))
+    return names
 
 
-def parse(name: str) -> tuple[Op, dict[str, int]]:
+def parse(name: str, ops: Ops = OPS) -> tuple[Op, dict[str, int]]:
     """The op that `name` means and the numbers in it.
 
     Raises:
         UserError: no such name, or an even kernel.
     """
-    for form, op in OPS.items():
-        match = re.fullmatch(re.sub(r"\{(\w+)\}", r"(?P<\1>[1-9][0-9]*)", form), str(name))
-        if match:
+    for form, op in ops.items():
+        if match := re.fullmatch(_pattern(form), str(name)):
             numbers = {key: int(text) for key, text in match.groupdict().items()}
-            kernel = numbers.get("kernel", numbers.get("largest", 1))
-            if kernel % 2 == 0:
-                raise UserError(f"op {name!r}: the kernel must be odd, got {kernel}")
+            if numbers.get("kernel", 1) % 2 == 0:
+                raise UserError(f"op {name!r}: the kernel must be odd, got {numbers['kernel']}")
             return op, numbers
-    close = get_close_matches(str(name), known_names(), n=1, cutoff=0.5)
+    close = get_close_matches(str(name), known_names(ops), n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    forms = ", ".join(OPS).replace("{", "<").replace("}", ">")
+    forms = ", ".join(ops).replace("{", "<").replace("}", ">")
     raise UserError(f"no candidate op {name!r}{hint} Known: {forms}, e.g. conv_k3, mb_k5_e6_se")
 
 
-def obstacle(
-    name: str, in_channels: Number, out_channels: Number, stride: int = 1, ndim: int = 2
-) -> str | None:
-    """Why the op cannot stand there, in words; None where it can."""
-    op, numbers = parse(name)
-    site = Site(options_of(in_channels)[-1], options_of(out_channels)[-1], stride, ndim)
+def _pattern(form: str) -> str:
+    """A regular expression of a form; a number that stands twice in it is the same."""
+    pattern, seen = "", set()
+    for text, key in re.findall(r"([^{]*)(?:{(\w+)}|$)", form):
+        pattern += re.escape(text)
+        if key:
+            pattern += f"(?P={key})" if key in seen else f"(?P<{key}>[1-9][0-9]*)"
+            seen.add(key)
+    return pattern
+
+
+def obstacle(name: str, site: Site[int], ops: Ops = OPS) -> str | None:
+    """Why the op cannot stand at `site`, in words; None where it can.
+
+    Raises:
+        UserError: as `parse`.
+    """
+    op, numbers = parse(name, ops)
     reason = op.obstacle(site, **numbers)
-    searched = not (isinstance(in_channels, int) and isinstance(out_channels, int))
-    if reason is None and searched:
-        if not op.elastic:
-            reason = "its channels cannot be searched; only those of elastic_* can"
-        elif name == "identity" and in_channels is not out_channels:
-            reason = "it needs the same decision for its input and output channels"
     return None if reason is None else f"op {name!r} does not fit {site}: {reason}"
 
 
-def allowed(
-    name: str, in_channels: Number, out_channels: Number, stride: int = 1, ndim: int = 2
-) -> bool:
-    """Whether `build` takes these arguments; identity and pooling keep the number of channels."""
-    return obstacle(name, in_channels, out_channels, stride, ndim) is None
-
-
-def build(
-    name: str,
-    in_channels: Number,
-    out_channels: Number,
-    stride: int = 1,
-    ndim: int = 2,
-    activation: str | None = None,
-) -> nn.Module:
-    """The op of that name, with new weights.
-
-    Args:
-        in_channels, out_channels: for elastic ops also an `Elastic` number.
-        ndim: 2 for images ``(N, C, H, W)``, 1 for sequences ``(N, C, L)``.
-        activation: instead of the op's own (ReLU; ReLU6 in `mb_*`); see `blocks.ACTIVATIONS`.
+def check(name: str, site: Site[int], ops: Ops = OPS) -> None:
+    """Whether ``Op.build`` of that name takes `site`.
 
     Raises:
-        UserError: unknown name or activation, an even kernel, numbers below 1, or an op that
-            cannot change the channels or the size as asked.
+        UserError: as `parse`; numbers below 1, an unknown activation, or an op that cannot change
+            the channels or the size as asked.
     """
-    channels = (options_of(in_channels)[0], options_of(out_channels)[0])
-    for what, value in (*(("channels", c) for c in channels), ("stride", stride)):
+    channels = min(site.in_channels, site.out_channels)
+    for what, value in (("channels", channels), ("stride", site.stride)):
         if value < 1:
             raise UserError(f"op {name!r}: {what} must be at least 1, got {value}")
-    if ndim not in blocks.CONV:
-        raise UserError(f"op {name!r}: ndim must be 1 (sequences) or 2 (images), got {ndim}")
-    if activation is not None and activation not in blocks.ACTIVATIONS:
-        allowed_names = ", ".join(blocks.ACTIVATIONS)
-        raise UserError(f"no activation {activation!r}, only {allowed_names}")
-    reason = obstacle(name, in_channels, out_channels, stride, ndim)
-    if reason is not None:
+    if site.ndim not in CONV:
+        raise UserError(f"op {name!r}: ndim must be 1 (sequences) or 2 (images), got {site.ndim}")
+    if site.activation is not None and site.activation not in ACTIVATIONS:
+        raise UserError(f"no activation {site.activation!r}, only {', '.join(ACTIVATIONS)}")
+    if reason := obstacle(name, site, ops):
         raise UserError(reason)
-    op, numbers = parse(name)
-    return op.factory(in_channels, out_channels, stride, ndim, activation, **numbers)
-
-
-def _fields(form: str) -> list[str]:
-    return re.findall(r"\{(\w+)\}", form)

@@ -14,7 +14,7 @@ from nas.arch import Arch
 from nas.cost.base import LayerCost, LayerSpec, NetworkCost
 from nas.cost.trace import Example, trace
 from nas.decision import Decision, Varying, decisions, sites
-from nas.discrete import discretize
+from nas.discretization import discretize
 from nas.ops.blocks import SqueezeExcitation
 from nas.report.labels import COLOURS
 from nas.report.templates import render
@@ -110,7 +110,7 @@ def summarize(
 
 def _bare_leaders(supernet: nn.Module) -> Iterator[str]:
     """Paths of decisions that others are tied to and that hold no module: the others are listed."""
-    followed = {site.lead for _, site in sites(supernet) if site.lead is not site}
+    followed = {site.tied_to for _, site in sites(supernet) if site.tied_to is not site}
     for path, site in sites(supernet):
         if site in followed and not any(site.children()):
             yield path
@@ -124,7 +124,7 @@ def _chosen(
     The numbers of one elastic layer make one text, e.g. "kernel 5, expand 4".
     """
     if isinstance(module, Decision):
-        yield path, str(arch.choices[names[module.lead]])
+        yield path, str(arch.choices[names[module.tied_to]])
         return
     own = module.decides() if isinstance(module, Varying) else ()
     numbers = {decision for decision in own if not decision.gated()}

@@ -17,7 +17,7 @@ from torchmetrics import MetricCollection
 
 from nas.arch import Option
 from nas.decision import apply, decisions, free
-from nas.discrete import arch_of
+from nas.discretization import arch_of
 from nas.errors import UserError
 from nas.ranks import told
 from nas.recalibrate import kept_statistics

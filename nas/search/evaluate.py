@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.arch import Arch
-from nas.discrete import discretize
+from nas.discretization import discretize
 from nas.errors import InterruptedRunError, NotFiniteError
 from nas.reading import read_tensors
 from nas.recalibrate import recalibrate

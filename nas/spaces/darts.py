@@ -1,26 +1,74 @@
 """`Darts`: normal and reduction cells, each found once and repeated (Liu et al. 2019)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from nas.ops.cell_ops import DARTS, FactorizedReduce, relu_conv
-from nas.spaces.cell import check_cells, edge
-from nas.supernet.incoming import Edges, Node, StrongestEdges, pairs
-from nas.supernet.relaxed import RelaxedDecision, Shared
+from nas.errors import UserError
+from nas.ops.blocks import Site
+from nas.ops.cells import FactorizedReduce, PartialChannels, relu_conv
+from nas.supernet.choice import ChoiceBlock
+from nas.supernet.edges import Edges, Node, StrongestEdges, pairs
+from nas.supernet.elastic_ops import build_op
+from nas.supernet.relax import RelaxedDecision, Shared
 from nas.values import Count, Layers, Positive, checked
 
 NODES = 4
 INPUTS = 2  # outputs of the two cells before
+# Published name of an operation, which is the option of a decision -> its name in the catalogue.
+DARTS = {
+    "max_pool_3x3": "maxpool_k3_norm",
+    "avg_pool_3x3": "avgpool_k3_norm",
+    "skip_connect": "skip",
+    "sep_conv_3x3": "sep2_k3",
+    "sep_conv_5x5": "sep2_k5",
+    "dil_conv_3x3": "dil_k3",
+    "dil_conv_5x5": "dil_k5",
+}
+
+
+def edge(ops: Mapping[str, str], site: Site[int], partial: int, tied_to: nn.Module) -> nn.Module:
+    """A choice among `ops`, tied to the decision on that edge in every cell.
+
+    Args:
+        ops: option -> name in the catalogue.
+        site: where the edge stands; as many output as input channels.
+        partial: K of `PartialChannels`; 1: all channels go through the op.
+    """
+    assert isinstance(tied_to, Shared)
+    channels, stride = site.in_channels, site.stride
+    own = channels // partial
+    made = {
+        option: build_op(name, own, own, stride, affine=site.affine) for option, name in ops.items()
+    }
+    block = ChoiceBlock(made, tied_to=tied_to)
+    return block if partial == 1 else PartialChannels(block, channels, partial, stride)
+
+
+def check_cells(input_shape: Sequence[int], channels: int, partial: int) -> None:
+    """Refuse what no cell space can be built of.
+
+    Raises:
+        UserError: naming the argument.
+    """
+    if len(input_shape) != 3:
+        raise UserError(
+            f"cell spaces take images (C, H, W), not inputs of shape {tuple(input_shape)}"
+        )
+    if channels % partial:
+        raise UserError(
+            f"space.partial={partial} must divide the channels of every cell, {channels} in the "
+            f"first: choose another, or a width at which it does"
+        )
 
 
 class CellDecisions(nn.Module):
-    """What one kind of cell decides: an op on each edge, and which two edges each node keeps.
+    """The decisions of one kind of cell: the op on each edge, and which two edges a node keeps.
 
-    The first node has just two edges, and nothing to decide about them.
+    The first node has just two edges, so that nothing is decided about them.
     """
 
     def __init__(self, weighed: bool) -> None:
@@ -61,23 +109,17 @@ class Cell(nn.Module):
         self.first: nn.Module = (
             FactorizedReduce(width.before_last, c, affine)
             if width.after_reduction
-            else relu_conv(width.before_last, c, 1, 1, affine)
+            else relu_conv(Site(width.before_last, c, affine=affine), 1)
         )
-        self.second = relu_conv(width.last, c, 1, 1, affine)
+        self.second = relu_conv(Site(width.last, c, affine=affine), 1)
         self.nodes = nn.ModuleList()
         for node in range(NODES):
             to = INPUTS + node
-            edges = [
-                edge(
-                    DARTS,
-                    c,
-                    2 if width.reduces and state < INPUTS else 1,
-                    affine,
-                    partial,
-                    decisions.ops[f"{state}_{to}"],
-                )
-                for state in range(to)
-            ]
+            edges = []
+            for state in range(to):
+                stride = 2 if width.reduces and state < INPUTS else 1
+                site = Site(c, c, stride, affine=affine)
+                edges.append(edge(DARTS, site, partial, decisions.ops[f"{state}_{to}"]))
             self.nodes.append(_node(edges, decisions, to))
 
     def forward(self, before_last: Tensor, last: Tensor) -> Tensor:
@@ -90,9 +132,9 @@ class Cell(nn.Module):
 def _node(edges: Sequence[nn.Module], decisions: CellDecisions, to: int) -> nn.Module:
     if str(to) not in decisions.keep:
         return Edges(dict(enumerate(edges)))
-    lead = decisions.keep[str(to)]
-    assert isinstance(lead, RelaxedDecision)
-    return Node(edges, lead)
+    kept = decisions.keep[str(to)]
+    assert isinstance(kept, RelaxedDecision)
+    return Node(edges, kept)
 
 
 @checked("space")
@@ -100,14 +142,14 @@ class Darts(nn.Module):
     """Stem, cells of which those at 1/3 and 2/3 reduce, pooling, classifier.
 
     All normal cells share their decisions, and all reduction cells theirs. A reduction halves the
-    sides and doubles the channels. `none` is no candidate: what it is for, that an edge may be
-    absent, the decision about kept edges says, and the rule of the paper never selects it.
+    sides and doubles the channels. `none` is no candidate: which edges are absent is decided by the
+    kept edges, and the rule of the paper never selects it.
 
     Args:
         channels: of a node of the first cell; the paper searches with 16 and trains with 36.
         cells: in all; the paper searches with 8 and trains with 20.
         edges: "strongest", the two of the largest op probabilities (DARTS); "weighed", by alphas
-            of their own (PC-DARTS). See `nas.supernet.incoming`.
+            of their own (PC-DARTS). See `nas.supernet.edges`.
         width: multiplies the channels.
         partial: K of partial channels, see `PartialChannels`; 1: none.
         affine: whether BatchNorms scale and shift; the DARTS family searches without.

@@ -1,19 +1,31 @@
 """`NasBench201`: the search space whose every network has been trained (Dong and Yang 2020)."""
 
+import re
 from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
 from nas.arch import Arch
 from nas.errors import UserError
-from nas.ops.cell_ops import NAS_BENCH_201, relu_conv
-from nas.spaces.cell import check_cells, edge
-from nas.spaces.nas_bench_201_cell import EDGES, parse, render
-from nas.supernet.relaxed import Shared
+from nas.ops.blocks import Site
+from nas.ops.cells import relu_conv
+from nas.spaces.darts import check_cells, edge
+from nas.supernet.relax import Shared
 from nas.values import Count, Layers, Positive, checked
 
 NAME = "nas_bench_201"
 STAGES = 3
+# Published name of an operation, which is the option of a decision -> its name in the catalogue.
+NAS_BENCH_201 = {
+    "none": "zero",
+    "skip_connect": "skip",
+    "nor_conv_1x1": "rconv_k1",
+    "nor_conv_3x3": "rconv_k3",
+    "avg_pool_3x3": "avgpool_k3",
+}
+OPS = tuple(NAS_BENCH_201)
+# Edges (from, to) between the four nodes, in the order of the text; 0 is the input, 3 the output.
+EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 
 
 class Cell(nn.Module):
@@ -31,11 +43,9 @@ class Cell(nn.Module):
         self, decisions: nn.ModuleDict, channels: int, affine: bool = True, partial: int = 1
     ) -> None:
         super().__init__()
+        site = Site(channels, channels, affine=affine)
         self.edges = nn.ModuleDict(
-            {
-                key: edge(NAS_BENCH_201, channels, 1, affine, partial, lead)
-                for key, lead in decisions.items()
-            }
+            {key: edge(NAS_BENCH_201, site, partial, own) for key, own in decisions.items()}
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,8 +64,8 @@ class Reduction(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, affine: bool = True) -> None:
         super().__init__()
-        self.first = relu_conv(in_channels, out_channels, 3, 2, affine)
-        self.second = relu_conv(out_channels, out_channels, 3, 1, affine)
+        self.first = relu_conv(Site(in_channels, out_channels, 2, affine=affine), 3)
+        self.second = relu_conv(Site(out_channels, out_channels, affine=affine), 3)
         self.shortcut = nn.Sequential(
             nn.AvgPool2d(2, 2, ceil_mode=True), nn.Conv2d(in_channels, out_channels, 1, bias=False)
         )
@@ -156,3 +166,55 @@ def cell_of(arch: Arch) -> str:
             f"{sorted(arch.choices)} and not {names}"
         )
     return render([str(arch.choices[name]) for name in names])
+
+
+def parse(text: str) -> tuple[str, ...]:
+    """The operation of each of `EDGES`.
+
+    Raises:
+        UserError: not the text of a cell, or an operation that is none of `OPS`.
+    """
+    found = re.findall(r"\|?([^|~+]+)~(\d)\|", text)
+    sources = [int(source) for _, source in found]
+    if sources != [source for source, _ in EDGES] or render([op for op, _ in found]) != text:
+        raise UserError(f"{text!r} is no NAS-Bench-201 cell, such as {render(OPS[1:2] * 6)!r}")
+    for op, _ in found:
+        if op not in OPS:
+            raise UserError(f"operation {op!r} in the cell {text!r} is not one of {list(OPS)}")
+    return tuple(op for op, _ in found)
+
+
+def render(ops: Sequence[str]) -> str:
+    """The text of the cell with these operations on `EDGES`; the inverse of `parse`."""
+    nodes = {1: "|", 2: "|", 3: "|"}
+    for op, (source, to) in zip(ops, EDGES, strict=False):
+        nodes[to] += f"{op}~{source}|"
+    return "+".join(nodes.values())
+
+
+def live(ops: Sequence[str]) -> tuple[bool, ...]:
+    """Whether each edge is on a path from the input to the output that no ``none`` cuts.
+
+    Only these change what the cell computes; a runtime that optimises leaves the others out.
+    """
+    present = [edge for edge, op in zip(EDGES, ops, strict=True) if op != "none"]
+    fed, useful = {0}, {3}
+    for _ in range(3):
+        fed |= {to for source, to in present if source in fed}
+        useful |= {source for source, to in present if to in useful}
+    return tuple(
+        op != "none" and source in fed and to in useful
+        for (source, to), op in zip(EDGES, ops, strict=True)
+    )
+
+
+def reaching(ops: Sequence[str]) -> tuple[bool, ...]:
+    """Whether each edge is on a path to the output that no ``none`` cuts, wherever it begins.
+
+    More than `live`: an operation on zeros alone computes nothing of use, and yet it runs.
+    """
+    useful = {3}
+    for source, to in reversed(EDGES):  # by falling source within falling target
+        if to in useful and ops[EDGES.index((source, to))] != "none":
+            useful.add(source)
+    return tuple(op != "none" and to in useful for (_, to), op in zip(EDGES, ops, strict=True))

@@ -7,14 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from nas.errors import UserError
-from nas.ops.blocks import GlobalPool, act
-from nas.ops.catalogue import allowed, build, obstacle
-from nas.ops.elastic import Elastic, Number, elastic
-from nas.ops.elastic_conv import ElasticConv
-from nas.ops.elastic_depth import ElasticDepth, ElasticResolution
-from nas.spaces.hierarchical import SharedChoices
-from nas.spaces.table import Head, Stage, Stem, check_positive, read_row, read_stages
+from nas.ops.blocks import GlobalPool, Site, act
+from nas.spaces.stage import Head, SharedChoices, Stage, Stem, read_row, read_stages
 from nas.supernet.choice import ChoiceBlock
+from nas.supernet.elastic import Elastic, ElasticDepth, ElasticResolution, Number, elastic
+from nas.supernet.elastic_layers import ElasticConv
+from nas.supernet.elastic_ops import build_op, op_obstacle
 from nas.values import BelowOne, Count, Positive, checked
 
 
@@ -23,16 +21,16 @@ class StagedSpace(nn.Module):
     """Stem, stages of choice blocks, 1x1 head, global average pooling, dropout, linear classifier.
 
     Block b of stage s is ``blocks.s<s>b<b>``, both counted from 0, or ``blocks.s<s>.blocks.b<b>``
-    where the depth of the stage is searched. The first block of a stage
-    leaves out, without a word, the candidates that cannot change the channels or the size as it
-    must (identity, pooling). A block left with one candidate is that op, and no decision. What all
-    blocks of stage s share is decided in ``shared.s<s>``, see `nas.spaces.hierarchical`.
+    where the depth of the stage is searched. The first block of a stage leaves out, without a
+    message, the candidates that cannot change the channels or the size as it must (identity,
+    pooling). A block left with one candidate is that op, and no decision. The choices that all
+    blocks of stage s share are in ``shared.s<s>``, see `nas.spaces.stage.SharedChoices`.
 
     Args:
         input_shape: ``(C, H, W)`` for images, ``(C, L)`` for sequences, without the batch.
         num_classes: size of the output.
-        stages: mappings with the keys of `table.Stage`: ops, channels, stride, repeat, depth,
-            activation, factors, skip; searched channels are for elastic and for shared ops.
+        stages: mappings with the keys of `nas.spaces.stage.Stage`: ops, channels, stride, repeat,
+            depth, activation, factors, skip; searched channels are for elastic and for shared ops.
         name: what `Arch.space` says of architectures found here.
         stem: channels, kernel, stride of a fixed first convolution; None: none.
         head: features of a fixed last 1x1 convolution, mix of a layer after pooling; None: none.
@@ -50,7 +48,7 @@ class StagedSpace(nn.Module):
 
     def __init__(
         self,
-        input_shape: Sequence[int],
+        input_shape: Sequence[Count],
         num_classes: Count,
         stages: Sequence[Mapping[str, Any]],
         name: str = "staged",
@@ -62,7 +60,8 @@ class StagedSpace(nn.Module):
         activation: str | None = None,
         resolution: Sequence[Count] | None = None,
     ) -> None:
-        _check_shape(input_shape)
+        if len(input_shape) not in (2, 3):
+            raise UserError(f"input_shape must be (C, H, W) or (C, L), got {tuple(input_shape)}")
         table = read_stages(stages)
         super().__init__()
         self.name, self.input_shape = name, tuple(input_shape)
@@ -119,13 +118,15 @@ class StagedSpace(nn.Module):
         if isinstance(channels, int):
             made = self._op("conv_k1", channels, width, 1)
         else:
-            made = ElasticConv(channels, width, 1, self.ndim, self.activation, 1)
+            made = ElasticConv(Site(channels, width, 1, self.ndim, self.activation), 1)
         return made, head.mix or width, self._mix(width, head.mix)
 
     def _mix(self, channels: int, features: int | None) -> nn.Module | None:
         if features is None:
             return None
-        return nn.Sequential(nn.Linear(channels, features, bias=False), act(self.activation))
+        return nn.Sequential(
+            nn.Linear(channels, features, bias=False), act(self.activation or "relu")
+        )
 
     def _blocks(
         self, table: Sequence[Stage], widths: Sequence[Number], channels: Number
@@ -166,7 +167,7 @@ class StagedSpace(nn.Module):
         # Only the shape of a first block is a reason to leave an op out without a word.
         for op in stage.ops:
             try:
-                reason = obstacle(op, width, width, 1, self.ndim)
+                reason = op_obstacle(op, width, width, 1, self.ndim)
             except UserError as error:
                 reason = str(error)
             if reason is not None:
@@ -179,10 +180,10 @@ class StagedSpace(nn.Module):
         fitting = {
             name: self._op(name, *site, stage.activation)
             for name in names
-            if allowed(name, *site, self.ndim)
+            if op_obstacle(name, *site, self.ndim) is None
         }
         if not fitting:
-            reason = obstacle(names[0], *site, self.ndim)
+            reason = op_obstacle(names[0], *site, self.ndim)
             raise UserError(f"{where}: none of {names} can stand here ({reason})")
         if len(fitting) == 1:
             return next(iter(fitting.values()))
@@ -197,14 +198,7 @@ class StagedSpace(nn.Module):
         activation: str | None = None,
     ) -> nn.Module:
         chosen = activation or self.activation
-        return build(name, in_channels, out_channels, stride, self.ndim, chosen)
+        return build_op(name, in_channels, out_channels, stride, self.ndim, chosen)
 
     def _scale(self, channels: int) -> int:
         return self.divisor * max(1, round(channels * self.width / self.divisor))
-
-
-def _check_shape(input_shape: Sequence[int]) -> None:
-    if len(input_shape) not in (2, 3):
-        raise UserError(f"input_shape must be (C, H, W) or (C, L), got {tuple(input_shape)}")
-    for size in input_shape:
-        check_positive(size, f"each size in input_shape {tuple(input_shape)}")

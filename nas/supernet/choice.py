@@ -1,26 +1,30 @@
-"""`ChoiceBlock`: a layer whose operation is searched."""
+"""`ChoiceBlock`: a layer whose operation is searched, and `Relaxing`, which sets how."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from nas.arch import Option
+from nas.copying import copied
 from nas.decision import Decision
 from nas.errors import UserError
-from nas.supernet.auxiliary import add_skips
-from nas.supernet.candidates import Scalable as Scalable
-from nas.supernet.candidates import call, check, named
-from nas.supernet.outputs import Outputs, chosen, mixable
-from nas.supernet.own_input import guard
-from nas.supernet.relax import RELAXATIONS, Relaxation, one_path, softmax
-from nas.supernet.relaxed import RelaxedDecision
-from nas.supernet.shown import Judge, Reader, judged, pass_on
-from nas.supernet.temperature import Schedule
+from nas.ops.cells import FactorizedReduce
+from nas.supernet.candidates import Outputs, call, check, chosen, mixable, named
+from nas.supernet.inplace import guard
+from nas.supernet.relax import RELAXATIONS, Relaxation, RelaxedDecision, Schedule, one_path, softmax
+from nas.supernet.straight_through import (
+    Outcomes,
+    Reader,
+    Recompute,
+    with_theta_gradient,
+    with_weight_gradient,
+)
+from nas.values import checked
 
 StandIn = Literal["ones", "input"]
 
@@ -28,21 +32,21 @@ StandIn = Literal["ones", "input"]
 class ChoiceBlock(RelaxedDecision):
     """One searchable layer: the theta-weighted sum of its candidate ops.
 
-    ``y = sum_k theta[k] * op_k(x)``, ``theta = relax((alpha + noise) / tau)``. Every candidate is
-    given what the block is called with, positional or by keyword; what several tensors in an
-    output come to is in `nas.supernet.outputs`, and what an op that writes on its input gets, in
-    `nas.supernet.own_input`.
+    ``y = sum_k theta[k] * op_k(x)``, ``theta = relax((alpha + noise) / tau)``. Every candidate gets
+    the arguments of the block, positional and by keyword. `nas.supernet.candidates` says how
+    outputs of several tensors are mixed, `nas.supernet.inplace` what an op that writes on its input
+    gets.
 
-    A candidate whose theta is exactly zero (hard sample, `choose`) is not seen, and its weights get
-    no gradient (None, so that no optimizer moves them). If it is open, it runs in the backward
-    pass, without a gradient of its own, for that of its theta; but not under `one_path`. See
-    `nas.supernet.shown`.
+    A candidate whose theta is exactly zero (hard sample, `choose`) is not part of the output, and
+    its weights get no gradient (None, so that no optimizer moves them). If it is open, it runs in
+    the backward pass, without a gradient of its own, for the gradient of its theta; but not under
+    `one_path`. See `nas.supernet.straight_through`.
 
     Args:
         candidates: name -> op, or ops alone. All map x to the same output shape.
         relax: logits ``(K,)`` -> weights ``(K,)``; see `nas.supernet.relax`.
         gumbel: add Gumbel noise to alpha at every `resample`.
-        lead: a decision to follow, see `Decision`.
+        tied_to: see `Decision`.
 
     Shape: ``(N, C_in, *S_in) -> (N, C_out, *S_out)``, S = ``(H, W)`` or ``(L,)``; or whatever else
     all candidates take and give.
@@ -57,11 +61,11 @@ class ChoiceBlock(RelaxedDecision):
         candidates: Mapping[str, nn.Module] | Sequence[nn.Module],
         relax: Relaxation = softmax,
         gumbel: bool = False,
-        lead: Decision | None = None,
+        tied_to: Decision | None = None,
     ) -> None:
         ops = candidates if isinstance(candidates, Mapping) else named(candidates)
         check(ops)
-        super().__init__(tuple(ops), relax, gumbel, lead)
+        super().__init__(tuple(ops), relax, gumbel, tied_to)
         self.candidates = nn.ModuleDict(dict(ops))
         for op in self.candidates.values():
             guard(op)
@@ -76,24 +80,25 @@ class ChoiceBlock(RelaxedDecision):
         if self.mixing is not None and not self.unrolled:
             return self.mixing(self, args, kwargs)
         theta = self.theta
-        # A compiled graph holds every candidate, and cannot look at values: of all paths it
-        # needs none, see `nas.supernet.speed`.
+        # A compiled graph holds every candidate and cannot look at values; it is used only where
+        # all run, see `nas.supernet.speed`.
         blind = self.unrolled or torch.compiler.is_compiling()
         values = [nan] * len(self.options) if blind else theta.tolist()
-        seen = [k for k, value in enumerate(values) if value != 0]
-        if len(seen) == 1 and values[seen[0]] == 1:
-            judges = theta.requires_grad and self.relax is not one_path
-            total = self.show(theta, seen[0], self._others(seen[0]) if judges else (), args, kwargs)
+        running = [k for k, value in enumerate(values) if value != 0]
+        if len(running) == 1 and values[running[0]] == 1:
+            all_learn = theta.requires_grad and self.relax is not one_path
+            others = self._others(running[0]) if all_learn else ()
+            total = self.run_one(theta, running[0], others, args, kwargs)
         else:
-            total = self._mixed(theta, seen, args, kwargs)
+            total = self._mixed(theta, running, args, kwargs)
         if self.auxiliary is not None and not self.unrolled and int(self.open.sum()) > 1:
             total = total + self.auxiliary(*args, **kwargs)
         return total
 
-    def show(
-        self, theta: Tensor, index: int, judged_too: Sequence[int], args: Any, kwargs: Any
+    def run_one(
+        self, theta: Tensor, index: int, others: Sequence[int], args: Any, kwargs: Any
     ) -> Any:
-        """What one candidate gives; those of `judged_too` run going back, for theta's gradient.
+        """The output of one candidate; those of `others` run backward, for theta's gradient.
 
         `theta` is exactly 1 at `index`.
         """
@@ -107,18 +112,20 @@ class ChoiceBlock(RelaxedDecision):
         if not tensors:
             return out
 
-        def judge(inputs: Any) -> Iterator[tuple[Sequence[int], Sequence[Tensor]]]:
-            for k in judged_too:
+        def recompute(inputs: Any) -> Outcomes:
+            for k in others:
                 leaves = outputs.like(str(self.options[k]), self._run(k, *inputs))
                 yield [k], outputs.tensors(leaves)
 
         fixed = [False] * len(tensors)
         if not scaled:
-            tensors, fixed = pass_on(tensors, weight, self.reader, inputs)
-        if judged_too:
-            tensors = judged(tensors, theta, judge, inputs, fixed)
+            tensors, fixed = with_weight_gradient(tensors, weight, self.reader, inputs)
+        if others:
+            tensors = with_theta_gradient(tensors, theta, recompute, inputs, fixed)
         elif self.stand_in and self.relax is one_path:
-            tensors = judged(tensors, theta, *self._stand_in(index, tensors, inputs), fixed)
+            tensors = with_theta_gradient(
+                tensors, theta, *self._stand_in(index, tensors, inputs), fixed
+            )
         return outputs.with_tensors(tensors)
 
     def _scaled(self, index: int) -> bool:
@@ -137,12 +144,12 @@ class ChoiceBlock(RelaxedDecision):
         name = str(self.options[index])
         return call(name, self.candidates[name], args, kwargs, scale)
 
-    def _mixed(self, theta: Tensor, seen: Sequence[int], args: Any, kwargs: Any) -> Any:
-        """The weighted sum of the candidates in `seen`."""
+    def _mixed(self, theta: Tensor, running: Sequence[int], args: Any, kwargs: Any) -> Any:
+        """The weighted sum of the candidates in `running`."""
         outputs: Outputs | None = None
         totals: list[Any] = []  # of each leaf the sum, or what each candidate gives
         weights = theta.unbind()
-        for k in seen:
+        for k in running:
             name = str(self.options[k])
             scaled = self._scaled(k)
             out = self._run(k, args, kwargs, weights[k] if scaled else None)
@@ -158,13 +165,15 @@ class ChoiceBlock(RelaxedDecision):
                 term = leaf if scaled else weights[k] * leaf
                 totals[i] = term if isinstance(totals[i], list) else totals[i] + term
         assert outputs is not None  # relaxations never close every option
-        open_theta = theta if len(seen) == len(theta) else theta[list(seen)]
+        open_theta = theta if len(running) == len(theta) else theta[list(running)]
         return outputs.whole(
             [chosen(total, open_theta) if isinstance(total, list) else total for total in totals]
         )
 
-    def _stand_in(self, index: int, tensors: Sequence[Tensor], inputs: Any) -> tuple[Judge, Any]:
-        """What candidates that do not run are taken to give, and the input it is made of."""
+    def _stand_in(
+        self, index: int, tensors: Sequence[Tensor], inputs: Any
+    ) -> tuple[Recompute, Any]:
+        """The assumed outputs of candidates that do not run, and the input they are made of."""
         others = self._others(index)
         x = next(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
         if self.stand_in == "ones":
@@ -174,6 +183,50 @@ class ChoiceBlock(RelaxedDecision):
         return lambda x: iter([(others, [x if fit else x.new_zeros(()) for fit in fits])]), x
 
 
+class AuxiliarySkip(nn.Module):
+    """``beta * skip(x)`` beside the candidates, faded out while searching (DARTS-).
+
+    ``y = sum_k theta_k op_k(x) + beta skip(x)``, beta from 1 to 0 (Chu et al. 2021, Eq. 6): it
+    takes over what a skip does for the flow of gradients, so that the skip among the candidates is
+    judged by what it computes. It is part of no extracted network and of no cost.
+    """
+
+    beta: Tensor
+
+    def __init__(self, skip: nn.Module, schedule: Schedule) -> None:
+        super().__init__()
+        self.skip, self.schedule = skip, schedule
+        self.register_buffer("beta", torch.tensor(float(schedule(0.0))))
+
+    def advance(self, progress: float) -> None:
+        """Set beta to its value when `progress` in [0, 1] of the search is done."""
+        self.beta.fill_(self.schedule(min(1.0, progress)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.beta * self.skip(x)
+        return y
+
+
+def _add_skips(blocks: Sequence[ChoiceBlock], schedule: Schedule) -> None:
+    """Give a skip to every block that offers one, of the same kind and with weights of its own."""
+    found = False
+    for block in blocks:
+        for op in block.candidates.values():
+            if isinstance(op, nn.Identity | FactorizedReduce):
+                own = copied(op)
+                for module in own.modules():
+                    if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+                        module.reset_parameters()
+                block.auxiliary = AuxiliarySkip(own, schedule)
+                found = True
+    if not found:
+        raise UserError(
+            "relax.skip stands beside candidates that are skips, and this space has none: choose "
+            "a space with identity or skip_connect, or a relaxation without"
+        )
+
+
+@checked("relax")
 @dataclass(frozen=True)
 class Relaxing:
     """How every decision of a model relaxes its choice, and tau over the search.
@@ -182,29 +235,25 @@ class Relaxing:
         function: one of `nas.supernet.relax.RELAXATIONS`.
         gumbel: add Gumbel noise at every draw.
         temperature: progress of the alpha phase in [0, 1] -> tau.
-        stand_in: of `one_path`, what the alphas' gradient takes candidates that do not run to
-            give: None zeros, "ones" all ones (GDAS), "input" the block's first input where it has
-            the output's shape. None of it is seen: they weigh 0.
-        dirichlet: draw from a Dirichlet distribution instead, see `nas.supernet.dirichlet`.
-        skip: progress -> beta of a skip beside the candidates, see `nas.supernet.auxiliary`.
+        stand_in: of `one_path`, the assumed outputs of candidates that do not run, for the gradient
+            of alphas: None zeros, "ones" all ones (GDAS), "input" the block's first input where it
+            has the output's shape. None of them is part of the output.
+        dirichlet: draw from a Dirichlet distribution instead (DrNAS).
+        skip: progress -> beta of an `AuxiliarySkip` in every block; None: no such skip.
 
     Raises:
         UserError: a function or a stand-in of another name, a stand-in where every candidate runs,
-            or two kinds of draws.
+            two kinds of draws, or, when applied, a skip in a space without skips.
     """
 
     function: str
     gumbel: bool
     temperature: Schedule
-    stand_in: str | None = None
+    stand_in: StandIn | None = None
     dirichlet: bool = False
     skip: Schedule | None = None
 
     def __post_init__(self) -> None:
-        if self.stand_in not in (None, *get_args(StandIn)):
-            raise UserError(
-                f"relax.stand_in={self.stand_in!r} is not one of {[None, *get_args(StandIn)]}"
-            )
         if self.function not in RELAXATIONS:
             raise UserError(f"relax.function={self.function!r} is not one of {sorted(RELAXATIONS)}")
         if self.stand_in is not None and self.function != "one_path":
@@ -217,11 +266,12 @@ class Relaxing:
 
     def __call__(self, model: nn.Module) -> None:
         """Set it on every relaxed decision of `model`."""
+        blocks = [module for module in model.modules() if isinstance(module, ChoiceBlock)]
         for module in model.modules():
             if isinstance(module, RelaxedDecision):
                 module.relax, module.gumbel = RELAXATIONS[self.function], self.gumbel
                 module.dirichlet = self.dirichlet
-            if isinstance(module, ChoiceBlock):
-                module.stand_in = cast(StandIn | None, self.stand_in)
+        for block in blocks:
+            block.stand_in = self.stand_in
         if self.skip is not None:
-            add_skips((m for m in model.modules() if isinstance(m, ChoiceBlock)), self.skip)
+            _add_skips(blocks, self.skip)

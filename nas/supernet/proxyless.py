@@ -1,7 +1,7 @@
 """Architecture gradients from sampled paths (ProxylessNAS, Cai et al. 2019, Sec. 3.2).
 
-``p = softmax(logits)``. Each class here is the mixing of one block for one step: what its forward
-pass runs, and which gradient its alphas get. `mixing` puts them into a model.
+``p = softmax(logits)``. Each class here is the `Mixing` of one block for one step: which candidates
+its forward pass runs, and which gradient its alphas get. `mixing` sets them on a model.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,16 +15,15 @@ from torch.nn import Parameter
 from nas.decision import decisions, free
 from nas.errors import UserError
 from nas.supernet.choice import ChoiceBlock
-from nas.supernet.relax import gumbel_noise, softmax
-from nas.supernet.relaxed import Mixing, RelaxedDecision, Shared
+from nas.supernet.relax import Mixing, RelaxedDecision, Shared, gumbel_noise, softmax
 
 Draws = Mapping[Parameter, Mixing]  # alpha -> the draw of the block or blocks that it decides
 
 
 class TwoPaths:
-    """Two sampled candidates with binary gates: one is seen, both are judged (Eq. 4).
+    """Two sampled candidates with binary gates: one gives the output, both get a gradient (Eq. 4).
 
-    Only the active candidate's output leaves the block; the other runs in the backward pass. With
+    The other one runs in the backward pass. With
     ``q = softmax`` over the two, ``dL/dalpha_i = sum_j dL/dg_j q_j (delta_ij - q_i)``, where the
     gradient of a gate is ``dL/dg_j = <dL/dy, op_j(x)>``. As ``q_a + q_b = 1``, that is the gradient
     along ``q_b`` of an output that moves from ``op_a(x)`` towards ``op_b(x)``.
@@ -51,8 +50,8 @@ class TwoPaths:
     def theta(self, block: RelaxedDecision) -> Tensor:
         """p in value; only the two move, and as q does.
 
-        The expected cost is thus that of the whole distribution, which is what a budget is for,
-        while its gradient is in the proportion to the loss's that it has in the paper.
+        So a budget sees the expected cost of the whole distribution, while the gradient of the cost
+        has the proportion to the loss's that it has in the paper.
         """
         logits = block.logits
         two = [self.active, self.inactive]
@@ -62,7 +61,7 @@ class TwoPaths:
 
     def __call__(self, block: ChoiceBlock, args: Any, kwargs: Any) -> Any:
         other = [self.inactive] if self.inactive != self.active else []
-        return block.show(_gates(self, block), self.active, other, args, kwargs)
+        return block.run_one(_gates(self, block), self.active, other, args, kwargs)
 
     def keep_mass(self, alpha: Tensor, before: Tensor, tau: float) -> None:
         """Give the two together the probability that they had, and all others what they had.
@@ -81,13 +80,13 @@ class TwoPaths:
 
 
 class ExactPath:
-    """One sampled candidate is seen; all are judged, each run again in the backward pass.
+    """One sampled candidate gives the output; all get a gradient, each run in the backward pass.
 
     ``dL/dalpha_i = sum_j dL/dg_j p_j (delta_ij - p_i)`` over all candidates (`full_v2` of the
     reference code): exact where `TwoPaths` compares two, in the memory of one path.
 
     Args:
-        active: index of the candidate that is seen.
+        active: index of the candidate that gives the output.
     """
 
     def __init__(self, active: int) -> None:
@@ -104,7 +103,7 @@ class ExactPath:
 
     def __call__(self, block: ChoiceBlock, args: Any, kwargs: Any) -> Any:
         others = [k for k in range(len(block.options)) if k != self.active]
-        return block.show(_gates(self, block), self.active, others, args, kwargs)
+        return block.run_one(_gates(self, block), self.active, others, args, kwargs)
 
 
 @contextmanager
@@ -156,7 +155,7 @@ def draw_option(logits: Tensor, generator: torch.Generator | None = None) -> int
 
 
 def _blocks(model: nn.Module) -> Iterator[ChoiceBlock | Shared]:
-    """Those that mix, and what they share, which costs are expected under."""
+    """The blocks that mix, and the decisions they share, which expected costs read."""
     return (module for module in model.modules() if isinstance(module, ChoiceBlock | Shared))
 
 

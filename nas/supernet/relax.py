@@ -1,17 +1,25 @@
-"""Relaxations: logits ``(K,)`` -> theta ``(K,)``, the weights a choice block mixes with.
+"""Relaxations: logits ``(K,)`` -> theta ``(K,)``, and the decisions, draws and schedules they use.
 
-Each is a plain function. A closed option has logit -inf and gets theta exactly 0; with one option
-open theta is exactly one-hot. Noise (Gumbel) is added to the logits by the choice block, which
-keeps it in its state, so forward and cost see the same draw.
+A relaxation is a plain function. A closed option has logit -inf and gets theta exactly 0; with one
+option open theta is exactly one-hot. Noise is added to the logits by the decision, which keeps it
+in its state, so that the forward pass and the cost see the same draw.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from math import cos, pi
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from nas.arch import Option
+from nas.decision import Decision
+from nas.values import Positive, checked
 
 Relaxation = Callable[[Tensor], Tensor]
+Schedule = Callable[[float], float]  # progress of the search in [0, 1] -> value
 
 
 def softmax(logits: Tensor) -> Tensor:
@@ -23,9 +31,9 @@ def straight_through(logits: Tensor) -> Tensor:
     """One-hot of the largest logit going forward, the gradient of softmax going back.
 
     With Gumbel noise in the logits this is the straight-through Gumbel-softmax (Jang et al. 2017,
-    Sec. 2.2): every open candidate of a choice block runs, one is seen, and all are judged,
+    Sec. 2.2). A choice block outputs one candidate and evaluates all open ones for the gradient,
     ``dL/dalpha_k = theta_k (<g, o_k> - sum_j theta_j <g, o_j>) / tau`` with theta of the softmax,
-    ``g = dL/dy`` and o_k what the candidates give. Weights of those not seen get no gradient.
+    ``g = dL/dy`` and o_k the output of candidate k. The weights of the others get no gradient.
     """
     soft = softmax(logits)
     best = soft.argmax(-1, keepdim=True)
@@ -35,9 +43,9 @@ def straight_through(logits: Tensor) -> Tensor:
 
 
 def one_path(logits: Tensor) -> Tensor:
-    """As `straight_through`, but a choice block runs no other candidate, and takes it to give 0.
+    """As `straight_through`, but a choice block runs no other candidate and takes it to give 0.
 
-    Or what its `stand_in` says. Time and memory are those of one network; the gradient is another.
+    Or what its `stand_in` says. Time and memory are those of one network; the gradient differs.
     """
     return straight_through(logits)
 
@@ -45,8 +53,8 @@ def one_path(logits: Tensor) -> Tensor:
 def sigmoid(logits: Tensor) -> Tensor:
     """``1 / (1 + exp(-l_k))``: options do not compete (FairDARTS, Chu et al. 2020, Eq. 4).
 
-    These add up to anything in (0, K), except that a single open option has exactly 1. A cost under
-    them is that of a layer which keeps each option on its own with probability theta_k.
+    They sum to anything in (0, K), except that a single open option has exactly 1. The cost under
+    them is that of a layer which keeps each option independently with probability theta_k.
     """
     closed = logits.isneginf()
     alone = closed.sum(-1, keepdim=True) == closed.shape[-1] - 1
@@ -69,3 +77,157 @@ def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tens
     noise = torch.empty(like.shape).exponential_(generator=generator).log_().neg_()
     # Exp(1) in float32 can round to 0, and a noise of +inf makes softmax NaN.
     return noise.clamp_(max=50.0).to(like)
+
+
+# --- DrNAS: theta ~ Dir(elu(alpha) + 1) (Chen et al. 2021) ---
+# The draw x, or its mean where nothing is drawn, goes through the relaxation as log x: softmax at
+# tau = 1 gives x itself.
+
+SMALLEST = 1e-6  # share of an option in a draw: at 0 it would have no logarithm
+
+
+def concentration(alpha: Tensor) -> Tensor:
+    """``elu(alpha) + 1`` ``(K,)``, above 0; 1 at the start, where all mixtures are as likely."""
+    return F.elu(alpha).add(1).clamp_min(1e-3)
+
+
+def dirichlet_noise(alpha: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """``log x`` of one draw ``(K,)``, made on the CPU like all draws."""
+    shares = torch._sample_dirichlet(concentration(alpha).double().cpu(), generator)
+    shares = shares.clamp_min(SMALLEST)
+    return (shares / shares.sum(-1, keepdim=True)).log().to(alpha)
+
+
+def log_dirichlet(alpha: Tensor, noise: Tensor) -> Tensor:
+    """``log x`` ``(K,)`` of the draw in `noise`, or of the mean, differentiable in alpha."""
+    c = concentration(alpha)
+    # A draw sums to 1, so that its logarithms cannot all be 0. No values are known while tracing.
+    if noise.is_meta or not bool(noise.any()):
+        return (c / c.sum(-1, keepdim=True)).log()
+    drawn: Tensor = _Reparametrised.apply(c, noise.float())
+    return drawn
+
+
+class _Reparametrised(torch.autograd.Function):
+    """Forward, the given draw; backward, its implicit gradient (Figurnov et al. 2018).
+
+    As `torch.distributions.Dirichlet.rsample`, but for a draw that is kept over several passes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, c: Tensor, log_x: Tensor) -> Tensor:
+        ctx.save_for_backward(c, log_x)
+        return log_x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        c, log_x = ctx.saved_tensors
+        x = log_x.exp()
+        slope = torch._dirichlet_grad(x, c, c.sum(-1, keepdim=True).expand_as(c).contiguous())
+        by_x = grads[0] / x
+        return slope * (by_x - (x * by_x).sum(-1, keepdim=True)), None
+
+
+# --- Schedules: partials of plain functions, not closures, as they may be sent to processes ---
+
+
+@checked("relax.temperature")
+def constant(tau: Positive = 1.0) -> Schedule:
+    """The same temperature from beginning to end."""
+    return partial(_straight, tau, tau)
+
+
+@checked("relax.temperature")
+def linear(start: Positive, end: Positive) -> Schedule:
+    """``start + (end - start) * progress`` (GDAS, Dong and Yang 2019: from 10 to 0.1)."""
+    return partial(_straight, start, end)
+
+
+@checked("relax.temperature")
+def exponential(start: Positive, end: Positive) -> Schedule:
+    """``start * (end / start) ** progress`` (FBNet, Wu et al. 2019: an exponential decay)."""
+    return partial(_geometric, start, end)
+
+
+def linear_fade() -> Schedule:
+    """``1 - progress``, of the weight of an auxiliary skip."""
+    return partial(_straight, 1.0, 0.0)
+
+
+def cosine_fade() -> Schedule:
+    """``(1 + cos(pi progress)) / 2``, of the weight of an auxiliary skip."""
+    return _cosine
+
+
+def _straight(start: float, end: float, progress: float) -> float:
+    return start + (end - start) * progress
+
+
+def _geometric(start: float, end: float, progress: float) -> float:
+    return float(start * (end / start) ** progress)
+
+
+def _cosine(progress: float) -> float:
+    return (1 + cos(pi * progress)) / 2
+
+
+class Mixing(Protocol):
+    """How a block computes its output for one step instead of by its weighted sum."""
+
+    def theta(self, block: Any) -> Tensor:
+        """The probabilities ``(K,)`` that costs are expected under."""
+        ...
+
+    def __call__(self, block: Any, args: Any, kwargs: Any) -> Any:
+        """The block's output for those arguments."""
+        ...
+
+
+class RelaxedDecision(Decision):
+    """``theta = relax((alpha + noise) / tau)``.
+
+    Args:
+        options: the names of the alternatives, in the order of `alpha`.
+        relax: one of `RELAXATIONS`, or another function ``(K,) -> (K,)``.
+        gumbel: add Gumbel noise to alpha at every `resample`.
+        tied_to: see `Decision`.
+    """
+
+    def __init__(
+        self,
+        options: Sequence[Option],
+        relax: Relaxation = softmax,
+        gumbel: bool = False,
+        tied_to: Decision | None = None,
+    ) -> None:
+        super().__init__(options, tied_to)
+        self.relax, self.gumbel = relax, gumbel
+        self.dirichlet = False  # draw from Dir(elu(alpha) + 1); noise is then log of the draw
+        self.mixing: Mixing | None = None  # see `nas.supernet.proxyless`
+
+    @property
+    def logits(self) -> Tensor:
+        if not self.dirichlet:
+            return super().logits
+        drawn = log_dirichlet(self.alpha.float(), self.noise) / self.tau
+        return drawn.masked_fill(~self.open, -torch.inf)
+
+    @property
+    def theta(self) -> Tensor:
+        return self.relax(self.logits) if self.mixing is None else self.mixing.theta(self)
+
+    def resample(self, generator: torch.Generator | None = None) -> None:
+        if self.dirichlet:
+            self.noise.copy_(dirichlet_noise(self.alpha.detach(), generator))
+        elif self.gumbel:
+            self.noise.copy_(gumbel_noise(self.noise, generator))
+
+
+class Shared(RelaxedDecision):
+    """A decision that stands apart from the blocks that carry it out, all of which are tied to it.
+
+    So that its name does not depend on how many there are, or where.
+    """
+
+    def gated(self) -> Mapping[Option, nn.Module]:
+        return dict.fromkeys(self.options, nn.Identity())

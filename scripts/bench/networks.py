@@ -11,10 +11,9 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from nas.decision import decisions, resample, split_parameters
-from nas.discrete import discretize
+from nas.discretization import discretize
 from nas.supernet.choice import ChoiceBlock
-from nas.supernet.relax import Relaxation
-from nas.supernet.relaxed import RelaxedDecision
+from nas.supernet.relax import Relaxation, RelaxedDecision
 from nas.train import frozen
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -10,7 +10,7 @@ from nas.arch import Arch
 from nas.decision import decisions
 from nas.spaces.staged import StagedSpace
 
-from .drawn import randomized
+from .strategies import randomized
 
 Draw = Callable[[st.SearchStrategy], object]
 OPS = (

@@ -16,7 +16,7 @@ from nas.cost.analytic import MACs, Params
 from nas.cost.expected import expected
 from nas.cost.memory import PeakMemory
 from nas.cost.trace import trace
-from nas.discrete import discretize
+from nas.discretization import discretize
 from nas.errors import UserError
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.relax import one_path, softmax, straight_through

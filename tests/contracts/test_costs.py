@@ -14,12 +14,12 @@ from nas.cost.device import Device
 from nas.cost.expected import ExpectedCost
 from nas.cost.trace import trace
 from nas.decision import apply, decisions
-from nas.discrete import discretize
+from nas.discretization import discretize
 from nas.errors import UserError
-from nas.ops.catalogue import build
 from nas.supernet.choice import ChoiceBlock
+from nas.supernet.elastic_ops import build_op as build
 
-from .drawn import archs, counted
+from .strategies import archs, counted
 
 
 def cost_models() -> dict[str, type]:

@@ -14,16 +14,17 @@ from nas.cost.expected import ExpectedCost
 from nas.cost.memory import PeakMemory
 from nas.cost.trace import trace
 from nas.decision import Varying, apply, decisions
-from nas.discrete import discretize
+from nas.discretization import discretize
 from nas.errors import UserError
-from nas.ops.catalogue import build
-from nas.ops.elastic import Elastic, ElasticDepthwise
-from nas.ops.elastic_conv import ElasticConv
-from nas.ops.elastic_order import sort_channels
+from nas.ops.blocks import Site
+from nas.supernet.elastic import Elastic
+from nas.supernet.elastic_layers import ElasticConv, ElasticDepthwise
+from nas.supernet.elastic_ops import build_op as build
+from nas.supernet.elastic_ops import sort_channels
 from nas.supernet.relax import softmax, straight_through
 
-from .drawn import archs, counted, probability, randomized, sample
 from .elastic_nets import drawn_archs, elastic_nets
+from .strategies import archs, counted, probability, randomized, sample
 from .test_spaces import built
 
 
@@ -75,9 +76,9 @@ def block() -> nn.Module:
     width = Elastic([4, 6])
     wide = Elastic([3, 5, 8])
     net = nn.Sequential(
-        ElasticConv(2, width, 1, 2, "relu", 3),
+        ElasticConv(Site(2, width, activation="relu"), 3),
         build("elastic_k5_e4_se", width, wide, 1),
-        ElasticConv(wide, 3, 1, 2, "silu", 1),
+        ElasticConv(Site(wide, 3, activation="silu"), 1),
     )
     net.input_shape = (2, 6, 5)
     return randomized(net).eval()

@@ -13,7 +13,7 @@ from torch import nn
 
 from nas.data import DataModule, Images
 from nas.decision import decisions
-from nas.discrete import discretize
+from nas.discretization import discretize
 from nas.errors import UserError
 from nas.export import job
 from nas.export.formats import FORMATS, chosen
@@ -22,7 +22,7 @@ from nas.export.parity import compare, complaint
 from nas.export.source import Source
 from nas.spaces.staged import StagedSpace
 
-from .drawn import randomized, sample
+from .strategies import randomized, sample
 from .test_spaces import CONFIGS, built, covering
 
 INPUT = {"shape": [2, 8, 8], "classes": ["a", "b", "c"], "mean": [0.1, 0.2], "std": [1.0, 1.0]}

@@ -12,10 +12,10 @@ from nas.cost.analytic import MACs, Params
 from nas.cost.expected import ExpectedCost
 from nas.cost.trace import trace
 from nas.decision import apply, decisions, free, resample
-from nas.discrete import arch_of, discretize
+from nas.discretization import arch_of, discretize
 from nas.supernet.relax import softmax, straight_through
 
-from .drawn import all_counted, counted, probability, sample, some_archs, supernets
+from .strategies import all_counted, counted, probability, sample, some_archs, supernets
 
 COSTS = (Params(), MACs())
 

@@ -15,7 +15,7 @@ from nas.cost.analytic import FLOPs, MACs, Params
 from nas.cost.expected import ExpectedCost
 from nas.cost.trace import Trace, trace
 from nas.decision import decisions
-from nas.discrete import arch_of, discretize
+from nas.discretization import arch_of, discretize
 from nas.objective import Plain
 from nas.search.gradient.proxyless import ProxylessSearch
 from nas.search.gradient.reinforce import ReinforceSearch

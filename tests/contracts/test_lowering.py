@@ -11,7 +11,7 @@ from torch import nn
 
 from nas.arch import Arch
 from nas.decision import decisions
-from nas.discrete import discretize
+from nas.discretization import discretize
 from nas.export.executorch_formats import PTE
 from nas.export.onnx_formats import ONNX
 from nas.export.source import Source

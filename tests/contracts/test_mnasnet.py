@@ -15,11 +15,11 @@ from nas.cost.analytic import MACs, Params
 from nas.cost.expected import ExpectedCost
 from nas.cost.trace import trace
 from nas.decision import apply, decisions, free, split_parameters
-from nas.discrete import discretize
+from nas.discretization import discretize
 from nas.errors import UserError
 from nas.spaces.staged import StagedSpace
 
-from .drawn import counted, randomized
+from .strategies import counted, randomized
 
 SHAPE = (3, 224, 224)
 # Of each stage: op, kernel, squeeze-and-excitation, channels, layers.
@@ -195,7 +195,7 @@ def outputs(space: StagedSpace) -> list[nn.Module]:
         ({"skip": []}, "skip must be a list"),
         ({"factors": {"kernel": {"k3": 3, "three": 3}}}, "more than one label"),
         ({"ops": {"a": "conv_k{kernel}"}, "factors": {"kernel": {"k4": 4}}}, "must be odd"),
-        ({"factors": {"kernel": [3, 5]}}, "mapping of labels"),
+        ({"factors": {"kernel": [3, 5]}}, "must be a mapping"),
         ({"factors": {"skip": {"a": 1}}}, "cannot be called 'skip'"),
     ],
 )

@@ -19,8 +19,8 @@ from nas.cost.trace import trace
 from nas.decision import decisions
 from nas.errors import UserError
 from nas.objective import PerCost
-from nas.ops.catalogue import build
 from nas.supernet.choice import ChoiceBlock
+from nas.supernet.elastic_ops import build_op as build
 
 
 def objectives() -> dict[str, type[PerCost]]:

@@ -1,4 +1,4 @@
-"""`peak_memory` against networks that are played node by node, see `played`."""
+"""`peak_memory` against networks that are played node by node, see `reference_peak`."""
 
 import math
 from importlib import import_module
@@ -16,13 +16,13 @@ from nas.cost.base import Terms
 from nas.cost.memory import PeakMemory
 from nas.cost.trace import trace
 from nas.decision import apply, decisions, free, sample_path
-from nas.discrete import arch_of, discretize
+from nas.discretization import arch_of, discretize
 from nas.ops.blocks import Zero
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.relax import straight_through
 
-from .drawn import archs, probability, randomized, sample, some_archs, supernets
-from .played import peak
+from .reference_peak import peak
+from .strategies import archs, probability, randomized, sample, some_archs, supernets
 
 SPACES = sorted((Path(__file__).parents[2] / "configs" / "space").glob("*.yaml"))
 BOTH = (PeakMemory(), PeakMemory(fuse=False))

@@ -20,7 +20,7 @@ from torchvision.models import densenet121, mnasnet1_0, mobilenet_v2, resnet18
 
 from nas.cost.memory import PeakMemory
 from nas.decision import sample_path
-from nas.discrete import discretize
+from nas.discretization import discretize
 from nas.spaces.staged import StagedSpace
 
 SHAPE = (3, 128, 128)

@@ -10,11 +10,11 @@ from torch.testing import assert_close
 
 from nas.arch import Arch
 from nas.decision import apply, decisions, resample, sample_path
-from nas.discrete import arch_of, discretize
+from nas.discretization import arch_of, discretize
 from nas.spaces.staged import StagedSpace
 from nas.supernet.relax import RELAXATIONS, one_path
 
-from .drawn import randomized, sample, some_archs, supernets
+from .strategies import randomized, sample, some_archs, supernets
 
 STAGES = {
     "conv": {"ops": ["conv_k3", "conv_k5", "sep_k3"], "channels": 16, "repeat": 2},

@@ -13,12 +13,12 @@ from nas.cost.expected import ExpectedCost
 from nas.cost.size import Size
 from nas.cost.trace import trace
 from nas.decision import apply
-from nas.discrete import discretize
+from nas.discretization import discretize
 from nas.errors import UserError
-from nas.ops.catalogue import build
 from nas.supernet.choice import ChoiceBlock
+from nas.supernet.elastic_ops import build_op as build
 
-from .drawn import archs, counted, some_archs, supernets
+from .strategies import archs, counted, some_archs, supernets
 
 
 def stored_bytes(network: nn.Module) -> int:

@@ -15,9 +15,9 @@ from nas.cost.analytic import MACs, Params
 from nas.cost.expected import ExpectedCost
 from nas.cost.trace import trace
 from nas.decision import apply, decisions, free, split_parameters
-from nas.discrete import discretize
+from nas.discretization import discretize
 
-from .drawn import counted, randomized, sample
+from .strategies import counted, randomized, sample
 
 CONFIGS = {
     path.stem: path for path in (Path(__file__).parents[2] / "configs" / "space").glob("*.yaml")

@@ -14,14 +14,14 @@ from nas.cost.expected import ExpectedCost
 from nas.cost.memory import PeakMemory
 from nas.cost.size import Size
 from nas.cost.trace import trace
-from nas.discrete import discretize
+from nas.discretization import discretize
 from nas.export.loading import load_weights, state_bytes
-from nas.ops.elastic import tensors_of
 from nas.report.summary import summarize
 from nas.selection import select
 from nas.supernet.choice import ChoiceBlock
+from nas.supernet.elastic_layers import tensors_of
 
-from .drawn import archs, counted, randomized
+from .strategies import archs, counted, randomized
 from .test_size import folded_bytes, stored_bytes
 
 C = 4

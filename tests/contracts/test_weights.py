@@ -15,7 +15,7 @@ from nas.cost.analytic import MACs, Params
 from nas.cost.expected import ExpectedCost
 from nas.cost.memory import PeakMemory
 from nas.decision import apply
-from nas.discrete import arch_of, discretize
+from nas.discretization import arch_of, discretize
 from nas.errors import UserError
 from nas.export.loading import load_weights, state_bytes
 from nas.latency.units import units_of
@@ -24,7 +24,7 @@ from nas.report.summary import summarize
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.relax import straight_through
 
-from .played import peak
+from .reference_peak import peak
 
 N = 6
 EYE = torch.eye(N, dtype=torch.bool)

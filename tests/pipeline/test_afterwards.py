@@ -16,7 +16,7 @@ import nas
 from nas import pipeline
 from nas.attempts import Attempts
 from nas.cli import run
-from nas.discrete import discretize
+from nas.discretization import discretize
 from nas.errors import InterruptedRunError, UserError
 from nas.plan import check_logits
 from nas.quiet import captured

@@ -11,7 +11,7 @@ from torch import nn
 from nas.config import check, config_dir, register
 from nas.data import digits
 from nas.decision import split_parameters
-from nas.discrete import arch_of, discretize
+from nas.discretization import arch_of, discretize
 from nas.launch import plan_of
 from nas.search.callbacks import DiscretizationGap
 

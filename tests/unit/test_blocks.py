@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from nas.ops.catalogue import allowed, build, known_names
-from nas.supernet.choice import Scalable
+from nas.ops.catalogue import known_names
+from nas.supernet.candidates import Scalable
+from nas.supernet.elastic_ops import ALL_OPS, op_obstacle
+from nas.supernet.elastic_ops import build_op as build
 
 SIDES = {1: (9,), 2: (9, 6)}
 SITES = [
@@ -20,11 +22,12 @@ SITES = [
 ]
 # One name of each form, and the bottleneck without an expansion.
 NAMES = ["conv_k3", "sep_k5", "mb_k3_e1", "mb_k3_e3", "mb_k5_e3_se", "grp_k3_g4", "ssep_k3"]
+NAMES += ["rconv_k3", "dil_k3", "sep2_k3", "avgpool_k3_norm"]
 SCALABLE = [
     (name, *site)
     for name in NAMES
     for site in SITES
-    if allowed(name, *site[1], stride=site[2], ndim=site[0])
+    if op_obstacle(name, *site[1], stride=site[2], ndim=site[0]) is None
 ]
 
 
@@ -43,9 +46,9 @@ def sample(ndim: int, channels: int) -> Tensor:
     return torch.randn(3, channels, *SIDES[ndim], generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", known_names())
+@pytest.mark.parametrize("name", known_names(ALL_OPS))
 def test_every_op_gives_the_same_shape_and_leaves_its_input_alone(name):
-    fits = [site for site in SITES if allowed(name, *site[1], stride=site[2], ndim=site[0])]
+    fits = [s for s in SITES if op_obstacle(name, *s[1], stride=s[2], ndim=s[0]) is None]
     assert fits
     for ndim, channels, stride in fits:
         x = sample(ndim, channels[0])
@@ -78,10 +81,10 @@ def test_scaled_is_the_product_in_values_gradients_and_statistics(
         assert_close(folded, run(op, False, scale, ndim, channels[0]))
 
 
-@pytest.mark.parametrize("name", known_names())
+@pytest.mark.parametrize("name", known_names(ALL_OPS))
 def test_the_ops_that_end_in_a_batchnorm_are_scalable(name):
     # A shuffle block ends in what it keeps of its input; an elastic op slices its norm.
-    without = name in ("identity", "zero") or "pool" in name
+    without = name in ("identity", "zero", "skip") or ("pool" in name and "norm" not in name)
     without |= name.startswith(("shuffle", "elastic"))
     assert isinstance(build(name, 8, 8), Scalable) == (not without)
 
@@ -162,7 +165,7 @@ def test_mbconv_is_branch_plus_input_only_where_the_shape_is_kept():
         assert_close(op(x), op.branch(x) + x if kept else op.branch(x))
 
 
-@pytest.mark.parametrize("name", [name for name in known_names() if "pool" not in name])
+@pytest.mark.parametrize("name", [name for name in known_names(ALL_OPS) if "pool" not in name])
 def test_no_convolution_before_a_batchnorm_has_a_bias(name):
     layers = list(build(name, 8, 8).modules())
     convs = [
@@ -171,7 +174,7 @@ def test_no_convolution_before_a_batchnorm_has_a_bias(name):
         if isinstance(conv, nn.Conv2d) and isinstance(after, nn.BatchNorm2d)
     ]
     assert all(conv.bias is None for conv in convs)
-    assert bool(convs) == (name not in ("identity", "zero"))
+    assert bool(convs) == (name not in ("identity", "zero", "skip"))
 
 
 def test_zero_passes_on_neither_nan_nor_gradient():
@@ -210,3 +213,27 @@ def test_spatially_separable_sees_the_whole_square():
     seen = op(spot)[0, 0] > 0
     assert seen.sum() == 25
     assert seen[2:7, 2:7].all()
+
+
+@pytest.mark.parametrize("name", ["rconv_k3", "dil_k5", "sep2_k3"])
+@pytest.mark.parametrize("activation", [None, "silu"])
+def test_cell_ops_rectify_a_copy_of_their_input_first(name, activation):
+    op = build(name, 4, 6, stride=2, activation=activation)
+    assert isinstance(op[0], nn.SiLU if activation else nn.ReLU)
+    assert not getattr(op[0], "inplace", False)
+    assert isinstance(op[-1], nn.BatchNorm2d)
+
+
+def test_dilated_ops_reach_twice_as_far():
+    op = build("dil_k3", 1, 1)
+    x = torch.zeros(1, 1, 9, 9, requires_grad=True)
+    op[1](x)[0, 0, 4, 4].backward()
+    assert x.grad[0, 0].nonzero().amin() == 2
+    assert x.grad[0, 0].nonzero().amax() == 6
+    assert (x.grad != 0).sum() == 9
+
+
+def test_a_skip_is_the_input_or_half_its_size():
+    x = sample(2, 4).float()
+    assert build("skip", 4, 4)(x) is x
+    assert build("skip", 4, 6, stride=2)(x).shape == (3, 6, 5, 3)

@@ -30,8 +30,7 @@ from nas.search.gradient.reinforce import CostAwareAccuracy, ReinforceSearch
 from nas.search.heatmap import Block, colour, draw_block, draw_overview
 from nas.search.telemetry import SearchTelemetry, TrainingTelemetry
 from nas.supernet.choice import ChoiceBlock
-from nas.supernet.relax import softmax, straight_through
-from nas.supernet.temperature import exponential
+from nas.supernet.relax import exponential, softmax, straight_through
 from nas.train import Training
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning, about tiny runs

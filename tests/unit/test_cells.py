@@ -8,12 +8,11 @@ from nas.arch import Arch
 from nas.cost.analytic import Params
 from nas.cost.expected import ExpectedCost
 from nas.decision import apply, decisions, free
-from nas.discrete import arch_of, discretize
+from nas.discretization import arch_of, discretize
 from nas.errors import UserError
-from nas.ops.cell_ops import FactorizedReduce
+from nas.ops.cells import FactorizedReduce
 from nas.spaces.darts import Darts
-from nas.spaces.nas_bench_201 import NasBench201, arch_of_cell, cell_of
-from nas.spaces.nas_bench_201_cell import render
+from nas.spaces.nas_bench_201 import NasBench201, arch_of_cell, cell_of, render
 
 # Cells published as DARTS_V2: op and state it comes from, two for each node.
 NORMAL = [("sep_conv_3x3", 0), ("sep_conv_3x3", 1), ("sep_conv_3x3", 0), ("sep_conv_3x3", 1)]

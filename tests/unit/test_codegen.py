@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nas.discrete import discretize
+from nas.discretization import discretize
 from nas.errors import UserError
 from nas.export.codegen import python_source
 from nas.export.layers import constructor
-from nas.ops.catalogue import build, known_names, obstacle
+from nas.ops.catalogue import known_names
+from nas.supernet.elastic_ops import ALL_OPS, op_obstacle
+from nas.supernet.elastic_ops import build_op as build
 
 CONSTANTS = {"INPUT_SHAPE": [4, 8, 8], "MEAN": [0.5], "STD": [0.25], "CLASSES": ['a "b"', "ü"]}
 
@@ -53,8 +55,8 @@ def inputs(ndim: int = 2) -> torch.Tensor:
 @pytest.mark.parametrize("ndim", [1, 2])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_every_operation(stride: int, ndim: int) -> None:
-    for name in known_names():
-        if obstacle(name, 4, 4, stride, ndim) is None:
+    for name in known_names(ALL_OPS):
+        if op_obstacle(name, 4, 4, stride, ndim) is None:
             check(discretize(nn.Sequential(build(name, 4, 4, stride, ndim))), inputs(ndim))
 
 

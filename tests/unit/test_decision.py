@@ -10,7 +10,7 @@ from torch import nn
 
 from nas.arch import Arch
 from nas.decision import apply, decisions, free, resample, sample_path, split_parameters
-from nas.discrete import arch_of
+from nas.discretization import arch_of
 from nas.errors import UserError
 from nas.supernet.choice import ChoiceBlock
 

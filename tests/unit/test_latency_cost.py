@@ -22,10 +22,10 @@ from nas.latency.cost import Latency
 from nas.latency.profile import About, Profile, fit_profile, uses_of
 from nas.latency.unit_model import UNIT_FITS, UnitTime, fit_units
 from nas.latency.units import features, indices, units_of
-from nas.ops.catalogue import build
 from nas.selection import largest_of, least_of
 from nas.supernet.choice import ChoiceBlock
-from tests.contracts.drawn import archs, probability, supernets
+from nas.supernet.elastic_ops import build_op as build
+from tests.contracts.strategies import archs, probability, supernets
 
 ABOUT = About(
     "Net", ((1, 8, 6, 6),), "board", "", "external", "cpu", 1, "float32", 1, {}, "2026-01-01"

@@ -26,7 +26,7 @@ from nas.latency.network_model import (
 from nas.latency.predict import Predictor
 from nas.latency.profile import decode
 from nas.selection import largest_of, least_of
-from nas.spaces import nas_bench_201_cell as cell
+from nas.spaces import nas_bench_201 as cell
 from nas.supernet.choice import ChoiceBlock
 
 OPTIONS = {"a": ("conv", "skip", "pool"), "b": ("conv", "skip"), "c": ("conv", "pool")}

@@ -15,11 +15,11 @@ from nas.decision import decisions
 from nas.latency.job import draw
 from nas.latency.runtimes import copy_to_measure, inputs_like, runtime
 from nas.latency.units import Conditions, indices, units_of
-from nas.ops.catalogue import build
 from nas.spaces.staged import StagedSpace
 from nas.supernet.choice import ChoiceBlock
-from nas.supernet.relaxed import Shared
-from tests.contracts.drawn import all_counted, supernets
+from nas.supernet.elastic_ops import build_op as build
+from nas.supernet.relax import Shared
+from tests.contracts.strategies import all_counted, supernets
 
 MIXED = ["conv_k3", "sep_k5", "mb_k3_e3_se", "identity"]
 
@@ -189,7 +189,7 @@ class Twice(nn.Module):
         self.shared = Shared(("k1", "k3"))
         self.blocks = nn.ModuleList(
             ChoiceBlock(
-                {"k1": nn.Conv2d(2, 2, 1), "k3": nn.Conv2d(2, 2, 3, padding=1)}, lead=self.shared
+                {"k1": nn.Conv2d(2, 2, 1), "k3": nn.Conv2d(2, 2, 3, padding=1)}, tied_to=self.shared
             )
             for _ in range(2)
         )

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nas.errors import UserError
-from nas.spaces.nas_bench_201_cell import EDGES, OPS, live, parse, render
+from nas.spaces.nas_bench_201 import EDGES, OPS, live, parse, render
 
 CELLS = st.lists(st.sampled_from(OPS), min_size=6, max_size=6).map(tuple)
 

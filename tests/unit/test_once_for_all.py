@@ -16,7 +16,7 @@ from nas.cost.analytic import MACs
 from nas.cost.expected import ExpectedCost
 from nas.cost.trace import Trace, trace
 from nas.decision import decisions
-from nas.discrete import discretize
+from nas.discretization import discretize
 from nas.errors import UserError
 from nas.search.callbacks import LastCheckpoint
 from nas.search.oneshot.once_for_all import OnceForAll, Shrinking, kind_of, read_phases

@@ -10,15 +10,15 @@ from nas.arch import Arch
 from nas.cost.analytic import MACs, Params
 from nas.cost.expected import ExpectedCost
 from nas.decision import apply, decisions, free, resample, sample_path, sites, split_parameters
-from nas.discrete import discretize
+from nas.discretization import discretize
 from nas.errors import UserError
 from nas.supernet.choice import ChoiceBlock
-from nas.supernet.relaxed import Shared
+from nas.supernet.relax import Shared
 
 
-def block(lead=None, channels=2) -> ChoiceBlock:
+def block(tied_to=None, channels=2) -> ChoiceBlock:
     ops = {f"k{k}": nn.Conv1d(channels, channels, k, padding=k // 2) for k in (1, 3)}
-    return ChoiceBlock(ops, lead=lead)
+    return ChoiceBlock(ops, tied_to=tied_to)
 
 
 class Net(nn.Module):
@@ -105,4 +105,4 @@ def test_a_copy_has_a_decision_of_its_own():
 
 def test_other_options_cannot_be_shared():
     with pytest.raises(UserError, match="the same options"):
-        ChoiceBlock({"a": nn.Identity(), "b": nn.ReLU()}, lead=block())
+        ChoiceBlock({"a": nn.Identity(), "b": nn.ReLU()}, tied_to=block())

@@ -11,7 +11,7 @@ import torch
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 
-from nas.discrete import arch_of, discretize  # noqa: E402
+from nas.discretization import arch_of, discretize  # noqa: E402
 from nas.export.onnx_formats import quantized  # noqa: E402
 from nas.export.slim import slim  # noqa: E402
 from nas.export.source import Source  # noqa: E402

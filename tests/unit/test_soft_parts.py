@@ -12,14 +12,12 @@ from torch.testing import assert_close
 from nas.cost.analytic import Params
 from nas.cost.expected import ExpectedCost
 from nas.decision import apply, decisions, free, split_parameters
-from nas.discrete import arch_of, discretize
+from nas.discretization import arch_of, discretize
 from nas.errors import UserError
 from nas.recalibrate import kept_statistics
 from nas.search.gradient.regularizers import DirichletKL, Entropy, Perturbing, ZeroOne
-from nas.supernet.auxiliary import AuxiliarySkip, cosine_fade, linear_fade
-from nas.supernet.choice import ChoiceBlock, Relaxing
-from nas.supernet.dirichlet import concentration
-from nas.supernet.temperature import constant
+from nas.supernet.choice import AuxiliarySkip, ChoiceBlock, Relaxing, cosine_fade, linear_fade
+from nas.supernet.relax import concentration, constant
 
 
 def block() -> ChoiceBlock:
@@ -211,7 +209,7 @@ def test_the_dirichlet_term_is_least_without_preference():
 
 @pytest.mark.parametrize("make", [Entropy, ZeroOne, DirichletKL])
 def test_a_weight_that_is_no_number_is_refused(make):
-    with pytest.raises(UserError, match="finite number"):
+    with pytest.raises(UserError, match="must be finite"):
         make(weight=float("nan"))
 
 

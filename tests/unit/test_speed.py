@@ -7,10 +7,10 @@ from torch.testing import assert_close
 
 from nas.decision import decisions
 from nas.errors import UserError
-from nas.ops.catalogue import build
 from nas.spaces.staged import StagedSpace
 from nas.supernet import speed
 from nas.supernet.choice import ChoiceBlock
+from nas.supernet.elastic_ops import build_op as build
 from nas.supernet.speed import MEASURED, compiled, fastest, prepare
 
 STAGES = [

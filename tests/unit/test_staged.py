@@ -134,6 +134,16 @@ def test_logits_are_those_of_the_parts_in_order(training):
     assert_close(supernet(x), supernet.classifier(features.mean((2, 3))))
 
 
+def test_the_ops_of_the_cell_spaces_stand_in_a_staged_space():
+    ops = ["rconv_k3", "dil_k3", "sep2_k5", "skip", "avgpool_k3_norm"]
+    supernet = space({"ops": ops, "channels": 6, "stride": 2, "repeat": 2}, stem={"channels": 6})
+    assert {name: d.options for name, d in decisions(supernet)} == {
+        "blocks.s0b0": tuple(ops),
+        "blocks.s0b1": tuple(ops),
+    }
+    assert supernet(torch.randn(2, 3, 8, 8)).shape == (2, 4)
+
+
 def test_sequences():
     supernet = space(
         {"ops": ["conv_k3", "sep_k5", "maxpool_k3"], "channels": 6, "stride": 2, "repeat": 2},
@@ -216,14 +226,18 @@ HEAD = {"features": 5}
         ([CONV, {**CONV, "chanels": 3}], {}, "stage 1 has an unknown key 'chanels' .*'channels'"),
         ([{**CONV, "strides": 2}], {}, r"allowed: \['ops', 'channels', 'stride', 'repeat', "),
         ([{"ops": ["conv_k3"]}], {}, "stage 0 lacks the key 'channels'"),
-        ([{**CONV, "channels": 0}], {}, "stage 0: channels must be a whole number .* got 0"),
-        ([{**CONV, "channels": 2.5}], {}, "stage 0: channels .* got 2.5"),
-        ([{**CONV, "repeat": -1}], {}, "stage 0: repeat .* got -1"),
-        ([{**CONV, "stride": None}], {}, "stage 0: stride .* got None"),
-        ([{**CONV, "stride": True}], {}, "stage 0: stride .* got True"),
-        ([{**CONV, "ops": []}], {}, r"stage 0: ops must be a list of names.* got \[\]"),
-        ([{**CONV, "ops": "conv_k3"}], {}, "stage 0: ops must be a list .* got 'conv_k3'"),
-        ([{**CONV, "ops": ["conv_k3"] * 2}], {}, "stage 0: op 'conv_k3' is listed more than once"),
+        ([{**CONV, "channels": 0}], {}, "stage 0: channels=0 must be at least 1"),
+        ([{**CONV, "channels": 2.5}], {}, "stage 0: channels=2.5 must be a whole number"),
+        ([{**CONV, "repeat": -1}], {}, "stage 0: repeat=-1 must be at least 1"),
+        ([{**CONV, "stride": None}], {}, "stage 0: stride=None must be a whole number"),
+        ([{**CONV, "stride": True}], {}, "stage 0: stride=True must be a whole number"),
+        ([{**CONV, "ops": []}], {}, r"stage 0: ops must be a list .* got \[\]"),
+        ([{**CONV, "ops": "conv_k3"}], {}, "stage 0: ops='conv_k3' must be a list of texts"),
+        (
+            [{**CONV, "ops": ["conv_k3"] * 2}],
+            {},
+            "ops: 'conv_k3' is listed more than once",
+        ),
         ([CONV, {**CONV, "ops": ["conv3"]}], {}, "stage 1: no candidate op 'conv3'; did you mean"),
         ([CONV, {**CONV, "ops": ["conv_k2"]}], {}, "stage 1: op 'conv_k2': the kernel must be odd"),
         (
@@ -237,12 +251,12 @@ HEAD = {"features": 5}
             "stage 0: .*divisible by 4",
         ),
         ([{**CONV, "ops": ["ssep_k3"]}], {"shape": (3, 9)}, "stage 0: .*needs images"),
-        ([{**CONV, "channels": [8, 4]}], {}, "channels must be whole numbers .* ascending order"),
+        ([{**CONV, "channels": [8, 4]}], {}, r"channels=\[8, 4\] must be in ascending order"),
         ([{**CONV, "channels": [4, 8]}], {"head": HEAD}, "stage 0: .*channels cannot be searched"),
         ([{**ELASTIC, "channels": [4, 8]}], {}, "the classifier cannot read: add a head"),
         ([{**ELASTIC, "channels": [4, 8]}, CONV], {}, "stage 1, block 0: none of .*'conv_k3'"),
-        ([{**ELASTIC, "depth": [2, 1]}], {}, r"depth must be whole numbers .* got \[2, 1\]"),
-        ([{**ELASTIC, "depth": 2}], {}, "depth must be whole numbers .* got 2"),
+        ([{**ELASTIC, "depth": [2, 1]}], {}, r"depth=\[2, 1\] must be in ascending order"),
+        ([{**ELASTIC, "depth": 2}], {}, "depth=2 must be a list of whole numbers"),
         ([{**ELASTIC, "depth": [1, 2], "repeat": 2}], {}, "either repeat .* or depth"),
         ([{**ELASTIC, "activation": "rulu"}], {}, "no activation 'rulu'"),
         ([{**ELASTIC, "ops": ["elastic_k4_e6"]}], {}, "the kernel must be odd, got 4"),
@@ -250,13 +264,13 @@ HEAD = {"features": 5}
         ([], {}, "stages must be a list of at least one stage"),
         (["conv_k3"], {}, "stage 0 must be a mapping"),
         ([CONV], {"stem": {"chanels": 3}}, "the stem has an unknown key 'chanels'"),
-        ([CONV], {"head": {"features": 0}}, "the head: features must be a whole number"),
+        ([CONV], {"head": {"features": 0}}, "the head: features=0 must be at least 1"),
         ([CONV], {"width": 0.0}, r"width=.* must be above 0"),
         ([CONV], {"dropout": 1.0}, r"dropout=1\.0 must be at least 0 and below 1"),
         ([CONV], {"divisor": 0}, "divisor=0 must be"),
         ([CONV], {"activation": "rulu"}, "no activation 'rulu'"),
         ([CONV], {"shape": (3,)}, r"input_shape must be \(C, H, W\) or \(C, L\), got \(3,\)"),
-        ([CONV], {"shape": (3, 0, 8)}, r"each size in input_shape \(3, 0, 8\)"),
+        ([CONV], {"shape": (3, 0, 8)}, r"input_shape=\(3, 0, 8\) must be at least 1"),
     ],
 )
 def test_mistakes_are_named(stages, more, says):

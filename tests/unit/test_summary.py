@@ -10,7 +10,7 @@ from torch import nn
 from nas.arch import Arch
 from nas.cost.analytic import MACs, Params
 from nas.cost.memory import PeakMemory
-from nas.discrete import arch_of, discretize
+from nas.discretization import arch_of, discretize
 from nas.report.summary import csv_text, read_blocks, share, summarize, svg
 from nas.report.terminal import console, table
 from nas.spaces.nas_bench_201 import NasBench201

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nas.errors import UserError
-from nas.supernet.temperature import constant, exponential, linear
+from nas.supernet.relax import constant, exponential, linear
 
 TAU = st.floats(0.01, 100)
 

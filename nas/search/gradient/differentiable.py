@@ -29,8 +29,8 @@ from nas.search.callbacks import (
 from nas.search.gradient.regularizers import Perturbing, Regularizer
 from nas.search.telemetry import SearchTelemetry
 from nas.selection import front, log_probabilities
-from nas.supernet.auxiliary import AuxiliarySkip
-from nas.supernet.temperature import Schedule, constant
+from nas.supernet.choice import AuxiliarySkip
+from nas.supernet.relax import Schedule, constant
 from nas.tasks.base import Task
 from nas.tasks.classification import Classification
 from nas.train import (

@@ -179,7 +179,7 @@ class SkipCount(CollapseGuard):
 def count_taken(model: nn.Module, options: Sequence[str], within: str = "") -> int:
     """Decisions, among those of the best architecture, that take one of `options`."""
     names = {decision: name for name, decision in decisions(model)}
-    taken = {site.lead for site in _taken_sites(model)}
+    taken = {site.tied_to for site in _taken_sites(model)}
     return sum(d.best() in options for d in taken if names[d].startswith(within))
 
 

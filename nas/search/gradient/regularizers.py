@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Dirichlet, kl_divergence
 
 from nas.decision import Decision
-from nas.supernet.dirichlet import concentration
+from nas.supernet.relax import concentration
 from nas.values import BelowOne, Count, Finite, NonNegative, checked
 
 

@@ -14,12 +14,12 @@ from nas.arch import Arch
 from nas.cost.base import Expected
 from nas.cost.programme import Programme
 from nas.decision import Decision, decisions, split_parameters
-from nas.discrete import discretize
+from nas.discretization import discretize
 from nas.errors import UserError
-from nas.ops.elastic_order import sort_channels
 from nas.search.oneshot.oneshot import OneShot
 from nas.search.oneshot.path_sampling import Loss
 from nas.search.sampling.trial_search import TrialSearch
+from nas.supernet.elastic_ops import sort_channels
 from nas.tasks.base import Task
 from nas.tasks.classification import Classification
 from nas.train import Batch, OptimizerFactory, warmup_cosine

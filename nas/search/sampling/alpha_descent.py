@@ -22,7 +22,7 @@ from nas.search.gradient.reinforce import draw_networks, evaluate_each, follow, 
 from nas.search.sampling.trials import Trial
 from nas.selection import front, select
 from nas.supernet.choice import Relaxing
-from nas.supernet.temperature import exponential
+from nas.supernet.relax import exponential
 from nas.tasks.classification import task_of
 from nas.train import check_finite, frozen
 from nas.values import Count, Positive, checked

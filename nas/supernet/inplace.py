@@ -1,9 +1,9 @@
 """Candidates that write on their input get a copy of it; all others get the input itself.
 
-The candidates of a block share one input, and what is around the block may read it again. Whether a
-module writes is found out before its first call, on a copy of it without memory, since afterwards
-the input would be lost. What is found is kept by a hook of the module itself, so that a network
-taken out of the supernet computes what the supernet did.
+The candidates of a block share one input, and modules around the block may read it again. Whether a
+module writes is tried before its first call, on a copy of it on the meta device, since afterwards
+the input would be lost. A hook of the module itself keeps the finding, so that a network extracted
+from the supernet computes what the supernet did.
 """
 
 import copy
@@ -21,7 +21,7 @@ class OwnInput:
     """Forward pre-hook: the arguments as they are, or copies where the module writes on them."""
 
     def __init__(self) -> None:
-        self.writes: dict[bool, bool] = {}  # whether it trains -> what was found
+        self.writes: dict[bool, bool] = {}  # training mode -> whether the module writes
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -48,7 +48,7 @@ def guard_of(op: nn.Module) -> OwnInput | None:
 
 
 def guards_last(model: nn.Module) -> None:
-    """Let copies be made after all other hooks of a module: they are part of what it does."""
+    """Make the copies after all other hooks of a module, whose work is part of the module's."""
     for module in model.modules():
         for key, hook in list(module._forward_pre_hooks.items()):
             if isinstance(hook, OwnInput):
@@ -72,9 +72,9 @@ def copied(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _harmless(op: nn.Module) -> bool:
-    """Whether `op` is one of the project's, or put together of PyTorch's out of place."""
+    """Whether `op` is one of the project's, or made of PyTorch's modules that work out of place."""
     # A block gives each of its candidates a guard of its own.
-    if type(op).__module__.startswith("nas.ops.") or isinstance(op, Decision):
+    if type(op).__module__.startswith(("nas.ops.", "nas.supernet.")) or isinstance(op, Decision):
         return True
     plain = type(op).__module__.startswith("torch.nn.modules.")
     return plain and not getattr(op, "inplace", False) and all(map(_harmless, op.children()))
@@ -83,7 +83,7 @@ def _harmless(op: nn.Module) -> bool:
 def _writes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether `module` writes on its arguments, by a run that leaves no trace; True if unknown."""
     try:
-        # What others count, or have switched on, is not for this run.
+        # Modes that others have switched on, such as counters, must not see this run.
         with (
             _disable_current_modes(),
             torch.inference_mode(False),

@@ -1,8 +1,8 @@
-"""One candidate is seen going forward; going back, thetas learn what each candidate gives.
+"""One candidate gives the output; in the backward pass thetas get a gradient from each of them.
 
-The output passes on as it is: neither multiplied by its theta, which is 1, nor copied. Candidates
-that are judged without being seen run in the backward pass, one after another and without a
-gradient of their own: what autograd keeps is what the plain network keeps.
+The output is passed on unchanged: neither multiplied by its theta, which is 1, nor copied. The
+other candidates run in the backward pass, one after another and without a gradient of their own, so
+that autograd keeps no more memory than for the plain network.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-# The arguments of the block -> indices into theta, and what they would give.
-Judge = Callable[[Any], Iterator[tuple[Sequence[int], Sequence[Tensor]]]]
+# Of one candidate after another: indices into theta, and the outputs that they stand for.
+Outcomes = Iterator[tuple[Sequence[int], Sequence[Tensor]]]
+Recompute = Callable[[Any], Outcomes]  # the arguments of the block -> outcomes
 
 
 class Reader:
-    """What is known of the module that reads a block's output."""
+    """Whether the module that reads a block's output writes on it, as found while training."""
 
     def __init__(self) -> None:
-        self.writes: bool | None = None  # on that output; None until the first backward pass
+        self.writes: bool | None = None  # None until the first backward pass
 
 
-def pass_on(
+def with_weight_gradient(
     outs: Sequence[Tensor], weight: Tensor, reader: Reader, inputs: Any
 ) -> tuple[list[Tensor], list[bool]]:
     """`outs` in value; the gradient of `weight` is ``<dL/dout, out>``, added up over `outs`.
@@ -40,37 +41,37 @@ def pass_on(
     own = {_storage(x) for x in tree_leaves(inputs) if isinstance(x, Tensor)}
     shared = [_storage(out) in own for out in outs]
     fixed = [reader.writes is False and is_shared for is_shared in shared]
-    passed: tuple[Tensor, ...] = _PassOn.apply(weight, reader, shared, *outs)
+    passed: tuple[Tensor, ...] = _WeightGradient.apply(weight, reader, shared, *outs)
     return list(passed), fixed
 
 
-def judged(
+def with_theta_gradient(
     outs: Sequence[Tensor],
     theta: Tensor,
-    judge: Judge,
+    recompute: Recompute,
     inputs: Any,
     fixed: Sequence[bool] | None = None,
 ) -> list[Tensor]:
-    """`outs` in value; the gradient of theta_k is ``<dL/dout, o_k>``, with o_k from `judge`.
+    """`outs` in value; the gradient of theta_k is ``<dL/dout, o_k>``, with o_k from `recompute`.
 
     Args:
-        theta: ``(K,)``; entries that `judge` does not name get a gradient of 0.
-        judge: called in the backward pass with `inputs`.
+        theta: ``(K,)``; entries that `recompute` does not name get a gradient of 0.
+        recompute: called in the backward pass with `inputs`.
         inputs: any structure of tensors.
-        fixed: as from `pass_on`.
+        fixed: as from `with_weight_gradient`.
     """
     leaves, spec = tree_flatten(inputs)
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
 
-    def again(tensors: Sequence[Tensor]) -> Iterator[tuple[Sequence[int], Sequence[Tensor]]]:
+    def again(tensors: Sequence[Tensor]) -> Outcomes:
         filled = list(leaves)
         for place, tensor in zip(places, tensors, strict=True):
             filled[place] = tensor
-        return judge(tree_unflatten(filled, spec))
+        return recompute(tree_unflatten(filled, spec))
 
     tensors = [leaves[place] for place in places]
     leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    passed: tuple[Tensor, ...] = _Judged.apply(
+    passed: tuple[Tensor, ...] = _ThetaGradient.apply(
         theta, again, fixed or [False] * len(outs), *outs, *tensors
     )
     return list(passed)
@@ -92,7 +93,7 @@ def _inner(gradients: Sequence[Tensor | None], outs: Sequence[Tensor], like: Ten
     return like.new_zeros(()) if total is None else total.to(like.dtype)
 
 
-class _PassOn(torch.autograd.Function):
+class _WeightGradient(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, weight: Tensor, reader: Reader, shared: Sequence[bool], *outs: Tensor
@@ -134,7 +135,7 @@ def _handed(writes: bool | None) -> Callable[[Tensor, bool], Tensor]:
     return hand
 
 
-class _Judged(torch.autograd.Function):
+class _ThetaGradient(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, theta: Tensor, again: Callable[..., Any], fixed: Sequence[bool], *tensors: Tensor
@@ -161,7 +162,7 @@ class _Judged(torch.autograd.Function):
                 for place in places:
                     scores[place] = score
                 if torch.is_grad_enabled():
-                    parts = _unseen(gradients, outs, inputs)
+                    parts = _input_gradients(gradients, outs, inputs)
                     moved = [
                         _plus(a, b, theta[list(places)].sum())
                         for a, b in zip(moved, parts, strict=True)
@@ -169,12 +170,12 @@ class _Judged(torch.autograd.Function):
         return torch.stack(scores), None, None, *gradients, *moved
 
 
-def _unseen(
+def _input_gradients(
     gradients: Sequence[Tensor | None], outs: Sequence[Tensor], inputs: Sequence[Tensor]
 ) -> Sequence[Tensor | None]:
-    """The gradient of the inputs through a candidate that is not seen, were its theta 1.
+    """The gradient of the inputs through a candidate that gives no output, were its theta 1.
 
-    As it is 0, that is of no account but for a second derivative.
+    Its theta is 0, so that only a second derivative needs it.
     """
     used = [
         (out, g)

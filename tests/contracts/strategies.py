@@ -16,9 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nas.arch import Arch
 from nas.decision import decisions
-from nas.discrete import discretize
-from nas.ops.catalogue import allowed, build, known_names
+from nas.discretization import discretize
+from nas.ops.catalogue import known_names
 from nas.supernet.choice import ChoiceBlock
+from nas.supernet.elastic_ops import build_op as build
+from nas.supernet.elastic_ops import op_obstacle
 from nas.supernet.relax import softmax
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d}
@@ -92,9 +94,7 @@ def operation(draw: Draw, ndim: int, c_in: int, c_out: int, stride: int) -> nn.M
     kinds += ["channels_last"] if stride == 1 and c_in == c_out else []
     kind = draw(st.sampled_from(kinds))
     if kind == "catalogue":
-        # Elastic ops hold decisions of their own; they have a suite of theirs.
-        names = [n for n in known_names() if allowed(n, *site)]
-        names = [n for n in names if "_k7" not in n and not n.startswith("elastic")]
+        names = [n for n in known_names() if op_obstacle(n, *site) is None and "_k7" not in n]
         return build(draw(st.sampled_from(names)), *site)
     if kind == "transposed":
         return transposed(draw, ndim, c_in, c_out, stride)

@@ -1,16 +1,16 @@
 """Which two edges into a node of a cell are kept, as a decision over pairs of them.
 
-An option is a pair of edge numbers. A pair is what exists in a network, so that the network of any
-option is plain, its cost exact and a budget can be held. The weight of an edge is the probability
-that it is kept, ``sum of theta over the pairs with it``: the sum over pairs of the outputs of their
-edges is then the weighted sum over edges, and each edge runs once.
+An option is a pair of edge numbers, so that every option is a plain network, whose cost is exact
+and can be held to a budget. The weight of an edge is the probability that it is kept, ``sum of
+theta over the pairs with it``: the sum over pairs of the outputs of their edges is then the
+weighted sum over edges, and each edge runs once.
 
-There are two ways to decide. In `WeighedEdges` pairs have alphas of their own (the edge
-normalisation of PC-DARTS, in terms of what is kept). In `StrongestEdges` they have none, all edges
-count fully while searching, and the pair of the largest op probabilities is kept (DARTS).
+The decision is either a `Shared` one, whose pairs have alphas of their own (the edge normalisation
+of PC-DARTS over what is kept), or `StrongestEdges`, which has none: all edges count fully while
+searching, and the pair of the largest op probabilities is kept (DARTS).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import torch
@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from nas.arch import Option
 from nas.decision import Decision
-from nas.supernet.relax import softmax, straight_through
-from nas.supernet.relaxed import RelaxedDecision
-from nas.supernet.shown import judged
+from nas.supernet.relax import RelaxedDecision, softmax, straight_through
+from nas.supernet.straight_through import Outcomes, with_theta_gradient
 
 
 def pairs(edges: int) -> tuple[tuple[int, int], ...]:
@@ -62,9 +61,9 @@ class StrongestEdges(RelaxedDecision):
 
     derived = True
 
-    def __init__(self, ops: Sequence[Decision], lead: Decision | None = None) -> None:
-        super().__init__(pairs(len(ops)), lead=lead)
-        self._ops = tuple(op.lead for op in ops)  # in a tuple: they are not its submodules
+    def __init__(self, ops: Sequence[Decision], tied_to: Decision | None = None) -> None:
+        super().__init__(pairs(len(ops)), tied_to=tied_to)
+        self._ops = tuple(op.tied_to for op in ops)  # in a tuple: they are not its submodules
 
     @property
     def alpha(self) -> Tensor:  # type: ignore[override]
@@ -76,7 +75,7 @@ class StrongestEdges(RelaxedDecision):
         return softmax(self.alpha.masked_fill(~self.open, -torch.inf))
 
     def resample(self, generator: torch.Generator | None = None) -> None:
-        """Nothing is drawn: edges are drawn by their own decisions."""
+        """Nothing: the ops on the edges are drawn by their own decisions."""
 
     def gated(self) -> Mapping[Option, nn.Module]:
         return dict.fromkeys(self.options, nn.Identity())
@@ -87,17 +86,17 @@ class Node(RelaxedDecision):
 
     Args:
         edges: the op on the edge from each state.
-        lead: the decision over `pairs` of them, which this follows.
+        tied_to: the decision over `pairs` of them.
 
     Shape: as `Edges`.
     """
 
     keeps: Tensor  # (pairs, edges): whether the pair has the edge
 
-    def __init__(self, edges: Sequence[nn.Module], lead: RelaxedDecision) -> None:
-        super().__init__(pairs(len(edges)), lead=lead)
+    def __init__(self, edges: Sequence[nn.Module], tied_to: RelaxedDecision) -> None:
+        super().__init__(pairs(len(edges)), tied_to=tied_to)
         self.edges = nn.ModuleList(edges)
-        self.all_count = isinstance(lead, StrongestEdges)
+        self.all_count = isinstance(tied_to, StrongestEdges)
         found = [[float(e in pair) for e in range(len(edges))] for pair in pairs(len(edges))]
         self.register_buffer("keeps", torch.tensor(found), persistent=False)
         # Not submodules, which would name every edge several times over.
@@ -107,10 +106,10 @@ class Node(RelaxedDecision):
 
     @property
     def theta(self) -> Tensor:
-        return self.lead.theta
+        return self.tied_to.theta
 
     def resample(self, generator: torch.Generator | None = None) -> None:
-        """The decision that it follows is drawn, once for all."""
+        """Nothing: the decision that it is tied to is drawn."""
 
     def gated(self) -> Mapping[Option, nn.Module]:
         return self._pairs
@@ -129,23 +128,24 @@ class Node(RelaxedDecision):
             total = y if total is None else total + y
         assert total is not None
         missing = [i for i, value in enumerate(values) if value == 0]
-        lead = self.lead
-        if isinstance(lead, RelaxedDecision) and lead.relax is straight_through and missing:
-            return self._judged(total, weights, missing, states)
+        decision = self.tied_to
+        hard = isinstance(decision, RelaxedDecision) and decision.relax is straight_through
+        if hard and missing:
+            return self._with_gradient(total, weights, missing, states)
         return total
 
-    def _judged(
+    def _with_gradient(
         self, total: Tensor, weights: Tensor, missing: Sequence[int], states: Sequence[Tensor]
     ) -> Tensor:
-        """`total`; going back, edges that were not kept are judged as candidates of a block are."""
+        """`total`; the alphas of edges that were not kept get the gradient that candidates get."""
         if not weights.requires_grad or int(self.open.sum()) == 1:
             return total
 
-        def judge(states: Sequence[Tensor]) -> Iterator[tuple[Sequence[int], Sequence[Tensor]]]:
+        def recompute(states: Sequence[Tensor]) -> Outcomes:
             for i in missing:
                 yield [i], [self.edges[i](states[i])]
 
-        return judged([total], weights, judge, list(states))[0]
+        return with_theta_gradient([total], weights, recompute, list(states))[0]
 
     def _weights(self) -> Tensor:
         """Of each edge ``(E,)``."""

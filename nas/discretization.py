@@ -18,7 +18,7 @@ def arch_of(model: nn.Module, space: str | None = None) -> Arch:
 
 
 def discretize(model: nn.Module, arch: Arch | None = None) -> nn.Module:
-    """A copy of `model` in which every decision is replaced by what it takes.
+    """A copy of `model` in which every decision is replaced by the module of its option.
 
     Weights, buffers, training mode and `requires_grad` are as in the supernet, nothing is shared
     with it, no `Decision` is left, and `model` stays as it is.
@@ -35,16 +35,16 @@ def discretize(model: nn.Module, arch: Arch | None = None) -> nn.Module:
     network: nn.Module = _copy(model, options, {})
     for module in network.modules():
         if type(module) is Conv2d:
-            # What fuses or quantizes a network asks for exactly this type.
+            # Tools that fuse or quantize a network look for exactly this type.
             cast(nn.Module, module).__class__ = nn.Conv2d
             vars(module).pop("quick", None)
     return network
 
 
 def _copy(module: nn.Module, options: Mapping[Decision, Option], memo: dict[int, Any]) -> Any:
-    """Copy `module`; `memo` gives `copied`, for all that varies, what stands in its place.
+    """Copy `module`; `memo` maps each `Varying` inside it to the variant that takes its place.
 
-    Inner decisions before the options that hold them; options that are not taken are not copied.
+    Inner decisions come before the options that hold them; other options are not copied.
     """
     for varying in outermost(module):
         if id(varying) not in memo:
@@ -53,7 +53,7 @@ def _copy(module: nn.Module, options: Mapping[Decision, Option], memo: dict[int,
 
 
 def outermost(module: nn.Module) -> Iterator[Varying]:
-    """What varies in `module` and is inside nothing that does."""
+    """Every `Varying` in `module` that is inside no other one."""
     if isinstance(module, Varying):
         yield module
         return
@@ -62,7 +62,7 @@ def outermost(module: nn.Module) -> Iterator[Varying]:
 
 
 def _check(model: nn.Module, arch: Arch) -> None:
-    """Let `apply` find what is wrong, on alphas alone, and put back what it chose."""
+    """Let `apply` check `arch`, and restore the state of the decisions."""
     before = [(d, d.open.clone(), d.noise.clone()) for _, d in decisions(model)]
     try:
         apply(model, arch)

@@ -8,10 +8,10 @@ from torch import nn
 
 from nas.arch import Arch
 from nas.decision import decisions, resample
-from nas.discrete import arch_of, discretize
+from nas.discretization import arch_of, discretize
 from nas.errors import UserError
-from nas.ops.catalogue import build
 from nas.supernet.choice import ChoiceBlock
+from nas.supernet.elastic_ops import build_op as build
 from nas.supernet.relax import straight_through
 
 

@@ -14,9 +14,8 @@ from torch.testing import assert_close
 
 from nas.decision import resample
 from nas.supernet.choice import ChoiceBlock
-from nas.supernet.incoming import Node, pairs
-from nas.supernet.relax import one_path, straight_through
-from nas.supernet.relaxed import Shared
+from nas.supernet.edges import Node, pairs
+from nas.supernet.relax import Shared, one_path, straight_through
 
 SEEDS = st.integers(0, 2**16)
 HARD = [one_path, straight_through]

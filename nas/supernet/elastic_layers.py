@@ -1,18 +1,6 @@
-"""Numbers that are searched, and weights of which an architecture uses a part (Once-for-All).
+"""Layers that run a slice of their weights: norms, convolutions of searched kernel and channels."""
 
-A soft theta means a mixture of architectures where that is linear, and costs one forward pass:
-
-- kernel: the filter is ``sum_k theta_k * filter_k``, smaller ones padded with zeros to the largest;
-- width: channel c is multiplied by ``sum_{k: width_k > c} theta_k``, the probability that it is
-  there, so that alphas of nested widths compare what each adds to the one below;
-- depth and input size: the theta-weighted sum of what each option gives.
-
-Under a one-hot theta only the slice runs, and equals the extracted layer to the bit. A hard sample
-of the least width tells the loss nothing about wider ones, which all hold it: then costs alone move
-those alphas.
-"""
-
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -21,105 +9,25 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas.arch import Option
 from nas.decision import Decision
-from nas.errors import UserError
-from nas.ops.blocks import CONV, NORM
-from nas.supernet.relax import Relaxation, softmax
-from nas.supernet.relaxed import RelaxedDecision
+from nas.ops.blocks import CONV, NORM, Site, Stack
+from nas.supernet.elastic import (
+    ElasticChannels,
+    Number,
+    options_of,
+    prefix,
+    taken,
+    theta_of,
+    weighted,
+)
 
 Convolution = nn.Conv1d | nn.Conv2d
 CONVOLVE = {1: F.conv1d, 2: F.conv2d}
 
 
-class Elastic(RelaxedDecision):
-    """A number that is searched: a kernel, an expansion, channels, a depth, an input size.
-
-    `options` ascend: the first makes the smallest network, the last the largest.
-
-    Raises:
-        UserError: fewer than two numbers, one below 1, or they do not ascend.
-    """
-
-    ordered = True
-    options: tuple[int, ...]
-
-    def __init__(
-        self, options: Sequence[int], relax: Relaxation = softmax, gumbel: bool = False
-    ) -> None:
-        numbers = tuple(options)
-        whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers)
-        if len(numbers) < 2 or not whole or list(numbers) != sorted(set(numbers)):
-            raise UserError(
-                f"an elastic number needs at least two whole numbers in ascending order, "
-                f"e.g. [3, 5, 7], got {list(options)}"
-            )
-        super().__init__(numbers, relax, gumbel)
-
-    def gated(self) -> Mapping[Option, nn.Module]:
-        return {}
-
-    def variant(self, options: Mapping[Decision, Option]) -> nn.Module:
-        """Nothing where it stands: it is read by the modules that it makes differ."""
-        return nn.Identity()
-
-
-Number = int | Elastic
-
-
-def elastic(options: int | Sequence[int]) -> Number:
-    """`Elastic`, or the number itself where there is nothing to choose."""
-    if isinstance(options, int):
-        return options
-    return options[0] if len(options) == 1 else Elastic(options)
-
-
-def options_of(number: Number) -> tuple[int, ...]:
-    """What it may be, in ascending order."""
-    return (number,) if isinstance(number, int) else number.options
-
-
-def theta_of(number: Number, like: Tensor) -> Tensor:
-    """Its theta; ``(1,)`` on the device of `like` for a number that is not searched."""
-    return torch.ones(1, device=like.device) if isinstance(number, int) else number.theta
-
-
-def taken(number: Number, options: Mapping[Decision, Option]) -> int:
-    """The number that an architecture takes."""
-    return number if isinstance(number, int) else int(str(options[number]))
-
-
-def decided(*numbers: Number) -> tuple[Decision, ...]:
-    """Those that are searched, each once."""
-    return tuple(dict.fromkeys(n for n in numbers if isinstance(n, Elastic)))
-
-
-def prefix(theta: Tensor, sizes: Sequence[int]) -> tuple[int, Tensor | None]:
-    """How many of the first channels run, and the probability that each is there.
-
-    The latter ``(channels,)``, or None where it is 1 for all and alphas want no gradient.
-
-    Shape: theta ``(K,)``, one size for each of its entries.
-    """
-    values = theta.tolist()
-    channels = max(size for size, value in zip(sizes, values, strict=True) if value)
-    if not theta.requires_grad and all(value in (0.0, 1.0) for value in values):
-        return channels, None
-    places = torch.arange(channels, device=theta.device)
-    there = places < torch.tensor(sizes, device=theta.device)[:, None]
-    return channels, theta @ there.to(theta)
-
-
-def weighted(weight: Tensor, mask: Tensor | None, dim: int) -> Tensor:
-    """`weight` times `mask` along `dim`."""
-    if mask is None:
-        return weight
-    shape = [-1 if d == dim else 1 for d in range(weight.ndim)]
-    return weight * mask.to(weight).view(shape)
-
-
 def sliced_norm(norm: _BatchNorm, x: Tensor, scale: Tensor | None = None) -> Tensor:
     """The first channels of `norm`, as many as x has, times `scale` ``(C,)``.
 
-    Statistics are used and updated as in any forward pass, since it is one.
+    Statistics are used and updated as in any forward pass.
     """
     channels = x.shape[1]
     if channels == norm.num_features and scale is None:
@@ -128,7 +36,7 @@ def sliced_norm(norm: _BatchNorm, x: Tensor, scale: Tensor | None = None) -> Ten
     parts = {name: tensor[:channels] for name, tensor in tensors_of(norm) if tensor.ndim}
     if scale is not None:
         parts |= {name: weighted(parts[name], scale, 0) for name in ("weight", "bias")}
-    # As in `nas.ops.blocks.scaled_norm`: attributes of the instance hide what it registers.
+    # As in `nas.ops.blocks.scaled_norm`.
     vars(norm).update(parts)
     try:
         y: Tensor = norm(x)
@@ -243,3 +151,60 @@ class ElasticDepthwise(nn.Module):
                 weight = F.linear(flat, self.transforms[f"to{size}"])
                 weight = weight.view(channels, 1, *[size] * self.ndim)
             yield size, weight
+
+
+class ElasticConv(ElasticChannels):
+    """As `nas.ops.catalogue.conv`, of the first channels; see `nas.supernet.elastic`."""
+
+    def __init__(self, site: Site[Number], kernel: int) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = site.in_channels, site.out_channels
+        self.ndim = site.ndim
+        inputs, outputs = options_of(self.in_channels)[-1], options_of(self.out_channels)[-1]
+        make = CONV[site.ndim]
+        self.conv = make(inputs, outputs, kernel, site.stride, kernel // 2, bias=False)
+        self.norm, self.activation = NORM[site.ndim](outputs), site.act()
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs, kept = prefix(theta_of(self.out_channels, x), options_of(self.out_channels))
+        weight = self.conv.weight[:outputs, : x.shape[1]]
+        y = CONVOLVE[self.ndim](x, weight, None, self.conv.stride, self.conv.padding)
+        # Activations that a space offers are 0 at 0, so that a channel that is not there stays so.
+        out: Tensor = self.activation(sliced_norm(self.norm, y, kept))
+        return out
+
+    def variant(self, options: Mapping[Decision, Option]) -> Stack:
+        """The plain layers, with copies of the weights they use."""
+        inputs, outputs = (taken(n, options) for n in (self.in_channels, self.out_channels))
+        conv = plain_conv(self.conv, self.conv.weight[:outputs, :inputs])
+        norm = plain_norm(self.norm, outputs)
+        return Stack(conv, norm, self.activation).train(self.training)
+
+    @property
+    def first(self) -> Convolution:
+        """The convolution that reads the input."""
+        return self.conv
+
+    @property
+    def last(self) -> tuple[nn.Module, ...]:
+        """The layers of as many channels as the output has."""
+        return self.conv, self.norm
+
+
+def importance(conv: Convolution) -> Tensor:
+    """``sum |w|`` over the weights that read each input channel: ``(C_in,)``."""
+    return conv.weight.detach().abs().transpose(0, 1).flatten(1).sum(1)
+
+
+@torch.no_grad()
+def permute(module: nn.Module, order: Tensor) -> None:
+    """Reorder the output channels of a convolution, or the channels of a norm, in place."""
+    for _, tensor in tensors_of(module):
+        if tensor.ndim:
+            tensor.copy_(tensor[order])
+
+
+@torch.no_grad()
+def permute_inputs(conv: Convolution, order: Tensor) -> None:
+    """Reorder the input channels of a convolution in place."""
+    conv.weight.copy_(conv.weight[:, order])
