@@ -23,6 +23,7 @@ from nas.latency.job import Measuring
 from nas.latency.log import quality_text
 from nas.latency.network_model import fit_table
 from nas.latency.profile import Profile
+from nas.latency.runtimes import runtime
 from nas.run import RunDir, write_atomic
 from nas.units import amount
 from nas.values import Count, Name, checked
@@ -73,6 +74,7 @@ class Profiling(Measuring):
             _say(console, f"{count} files in {folder}; how to measure them: {folder / 'README.md'}")
             return
         out = self._out(space, self.runtime)
+        runtime(self.runtime, self.accelerator, self.conditions)  # it may be refused
         RunDir(out.parent).create()
         with claimed(out.with_name(f".{out.name}.lock"), str(out)):
             profile = self.measure(model, shape, out.with_suffix(".jsonl"))

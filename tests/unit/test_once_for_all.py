@@ -178,7 +178,7 @@ def test_a_student_learns_from_labels_and_teacher():
         ([{"epochs": 1, "subnet": 2}], "did you mean 'subnets'"),
         ([{"epochs": 0}], r"phases\[0\].epochs=0 must be at least 1"),
         ([{"epochs": 1, "open": {"kernels": 1}}], "did you mean 'kernel'"),
-        ([{"epochs": 1, "open": {"kernel": 0}}], "a number of options, or all"),
+        ([{"epochs": 1, "open": {"kernel": 0}}], "open={'kernel': 0} must be at least 1"),
         ([{"epochs": 1, "lr": 0}], "must be above 0"),
         ([{"epochs": 1, "open": {"resolution": 2}}], "no such decision"),
     ],

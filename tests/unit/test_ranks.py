@@ -74,6 +74,8 @@ def job(*_):
         CASES[sys.argv[1]](world()[0])
     return 0
 
+# A shell that runs the tests in the background lets its children ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 cli.VERBS["job"] = job
 sys.exit(cli.run(["job"]))
 """

@@ -16,8 +16,8 @@ from nas.discretization import arch_of, discretize
 from nas.errors import UserError
 from nas.recalibrate import kept_statistics
 from nas.search.gradient.regularizers import DirichletKL, Entropy, Perturbing, ZeroOne
-from nas.supernet.choice import AuxiliarySkip, ChoiceBlock, Relaxing, cosine_fade, linear_fade
-from nas.supernet.relax import concentration, constant
+from nas.supernet.choice import AuxiliarySkip, ChoiceBlock, Relaxing
+from nas.supernet.relax import concentration, constant, cosine_fade, linear_fade
 
 
 def block() -> ChoiceBlock:
