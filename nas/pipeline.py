@@ -13,8 +13,8 @@ from torch import nn
 
 from nas.anatomy import anatomy
 from nas.arch import Arch
-from nas.attempts import Attempts
 from nas.decision import free
+from nas.diagnostics import Attempts
 from nas.discrete import discretize
 from nas.errors import InterruptedRunError
 from nas.export import load_supernet, onnx, state_bytes

@@ -10,8 +10,8 @@ from torch import nn
 
 from nas.discrete import discretize
 from nas.errors import UserError
-from nas.export.codegen import python_source
-from nas.export.layers import constructor
+from nas.export.python_code import constructor
+from nas.export.to_python import python_source
 from nas.ops.catalogue import build, known_names, obstacle
 
 CONSTANTS = {"INPUT_SHAPE": [4, 8, 8], "MEAN": [0.5], "STD": [0.25], "CLASSES": ['a "b"', "ü"]}
