@@ -238,7 +238,7 @@ def _extract(verb: str, arguments: list[str]) -> int:
         print(EXTRACT)
         return 0
     _first("extract", arguments, "RUN")
-    from nas.extract.command import extract
+    from nas.extract import extract
 
     return extract(words)
 
@@ -248,7 +248,7 @@ def _export(verb: str, arguments: list[str]) -> int:
         print(EXPORT)
         return 0
     _first("export", arguments, "RUN or arch.json")
-    from nas.deploy import export
+    from nas.export.command import export
 
     return export(arguments)
 

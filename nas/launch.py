@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nas.config import Weights, check, check_keys, config_dir, register
+from nas.diagnostics import silence_third_party_warnings
 from nas.errors import (
     FailedRunError,
     FolderTakenError,
@@ -37,7 +38,6 @@ from nas.errors import (
     write_traceback,
 )
 from nas.explain import check_flags, explain, flags_first, with_budgets, with_measure
-from nas.quiet import quiet
 from nas.resume import COMMAND, check_same, how_to_go_on, remove_if_empty, resumed
 from nas.run import RunDir, is_main, shown, write_atomic, write_json
 from nas.signals import interrupting
@@ -210,7 +210,7 @@ def _record_failure(run: RunDir, config: DictConfig, error: Exception) -> None:
 
 def _run(config: DictConfig, run: RunDir) -> None:
     check(config)
-    quiet()
+    silence_third_party_warnings()
     import torch
 
     from nas.arch import Arch
@@ -317,7 +317,7 @@ def _describe(config: DictConfig) -> None:
 
 def _profile(config: DictConfig) -> None:
     check(config)
-    quiet()
+    silence_third_party_warnings()
     remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
     try:
         profiling = instantiate(config.measure, _convert_="all")

@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
 from nas.arch import Arch
-from nas.attempts import Attempts
+from nas.diagnostics import Attempts
 from nas.discretization import discretize
 from nas.errors import InterruptedRunError
 from nas.export import load_supernet, onnx, state_bytes

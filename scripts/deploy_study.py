@@ -21,8 +21,8 @@ import torch
 
 import nas
 from nas.cli import run
+from nas.export.check import SECONDS, latencies
 from nas.export.formats import FORMATS, chosen
-from nas.export.latency import SECONDS, latencies
 from nas.run import RunDir, write_atomic, write_json
 
 SHORT = ["search.epochs=4", "search.warmup_epochs=1", "finetune.epochs=10"]

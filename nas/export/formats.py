@@ -1,16 +1,186 @@
-"""The formats by name. A new one is a `Format` and a line here."""
+"""The formats by name: what is written, with which lowering, and the runtime that reads it.
 
-from collections.abc import Sequence
+A new one is a `Format` and a line in `chosen`.
+"""
 
-from torch import nn
+import importlib.util
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from nas.copying import copied
 from nas.errors import UserError
-from nas.export.executorch_formats import INT8_PTE, PTE
-from nas.export.onnx_formats import INT8_ONNX, ONNX
-from nas.export.source import Format
-from nas.export.torch_formats import PT2, PYTHON, state_dict_format
+from nas.export.loading import load_weights, state_bytes
+from nas.export.to_executorch import int8_pte_bytes, open_pte
+from nas.export.to_onnx import NEEDS, int8_onnx_bytes, open_onnx
+from nas.export.to_python import python_source
+from nas.lowering import onnx_bytes, pte_bytes
+from nas.run import write_atomic
 
 FORMATS = ("state_dict", "python", "onnx", "pt2", "pte", "int8_onnx", "int8_pte")
+TOLERANCE = 1e-4  # largest |difference| of a logit in float32 that another order of sums explains
+
+Model = Callable[[Tensor], Tensor]  # (N, *input_shape) -> logits (N, classes), in some runtime
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network with what is needed to write it.
+
+    Args:
+        network: plain, in eval mode, on the CPU.
+        example: real inputs ``(N, ...)``, N at least 2.
+        about: what it is, in one line.
+        input: shape, classes, mean and std, as in result.json.
+        calibration: inputs ``(M, ...)`` from which int8 formats learn the ranges.
+    """
+
+    network: nn.Module
+    example: Tensor
+    about: str
+    input: Mapping[str, Any]
+    calibration: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to write a network, and the runtime that reads it.
+
+    Args:
+        files: names of what is written; the first one is what is opened.
+        runtime: what runs it, for the card.
+        contents: of these files.
+        open: path of the first file -> the model in its runtime.
+        tolerance: largest |difference| of the logits from eager; None: judged by accuracy, int8.
+        needs: modules that must be installed.
+        extra: the extra that brings them.
+    """
+
+    files: tuple[str, ...]
+    runtime: str
+    contents: Callable[[Source], Sequence[str | bytes]]
+    open: Callable[[Path], Model]
+    tolerance: float | None
+    needs: tuple[str, ...] = ()
+    extra: str = ""
+
+    @property
+    def int8(self) -> bool:
+        """Whether weights and activations are 8-bit integers."""
+        return self.tolerance is None
+
+    def write(self, source: Source, folder: Path) -> None:
+        """Write the files into `folder`."""
+        for file, content in zip(self.files, self.contents(source), strict=True):
+            write_atomic(folder / file, content)
+
+    def check_installed(self) -> None:
+        """Raises UserError, naming the extra, where a package is missing."""
+        for module in self.needs:
+            if find_spec(module) is None:
+                raise UserError(f"{self.files[0]} needs {module}: pip install 'dnas[{self.extra}]'")
+
+
+def _python(source: Source) -> list[str | bytes]:
+    known = source.input
+    constants = {
+        "INPUT_SHAPE": list(known["shape"]),
+        "MEAN": list(known["mean"]),
+        "STD": list(known["std"]),
+        "CLASSES": list(known["classes"]),
+    }
+    text = python_source(source.network, source.example[:2], source.about, constants, "network.pt")
+    return [text, state_bytes(source.network)]
+
+
+def _open_python(path: Path) -> Model:
+    """Import the file, which this process has just written, and load its weights."""
+    spec = importlib.util.spec_from_file_location("nas_exported_network", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    network: nn.Module = module.load()
+    return network
+
+
+def _pt2(source: Source) -> list[str | bytes]:
+    """torch.export, with a free batch size."""
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(source.network, (source.example,), dynamic_shapes=({0: batch},))
+    program.example_inputs = None  # the user's images do not belong into the file
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # nor this machine's paths
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    return [buffer.getvalue()]
+
+
+def _open_pt2(path: Path) -> Model:
+    module: nn.Module = torch.export.load(path).module()
+    return module
+
+
+def _state_dict(network: nn.Module) -> Format:
+    """The format that is read back into a module like `network`."""
+
+    def opened(path: Path) -> Model:
+        fresh = copied(network)
+        for tensor in fresh.state_dict().values():
+            tensor.zero_()  # what is not in the file must not pass for having been read from it
+        load_weights(fresh, path)
+        return fresh.eval()
+
+    return Format(("network.pt",), "PyTorch", lambda s: [state_bytes(s.network)], opened, 0.0)
+
+
+_PTE = "ExecuTorch (XNNPACK)"
+_KNOWN = {
+    "python": Format(("network.py", "network.pt"), "PyTorch", _python, _open_python, 0.0),
+    "onnx": Format(
+        ("network.onnx",),
+        "onnxruntime",
+        lambda s: [onnx_bytes(s.network, (s.example,))],
+        open_onnx,
+        TOLERANCE,
+        NEEDS,
+        "onnx",
+    ),
+    "pt2": Format(("network.pt2",), "torch.export", _pt2, _open_pt2, TOLERANCE),
+    "pte": Format(
+        ("network.pte",),
+        _PTE,
+        lambda s: [pte_bytes(s.network, (s.example[:1],))],
+        open_pte,
+        TOLERANCE,
+        ("executorch",),
+        "executorch",
+    ),
+    "int8_onnx": Format(
+        ("network_int8.onnx",),
+        "onnxruntime",
+        lambda s: [int8_onnx_bytes(s.network, s.example, s.calibration)],
+        open_onnx,
+        None,
+        NEEDS,
+        "onnx",
+    ),
+    "int8_pte": Format(
+        ("network_int8.pte",),
+        _PTE,
+        lambda s: [int8_pte_bytes(s.network, s.example, s.calibration)],
+        open_pte,
+        None,
+        ("executorch", "torchao"),
+        "executorch",
+    ),
+}
 
 
 def chosen(names: Sequence[str], network: nn.Module) -> dict[str, Format]:
@@ -19,17 +189,31 @@ def chosen(names: Sequence[str], network: nn.Module) -> dict[str, Format]:
     Raises:
         UserError: an unknown name, or a package that is not installed.
     """
-    known = {
-        "state_dict": state_dict_format(network),
-        "python": PYTHON,
-        "onnx": ONNX,
-        "pt2": PT2,
-        "pte": PTE,
-        "int8_onnx": INT8_ONNX,
-        "int8_pte": INT8_PTE,
-    }
+    known = {"state_dict": _state_dict(network), **_KNOWN}
     for name in names or [""]:
         if name not in known:
             raise UserError(f"format={name!r} is not one of {', '.join(known)}")
         known[name].check_installed()
     return {name: known[name] for name in dict.fromkeys(names)}
+
+
+def onnx(network: nn.Module, example: Tensor, path: Path) -> float:
+    """Write `network` as ONNX with a free batch size; return max |ONNX - eager| on `example`.
+
+    The file is kept only if it computes what the network computes.
+
+    Raises:
+        UserError: the extra is not installed, or the outputs differ by more than 1e-4.
+    """
+    _KNOWN["onnx"].check_installed()
+    network = network.eval()
+    content = onnx_bytes(network, (example,))
+    with torch.no_grad():
+        difference = float((open_onnx(content)(example) - network(example)).abs().max())
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"the ONNX file computes something else than the network (max difference "
+            f"{difference:.2g} > {TOLERANCE}), so it was not kept"
+        )
+    write_atomic(path, content)
+    return difference

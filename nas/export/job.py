@@ -12,29 +12,25 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from nas.attempts import reason, record
 from nas.claim import claimed, own_prefix
 from nas.data import DataModule
+from nas.diagnostics import captured, reason, record
 from nas.errors import UserError
 from nas.export.card import card, markdown
-from nas.export.formats import chosen
-from nas.export.latency import latencies
+from nas.export.check import Batch, Parity, compare, complaint, latencies
+from nas.export.formats import Format, Model, Source, chosen
 from nas.export.loading import state_bytes
-from nas.export.parity import Batch, Parity, compare, complaint
 from nas.export.qat import fine_tune
-from nas.export.source import Format, Model, Source
-from nas.quiet import captured
 from nas.reading import read_json
 from nas.run import RunDir, shown, write_atomic, write_json
 from nas.values import Count, Share, checked
 
 _EXAMPLE = 16  # samples that the exporters trace with
-FULL = 16384  # bytes left of a disk, below which it is full
 
 
 @checked()
 @dataclass(frozen=True)
-class Options:
+class ExportOptions:
     """What the user asks for.
 
     Args:
@@ -83,6 +79,7 @@ class Exported:
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
     qat: dict[str, Any] | None = None
+    eager_latency: dict[str, Any] | None = None
 
 
 class Export:
@@ -93,7 +90,7 @@ class Export:
             the network does not fit; afterwards, files that were not kept.
     """
 
-    def __init__(self, subject: Subject, options: Options, out: Path) -> None:
+    def __init__(self, subject: Subject, options: ExportOptions, out: Path) -> None:
         self.subject, self.options, self.out = subject, options, out
         self.formats = chosen(options.formats, subject.network)
         self._check_there()
@@ -148,9 +145,8 @@ class Export:
     def _source(self, network: nn.Module) -> Source:
         data, result = self.subject.data, self.subject.result
         about = f"Network of space {result['space']!r} for {data.name!r}, exported by nas."
-        calibration = None
-        if any(form.int8 for form in self.formats.values()):
-            calibration = self._calibration()
+        int8 = any(form.int8 for form in self.formats.values())
+        calibration = self._calibration() if int8 else torch.empty(0)
         example = self.batches[0][0][:_EXAMPLE]
         if len(example) < 2:
             example = example.repeat(2, *[1] * (example.dim() - 1))
@@ -251,11 +247,9 @@ class Export:
     def _time(self, models: Mapping[str, Model], made: Exported) -> None:
         measured = {n: m for n, m in models.items() if n != "state_dict"}  # which is eager
         found = latencies(self.subject.network, measured, self.batches[0][0][:1])
-        self.eager = found.pop("eager")
+        made.eager_latency = found.pop("eager")
         for name, latency in found.items():
             made.rows[name]["latency"] = latency
-
-    eager: Mapping[str, Any] | None = None  # latency of the network as it is
 
     def _earlier(self, network: str) -> dict[str, Any]:
         """Rows of formats of this very network that lie in the folder already."""
@@ -275,7 +269,7 @@ class Export:
             "command": self.subject.command,
             "options": asdict(self.options),
             "samples": sum(len(y) for _, y in self.batches),
-            "eager_latency": self.eager,
+            "eager_latency": made.eager_latency,
             "formats": {**self._earlier(network), **made.rows},
             "refused": made.refused,
         }

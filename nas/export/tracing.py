@@ -6,55 +6,51 @@ stands for, so all sizes but the batch's are plain integers. Calls of submodules
 
 import inspect
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from nas.export.layers import is_layer
+from nas.errors import UserError
 from nas.supernet.inplace import guard_of
 
 # What a module may be told besides tensors, and be written with the value it was told.
 _CONSTANTS = (type(None), bool, str, float)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Call:
-    """How a module is called: the tensors and constants by the names of its own signature.
+    """How a module is called; equal where one text of its forward pass serves both calls.
 
-    Attributes:
-        outputs: shapes of the inputs -> a tensor as it came out, of which only the size matters.
-        regular: it can stand as a module of its own, being called the same way every time, with
-            tensors, and giving one tensor.
+    Args:
+        shapes: argument of its own signature -> size of the tensor.
+        constants: the other arguments.
+        tensors: those of the first call.
     """
 
-    tensors: dict[str, Tensor]
-    constants: dict[str, Any]
-    outputs: dict[tuple[torch.Size, ...], Any] = field(default_factory=dict)
-    regular: bool = True
-
-    def add(self, tensors: dict[str, Tensor], constants: dict[str, Any], output: Any) -> None:
-        """One more call of the same module."""
-        plain = all(isinstance(value, _CONSTANTS) for value in constants.values())
-        self.regular &= isinstance(output, Tensor) and plain and 1 <= len(tensors) <= 3
-        self.regular &= self.constants == constants and list(self.tensors) == list(tensors)
-        sizes = tuple(tensor.shape for tensor in tensors.values())
-        # On another size there would be other numbers in the code.
-        self.regular &= sizes == tuple(tensor.shape for tensor in self.tensors.values())
-        self.outputs[sizes] = output
+    shapes: Mapping[str, torch.Size]
+    constants: Mapping[str, Any]
+    tensors: Mapping[str, Tensor] = field(compare=False)
 
 
-def calls(network: nn.Module, example: Tensor) -> dict[nn.Module, Call]:
-    """How every submodule is called when `network` runs on `example`."""
-    found: dict[nn.Module, Call] = {}
+def regular_calls(network: nn.Module, example: Tensor) -> dict[nn.Module, Call]:
+    """The modules that can be a class of their own, and how they are called.
+
+    They get tensors and constants, give one tensor, and are called the same way every time when
+    `network` runs on `example`.
+    """
+    found: dict[nn.Module, Call | None] = {}
 
     def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-        tensors = {k: v for k, v in bound.items() if isinstance(v, Tensor)}
-        constants = {k: v for k, v in bound.items() if k not in tensors}
-        found.setdefault(module, Call(tensors, constants)).add(tensors, constants, output)
+        given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+        tensors = {name: x for name, x in given.items() if isinstance(x, Tensor)}
+        constants = {name: x for name, x in given.items() if name not in tensors}
+        call = Call({name: x.shape for name, x in tensors.items()}, constants, tensors)
+        plain = all(isinstance(value, _CONSTANTS) for value in constants.values())
+        regular = plain and tensors and isinstance(output, Tensor)
+        found[module] = call if regular and found.setdefault(module, call) == call else None
 
     hooks = [m.register_forward_hook(note, with_kwargs=True) for m in network.modules()]
     try:
@@ -63,58 +59,17 @@ def calls(network: nn.Module, example: Tensor) -> dict[nn.Module, Call]:
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return {module: call for module, call in found.items() if call is not None}
 
 
-def graph_of(
-    module: nn.Module, known: Mapping[nn.Module, Call], is_leaf: Callable[[nn.Module], bool]
-) -> fx.Graph:
-    """The operations of ``module.forward``; modules that `is_leaf` refuses are seen through."""
-    call = known[module]
-    graph = _Tracer(known, list(call.tensors.values()), is_leaf).trace(
-        _ENTRIES[len(call.tensors) - 1](module, call)
-    )
-    for node in graph.nodes:
-        if node.op in ("call_module", "get_attr"):
-            node.target = str(node.target).removeprefix("inner.")
-        if node.op == "call_module":
-            node.meta["layer"] = is_layer(_attribute(module, str(node.target).split(".")))
+def graph_of(module: nn.Module, call: Call, is_leaf: Callable[[nn.Module], bool]) -> fx.Graph:
+    """The operations of ``module.forward``; submodules that `is_leaf` refuses are seen through."""
+    graph = _Tracer(call, is_leaf).trace(module)
     for node in reversed(graph.nodes):
         # Sizes that became numbers; anything else without a user may act in place.
         if not node.users and node.target in (getattr, operator.getitem):
             graph.erase_node(node)
     return graph
-
-
-class _Entry(nn.Module):
-    """Calls ``inner.forward`` with tensors by position and its constants by name."""
-
-    def __init__(self, inner: nn.Module, call: Call) -> None:
-        super().__init__()
-        self.inner, self.call = inner, call
-
-    def enter(self, *tensors: Any) -> Any:
-        named = dict(zip(self.call.tensors, tensors, strict=True))
-        return self.inner.forward(**named, **self.call.constants)
-
-
-# The tracer reads the number of inputs from the signature.
-class _Entry1(_Entry):
-    def forward(self, x: Tensor) -> Any:
-        return self.enter(x)
-
-
-class _Entry2(_Entry):
-    def forward(self, x: Tensor, y: Tensor) -> Any:
-        return self.enter(x, y)
-
-
-class _Entry3(_Entry):
-    def forward(self, x: Tensor, y: Tensor, z: Tensor) -> Any:
-        return self.enter(x, y, z)
-
-
-_ENTRIES = (_Entry1, _Entry2, _Entry3)
 
 
 class _Valued(fx.Proxy):
@@ -144,34 +99,47 @@ class _Valued(fx.Proxy):
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
-    def __init__(
-        self,
-        known: Mapping[nn.Module, Call],
-        inputs: list[Tensor],
-        is_leaf: Callable[[nn.Module], bool],
-    ) -> None:
+    def __init__(self, call: Call, is_leaf: Callable[[nn.Module], bool]) -> None:
         super().__init__()
-        self.known, self.inputs, self.is_leaf = known, inputs, is_leaf
+        self.call, self.is_leaf = call, is_leaf
         self.values: dict[fx.Node, Any] = {}
+        self.running = False  # a submodule, for its output on the example
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return self.is_leaf(m)
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+        given = {n: self.create_proxy("placeholder", n, (), {}) for n in self.call.tensors}
+        return lambda: root_fn(self.root, **given, **self.call.constants), []
+
+    def create_arg(self, a: Any) -> Any:
+        own = (*self.root.parameters(), *self.root.buffers())
+        if isinstance(a, Tensor) and not any(a is tensor for tensor in own):
+            raise UserError("it uses a tensor that is neither its parameter nor its buffer")
+        return super().create_arg(a)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
     ) -> Any:
-        guard = guard_of(m)
-        if guard is not None and self.is_leaf(m):  # whose hooks are not called
+        if self.running or not self.is_leaf(m):
+            return forward(*args, **kwargs)
+        if guard := guard_of(m):  # a leaf's hooks are not called
             args, kwargs = guard(m, args, kwargs) or (args, kwargs)
-        return super().call_module(m, forward, args, kwargs)
+        return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self.running:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Valued(node, self)
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
         made: Any = super().create_proxy(*args, **kwargs)
-        with torch.no_grad():
-            made.value = self.values[made.node] = self._value(made.node)
+        self.running = True
+        try:
+            with torch.no_grad():
+                made.value = self.values[made.node] = self._value(made.node)
+        finally:
+            self.running = False
         if type(made.value) in (tuple, list):
             # As such: a forward may ask whether it is one.
             items = range(len(made.value))
@@ -181,29 +149,22 @@ class _Tracer(fx.Tracer):
         return made
 
     def _value(self, node: fx.Node) -> Any:
+        target: Any = node.target
         if node.op == "placeholder":
-            return self.inputs.pop(0).clone()
-        if node.op == "get_attr":
-            return _attribute(self.root, str(node.target).split("."))
+            return self.call.tensors[target].clone()
+        if node.op in ("get_attr", "call_module"):
+            owner: Any = self.root
+            for name in target.split("."):
+                owner = _own(owner)[name]
+            if node.op == "get_attr":
+                return owner
+            target = owner
         args = fx.node.map_arg(node.args, self.values.__getitem__)
         kwargs = fx.node.map_arg(node.kwargs, self.values.__getitem__)
-        if node.op == "call_module":
-            # Not run again: the tracer has put itself in the place of every module's call.
-            module = _attribute(self.root, str(node.target).split("."))
-            tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
-            output = self.known[module].outputs[tuple(tensor.shape for tensor in tensors)]
-            return output.clone() if isinstance(output, Tensor) else output
         if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        return target(*args, **kwargs)
 
 
-def _attribute(root: nn.Module, path: Sequence[str]) -> Any:
-    """Without ``getattr``, of which the tracer has taken hold."""
-    owner: Any = root
-    for name in path:
-        own = vars(owner)
-        places = (own["_modules"], own["_parameters"], own["_buffers"], own)
-        owner = next(place[name] for place in places if name in place)
-    return owner
+def _own(module: nn.Module) -> dict[str, Any]:
+    return {**module._buffers, **module._parameters, **module._modules}

@@ -16,10 +16,9 @@ from nas.decision import decisions
 from nas.discretization import discretize
 from nas.errors import UserError
 from nas.export import job
-from nas.export.formats import FORMATS, chosen
-from nas.export.job import Export, Options, Subject
-from nas.export.parity import compare, complaint
-from nas.export.source import Source
+from nas.export.check import compare, complaint
+from nas.export.formats import FORMATS, Source, chosen
+from nas.export.job import Export, ExportOptions, Subject
 from nas.spaces.staged import StagedSpace
 
 from .strategies import randomized, sample
@@ -190,7 +189,7 @@ def subject(network: nn.Module) -> Subject:
 def test_a_drawn_network_as_python_is_the_same_or_refused_in_one_line(tmp_path_factory, modules):
     out = tmp_path_factory.mktemp("export")
     hopeless = [m for m in modules if isinstance(m, Attention | Values | Forgotten)]
-    export = Export(subject(plain(*modules)), Options(("python",), latency=False), out)
+    export = Export(subject(plain(*modules)), ExportOptions(("python",), latency=False), out)
 
     if hopeless:
         with pytest.raises(UserError, match="cannot be written as Python code") as caught:
@@ -209,7 +208,7 @@ def test_transposed_convolutions_in_int8(tmp_path, channels, bias):
     given_, groups_ = channels
     layer = nn.ConvTranspose2d(given_, 8, 3, padding=1, groups=groups_, bias=bias)
     network = plain(nn.Conv2d(4, given_, 1), layer, nn.Conv2d(8, 4, 1))
-    content = Export(subject(network), Options(("int8_onnx",), latency=False), tmp_path)()
+    content = Export(subject(network), ExportOptions(("int8_onnx",), latency=False), tmp_path)()
     assert 0 < content["formats"]["int8_onnx"]["max_abs_diff"] < 0.05
 
 
@@ -219,7 +218,7 @@ def test_what_onnx_cannot_hold_is_refused_and_the_rest_is_kept(tmp_path, monkeyp
         raise AssertionError("trained for a format that cannot be written")
 
     monkeypatch.setattr(job, "fine_tune", train)
-    options = Options(("onnx", "int8_onnx", "state_dict"), qat=True, latency=False)
+    options = ExportOptions(("onnx", "int8_onnx", "state_dict"), qat=True, latency=False)
     with pytest.raises(UserError) as caught:
         Export(subject(plain(Values())), options, tmp_path)()
     said = str(caught.value)

@@ -12,15 +12,13 @@ from torch import nn
 from nas.arch import Arch
 from nas.decision import decisions
 from nas.discretization import discretize
-from nas.export.executorch_formats import PTE
-from nas.export.onnx_formats import ONNX
-from nas.export.source import Source
+from nas.export.formats import Source, chosen
 from nas.latency import runtimes
 from nas.latency.job import Measuring, Work
 from nas.latency.runtimes import onnx_file, runtime
 from nas.spaces.staged import StagedSpace
 
-FORMATS = {"onnxruntime": ONNX, "executorch": PTE}
+FORMATS = {"onnxruntime": "onnx", "executorch": "pte"}
 
 
 def space() -> StagedSpace:
@@ -66,9 +64,10 @@ def test_the_profiled_file_of_a_network_is_the_exported_one(
 
     example = torch.randn(16, *net.input_shape)  # other samples, and more of them
     source = Source(discretize(net, arch).eval(), example, "", {})
-    FORMATS[name].write(source, tmp_path)
+    (form,) = chosen([FORMATS[name]], source.network).values()
+    form.write(source, tmp_path)
     (content,) = profiled
-    assert content == (tmp_path / FORMATS[name].files[0]).read_bytes()
+    assert content == (tmp_path / form.files[0]).read_bytes()
 
 
 def test_another_network_has_other_bytes() -> None:

@@ -26,8 +26,8 @@ from nas import reading
 from nas.arch import Arch
 from nas.data.folder import decode
 from nas.errors import UserError
-from nas.export.codegen import python_source
 from nas.export.loading import check_checkpoint, load, load_supernet, load_weights
+from nas.export.to_python import python_source
 from nas.latency.exchange import is_times
 from nas.latency.log import MeasurementLog
 from nas.latency.measured_networks import read_networks

@@ -14,12 +14,11 @@ import torch
 
 import nas
 from nas import pipeline
-from nas.attempts import Attempts
 from nas.cli import run
+from nas.diagnostics import Attempts, captured
 from nas.discretization import discretize
 from nas.errors import InterruptedRunError, UserError
 from nas.plan import check_logits
-from nas.quiet import captured
 from nas.run import RunDir
 
 Nas = Callable[..., int]
@@ -126,7 +125,7 @@ def test_an_interruption_is_no_failure_of_a_step(tmp_path: Path, error: BaseExce
 def test_a_step_that_fails_on_a_full_disk_needs_no_disk_to_say_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nas.attempts.write_atomic", broken(OSError(28, "full")))
+    monkeypatch.setattr("nas.diagnostics.write_atomic", broken(OSError(28, "full")))
     attempts = Attempts(tmp_path)
     with attempts.attempt("step", "no file"):
         raise OSError(28, "No space left on device")

@@ -15,7 +15,7 @@ from PIL import Image
 import nas
 from nas.cli import run
 from nas.data import digits
-from nas.export import parity, torch_formats
+from nas.export import check, formats
 from nas.run import RunDir
 
 ROOT = Path(__file__).parents[2]
@@ -313,7 +313,7 @@ def test_a_missing_extra_is_named(
 def test_a_file_that_computes_something_else_is_not_kept(
     finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = torch_formats.state_bytes
+    real = formats.state_bytes
 
     def wrong(network: torch.nn.Module) -> bytes:
         other = copy.deepcopy(network)
@@ -321,7 +321,7 @@ def test_a_file_that_computes_something_else_is_not_kept(
             other.classifier.bias[0] += 1e-3
         return real(other)
 
-    monkeypatch.setattr(torch_formats, "state_bytes", wrong)
+    monkeypatch.setattr(formats, "state_bytes", wrong)
     line = complaint(capsys, "a", "format=pt2,python", "latency=false")
     assert "the python file computes something else" in line
     assert "max difference 0.001" in line
@@ -334,8 +334,8 @@ def test_a_file_that_computes_something_else_is_not_kept(
 
 
 def test_int8_that_loses_too_much_says_what_to_do() -> None:
-    found = parity.Parity(100, 1.0, 0.9, 0.8, 0.9)
-    said = parity.complaint("int8_pte", found, None, 0.05)
+    found = check.Parity(100, 1.0, 0.9, 0.8, 0.9)
+    said = check.complaint("int8_pte", found, None, 0.05)
     assert "10.0 points" in said
     assert "qat=true" in said
-    assert not parity.complaint("int8_pte", found, None, 0.11)
+    assert not check.complaint("int8_pte", found, None, 0.11)

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 import nas.pipeline
 from nas.config import config_dir, register
+from nas.diagnostics import silence_third_party_warnings
 from nas.errors import InterruptedRunError
 from nas.launch import plan_of
 from nas.pipeline import Run
-from nas.quiet import quiet
 from nas.ranks import together, told, world
 from nas.run import RunDir
 from nas.search.callbacks import LastCheckpoint
@@ -154,7 +154,7 @@ def broken(times: int) -> Iterator[None]:
 
 def without_pictures(put: Callable[[object, str, object], None] = setattr) -> None:
     """Of what is compared, nothing is drawn; that takes most of a tiny run's time."""
-    quiet()
+    silence_third_party_warnings()
     torch.set_num_threads(1)
     for name in ("log_final", "write_drawing"):
         put(nas.pipeline, name, lambda *_: None)

@@ -10,8 +10,8 @@ from torch import nn
 
 from nas.discretization import discretize
 from nas.errors import UserError
-from nas.export.codegen import python_source
-from nas.export.layers import constructor
+from nas.export.python_code import constructor
+from nas.export.to_python import python_source
 from nas.ops.catalogue import known_names
 from nas.supernet.elastic_ops import ALL_OPS, op_obstacle
 from nas.supernet.elastic_ops import build_op as build

@@ -16,7 +16,7 @@ from nas.latency.predict import fit_mlp, fit_nonnegative, left_out
 from nas.latency.profile import decode
 from nas.latency.unit_model import UNIT_FITS, UnitModel, UnitTime, fit_units
 from nas.latency.units import KINDS, NAMES, features
-from nas.ops.catalogue import build
+from nas.supernet.elastic_ops import build_op as build
 
 RATES = {"dense_macs": 2e-10, "depthwise_macs": 9e-10, "dense_calls": 3e-6, "linear_weights": 1e-9}
 

@@ -12,17 +12,15 @@ onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 
 from nas.discretization import arch_of, discretize  # noqa: E402
-from nas.export.onnx_formats import quantized  # noqa: E402
 from nas.export.slim import slim  # noqa: E402
-from nas.export.source import Source  # noqa: E402
+from nas.export.to_onnx import quantized  # noqa: E402
 from nas.spaces.staged import StagedSpace  # noqa: E402
 
 OPS = ["mb_k3_e3", "mb_k5_e3", "sep_k3", "conv_k3", "identity"]
-INPUT = {"shape": [2, 8, 8], "classes": list("abc"), "mean": [0.0, 0.0], "std": [1.0, 1.0]}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def model() -> Any:
     torch.manual_seed(0)
     space = StagedSpace((2, 8, 8), 3, [{"ops": [op], "channels": 16} for op in OPS])
     for parameter in space.parameters():
@@ -30,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
             torch.nn.init.normal_(parameter)
     network = discretize(space, arch_of(space)).eval()
     x = torch.randn(32, 2, 8, 8)
-    return quantized(Source(network, x[:2], "a test", INPUT, x), tmp_path_factory.mktemp("int8"))
+    return quantized(network, x[:2], x)
 
 
 def run(model: Any, folder: Path) -> tuple[Any, Counter[str]]:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from nas.arch import Arch
+from nas.diagnostics import silence_third_party_warnings
 from nas.errors import FailedRunError, InterruptedRunError, NotFiniteError, UserError
-from nas.quiet import quiet
 from nas.ranks import gathered, world
 from nas.search.evaluate import Scoring
 from nas.search.sampling.space import SearchSpace
@@ -215,7 +215,7 @@ def _work(pipe: Connection, threads: int) -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    quiet()
+    silence_third_party_warnings()
     torch.set_num_threads(threads)
     score: Scoring | None = None
     error: Exception | None = None

@@ -1,15 +1,18 @@
-"""Whether an exported file computes what the network computes, on real samples."""
+"""Whether an exported file computes what the network computes, on real samples, and how fast."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nas.export.source import Model
+from nas.export.formats import Model
+from nas.latency.measure import timings
 
 Batch = tuple[Tensor, Tensor]
+SECONDS = 20.0  # of measuring at most, for all runtimes of one network
 
 
 @dataclass(frozen=True)
@@ -91,3 +94,17 @@ def complaint(name: str, found: Parity, tolerance: float | None, max_drop: float
         f"max_drop={max_drop:g}, so it was not kept: train it for int8 with qat=true, calibrate "
         "with more images, or allow a larger max_drop"
     )
+
+
+def latencies(
+    network: Model, models: Mapping[str, Model], x: Tensor, seconds: float = SECONDS
+) -> dict[str, dict[str, Any]]:
+    """Latency on one thread: name, or "eager" for `network` -> its `Timing`, for a JSON file.
+
+    Args:
+        x: one sample ``(1, ...)``.
+    """
+    calls = {name: partial(model, x) for name, model in {"eager": network, **models}.items()}
+    found = timings(calls, seconds)
+    eager = found["eager"].seconds
+    return {n: {**asdict(t), "ratio_to_eager": t.seconds / eager} for n, t in found.items()}

@@ -6,15 +6,20 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from nas.arch import Arch
 from nas.config import check, config_dir, groups, register
+from nas.diagnostics import silence_third_party_warnings
+from nas.discretization import discretize
 from nas.errors import UserError
 from nas.explain import explain
-from nas.export.job import Export, Options, Subject
+from nas.export.job import Export, ExportOptions, Subject
+from nas.export.loading import load, load_weights
 from nas.result import input_fields
 from nas.run import RunDir
 from nas.saved import change, saved_config
@@ -28,8 +33,9 @@ def export(arguments: Sequence[str]) -> int:
     words = _words(arguments[1:])
     options = _options(words)
     own = parsed(words, {"format": str, "out": str, "weights": str, "trust": bool})
-    _quiet()
-    import torch
+    silence_third_party_warnings()
+    # Those among exporters are not for the user of a network.
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch|torchao|copyreg")
 
     source = Path(arguments[0])
     command = " ".join(["nas export", *arguments])
@@ -60,18 +66,16 @@ def _words(arguments: Sequence[str]) -> dict[str, str]:
     return dict(word.removeprefix("--").split("=", 1) for word in flat)
 
 
-def _options(words: dict[str, str]) -> Options:
-    """Takes the words that `Options` knows out of `words`."""
-    hints = get_type_hints(Options, include_extras=True)
+def _options(words: dict[str, str]) -> ExportOptions:
+    """Takes the words that `ExportOptions` knows out of `words`."""
+    hints = get_type_hints(ExportOptions, include_extras=True)
     taken = parsed(words, {key: hint for key, hint in hints.items() if key != "formats"})
     if "format" in words:
         taken["formats"] = tuple(words["format"].strip("[]").replace(" ", "").split(","))
-    return Options(**taken)
+    return ExportOptions(**taken)
 
 
 def _of_run(run: RunDir, words: Mapping[str, str], trust: bool, command: str) -> Subject:
-    from nas.export.loading import load
-
     result = run.read_result()
     if not run.path.is_dir() or result is None or result.get("status") != "finished":
         load(run.path)  # says what is wrong
@@ -81,7 +85,7 @@ def _of_run(run: RunDir, words: Mapping[str, str], trust: bool, command: str) ->
     if strange:
         raise UserError(
             f"unknown key {strange[0]!r}; nas export takes data.KEY, "
-            f"{', '.join(sorted({*_OWN, *(f.name for f in fields(Options))} - {'formats'}))}"
+            f"{', '.join(sorted({*_OWN, *(f.name for f in fields(ExportOptions))} - {'formats'}))}"
         )
     change(config, [f"{key}={value}" for key, value in words.items()])
     check(config)
@@ -125,12 +129,6 @@ def _short(values: Sequence[object]) -> str:
 
 def _bare(path: Path, words: dict[str, str], weights: str | None, command: str) -> Subject:
     """An architecture without a run: weights from a file, or as they are drawn."""
-    import torch
-
-    from nas.arch import Arch
-    from nas.discretization import discretize
-    from nas.export.loading import load_weights
-
     arch = Arch.load(path)
     if "space" not in words:
         words["space"] = _space(arch.space, path, words.get("config-dir"))
@@ -181,10 +179,3 @@ def _composed(words: Mapping[str, str]) -> DictConfig:
             return compose("config", listed)
     except HydraException as error:
         raise UserError(explain(error, listed)) from None
-
-
-def _quiet() -> None:
-    """Deprecations among exporters are not for the user of a network."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch|executorch|torchao")
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module="torch|torchao|copyreg")

@@ -1,1 +1,0 @@
-"""Other networks out of a finished search, without searching again."""
