@@ -36,6 +36,8 @@ _MOVED = {
     "nas.search.sampling": "nas.search.sampling.trial_search",
     "nas.search.schemes": "nas.search.oneshot.path_sampling",
     "nas.search.unrolled": "nas.search.gradient.darts",
+    "nas.supernet.auxiliary": "nas.supernet.relax",
+    "nas.supernet.temperature": "nas.supernet.relax",
 }
 _RENAMED = {  # as a whole
     "nas.search.evaluate.Inherited": "nas.search.evaluate.WeightSharing",
