@@ -23,16 +23,21 @@ class OwnInput:
     def __init__(self) -> None:
         self.writes: dict[bool, bool] = {}  # training mode -> whether the module writes
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "OwnInput":
+        # What a module does, every copy of it does: one that is traced tells the others.
+        return self
+
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Any] | None:
         writes = self.writes.get(module.training)
         if writes is None:
             # A graph that is being captured cannot try; it drops a copy that it does not need.
-            writes = torch.compiler.is_compiling() or _writes(module, args, kwargs)
-            if not torch.compiler.is_compiling():
-                self.writes[module.training] = writes
-        return copied(args, kwargs) if writes else None
+            captured = torch.compiler.is_compiling()
+            writes = None if captured else _writes(module, args, kwargs)
+            if not captured and (writes is not None or _has_values(args, kwargs)):
+                self.writes[module.training] = writes is not False
+        return None if writes is False else copied(args, kwargs)
 
 
 def guard(op: nn.Module) -> None:
@@ -80,8 +85,14 @@ def _harmless(op: nn.Module) -> bool:
     return plain and not getattr(op, "inplace", False) and all(map(_harmless, op.children()))
 
 
-def _writes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether `module` writes on its arguments, by a run that leaves no trace; True if unknown."""
+def _has_values(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether these are arguments of a real run, not of one that is traced without memory."""
+    leaves = tree_leaves((args, kwargs))
+    return not any(isinstance(x, fx.Proxy) or (isinstance(x, Tensor) and x.is_meta) for x in leaves)
+
+
+def _writes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool | None:
+    """Whether `module` writes on its arguments, by a run that leaves no trace; None if unknown."""
     try:
         # Modes that others have switched on, such as counters, must not see this run.
         with (
@@ -95,7 +106,7 @@ def _writes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
             probe.forward(*inputs, **named)
             return any(x._version for x in tree_leaves((inputs, named)) if isinstance(x, Tensor))
     except Exception:  # e.g. it looks at values, or cannot be copied
-        return True
+        return None
 
 
 def _without_memory(module: nn.Module) -> tuple[nn.Module, torch.dtype | None]:
@@ -103,10 +114,12 @@ def _without_memory(module: nn.Module) -> tuple[nn.Module, torch.dtype | None]:
     memo: dict[int, Any] = {}
     dtype: torch.dtype | None = None
     for part in module.modules():
-        # Decisions look at the values of their theta.
-        device = "cpu" if isinstance(part, Decision) else "meta"
         for own in (part._parameters, part._buffers):
             for tensor in (tensor for tensor in own.values() if tensor is not None):
+                # Decisions look at the values of their theta, but not while they are traced and
+                # without memory themselves.
+                values = isinstance(part, Decision) and not tensor.is_meta
+                device = "cpu" if values else "meta"
                 made = tensor.detach().to(device)
                 memo[id(tensor)] = nn.Parameter(made) if own is part._parameters else made
                 if device == "meta" and dtype is None and tensor.is_floating_point():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+import nas
 from nas.arch import Arch
 from nas.decision import resample
 from nas.discretization import discretize
@@ -320,3 +321,22 @@ def test_what_follows_a_block_may_write_on_its_output(kinds, relax, seed):
         y.square().sum().backward()
         right.square().sum().backward()
         assert_same_gradients(net, twin)
+
+
+def test_a_candidate_that_holds_a_choice_is_not_taken_for_one_that_writes() -> None:
+    class Residual(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.inner(x)
+
+    inner = ChoiceBlock([nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1)])
+    block = ChoiceBlock([Residual(inner), nn.Conv2d(4, 4, 1)]).eval()
+    steps = nas.trace(nn.Sequential(block), (4, 3, 3)).schedule.steps
+    assert {step.operator for step in steps} == {"convolution", "add"}
+    # What was found while it was traced is known to the network that is taken out.
+    network = nas.discretize(block)
+    hook = guard_of(network)
+    assert hook is None or hook.writes == {False: False}
