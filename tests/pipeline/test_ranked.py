@@ -133,7 +133,7 @@ def test_networks_are_extracted_by_their_rank_inside_a_budget(
 
 
 def test_a_killed_search_goes_on_without_repeating(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nas.search import scoring
+    from nas.search.sampling import scoring
 
     command = ["search=predictor", "search.trials=4", "weights=fresh"]
     scored, calls = scoring.scored, []
