@@ -22,7 +22,7 @@ from nas.config import config_dir, register
 from nas.diagnostics import silence_third_party_warnings
 from nas.errors import InterruptedRunError
 from nas.launch import plan_of
-from nas.pipeline import Run
+from nas.pipeline import Run, TrainingStage
 from nas.ranks import together, told, world
 from nas.run import RunDir
 from nas.search.callbacks import LastCheckpoint
@@ -185,7 +185,7 @@ def main(folder: Path) -> None:
     rank = int(sys.argv[2])
     without_pictures()
     first = made("random", folder / f"trainer{rank}", ranks=2)
-    with together(first._trainer(1, [], False)):
+    with together(TrainingStage(first.plan, first.run).trainer(1, [])):
         assert world() == (rank, 2)
         for kind in KINDS:
             ends = [carried_out(made(kind, folder / "two" / kind, ranks=2))]
