@@ -1,0 +1,80 @@
+"""The walkthroughs of CONTRIBUTING.md work as they are written, in a copy of the project."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def walkthroughs() -> dict[str, str]:
+    """Title -> text of each section that holds an edit."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    sections = (part.partition("\n") for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:])
+    return {title: body for title, _, body in sections if "```python nas/" in body}
+
+
+def edits(section: str) -> Iterator[tuple[str, str]]:
+    """Each block of a section: the words after its language, and its lines.
+
+    ``python nas/ops/x.py`` is a new file; ``python nas/ops/x.py after: LINE`` goes below the line
+    that holds LINE; ``bash`` is run.
+    """
+    for language, words, body in FENCE.findall(section):
+        yield ("run" if language == "bash" else words.strip()), body
+
+
+def apply(words: str, body: str, root: Path) -> None:
+    """Carry out one edit of a file below `root`."""
+    name, _, anchor = words.partition(" after: ")
+    path = root / name
+    if not anchor:
+        assert not path.exists(), f"{name} is there already"
+        path.write_text(body, encoding="utf-8")
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    places = [i for i, line in enumerate(lines) if anchor in line]
+    assert len(places) == 1, f"{anchor!r} stands in {len(places)} lines of {name}"
+    lines.insert(places[0] + 1, body)
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+@pytest.mark.parametrize("title", walkthroughs())
+def test_walkthrough(title, tmp_path):
+    for folder in ("nas", "configs", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    programs = Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+    }
+    ran = 0
+    for words, body in edits(walkthroughs()[title]):
+        if words != "run":
+            apply(words, body, tmp_path)
+            continue
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", body],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{body}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        ran += 1
+    assert ran
+
+
+def test_there_are_five():
+    assert len(walkthroughs()) >= 5
