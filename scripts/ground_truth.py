@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from nas.run import RunDir, write_atomic
-from nas.search.sampling.trials import Trial, TrialLog
+from nas.search.trials import Trial, TrialLog
 
 SCORES = ("val_acc", "val_loss", "test_acc", "test_loss")
 

@@ -34,7 +34,7 @@ from scipy.stats import kendalltau
 from nas.arch import Arch
 from nas.pareto import hypervolume, non_dominated
 from nas.run import RunDir, write_atomic
-from nas.search.sampling.trials import Trial, TrialLog, front_of
+from nas.search.trials import Trial, TrialLog, front_of
 
 DRAWS = 400  # random searches that a mean is taken of
 LAYERS = (2, 3)  # of non-dominated sorting, beside the front

@@ -38,7 +38,7 @@ from nas.report.summary import BlockSummary, svg
 from nas.report.summary import csv_text as blocks_csv
 from nas.run import RunDir
 from nas.search.evaluate import paused
-from nas.search.sampling.trials import Trial, TrialLog, table_of
+from nas.search.trials import Trial, TrialLog, table_of
 from nas.tables import cell, csv_text
 
 NESTED = "[" * 1_000_000

@@ -18,7 +18,7 @@ import nas.run
 from nas.cli import run
 from nas.latency.measure import _Group
 from nas.run import RunDir
-from nas.search.gradient.darts import BilevelSearch
+from nas.search.darts import BilevelSearch
 from nas.train import Training
 
 Nas = Callable[..., int]
