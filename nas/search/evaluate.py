@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from nas.arch import Arch
+from nas.artifacts.reading import read_tensors
 from nas.discretization import discretize
 from nas.errors import InterruptedRunError, NotFiniteError
-from nas.reading import read_tensors
 from nas.recalibrate import recalibrate
 from nas.search.base import SearchProblem, TrainingRecipe
 from nas.search.callbacks import LastCheckpoint

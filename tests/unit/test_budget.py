@@ -2,8 +2,8 @@
 
 import pytest
 
-from nas.budget import parse
 from nas.errors import UserError
+from nas.quantities import parse_budget
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ from nas.errors import UserError
     ],
 )
 def test_amounts(text, unit, expected):
-    assert parse("x", text, unit, largest=200) == pytest.approx(expected)
+    assert parse_budget("x", text, unit, largest=200) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -51,10 +51,10 @@ def test_amounts(text, unit, expected):
 )
 def test_other_units_are_refused_with_examples(text, unit):
     with pytest.raises(UserError, match=r"budget\.size=.*no amount: write .*60%"):
-        parse("size", text, unit, 200)
+        parse_budget("size", text, unit, 200)
 
 
 @pytest.mark.parametrize("text", ["-1", -1, 0, "0%", "-5%", "1e999"])
 def test_a_budget_is_above_nothing(text):
     with pytest.raises(UserError, match=r"budget\.params=.*above 0"):
-        parse("params", text, "parameters", 200)
+        parse_budget("params", text, "parameters", 200)

@@ -9,9 +9,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from nas.artifacts import RunDir, fingerprint
 from nas.config import check, config_dir, groups, register, target_of
 from nas.errors import UserError
-from nas.run import RunDir, fingerprint
 from nas.saved import read_saved
 from nas.trusted import foreign, moved
 from nas.values import refusal

@@ -7,16 +7,16 @@ from rich.console import Console
 from torch import nn
 
 from nas.arch import Arch
+from nas.artifacts import RunDir
 from nas.cost.analytic import Params
 from nas.cost.device import Device
 from nas.cost.expected import ExpectedCost
 from nas.cost.roofline import Roofline
 from nas.cost.size import Size
+from nas.quantities import amount
 from nas.report.terminal import announce, describe
 from nas.result import cost_fields
-from nas.run import RunDir
 from nas.supernet.choice import ChoiceBlock
-from nas.units import amount
 
 
 @pytest.mark.parametrize(
