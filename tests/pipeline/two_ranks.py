@@ -62,7 +62,6 @@ KINDS: dict[str, list[str]] = {
     "nsga2": ["nsga2", *TRIALS],
     "tpe": ["tpe", *TRIALS],
     "predictor": ["predictor", *TRIALS],
-    "controller": ["controller", *TRIALS],
     "halving": [
         "random_search", "search.trials=4", "search.halving.epochs=[1,2]", "search.halving.eta=2",
         "search.batch=4", "weights=fresh",
