@@ -313,7 +313,7 @@ def _describe(config: DictConfig) -> None:
     plan = plan_of(config)
     read(plan.data)
     shape = plan.data.input_shape
-    describe(build(plan.space, shape, plan.data.num_classes), shape, plan.costs)
+    describe(build(plan.space, shape, plan.data.num_outputs), shape, plan.costs)
 
 
 def _profile(config: DictConfig) -> None:
@@ -334,7 +334,7 @@ def _profile(config: DictConfig) -> None:
         plan = plan_of(config)
         if size is None:
             read(plan.data)
-            size = plan.data.input_shape, plan.data.num_classes
+            size = plan.data.input_shape, plan.data.num_outputs
         torch.manual_seed(config.seed)
         return build(plan.space, *size), size[0]
 

@@ -70,7 +70,7 @@ class Problem:
         read(plan.data)
         data = plan.data
         check_memory(
-            partial(plan.space, input_shape=data.input_shape, num_classes=data.num_classes)
+            partial(plan.space, input_shape=data.input_shape, num_outputs=data.num_outputs)
         )
         self.supernet = self.build()
         self.space = str(getattr(self.supernet, "name", type(self.supernet).__name__))
@@ -92,7 +92,7 @@ class Problem:
         """A supernet as `seed` initialises it."""
         torch.manual_seed(self.plan.seed)
         data = self.plan.data
-        supernet = self.plan.space(input_shape=data.input_shape, num_classes=data.num_classes)
+        supernet = self.plan.space(input_shape=data.input_shape, num_outputs=data.num_outputs)
         self.plan.relax(supernet)
         materialize(supernet, inputs_of(data.input_shape, supernet))
         return supernet
@@ -159,7 +159,7 @@ def build(space: Callable[..., nn.Module], shape: Any, classes: int) -> nn.Modul
     Raises:
         UserError: the space refuses them, or memory does not hold it.
     """
-    make = partial(space, input_shape=shape, num_classes=classes)
+    make = partial(space, input_shape=shape, num_outputs=classes)
     check_memory(make)
     return make()
 
@@ -198,7 +198,7 @@ def _memory() -> float:
 
 
 # What a run asks of its data; a module of the user's own must have all of it.
-_ATTRIBUTES = ("name", "batch_size", "input_shape", "num_classes", "classes", "mean", "std")
+_ATTRIBUTES = ("name", "batch_size", "input_shape", "num_outputs", "classes", "mean", "std")
 _METHODS = (
     "setup", "weight_loader", "alpha_loader", "val_dataloader", "test_dataloader",
     "calibration_loader",
@@ -247,8 +247,8 @@ def _check_batch(what: str, batch: Any, data: Any) -> None:
             f"{what} gives labels {tuple(labels.shape)} of {labels.dtype}: they must be "
             f"({len(x)},) of torch.int64, one for each sample"
         )
-    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < data.num_classes:
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < data.num_outputs:
         raise UserError(
-            f"{what} gives labels from {int(labels.min())} to {int(labels.max())}, and num_classes "
-            f"is {data.num_classes}: they must be from 0 to {data.num_classes - 1}"
+            f"{what} gives labels from {int(labels.min())} to {int(labels.max())}, and num_outputs "
+            f"is {data.num_outputs}: they must be from 0 to {data.num_outputs - 1}"
         )

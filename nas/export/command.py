@@ -136,7 +136,7 @@ def _bare(path: Path, words: dict[str, str], weights: str | None, command: str) 
     data = _data(config)
     torch.manual_seed(config.seed)
     space = _made(config.space)
-    supernet = space(input_shape=data.input_shape, num_classes=data.num_classes)
+    supernet = space(input_shape=data.input_shape, num_outputs=data.num_outputs)
     network = discretize(supernet, arch).eval()
     if weights is not None:
         load_weights(network, Path(weights))

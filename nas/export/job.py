@@ -135,10 +135,10 @@ class Export:
         with torch.no_grad():
             outputs = self.subject.network(self.batches[0][0][:1]).shape[-1]
         data = self.subject.data
-        if outputs != data.num_classes:
+        if outputs != data.num_outputs:
             raise UserError(
                 f"the network has {outputs} classes and the data {data.name!r} have "
-                f"{data.num_classes} ({', '.join(data.classes[:10])}): pass the data it was "
+                f"{data.num_outputs} ({', '.join(data.classes[:10])}): pass the data it was "
                 "trained on"
             )
 

@@ -27,7 +27,7 @@ def load(run: str | Path, space: Builder | None = None) -> nn.Module:
 
     Args:
         run: the run's folder.
-        space: ``(input_shape, num_classes) -> supernet``, for a space of your own in Python.
+        space: ``(input_shape, num_outputs) -> supernet``, for a space of your own in Python.
 
     Raises:
         UserError: no finished run there, or files that do not fit each other.

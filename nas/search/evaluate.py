@@ -18,7 +18,7 @@ from nas.errors import InterruptedRunError, NotFiniteError
 from nas.recalibrate import recalibrate
 from nas.search.base import SearchProblem, TrainingRecipe
 from nas.search.callbacks import LastCheckpoint
-from nas.tasks.base import Task
+from nas.tasks import Task
 from nas.tasks.classification import task_of
 from nas.train import Training, called, interruptible, strategy_of
 from nas.values import Count, Whole, checked

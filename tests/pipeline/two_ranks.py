@@ -97,10 +97,10 @@ class Toy(nn.Module):
 
     name = "toy"
 
-    def __init__(self, input_shape: Sequence[int], num_classes: int) -> None:
+    def __init__(self, input_shape: Sequence[int], num_outputs: int) -> None:
         super().__init__()
         self.first, self.second = _choice(input_shape[0], 4), _choice(4, 6)
-        self.head = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(6 * 16, num_classes))
+        self.head = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(6 * 16, num_outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.second(self.first(x)))
