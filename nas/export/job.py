@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nas.artifacts import RunDir
 from nas.artifacts.files import claimed, display_path, own_prefix, write_atomic, write_json
 from nas.artifacts.reading import read_json
+from nas.config.schema import Count, Share, checked
 from nas.data import DataModule
 from nas.diagnostics import captured, reason, record
 from nas.errors import UserError
@@ -23,7 +24,6 @@ from nas.export.check import Batch, Parity, compare, complaint, latencies
 from nas.export.formats import Format, Model, Source, chosen
 from nas.export.loading import state_bytes
 from nas.export.qat import fine_tune
-from nas.values import Count, Share, checked
 
 _EXAMPLE = 16  # samples that the exporters trace with
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from nas.artifacts import RunDir
 from nas.artifacts.files import claimed, write_atomic
+from nas.config.schema import Count, Name, checked
 from nas.decision import decisions
 from nas.errors import UserError
 from nas.latency.accuracy import Accuracy, kendall, spearman
@@ -26,7 +27,6 @@ from nas.latency.network_model import fit_table
 from nas.latency.profile import Profile
 from nas.latency.runtimes import runtime
 from nas.quantities import amount
-from nas.values import Count, Name, checked
 
 # (input shape, number of classes), or None for those of the data -> supernet and its input shape.
 Build = Callable[[tuple[tuple[int, ...], int] | None], tuple[nn.Module, tuple[int, ...]]]

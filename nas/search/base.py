@@ -18,7 +18,7 @@ from nas.train import Training, called, takes
 
 
 class TrainingRecipe(Protocol):
-    """How the networks of a run are trained, see `nas.plan.Plan`."""
+    """How the networks of a run are trained, see `nas.problem.Plan`."""
 
     data: Any
     finetune: Callable[..., Training]
@@ -27,7 +27,7 @@ class TrainingRecipe(Protocol):
 
 
 class SearchProblem(Protocol):
-    """A supernet with its costs and budgets, see `nas.plan.Problem`."""
+    """A supernet with its costs and budgets, see `nas.problem.Problem`."""
 
     @property
     def plan(self) -> Any: ...

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.arch import Option
+from nas.config.schema import Positive, checked
 from nas.decision import Decision
-from nas.values import Positive, checked
 
 Relaxation = Callable[[Tensor], Tensor]
 Schedule = Callable[[float], float]  # progress of the search in [0, 1] -> value

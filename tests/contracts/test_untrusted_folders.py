@@ -18,10 +18,12 @@ from omegaconf import OmegaConf
 import nas
 from nas.artifacts import RunDir
 from nas.cli import run
-from nas.config import config_dir, register, target_of
+from nas.config.check import target_of
+from nas.config.compose import config_dir
+from nas.config.saved import saved_config
+from nas.config.schema import register
+from nas.config.trusted import _is_allowed, _shipped, foreign
 from nas.errors import UserError
-from nas.saved import saved_config
-from nas.trusted import _is_allowed, _shipped, foreign
 
 TOPS = ["data", "space", "relax", "search", "cost", "device", "measure", "objective", "guard"]
 TOPS += ["finetune", "trainer", "budget", "weights", "about_me"]
@@ -237,7 +239,7 @@ def test_nothing_runs_whatever_verb_reads_the_folder(
 def test_a_folder_that_resume_true_comes_across_is_not_resolved(
     folder: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nas.resume import resumed
+    from nas.config.saved import resumed
 
     def called(*words: str) -> str:
         (folder / "canary").touch()

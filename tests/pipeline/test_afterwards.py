@@ -19,7 +19,7 @@ from nas.cli import run
 from nas.diagnostics import Attempts, captured
 from nas.discretization import discretize
 from nas.errors import InterruptedRunError, UserError
-from nas.plan import check_logits
+from nas.problem import check_logits
 
 Nas = Callable[..., int]
 

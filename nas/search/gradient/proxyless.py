@@ -7,6 +7,7 @@ import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
+from nas.config.schema import Count, checked
 from nas.decision import decisions, free, sample_path, split_parameters
 from nas.errors import UserError
 from nas.ops.blocks import Zero
@@ -16,7 +17,6 @@ from nas.supernet.choice import ChoiceBlock
 from nas.supernet.proxyless import Draws, ExactPath, TwoPaths, draw_mixing, draw_path, mixing
 from nas.supernet.relax import softmax
 from nas.train import Batch, check_finite, frozen
-from nas.values import Count, checked
 
 Optimizer = torch.optim.Optimizer | LightningOptimizer
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from nas.arch import Arch
+from nas.config.schema import Count, NonNegative, Positive, Seed, Share, checked
 from nas.cost.base import Expected
 from nas.cost.programme import Programme
 from nas.decision import Decision, decisions, split_parameters
@@ -23,7 +24,6 @@ from nas.supernet.elastic_ops import sort_channels
 from nas.tasks import Task
 from nas.tasks.classification import Classification
 from nas.train import Batch, OptimizerFactory, warmup_cosine
-from nas.values import Count, NonNegative, Positive, Seed, Share, checked
 
 PHASES = "search.phases"
 KINDS = ("kernel", "depth", "expand", "channels", "resolution", "ops")

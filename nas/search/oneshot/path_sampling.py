@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from nas.config.schema import Count, Whole, checked
 from nas.cost.base import Expected
 from nas.cost.programme import Programme
 from nas.decision import Decision, decisions, free, sample_path
@@ -17,7 +18,6 @@ from nas.supernet.choice import Relaxing
 from nas.supernet.relax import constant
 from nas.tasks import Task
 from nas.tasks.classification import Classification
-from nas.values import Count, Whole, checked
 
 Bins = Annotated[int, Field(ge=2, le=10**6)]
 Loss = Callable[[Tensor], Tensor]  # logits -> loss

@@ -13,6 +13,7 @@ from torch import nn
 from nas.arch import Arch
 from nas.artifacts import RunDir
 from nas.artifacts.files import remove_leftovers, write_atomic
+from nas.config.schema import Count, Processes, Seed, checked
 from nas.decision import decisions
 from nas.errors import UserError
 from nas.ranks import apart, told, world
@@ -38,7 +39,6 @@ from nas.search.sampling.space import SearchSpace
 from nas.search.sampling.trials import Trial, TrialLog, comparable, table_of
 from nas.supernet.relax import gumbel_noise
 from nas.tasks.classification import task_of
-from nas.values import Count, Processes, Seed, checked
 
 
 @checked("search")
