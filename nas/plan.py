@@ -16,7 +16,7 @@ from nas.arch import Arch
 from nas.budget import parse
 from nas.cost.analytic import MACs, Params
 from nas.cost.base import LayerCost, NetworkCost
-from nas.cost.dry_run import dry_run, materialize, run
+from nas.cost.dry_run import dry_run, init_lazy, run
 from nas.cost.expected import expected
 from nas.cost.trace import inputs_of, trace
 from nas.data import DataModule
@@ -95,7 +95,7 @@ class Problem:
         data = self.plan.data
         supernet = self.plan.space(input_shape=data.input_shape, num_classes=data.num_classes)
         self.plan.relax(supernet)
-        materialize(supernet, inputs_of(data.input_shape, supernet))
+        init_lazy(supernet, inputs_of(data.input_shape, supernet))
         return supernet
 
     def _budgets(self) -> dict[str, float]:
