@@ -187,7 +187,7 @@ def _check_run(config: Mapping[Any, Any]) -> None:
 # Group -> what a run calls its target with; these must wait for it (`_partial_: true`).
 _CALLED: Mapping[str, tuple[str, ...]] = {
     "data": ("seed",),
-    "space": ("input_shape", "num_classes"),
+    "space": ("input_shape", "num_outputs"),
     "search": ("supernet", "seed"),
     "finetune": ("network", "seed"),
     "trainer": (),

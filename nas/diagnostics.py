@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from io import StringIO
 from pathlib import Path
 
+from nas.artifacts.files import display_path, write_atomic
 from nas.errors import InterruptedRunError, UserError
-from nas.run import shown, write_atomic
 
 _LONGEST = 200  # characters of a reason
 
@@ -94,7 +94,7 @@ def record(error: BaseException, said: str, path: Path) -> str:
         write_atomic(path, content)
     except OSError:  # e.g. a full disk, which may have been the error
         return ""
-    return f" (all of it: {shown(path)})"
+    return f" (all of it: {display_path(path)})"
 
 
 class Attempts:

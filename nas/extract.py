@@ -10,6 +10,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from nas.arch import Arch
+from nas.artifacts import RunDir
+from nas.artifacts.files import display_path, is_main, write_atomic
 from nas.config import check, register
 from nas.diagnostics import silence_third_party_warnings
 from nas.errors import FailedRunError, InterruptedRunError, UserError, is_full, refusal
@@ -19,7 +21,6 @@ from nas.launch import cores, one_voice, plan_of
 from nas.pipeline import Run
 from nas.plan import Plan, Problem
 from nas.report.terminal import announce
-from nas.run import RunDir, is_main, shown, write_atomic
 from nas.saved import add_cost, change, saved_config
 from nas.search.base import build_search, leaves_of
 from nas.search.sampling.searchers import best
@@ -170,7 +171,7 @@ def extract(arguments: Sequence[str]) -> int:
         return 0
     if len(devices) > 1:
         summarise(folder, taken)
-    print(f"{len(taken)} network(s) in {shown(folder)}")
+    print(f"{len(taken)} network(s) in {display_path(folder)}")
     return 0
 
 

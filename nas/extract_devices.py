@@ -8,12 +8,12 @@ from typing import Any
 
 from rich.table import Table
 
+from nas.artifacts import RunDir
+from nas.artifacts.files import csv_table, display_path, write_atomic
 from nas.errors import UserError
 from nas.plan import Problem
+from nas.quantities import amount
 from nas.report.terminal import console
-from nas.run import RunDir, shown, write_atomic
-from nas.tables import csv_text
-from nas.units import amount
 
 COST = "latency"
 TABLE = "devices.csv"
@@ -92,7 +92,7 @@ def folders(names: Sequence[str], profiles: Sequence[str]) -> list[str]:
 def summarise(folder: Path, taken: Sequence[tuple[Device, RunDir]]) -> None:
     """One table of all networks, printed, and in ``devices.csv``."""
     rows = [_row(device, run) for device, run in taken]
-    text = csv_text(list(rows[0]), ([row.get(name, "") for name in rows[0]] for row in rows))
+    text = csv_table(list(rows[0]), ([row.get(name, "") for name in rows[0]] for row in rows))
     write_atomic(folder / TABLE, text)
     units = {name: cost.unit for name, cost in taken[0][0].problem.costs.items()}
     drawn = Table(box=None, pad_edge=False, header_style="dim")
@@ -104,7 +104,7 @@ def summarise(folder: Path, taken: Sequence[tuple[Device, RunDir]]) -> None:
         drawn.add_row(*(_shown(name, value, units) for name, value in row.items()))
     print()
     console().print(drawn)
-    print(f"the same in {shown(folder / TABLE)}")
+    print(f"the same in {display_path(folder / TABLE)}")
 
 
 def _row(device: Device, run: RunDir) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _row(device: Device, run: RunDir) -> dict[str, Any]:
         "budget": problem.budgets.get(COST),
         "measured": result["costs"].get(f"{COST}_measured"),
         **costs,
-        "folder": str(shown(run.path)),
+        "folder": str(display_path(run.path)),
     }
 
 

@@ -24,6 +24,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nas.artifacts import RunDir
+from nas.artifacts.files import display_path, is_main, write_atomic, write_json
 from nas.config import Weights, check, check_keys, config_dir, register
 from nas.diagnostics import silence_third_party_warnings
 from nas.errors import (
@@ -39,7 +41,6 @@ from nas.errors import (
 )
 from nas.explain import check_flags, explain, flags_first, with_budgets, with_measure
 from nas.resume import COMMAND, check_same, how_to_go_on, remove_if_empty, resumed
-from nas.run import RunDir, is_main, shown, write_atomic, write_json
 from nas.signals import interrupting
 
 
@@ -141,7 +142,7 @@ def _finetune(config: DictConfig) -> None:
 
 def _carry_out(config: DictConfig) -> None:
     """One job: single, or one of a sweep. A failure is recorded in its folder."""
-    made = shown(Path(HydraConfig.get().runtime.output_dir))
+    made = display_path(Path(HydraConfig.get().runtime.output_dir))
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     config, folder = resumed(config, made)
     run = RunDir(folder)
@@ -312,7 +313,7 @@ def _describe(config: DictConfig) -> None:
     plan = plan_of(config)
     read(plan.data)
     shape = plan.data.input_shape
-    describe(build(plan.space, shape, plan.data.num_classes), shape, plan.costs)
+    describe(build(plan.space, shape, plan.data.num_outputs), shape, plan.costs)
 
 
 def _profile(config: DictConfig) -> None:
@@ -333,7 +334,7 @@ def _profile(config: DictConfig) -> None:
         plan = plan_of(config)
         if size is None:
             read(plan.data)
-            size = plan.data.input_shape, plan.data.num_classes
+            size = plan.data.input_shape, plan.data.num_outputs
         torch.manual_seed(config.seed)
         return build(plan.space, *size), size[0]
 

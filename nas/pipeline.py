@@ -13,6 +13,8 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
 from nas.arch import Arch
+from nas.artifacts import RunDir
+from nas.artifacts.files import is_main, write_atomic, write_json
 from nas.diagnostics import Attempts
 from nas.discretization import discretize
 from nas.errors import InterruptedRunError
@@ -31,7 +33,6 @@ from nas.result import (
     read_json,
     versions,
 )
-from nas.run import RunDir, is_main, write_atomic, write_json
 from nas.run_log import log_final, log_graph, logger_of
 from nas.search.base import Search, agreed, build_search
 from nas.search.callbacks import LastCheckpoint, Stopwatch

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from nas.arch import Arch
+from nas.artifacts.reading import read_json as read_value
 from nas.cost.base import Expected
 from nas.errors import UserError
-from nas.reading import read_json as read_value
 from nas.selection import largest_of, least_of
 
 SCHEMA = 1

@@ -6,8 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from nas.artifacts import RunDir, find_runs, fingerprint
 from nas.errors import FolderTakenError, UserError
-from nas.run import RunDir, find_runs, fingerprint
 from nas.saved import read_saved, saved_config
 from nas.trusted import refuse_links
 

@@ -8,10 +8,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nas.artifacts import RunDir
+from nas.artifacts.reading import read_config
 from nas.config import alternatives, config_dir, groups
 from nas.errors import UserError
-from nas.reading import read_config
-from nas.run import RunDir
 from nas.trusted import check_trusted, moved, refuse_links
 
 

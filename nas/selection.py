@@ -15,7 +15,7 @@ from nas.cost.integer_program import IntegerProgram, Limit, Optimum, worst
 from nas.decision import decisions
 from nas.discretization import arch_of
 from nas.errors import UserError
-from nas.units import amount
+from nas.quantities import amount
 
 Costs = Mapping[str, Expected]
 Budgets = Mapping[str, float]  # name of a cost -> at most so much, in its unit

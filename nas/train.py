@@ -14,7 +14,7 @@ from torchmetrics import MetricCollection
 
 from nas.errors import InterruptedRunError, NotFiniteError
 from nas.ranks import rank_and_ranks
-from nas.tasks.base import Task
+from nas.tasks import Task
 from nas.tasks.classification import Classification
 from nas.values import Count, NonNegative, Seed, Share, checked
 

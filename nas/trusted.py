@@ -22,7 +22,6 @@ _SHOWN = 5  # findings in one message
 # Module that a configuration of version 0.1.0 may name -> where its classes are now.
 _MOVED = {
     "nas.search.by_trials": "nas.search.sampling.trial_search",
-    "nas.search.controller": "nas.search.sampling.controller",
     "nas.search.differentiable": "nas.search.gradient.darts",
     "nas.search.guards": "nas.search.gradient.guards",
     "nas.search.halving": "nas.search.sampling.halving",
@@ -43,16 +42,28 @@ _RENAMED = {  # as a whole
     "nas.search.evaluate.Inherited": "nas.search.evaluate.WeightSharing",
     "nas.search.evaluate.StandAlone": "nas.search.evaluate.TrainFromScratch",
 }
+_REMOVED = {
+    "nas.search.controller.Controller": (
+        "search=controller is not in this version, since its fronts were no better than those of "
+        "random networks: take search=predictor, nsga2 or evolution"
+    ),
+}
 
 
 def moved(node: Any) -> Any:
-    """A saved configuration whose targets have the names that they have in this version."""
+    """A saved configuration whose targets have the names that they have in this version.
+
+    Raises:
+        UserError: a class that this version no longer has, and what to take instead.
+    """
     if isinstance(node, list):
         return [moved(item) for item in node]
     if not isinstance(node, Mapping):
         return node
     found = {key: moved(value) for key, value in node.items()}
     if isinstance(target := found.get(TARGET), str):
+        if target in _REMOVED:
+            raise UserError(_REMOVED[target])
         module, _, name = target.rpartition(".")
         found[TARGET] = _RENAMED.get(target, f"{_MOVED.get(module, module)}.{name}".lstrip("."))
     return found

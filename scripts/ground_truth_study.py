@@ -32,8 +32,9 @@ import yaml
 from scipy.stats import kendalltau
 
 from nas.arch import Arch
+from nas.artifacts import RunDir
+from nas.artifacts.files import write_atomic
 from nas.pareto import hypervolume, non_dominated
-from nas.run import RunDir, write_atomic
 from nas.search.sampling.trials import Trial, TrialLog, front_of
 
 DRAWS = 400  # random searches that a mean is taken of

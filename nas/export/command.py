@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from nas.arch import Arch
+from nas.artifacts import RunDir
 from nas.config import check, config_dir, groups, register
 from nas.diagnostics import silence_third_party_warnings
 from nas.discretization import discretize
@@ -21,7 +22,6 @@ from nas.explain import explain
 from nas.export.job import Export, ExportOptions, Subject
 from nas.export.loading import load, load_weights
 from nas.result import input_fields
-from nas.run import RunDir
 from nas.saved import change, saved_config
 from nas.values import parsed
 
@@ -136,7 +136,7 @@ def _bare(path: Path, words: dict[str, str], weights: str | None, command: str) 
     data = _data(config)
     torch.manual_seed(config.seed)
     space = _made(config.space)
-    supernet = space(input_shape=data.input_shape, num_classes=data.num_classes)
+    supernet = space(input_shape=data.input_shape, num_outputs=data.num_outputs)
     network = discretize(supernet, arch).eval()
     if weights is not None:
         load_weights(network, Path(weights))

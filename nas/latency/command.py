@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from nas.claim import claimed
+from nas.artifacts import RunDir
+from nas.artifacts.files import claimed, write_atomic
 from nas.decision import decisions
 from nas.errors import UserError
 from nas.latency.accuracy import Accuracy, kendall, spearman
@@ -24,8 +25,7 @@ from nas.latency.log import quality_text
 from nas.latency.network_model import fit_table
 from nas.latency.profile import Profile
 from nas.latency.runtimes import runtime
-from nas.run import RunDir, write_atomic
-from nas.units import amount
+from nas.quantities import amount
 from nas.values import Count, Name, checked
 
 # (input shape, number of classes), or None for those of the data -> supernet and its input shape.

@@ -9,17 +9,17 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 from torch import nn
 
-from nas import tables
 from nas.arch import Arch
+from nas.artifacts import RunDir
+from nas.artifacts.files import csv_table, write_atomic
 from nas.cost.base import LayerCost, LayerSpec, NetworkCost
 from nas.cost.trace import Example, trace
 from nas.decision import Decision, Searchable, decisions, sites
 from nas.discretization import discretize
 from nas.ops.blocks import SqueezeExcitation
+from nas.quantities import amount
 from nas.report.labels import COLOURS
 from nas.report.templates import render
-from nas.run import RunDir, write_atomic
-from nas.units import amount
 
 HEIGHT, FULL, GAP = 30, 200, 14  # of the SVG, in pixels: a row, a full bar, between columns
 LETTER = 7.2  # mean width of a letter of 12 pixels at most, in any sans-serif
@@ -180,7 +180,7 @@ def csv_text(blocks: Blocks) -> str:
         amounts = [block.costs.get(name, 0) for name in costs]
         rows.append([*own, *amounts, *(round(share(blocks, block, name), 6) for name in costs)])
     header = ["block", "operation", "channels", "size", "layers", *costs, *shares]
-    return tables.csv_text(header, rows)
+    return csv_table(header, rows)
 
 
 def svg(blocks: Blocks, costs: Sequence[str], title: str = "", alone: bool = False) -> str:

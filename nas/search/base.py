@@ -9,10 +9,10 @@ import pytorch_lightning as pl
 from torch import nn
 
 from nas.arch import Arch
+from nas.artifacts import RunDir
 from nas.cost.base import Expected
 from nas.pareto import non_dominated
 from nas.ranks import told
-from nas.run import RunDir
 from nas.tasks.classification import task_of
 from nas.train import Training, called, takes
 

@@ -155,7 +155,7 @@ class Darts(nn.Module):
         affine: whether BatchNorms scale and shift; the DARTS family searches without.
         stem: channels of the stem, over `channels`.
 
-    Shape: ``(N, *input_shape) -> (N, num_classes)``.
+    Shape: ``(N, *input_shape) -> (N, num_outputs)``.
 
     Raises:
         UserError: one of these cannot be.
@@ -164,7 +164,7 @@ class Darts(nn.Module):
     def __init__(
         self,
         input_shape: Sequence[int],
-        num_classes: Count,
+        num_outputs: Count,
         name: str = "darts",
         channels: Count = 16,
         cells: Layers = 8,
@@ -191,7 +191,7 @@ class Darts(nn.Module):
             decisions = self.reduction if w.reduces else self.normal
             assert decisions is not None
             self.cells.append(Cell(decisions, w, affine, partial))
-        self.classifier = nn.Linear(NODES * widths[-1].channels, num_classes)
+        self.classifier = nn.Linear(NODES * widths[-1].channels, num_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         before_last = last = self.stem(x)

@@ -155,7 +155,7 @@ def built(path: Path, shape: tuple[int, ...], **overrides: float) -> nn.Module:
         table["stages"] = table["stages"][:2]
     module, _, attribute = table["_target_"].rpartition(".")
     arguments = {key: value for key, value in table.items() if not key.startswith("_")}
-    return getattr(import_module(module), attribute)(input_shape=shape, num_classes=3, **arguments)
+    return getattr(import_module(module), attribute)(input_shape=shape, num_outputs=3, **arguments)
 
 
 # torch.fx, which the interpreter of these tests is built on, cannot follow FactorizedReduce's pad.

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from nas.artifacts import RunDir, find_runs
 from nas.cli import run
 from nas.latency.profile import Profile
 from nas.latency.unit_model import fit_units
-from nas.run import RunDir, find_runs
 
 Nas = Callable[..., int]
 BRIEF = [

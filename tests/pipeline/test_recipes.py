@@ -33,7 +33,7 @@ def made(*words: str) -> tuple[pl.LightningModule, nn.Module]:
     check(config)
     plan = plan_of(config, {"command": ""})
     torch.manual_seed(0)
-    supernet = plan.space(input_shape=(1, 8, 8), num_classes=10)
+    supernet = plan.space(input_shape=(1, 8, 8), num_outputs=10)
     plan.relax(supernet)
     search = plan.search(
         supernet=supernet,

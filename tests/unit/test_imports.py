@@ -13,9 +13,9 @@ PACKAGE = Path(__file__).parents[2] / "nas"
 # A module may import from its own layer or an earlier one. Lowerings come before what profiles with
 # them, and the command of a package after what it drives: such a file has a layer of its own.
 LAYERS = (
-    "errors reading arch copying claim pareto run ranks signals tables units values",
+    "errors artifacts arch copying pareto quantities ranks signals values",
     "third_party",
-    "budget diagnostics",
+    "diagnostics",
     "config data explain tasks trusted",
     "decision",
     "ops",
@@ -163,7 +163,7 @@ def test_imports_go_one_way(module):
         ("nas.report", "try:\n    import plotly.express\nexcept ImportError:\n    pass"),
         ("nas.utils", "import math"),
         ("nas.latency.profile", "from nas.export.job import Export"),
-        ("nas.export.to_onnx", "from nas.run import RunDir\nfrom nas.export import job"),
+        ("nas.export.to_onnx", "from nas.artifacts import RunDir\nfrom nas.export import job"),
     ],
 )
 def test_a_wrong_arrow_is_found(module, source):

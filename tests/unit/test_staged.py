@@ -37,13 +37,13 @@ def config(name: str) -> dict:
 
 
 def space(*stages: dict, shape=(3, 8, 8), **more) -> StagedSpace:
-    return StagedSpace(input_shape=shape, num_classes=4, stages=list(stages), **more)
+    return StagedSpace(input_shape=shape, num_outputs=4, stages=list(stages), **more)
 
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("last", [False, True])
 def test_shipped_space_runs_and_learns_with_any_choice(name, last):
-    supernet = StagedSpace(input_shape=SHAPES[name], num_classes=10, **config(name))
+    supernet = StagedSpace(input_shape=SHAPES[name], num_outputs=10, **config(name))
     for _, decision in decisions(supernet):
         decision.choose(decision.options[-1 if last else 0])
     logits = supernet(torch.randn(2, *SHAPES[name]))

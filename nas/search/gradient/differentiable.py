@@ -31,7 +31,7 @@ from nas.search.telemetry import SearchTelemetry
 from nas.selection import front, log_probabilities
 from nas.supernet.choice import AuxiliarySkip
 from nas.supernet.relax import Schedule, constant
-from nas.tasks.base import Task
+from nas.tasks import Task
 from nas.tasks.classification import Classification
 from nas.train import (
     Batch,

@@ -20,7 +20,7 @@ from nas.search.oneshot.oneshot import OneShot
 from nas.search.oneshot.path_sampling import Loss
 from nas.search.sampling.trial_search import TrialSearch
 from nas.supernet.elastic_ops import sort_channels
-from nas.tasks.base import Task
+from nas.tasks import Task
 from nas.tasks.classification import Classification
 from nas.train import Batch, OptimizerFactory, warmup_cosine
 from nas.values import Count, NonNegative, Positive, Seed, Share, checked

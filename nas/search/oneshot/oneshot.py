@@ -18,7 +18,7 @@ from nas.search.callbacks import LastCheckpoint, Stopwatch
 from nas.search.oneshot.path_sampling import PathSampling
 from nas.search.sampling.trial_search import TrialSearch
 from nas.search.telemetry import TrainingTelemetry
-from nas.tasks.base import Task
+from nas.tasks import Task
 from nas.tasks.classification import Classification
 from nas.train import (
     Batch,

@@ -15,7 +15,7 @@ from nas.decision import Decision, decisions, free, sample_path
 from nas.errors import UserError
 from nas.supernet.choice import Relaxing
 from nas.supernet.relax import constant
-from nas.tasks.base import Task
+from nas.tasks import Task
 from nas.tasks.classification import Classification
 from nas.values import Count, Whole, checked
 

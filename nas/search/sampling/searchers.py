@@ -14,7 +14,6 @@ from nas.errors import UserError
 from nas.ranks import told, world
 from nas.search.base import SearchProblem
 from nas.search.sampling.alpha_descent import GradientSearch
-from nas.search.sampling.controller import Controller
 from nas.search.sampling.evolution import NSGA2, RegularisedEvolution
 from nas.search.sampling.predictor import Predictor
 from nas.search.sampling.space import SearchSpace
@@ -229,7 +228,6 @@ SEARCHERS: dict[str, Callable[..., Searcher]] = {
     "nsga2": NSGA2,
     "tpe": TPE,
     "predictor": Predictor,
-    "controller": Controller,
 }
 
 # These ask a trained supernet itself: (problem, seed, objectives) -> Searcher.

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from nas.arch import Arch
-from nas.claim import remove_leftovers
+from nas.artifacts import RunDir
+from nas.artifacts.files import remove_leftovers, write_atomic
 from nas.decision import decisions
 from nas.errors import UserError
 from nas.ranks import apart, told, world
-from nas.run import RunDir, write_atomic
 from nas.search.base import ScoredArch, SearchProblem, SearchResult, Stage, agreed
 from nas.search.evaluate import Scoring, TrainFromScratch, WeightSharing
 from nas.search.sampling.halving import FOLDER, Halving
