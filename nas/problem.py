@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nas.arch import Arch
 from nas.cost.analytic import MACs, Params
 from nas.cost.base import LayerCost, NetworkCost
-from nas.cost.dry_run import dry_run, materialize, run
+from nas.cost.dry_run import dry_run, init_lazy, run
 from nas.cost.expected import expected
 from nas.cost.trace import inputs_of, trace
 from nas.data import DataModule
@@ -94,7 +94,7 @@ class Problem:
         data = self.plan.data
         supernet = self.plan.space(input_shape=data.input_shape, num_outputs=data.num_outputs)
         self.plan.relax(supernet)
-        materialize(supernet, inputs_of(data.input_shape, supernet))
+        init_lazy(supernet, inputs_of(data.input_shape, supernet))
         return supernet
 
     def _budgets(self) -> dict[str, float]:

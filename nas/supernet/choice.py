@@ -73,7 +73,7 @@ class ChoiceBlock(RelaxedDecision):
         self.auxiliary: nn.Module | None = None  # beside the candidates, and never in a network
         self.reader = Reader()
 
-    def gated(self) -> Mapping[Option, nn.Module]:
+    def active_if(self) -> Mapping[Option, nn.Module]:
         return {option: self.candidates[str(option)] for option in self.options}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

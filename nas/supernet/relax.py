@@ -229,5 +229,5 @@ class Shared(RelaxedDecision):
     So that its name does not depend on how many there are, or where.
     """
 
-    def gated(self) -> Mapping[Option, nn.Module]:
+    def active_if(self) -> Mapping[Option, nn.Module]:
         return dict.fromkeys(self.options, nn.Identity())

@@ -136,7 +136,7 @@ def two_path_step(
     value = _judge(model, draws, loss, optimizer, backward)
     for _, decision in decisions(model):
         draw = cast(TwoPaths, draws[decision.alpha])
-        if isinstance(list(decision.gated().values())[draw.active], Zero):
+        if isinstance(list(decision.active_if().values())[draw.active], Zero):
             decision.alpha.grad = None
     optimizer.step()
     with torch.no_grad():
