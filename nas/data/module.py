@@ -140,8 +140,8 @@ class DataModule(pl.LightningDataModule):
         return self.images.classes
 
     @property
-    def num_classes(self) -> int:
-        """Number of classes."""
+    def num_outputs(self) -> int:
+        """What a network must give for one sample: a logit for each class."""
         return len(self.classes)
 
     def weight_loader(self) -> DataLoader[Any]:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nas import tables
+from nas.artifacts.files import csv_table
 from nas.report.collect import RunRecord, Sweep, differing, settings
 from nas.report.fronts import Front
 from nas.report.labels import cost_text, metric_text, plural
@@ -78,7 +78,7 @@ def csv_text(sweeps: Sequence[Sweep], fronts: Sequence[Front]) -> str:
     # Grouped by kind: a run that failed early would otherwise scatter the columns.
     groups = ["", *NESTED, "arch"]
     columns.sort(key=lambda name: groups.index(name.split(".")[0]) if _is_nested(name) else 0)
-    return tables.csv_text(columns, ([row.get(name, "") for name in columns] for row in rows))
+    return csv_table(columns, ([row.get(name, "") for name in columns] for row in rows))
 
 
 def _is_nested(name: str) -> bool:

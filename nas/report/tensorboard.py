@@ -7,12 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from nas.artifacts import RunDir
 from nas.errors import UserError
 from nas.report.collect import Sweep, collect
 from nas.report.figure import load_optional, pictures
 from nas.report.fronts import costs_of, fronts
 from nas.report.table import markdown
-from nas.run import RunDir
 
 OFTEN = 100  # drawings while the runs of a sweep double in number
 FOLDER = "tensorboard_report"

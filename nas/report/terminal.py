@@ -10,16 +10,17 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from nas.artifacts import RunDir
+from nas.artifacts.files import display_path, is_main
 from nas.cost.analytic import MACs, Params
 from nas.cost.base import Expected, LayerCost, NetworkCost
 from nas.cost.expected import expected
 from nas.cost.trace import Example, trace
 from nas.decision import decisions
 from nas.errors import UserError
+from nas.quantities import amount
 from nas.report.summary import Blocks, read_blocks, share, write_drawing
-from nas.run import RunDir, is_main, shown
 from nas.selection import largest_of, least_of
-from nas.units import amount
 
 PIPE_WIDTH = 140  # columns where the output is no terminal that has a width
 BAR = 12  # characters of a full bar
@@ -104,7 +105,9 @@ def draw(folders: Sequence[Path]) -> None:
             )
         _print_network(result)
         write_drawing(run, result)
-        print(f"written: {shown(run.drawing)}, {shown(run.drawing.with_suffix('.csv'))}")
+        print(
+            f"written: {display_path(run.drawing)}, {display_path(run.drawing.with_suffix('.csv'))}"
+        )
 
 
 def announce(run: RunDir, result: Mapping[str, Any]) -> None:
@@ -123,7 +126,7 @@ def announce(run: RunDir, result: Mapping[str, Any]) -> None:
     difference = result.get("onnx_max_abs_diff")
     if difference is not None:
         print(f"ONNX file agrees with the network to {difference:.1e}")
-    folder = shown(run.path)
+    folder = display_path(run.path)
     print(
         f"\nfiles: {folder}\n"
         f"  drawing of the network: {folder / run.drawing.name}, .csv\n"

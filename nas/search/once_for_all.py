@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from nas.arch import Arch, Option
+from nas.config.schema import Count, NonNegative, Positive, Seed, Share, checked
 from nas.cost.base import Expected
 from nas.decision import Decision, decisions, split_parameters
 from nas.discretization import discretize
@@ -18,9 +19,8 @@ from nas.errors import UserError
 from nas.search.oneshot import Choices, Loss, OneShot, PathSampling, choose, extremes
 from nas.search.trial_search import TrialSearch
 from nas.supernet.elastic_ops import sort_channels
-from nas.tasks.base import Task
+from nas.tasks import Task
 from nas.train import Batch, OptimizerFactory, warmup_cosine
-from nas.values import Count, NonNegative, Positive, Seed, Share, checked
 
 PHASES = "search.phases"
 KINDS = ("kernel", "depth", "expand", "channels", "resolution", "ops")

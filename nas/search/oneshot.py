@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from nas.arch import Option
+from nas.config.schema import Count, NonNegative, Seed, Share, Whole, checked
 from nas.cost.base import Expected
-from nas.cost.programme import Programme
+from nas.cost.integer_program import IntegerProgram
 from nas.decision import Decision, decisions, free, sample_path, split_parameters
 from nas.errors import UserError
 from nas.search.base import SearchProblem, SearchResult, Stage, check_searchable
@@ -24,7 +25,7 @@ from nas.search.telemetry import TrainingTelemetry
 from nas.search.trial_search import TrialSearch
 from nas.supernet.choice import Relaxing
 from nas.supernet.relax import constant
-from nas.tasks.base import Task
+from nas.tasks import Task
 from nas.tasks.classification import Classification
 from nas.train import (
     Batch,
@@ -35,7 +36,6 @@ from nas.train import (
     metrics_of,
     warmup_cosine,
 )
-from nas.values import Count, NonNegative, Seed, Share, Whole, checked
 
 Bins = Annotated[int, Field(ge=2, le=10**6)]
 Choices = Mapping[str, Option]  # decision name -> option
@@ -209,8 +209,8 @@ def extremes(supernet: nn.Module, cost: Expected) -> tuple[Choices, Choices]:
     own = dict(decisions(supernet))
     found = []
     for optimum in (
-        Programme(cost.options).minimise(cost.constraints),
-        Programme(cost.options).maximise(cost.constraints),
+        IntegerProgram(cost.options).minimise(cost.constraints),
+        IntegerProgram(cost.options).maximise(cost.constraints),
     ):
         assert optimum is not None  # without limits every programme has a solution
         found.append({name: own[name].options[k] for name, k in optimum.choices.items()})

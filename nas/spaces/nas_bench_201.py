@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, nn
 
 from nas.arch import Arch
+from nas.config.schema import Count, Layers, Positive, checked
 from nas.errors import UserError
 from nas.ops.blocks import Site
 from nas.ops.cells import relu_conv
 from nas.spaces.darts import check_cells, edge
 from nas.supernet.relax import Shared
-from nas.values import Count, Layers, Positive, checked
 
 NAME = "nas_bench_201"
 STAGES = 3
@@ -90,7 +90,7 @@ class NasBench201(nn.Module):
         partial: K of partial channels, see `PartialChannels`; 1: none.
         affine: whether BatchNorms scale and shift; the DARTS family searches without.
 
-    Shape: ``(N, *input_shape) -> (N, num_classes)``.
+    Shape: ``(N, *input_shape) -> (N, num_outputs)``.
 
     Raises:
         UserError: one of these cannot be.
@@ -99,7 +99,7 @@ class NasBench201(nn.Module):
     def __init__(
         self,
         input_shape: Sequence[int],
-        num_classes: Count,
+        num_outputs: Count,
         name: str = NAME,
         channels: Count = 16,
         cells: Layers = 5,
@@ -118,7 +118,7 @@ class NasBench201(nn.Module):
         self.cell = nn.ModuleDict({edge_key(edge): Shared(tuple(NAS_BENCH_201)) for edge in EDGES})
         self.cells = nn.ModuleList(_stages(self.cell, widths, cells, affine, partial))
         self.last = nn.Sequential(nn.BatchNorm2d(widths[-1]), nn.ReLU(inplace=True))
-        self.classifier = nn.Linear(widths[-1], num_classes)
+        self.classifier = nn.Linear(widths[-1], num_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nas.config.schema import BelowOne, Count, Positive, checked
 from nas.errors import UserError
 from nas.ops.blocks import GlobalPool, Site, act
 from nas.spaces.stage import Head, SharedChoices, Stage, Stem, read_row, read_stages
@@ -13,7 +14,6 @@ from nas.supernet.choice import ChoiceBlock
 from nas.supernet.elastic import Elastic, ElasticDepth, ElasticResolution, Number, elastic
 from nas.supernet.elastic_layers import ElasticConv
 from nas.supernet.elastic_ops import build_op, op_obstacle
-from nas.values import BelowOne, Count, Positive, checked
 
 
 @checked("space")
@@ -28,7 +28,7 @@ class StagedSpace(nn.Module):
 
     Args:
         input_shape: ``(C, H, W)`` for images, ``(C, L)`` for sequences, without the batch.
-        num_classes: size of the output.
+        num_outputs: size of the output.
         stages: mappings with the keys of `nas.spaces.stage.Stage`: ops, channels, stride, repeat,
             depth, activation, factors, skip; searched channels are for elastic and for shared ops.
         name: what `Arch.space` says of architectures found here.
@@ -40,7 +40,7 @@ class StagedSpace(nn.Module):
         resolution: sides to resize the input to, searched; None: the input as it is. Everything
             before `mix` is then below ``features.body``.
 
-    Shape: ``(N, *input_shape) -> (N, num_classes)``.
+    Shape: ``(N, *input_shape) -> (N, num_outputs)``.
 
     Raises:
         UserError: one of these cannot be; the message names the stage, and the block if it is one.
@@ -49,7 +49,7 @@ class StagedSpace(nn.Module):
     def __init__(
         self,
         input_shape: Sequence[Count],
-        num_classes: Count,
+        num_outputs: Count,
         stages: Sequence[Mapping[str, Any]],
         name: str = "staged",
         stem: Mapping[str, Any] | None = None,
@@ -82,7 +82,7 @@ class StagedSpace(nn.Module):
             self.features = ElasticResolution(nn.Sequential(body), sizes)
         self.mix = mix
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(channels, num_classes)
+        self.classifier = nn.Linear(channels, num_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         if hasattr(self, "features"):

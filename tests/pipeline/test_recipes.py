@@ -8,12 +8,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from nas.config import check, config_dir, register
+from nas.config.check import check
+from nas.config.compose import config_dir
+from nas.config.schema import register
 from nas.data import digits
 from nas.decision import split_parameters
 from nas.discretization import arch_of, discretize
-from nas.launch import plan_of
 from nas.search.callbacks import DiscretizationGap
+from nas.verbs import plan_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning, about tiny runs
 
@@ -33,7 +35,7 @@ def made(*words: str) -> tuple[pl.LightningModule, nn.Module]:
     check(config)
     plan = plan_of(config, {"command": ""})
     torch.manual_seed(0)
-    supernet = plan.space(input_shape=(1, 8, 8), num_classes=10)
+    supernet = plan.space(input_shape=(1, 8, 8), num_outputs=10)
     plan.relax(supernet)
     search = plan.search(
         supernet=supernet,

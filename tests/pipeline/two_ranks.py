@@ -18,16 +18,17 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
 import nas.pipeline
-from nas.config import config_dir, register
+from nas.artifacts import RunDir
+from nas.config.compose import config_dir
+from nas.config.schema import register
 from nas.diagnostics import silence_third_party_warnings
 from nas.errors import InterruptedRunError
-from nas.launch import plan_of
 from nas.pipeline import Run, TrainingStage
 from nas.ranks import together, told, world
-from nas.run import RunDir
 from nas.search.callbacks import LastCheckpoint
 from nas.search.trials import TrialLog
 from nas.supernet.choice import ChoiceBlock
+from nas.verbs import plan_of
 
 BATCH = 16  # of all ranks together
 EVERY = [
@@ -97,10 +98,10 @@ class Toy(nn.Module):
 
     name = "toy"
 
-    def __init__(self, input_shape: Sequence[int], num_classes: int) -> None:
+    def __init__(self, input_shape: Sequence[int], num_outputs: int) -> None:
         super().__init__()
         self.first, self.second = _choice(input_shape[0], 4), _choice(4, 6)
-        self.head = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(6 * 16, num_classes))
+        self.head = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(6 * 16, num_outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.second(self.first(x)))

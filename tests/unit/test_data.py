@@ -278,7 +278,7 @@ def test_digits_are_whole_and_bright():
     data = digits(name="digits", batch_size=64)
     data.setup()
 
-    assert (data.name, data.input_shape, data.num_classes) == ("digits", (1, 8, 8), 10)
+    assert (data.name, data.input_shape, data.num_outputs) == ("digits", (1, 8, 8), 10)
     assert data.classes == tuple("0123456789")
     assert sum(map(len, data.parts.values())) == 1797
     assert data.images.pixels.max() == 255

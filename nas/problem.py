@@ -13,20 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from nas.arch import Arch
-from nas.budget import parse
 from nas.cost.analytic import MACs, Params
 from nas.cost.base import LayerCost, NetworkCost
-from nas.cost.dry_run import dry_run, materialize, run
+from nas.cost.dry_run import dry_run, init_lazy, run
 from nas.cost.expected import expected
 from nas.cost.trace import inputs_of, trace
 from nas.data import DataModule
 from nas.decision import apply, free
 from nas.errors import UserError
 from nas.export.loading import state_bytes
+from nas.quantities import amount, parse_budget
 from nas.selection import check_feasible, check_known, largest_of, select
 from nas.supernet.choice import Relaxing
 from nas.train import Training
-from nas.units import amount
 
 Amount = str | float
 
@@ -62,7 +61,7 @@ class Problem:
         budgets: cost name -> at most so much, in the unit of the cost.
 
     Raises:
-        UserError: see `DataModule`, the space, `trace`, `nas.budget.parse`, and
+        UserError: see `DataModule`, the space, `trace`, `nas.quantities.parse_budget`, and
             `nas.selection.check_feasible`.
     """
 
@@ -71,7 +70,7 @@ class Problem:
         read(plan.data)
         data = plan.data
         check_memory(
-            partial(plan.space, input_shape=data.input_shape, num_classes=data.num_classes)
+            partial(plan.space, input_shape=data.input_shape, num_outputs=data.num_outputs)
         )
         self.supernet = self.build()
         self.space = str(getattr(self.supernet, "name", type(self.supernet).__name__))
@@ -93,16 +92,16 @@ class Problem:
         """A supernet as `seed` initialises it."""
         torch.manual_seed(self.plan.seed)
         data = self.plan.data
-        supernet = self.plan.space(input_shape=data.input_shape, num_classes=data.num_classes)
+        supernet = self.plan.space(input_shape=data.input_shape, num_outputs=data.num_outputs)
         self.plan.relax(supernet)
-        materialize(supernet, inputs_of(data.input_shape, supernet))
+        init_lazy(supernet, inputs_of(data.input_shape, supernet))
         return supernet
 
     def _budgets(self) -> dict[str, float]:
         given = {name: text for name, text in self.plan.budgets.items() if text is not None}
         check_known(self.costs, given)
         found = {
-            name: parse(name, text, self.costs[name].unit, largest_of(self.costs[name]))
+            name: parse_budget(name, text, self.costs[name].unit, largest_of(self.costs[name]))
             for name, text in given.items()
         }
         check_feasible(self.costs, found)
@@ -160,7 +159,7 @@ def build(space: Callable[..., nn.Module], shape: Any, classes: int) -> nn.Modul
     Raises:
         UserError: the space refuses them, or memory does not hold it.
     """
-    make = partial(space, input_shape=shape, num_classes=classes)
+    make = partial(space, input_shape=shape, num_outputs=classes)
     check_memory(make)
     return make()
 
@@ -199,7 +198,7 @@ def _memory() -> float:
 
 
 # What a run asks of its data; a module of the user's own must have all of it.
-_ATTRIBUTES = ("name", "batch_size", "input_shape", "num_classes", "classes", "mean", "std")
+_ATTRIBUTES = ("name", "batch_size", "input_shape", "num_outputs", "classes", "mean", "std")
 _METHODS = (
     "setup", "weight_loader", "alpha_loader", "val_dataloader", "test_dataloader",
     "calibration_loader",
@@ -248,8 +247,8 @@ def _check_batch(what: str, batch: Any, data: Any) -> None:
             f"{what} gives labels {tuple(labels.shape)} of {labels.dtype}: they must be "
             f"({len(x)},) of torch.int64, one for each sample"
         )
-    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < data.num_classes:
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < data.num_outputs:
         raise UserError(
-            f"{what} gives labels from {int(labels.min())} to {int(labels.max())}, and num_classes "
-            f"is {data.num_classes}: they must be from 0 to {data.num_classes - 1}"
+            f"{what} gives labels from {int(labels.min())} to {int(labels.max())}, and num_outputs "
+            f"is {data.num_outputs}: they must be from 0 to {data.num_outputs - 1}"
         )
