@@ -16,8 +16,7 @@ from nas.cost.trace import Example, trace
 from nas.decision import Decision, Varying, decisions, sites
 from nas.discretization import discretize
 from nas.ops.blocks import SqueezeExcitation
-from nas.report.labels import COLOURS
-from nas.report.templates import render
+from nas.report.templates import COLOURS, render
 from nas.run import RunDir, write_atomic
 from nas.units import amount
 
