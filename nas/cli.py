@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nas.diagnostics import interrupting
 from nas.errors import (
     FailedRunError,
     InterruptedRunError,
@@ -18,7 +19,6 @@ from nas.errors import (
     refusal,
     write_traceback,
 )
-from nas.signals import interrupting
 
 USAGE = """\
 nas: search for the network that fits your device
@@ -178,13 +178,13 @@ def _configured(verb: str, arguments: list[str]) -> int:
     if any(argument in ("-h", "--help") for argument in arguments):
         print(PROFILE if verb == "profile" else _options(verb))
         return 0
-    from nas.launch import launch
+    from nas.verbs import launch
 
     return launch(verb, arguments)
 
 
 def _options(verb: str) -> str:
-    from nas.config import groups, top_level_help
+    from nas.config.compose import groups, top_level_help
 
     listed = "\n".join(f"  {name:10} {', '.join(found)}" for name, found in groups().items())
     return OPTIONS.format(verb=verb, groups=listed, keys=top_level_help())

@@ -22,7 +22,8 @@ from omegaconf import OmegaConf
 from test_untrusted_folders import ATTACKS, SHAPES, TOPS, VERBS, filled, write
 
 from nas.cli import run
-from nas.config import config_dir, register
+from nas.config.compose import config_dir
+from nas.config.schema import register
 
 
 def main() -> None:

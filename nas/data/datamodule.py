@@ -10,11 +10,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from nas.config.schema import Count, Seed, checked
 from nas.data.batches import AUGMENTS, EpochBatchSampler, InMemory, loader
 from nas.data.splits import Images, Levels, Part, Source, generator, split
 from nas.errors import UserError
 from nas.ranks import rank_and_ranks
-from nas.values import Count, Seed, checked
 
 BatchSize = Annotated[int, Field(ge=2, le=10**9)]  # BatchNorm cannot train on a single image
 Fraction = Annotated[float, Field(gt=0, lt=1)]

@@ -10,10 +10,10 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 
+from nas.config.schema import Count, Finite, checked, violation
 from nas.data.pixels import Decoded, Pixels, common_range, decode, read_picture
 from nas.data.splits import Images, Levels, Part
 from nas.errors import UserError
-from nas.values import Count, Finite, checked, refusal
 
 _LOG = logging.getLogger(__name__)
 _HINT = "a folder with one subfolder of images per class"
@@ -121,7 +121,7 @@ class ImageFolder:
 
 def _black_and_white(value: Any) -> Levels:
     numbers = list(value) if isinstance(value, Sequence) else value
-    if refusal(numbers, tuple[Finite, Finite]) or numbers[0] == numbers[1]:
+    if violation(numbers, tuple[Finite, Finite]) or numbers[0] == numbers[1]:
         raise UserError(
             f"data.value_range={value!r} is not possible: give the two values that mean black and "
             "white, such as [0,4095]."

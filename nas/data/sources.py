@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nas.config.schema import Count
 from nas.data.datamodule import DataModule, DataOptions
 from nas.data.folder import Channels, ImageFolder, Unreadable, existing_folder
 from nas.data.splits import Images, Levels
 from nas.errors import UserError
-from nas.values import Count
 
 
 def digits(**options: Unpack[DataOptions]) -> DataModule:

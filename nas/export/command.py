@@ -13,17 +13,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from nas.arch import Arch
-from nas.config import check, config_dir, groups, register
+from nas.artifacts import RunDir
+from nas.config.check import check
+from nas.config.compose import config_dir, groups, hydra_message
+from nas.config.saved import change, saved_config
+from nas.config.schema import parsed, register
 from nas.diagnostics import silence_third_party_warnings
 from nas.discretization import discretize
 from nas.errors import UserError
-from nas.explain import explain
 from nas.export.job import Export, ExportOptions, Subject
 from nas.export.loading import load, load_weights
 from nas.result import input_fields
-from nas.run import RunDir
-from nas.saved import change, saved_config
-from nas.values import parsed
 
 _OWN = ("format", "out", "trust", "weights")
 
@@ -110,7 +110,7 @@ def _made(node: Any) -> Any:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__  # Hydra wraps what a constructor raised
-        raise cause if isinstance(cause, UserError) else UserError(explain(error)) from None
+        raise cause if isinstance(cause, UserError) else UserError(hydra_message(error)) from None
 
 
 def _check_fits(data: Any, known: Mapping[str, Any]) -> None:
@@ -178,4 +178,4 @@ def _composed(words: Mapping[str, str]) -> DictConfig:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             return compose("config", listed)
     except HydraException as error:
-        raise UserError(explain(error, listed)) from None
+        raise UserError(hydra_message(error, listed)) from None

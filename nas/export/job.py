@@ -12,7 +12,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from nas.claim import claimed, own_prefix
+from nas.artifacts import RunDir
+from nas.artifacts.files import claimed, display_path, own_prefix, write_atomic, write_json
+from nas.artifacts.reading import read_json
+from nas.config.schema import Count, Share, checked
 from nas.data import DataModule
 from nas.diagnostics import captured, reason, record
 from nas.errors import UserError
@@ -21,9 +24,6 @@ from nas.export.check import Batch, Parity, compare, complaint, latencies
 from nas.export.formats import Format, Model, Source, chosen
 from nas.export.loading import state_bytes
 from nas.export.qat import fine_tune
-from nas.reading import read_json
-from nas.run import RunDir, shown, write_atomic, write_json
-from nas.values import Count, Share, checked
 
 _EXAMPLE = 16  # samples that the exporters trace with
 
@@ -116,7 +116,7 @@ class Export:
                 if self.options.latency and models:
                     self._time(models, made)
                 content = self._write(made, Path(scratch))
-        print(f"card: {shown(self.out / 'card.md')}")
+        print(f"card: {display_path(self.out / 'card.md')}")
         if made.refused:
             kept = f"; written: {', '.join(made.rows)}" if made.rows else ""
             raise UserError("; ".join(made.refused) + kept)
@@ -127,8 +127,8 @@ class Export:
         there = [name for name in names if (self.out / name).exists()]
         if there and not self.options.overwrite:
             raise UserError(
-                f"{shown(self.out / there[0])} is there already: pass overwrite=true to replace "
-                "it, or another folder with out=FOLDER"
+                f"{display_path(self.out / there[0])} is there already: pass overwrite=true to "
+                "replace it, or another folder with out=FOLDER"
             )
 
     def _check_classes(self) -> None:
@@ -240,7 +240,9 @@ class Export:
             **found.fields(),
             **({"qat": made.qat} if form.int8 else {}),
         }
-        listed = ", ".join(f"{shown(self.out / file)} ({n:,} bytes)" for file, n in sizes.items())
+        listed = ", ".join(
+            f"{display_path(self.out / file)} ({n:,} bytes)" for file, n in sizes.items()
+        )
         print(f"{name:10} {listed}\n{'':10} {found}")
         return form.open(folder / form.files[0])
 

@@ -71,7 +71,7 @@ def _traces(fronts: Sequence[Front], row_ids: RowIds | None) -> Iterator[Trace]:
     for front in fronts:
         if (run := front.knee()) is not None:
             ring = {"symbol": "circle-open", "size": 20, "color": GREY, "line": {"width": 2}}
-            own = {} if row_ids is None else {"customdata": [row_ids[run]]}
+            own: dict[str, Any] = {} if row_ids is None else {"customdata": [row_ids[run]]}
             place = front.coordinates([run])
             yield trace("markers", *place, marker=ring, name="knee", hoverinfo="skip", **own)
 
@@ -219,16 +219,19 @@ def _draw(axes: "Axes", one: Trace) -> None:
     """One of the traces that `chart` makes."""
     x, y, line, marker = one["x"], one["y"], one.get("line"), one.get("marker", {})
     if line:
-        look = {"drawstyle": "steps-post"} if "shape" in line else {"linestyle": ":"}
-        axes.plot(x, y, color=line["color"], linewidth=0.8 * line["width"], alpha=0.75, **look)
+        (drawn,) = axes.plot(x, y, color=line["color"], linewidth=0.8 * line["width"], alpha=0.75)
+        drawn.set_linestyle(":" if "dash" in line else "-")
+        drawn.set_drawstyle("steps-post" if "shape" in line else "default")
     elif "error_x" in one:
         least = min(one["error_x"]["array"][0], 0.9 * x[0])  # a logarithmic axis has no 0
         bars = {"xerr": least, "yerr": one["error_y"]["array"], "elinewidth": 1, "capsize": 2}
         axes.errorbar(x, y, color=marker["color"], zorder=1, **bars)
     else:
         area, ring = (POINT * marker["size"]) ** 2, "symbol" in marker
+        placed = x != [None]  # else only the legend shows it
         axes.scatter(
-            *([], []) if x == [None] else (x, y),
+            x if placed else [],
+            y if placed else [],
             s=area,
             facecolor="none" if ring else marker["color"],
             edgecolor=marker["color"] if ring else "white",

@@ -10,7 +10,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-from nas.reading import RECORD, read_bytes
+from nas.artifacts.reading import RECORD, read_bytes
 from nas.report.collect import RunRecord, Sweep, differing
 from nas.report.figure import RowIds, chart, hover, load_optional
 from nas.report.fronts import Front, costs_of, fronts, left_out

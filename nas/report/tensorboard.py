@@ -8,13 +8,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from nas.artifacts import RunDir
 from nas.errors import UserError
 from nas.report.collect import RunRecord, Sweep, collect
 from nas.report.figure import AXIS, LAYOUT, load_optional, pictures, trace
 from nas.report.fronts import costs_of, fronts
 from nas.report.templates import COLOURS
 from nas.report.terminal import markdown
-from nas.run import RunDir
 
 OFTEN = 100  # drawings while the runs of a sweep double in number
 FOLDER = "tensorboard_report"

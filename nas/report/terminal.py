@@ -14,20 +14,20 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from nas import tables
+from nas.artifacts import RunDir
+from nas.artifacts.files import csv_table, display_path, is_main
 from nas.cost.analytic import MACs, Params
 from nas.cost.base import Expected, LayerCost, NetworkCost
 from nas.cost.expected import expected
 from nas.cost.trace import Example, trace
 from nas.decision import decisions
 from nas.errors import UserError
+from nas.quantities import amount
 from nas.report.collect import RunRecord, Sweep, differing, settings
 from nas.report.fronts import Front, left_out
 from nas.report.summary import Blocks, read_blocks, share, write_drawing
 from nas.report.templates import cost_text, metric_text, plural
-from nas.run import RunDir, is_main, shown
 from nas.selection import largest_of, least_of
-from nas.units import amount
 
 PIPE_WIDTH = 140  # columns where the output is no terminal that has a width
 BAR = 12  # characters of a full bar
@@ -115,7 +115,9 @@ def draw(folders: Sequence[Path]) -> None:
             )
         _print_network(result)
         write_drawing(run, result)
-        print(f"written: {shown(run.drawing)}, {shown(run.drawing.with_suffix('.csv'))}")
+        print(
+            f"written: {display_path(run.drawing)}, {display_path(run.drawing.with_suffix('.csv'))}"
+        )
 
 
 def announce(run: RunDir, result: Mapping[str, Any]) -> None:
@@ -134,7 +136,7 @@ def announce(run: RunDir, result: Mapping[str, Any]) -> None:
     difference = result.get("onnx_max_abs_diff")
     if difference is not None:
         print(f"ONNX file agrees with the network to {difference:.1e}")
-    folder = shown(run.path)
+    folder = display_path(run.path)
     print(
         f"\nfiles: {folder}\n"
         f"  drawing of the network: {folder / run.drawing.name}, .csv\n"
@@ -218,7 +220,7 @@ def csv_text(sweeps: Sequence[Sweep], fronts: Sequence[Front]) -> str:
     # Grouped by kind: a run that failed early would otherwise scatter the columns.
     groups = ["", *NESTED, "arch"]
     columns.sort(key=lambda name: groups.index(name.split(".")[0]) if _is_nested(name) else 0)
-    return tables.csv_text(columns, ([row.get(name, "") for name in columns] for row in rows))
+    return csv_table(columns, ([row.get(name, "") for name in columns] for row in rows))
 
 
 def _is_nested(name: str) -> bool:

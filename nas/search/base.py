@@ -9,16 +9,16 @@ import pytorch_lightning as pl
 from torch import nn
 
 from nas.arch import Arch
+from nas.artifacts import RunDir
 from nas.cost.base import Expected
 from nas.pareto import non_dominated
 from nas.ranks import told
-from nas.run import RunDir
 from nas.tasks.classification import task_of
 from nas.train import Training, called, takes
 
 
 class TrainingRecipe(Protocol):
-    """How the networks of a run are trained, see `nas.plan.Plan`."""
+    """How the networks of a run are trained, see `nas.problem.Plan`."""
 
     data: Any
     finetune: Callable[..., Training]
@@ -27,7 +27,7 @@ class TrainingRecipe(Protocol):
 
 
 class SearchProblem(Protocol):
-    """A supernet with its costs and budgets, see `nas.plan.Problem`."""
+    """A supernet with its costs and budgets, see `nas.problem.Problem`."""
 
     @property
     def plan(self) -> Any: ...

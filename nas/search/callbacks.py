@@ -16,12 +16,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import MetricCollection
 
 from nas.arch import Option
+from nas.artifacts.files import write_atomic
 from nas.decision import apply, decisions, free
 from nas.discretization import arch_of
 from nas.errors import UserError
 from nas.ranks import told
 from nas.recalibrate import kept_statistics
-from nas.run import write_atomic
 from nas.supernet.speed import check, compiled, fastest, prepare, step
 from nas.train import frozen, shared
 

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from nas.config.schema import Count, Layers, Positive, checked
 from nas.errors import UserError
 from nas.ops.blocks import Site
 from nas.ops.cells import FactorizedReduce, PartialChannels, relu_conv
@@ -14,7 +15,6 @@ from nas.supernet.choice import ChoiceBlock
 from nas.supernet.edges import Edges, Node, StrongestEdges, pairs
 from nas.supernet.elastic_ops import build_op
 from nas.supernet.relax import RelaxedDecision, Shared
-from nas.values import Count, Layers, Positive, checked
 
 NODES = 4
 INPUTS = 2  # outputs of the two cells before

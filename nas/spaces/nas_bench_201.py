@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, nn
 
 from nas.arch import Arch
+from nas.config.schema import Count, Layers, Positive, checked
 from nas.errors import UserError
 from nas.ops.blocks import Site
 from nas.ops.cells import relu_conv
 from nas.spaces.darts import check_cells, edge
 from nas.supernet.relax import Shared
-from nas.values import Count, Layers, Positive, checked
 
 NAME = "nas_bench_201"
 STAGES = 3

@@ -10,13 +10,13 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 from pydantic import Field
 from torch import Tensor, nn
 
+from nas.config.schema import Count, Layers, short_repr, violation
 from nas.errors import UserError
 from nas.ops.blocks import Residual, Zero
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.elastic import Elastic, ElasticWidth, Number, options_of
 from nas.supernet.elastic_ops import build_op, op_obstacle
 from nas.supernet.relax import Shared
-from nas.values import Count, Layers, refusal, shown
 
 Kernel = Annotated[int, Field(ge=1, le=999)]
 Stride = Annotated[int, Field(ge=1, le=1000)]
@@ -128,8 +128,8 @@ def read_row(kind: type[Row], row: Mapping[str, Any], where: str) -> Row:
             close = get_close_matches(str(key), hints, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise UserError(f"{where} has an unknown key {key!r}{hint}; allowed: {list(hints)}")
-        if reason := refusal(value, hints[key]):
-            raise UserError(f"{where}: {key}={shown(value)} {reason}")
+        if reason := violation(value, hints[key]):
+            raise UserError(f"{where}: {key}={short_repr(value)} {reason}")
     for field in fields(kind):
         if field.default is MISSING and field.name not in row:
             raise UserError(f"{where} lacks the key {field.name!r}, got only {list(row)}")

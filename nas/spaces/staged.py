@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nas.config.schema import BelowOne, Count, Positive, checked
 from nas.errors import UserError
 from nas.ops.blocks import GlobalPool, Site, act
 from nas.spaces.stage import Head, SharedChoices, Stage, Stem, read_row, read_stages
@@ -13,7 +14,6 @@ from nas.supernet.choice import ChoiceBlock
 from nas.supernet.elastic import Elastic, ElasticDepth, ElasticResolution, Number, elastic
 from nas.supernet.elastic_layers import ElasticConv
 from nas.supernet.elastic_ops import build_op, op_obstacle
-from nas.values import BelowOne, Count, Positive, checked
 
 
 @checked("space")

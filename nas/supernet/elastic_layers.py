@@ -173,7 +173,7 @@ class ElasticConv(ElasticChannels):
         out: Tensor = self.activation(sliced_norm(self.norm, y, kept))
         return out
 
-    def variant(self, options: Mapping[Decision, Option]) -> Stack:
+    def materialize(self, options: Mapping[Decision, Option]) -> Stack:
         """The plain layers, with copies of the weights they use."""
         inputs, outputs = (taken(n, options) for n in (self.in_channels, self.out_channels))
         conv = plain_conv(self.conv, self.conv.weight[:outputs, :inputs])

@@ -121,10 +121,10 @@ class ElasticMBConv(ElasticChannels):
         y: Tensor = CONVOLVE[self.ndim](x, weight, bias)
         return y
 
-    def decides(self) -> tuple[Decision, ...]:
+    def decisions(self) -> tuple[Decision, ...]:
         return decided(self.in_channels, self.out_channels, self.kernel, self.expand)
 
-    def variant(self, options: Mapping[Decision, Option]) -> Residual:
+    def materialize(self, options: Mapping[Decision, Option]) -> Residual:
         """The plain block, with copies of the weights it uses."""
         inputs, outputs = (taken(n, options) for n in (self.in_channels, self.out_channels))
         hidden = inputs * taken(self.expand, options)

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nas.run import RunDir
+from nas.artifacts import RunDir
 from reliability.commands import (
     SEARCH,
     SMALL,

@@ -6,7 +6,8 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from nas.config import config_dir, groups, register
+from nas.config.compose import config_dir, groups
+from nas.config.schema import register
 
 # Words of `nas search` -> what the message names. `Hydra` says a few of them in its own words.
 SEARCH: dict[str, str] = {

@@ -14,12 +14,12 @@ import torch
 
 import nas
 from nas import pipeline
+from nas.artifacts import RunDir
 from nas.cli import run
 from nas.diagnostics import Attempts, captured
 from nas.discretization import discretize
 from nas.errors import InterruptedRunError, UserError
-from nas.plan import check_logits
-from nas.run import RunDir
+from nas.problem import check_logits
 
 Nas = Callable[..., int]
 

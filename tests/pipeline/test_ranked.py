@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 import nas
+from nas.artifacts import RunDir
 from nas.cli import run
+from nas.config.saved import saved_config
 from nas.export import load_supernet
-from nas.launch import plan_of
 from nas.pareto import non_dominated
-from nas.plan import Problem
-from nas.run import RunDir
-from nas.saved import saved_config
+from nas.problem import Problem
 from nas.search.evaluate import WeightSharing
 from nas.search.sampling.trials import TrialLog
+from nas.verbs import plan_of
 
 Nas = Callable[..., int]
 

@@ -8,12 +8,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from nas.config import check, config_dir, register
+from nas.config.check import check
+from nas.config.compose import config_dir
+from nas.config.schema import register
 from nas.data import digits
 from nas.decision import split_parameters
 from nas.discretization import arch_of, discretize
-from nas.launch import plan_of
 from nas.search.callbacks import DiscretizationGap
+from nas.verbs import plan_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning, about tiny runs
 

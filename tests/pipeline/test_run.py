@@ -11,9 +11,9 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 import nas
+from nas.artifacts import RunDir
 from nas.cli import run
 from nas.data import digits
-from nas.run import RunDir
 
 Nas = Callable[..., int]
 

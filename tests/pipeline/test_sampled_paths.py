@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from nas.artifacts import RunDir
 from nas.cli import run
-from nas.run import RunDir
 
 Nas = Callable[..., int]
 

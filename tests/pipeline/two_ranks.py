@@ -18,16 +18,17 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
 import nas.pipeline
-from nas.config import config_dir, register
+from nas.artifacts import RunDir
+from nas.config.compose import config_dir
+from nas.config.schema import register
 from nas.diagnostics import silence_third_party_warnings
 from nas.errors import InterruptedRunError
-from nas.launch import plan_of
 from nas.pipeline import Run, TrainingStage
 from nas.ranks import together, told, world
-from nas.run import RunDir
 from nas.search.callbacks import LastCheckpoint
 from nas.search.sampling.trials import TrialLog
 from nas.supernet.choice import ChoiceBlock
+from nas.verbs import plan_of
 
 BATCH = 16  # of all ranks together
 EVERY = [

@@ -193,7 +193,7 @@ def test_a_crash_while_saving_leaves_the_last_checkpoint_whole(
             raise KilledError
         sync(descriptor)
 
-    monkeypatch.setattr("nas.run.os.fsync", crash)
+    monkeypatch.setattr("nas.artifacts.files.os.fsync", crash)
     with pytest.raises(KilledError):
         fit(search(), LastCheckpoint(path))
 

@@ -9,12 +9,13 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from nas.config import check, config_dir, groups, register, target_of
+from nas.artifacts import RunDir, fingerprint
+from nas.config.check import check, target_of
+from nas.config.compose import config_dir, groups
+from nas.config.saved import read_saved
+from nas.config.schema import register, violation
+from nas.config.trusted import foreign, moved
 from nas.errors import UserError
-from nas.run import RunDir, fingerprint
-from nas.saved import read_saved
-from nas.trusted import foreign, moved
-from nas.values import refusal
 
 
 def composed(*overrides: str) -> Any:
@@ -120,7 +121,7 @@ def test_a_key_that_is_not_set_leaves_a_run_what_it_was() -> None:
     ],
 )
 def test_fits(value: object, hint: Any, fits: bool) -> None:
-    assert (refusal(value, hint) is None) is fits
+    assert (violation(value, hint) is None) is fits
 
 
 def test_unknown_keys_and_wrong_types_are_named_with_their_path() -> None:

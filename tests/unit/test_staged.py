@@ -102,7 +102,7 @@ def test_mobilenet_has_the_published_proxyless_network_as_a_member():
     for name, option in member.items():
         stage, block = name.removeprefix("blocks.").removeprefix("s").split("b")
         assert len(found[name].options) == (6 if block == "0" else 7), (stage, block)
-        setattr(supernet.blocks, name.removeprefix("blocks."), found[name].gated()[option])
+        setattr(supernet.blocks, name.removeprefix("blocks."), found[name].active_if()[option])
     assert price(supernet, 224) == (4_080_512, 320_427_584)
 
 

@@ -16,7 +16,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from nas.arch import Arch
-from nas.config import config_dir, groups, register
+from nas.config.compose import config_dir, groups
+from nas.config.schema import register
 from nas.data import digits
 from nas.errors import FailedRunError, UserError
 from nas.search.sampling.scoring import Workers, in_turn

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from nas.units import amount
+from nas.quantities import amount
 
 FOLDER = Path(__file__).parent
 

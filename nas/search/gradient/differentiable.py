@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from nas.arch import Arch
+from nas.config.schema import Count, NonNegative, Seed, Share, Whole, checked
 from nas.cost.base import Expected
 from nas.decision import decisions, free, resample, sample_path, split_parameters
 from nas.errors import UserError
@@ -42,7 +43,6 @@ from nas.train import (
     metrics_of,
     warmup_cosine,
 )
-from nas.values import Count, NonNegative, Seed, Share, Whole, checked
 
 FRONT = 8  # architectures of the front that a search ends with, at most
 UPDATES = 20  # of the objective's strengths in a search, at least

@@ -12,11 +12,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from nas.config.schema import Count, Whole, checked
 from nas.decision import Decision, decisions, free, split_parameters
 from nas.errors import UserError
 from nas.ranks import apart, told
 from nas.recalibrate import kept_statistics
-from nas.values import Count, Whole, checked
 
 
 class CollapseGuard(pl.Callback):

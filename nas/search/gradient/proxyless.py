@@ -7,6 +7,7 @@ import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
+from nas.config.schema import Count, checked
 from nas.decision import decisions, free, sample_path, split_parameters
 from nas.errors import UserError
 from nas.ops.blocks import Zero
@@ -16,7 +17,6 @@ from nas.supernet.choice import ChoiceBlock
 from nas.supernet.proxyless import Draws, ExactPath, TwoPaths, draw_mixing, draw_path, mixing
 from nas.supernet.relax import softmax
 from nas.train import Batch, check_finite, frozen
-from nas.values import Count, checked
 
 Optimizer = torch.optim.Optimizer | LightningOptimizer
 
@@ -136,7 +136,7 @@ def two_path_step(
     value = _judge(model, draws, loss, optimizer, backward)
     for _, decision in decisions(model):
         draw = cast(TwoPaths, draws[decision.alpha])
-        if isinstance(list(decision.gated().values())[draw.active], Zero):
+        if isinstance(list(decision.active_if().values())[draw.active], Zero):
             decision.alpha.grad = None
     optimizer.step()
     with torch.no_grad():

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Dirichlet, kl_divergence
 
+from nas.config.schema import BelowOne, Count, Finite, NonNegative, checked
 from nas.decision import Decision
 from nas.supernet.relax import concentration
-from nas.values import BelowOne, Count, Finite, NonNegative, checked
 
 
 class Regularizer(Protocol):

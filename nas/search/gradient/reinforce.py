@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from nas.config.schema import Count, checked
 from nas.decision import Decision, decisions
 from nas.errors import UserError
 from nas.ranks import averaged
@@ -15,7 +16,6 @@ from nas.search.gradient.differentiable import Options
 from nas.search.gradient.proxyless import Optimizer, PathSearch
 from nas.supernet.proxyless import draw_option
 from nas.train import Batch, check_finite
-from nas.values import Count, checked
 
 
 @runtime_checkable

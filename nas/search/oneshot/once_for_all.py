@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from nas.arch import Arch
+from nas.config.schema import Count, NonNegative, Positive, Seed, Share, checked
 from nas.cost.base import Expected
-from nas.cost.programme import Programme
+from nas.cost.integer_program import IntegerProgram
 from nas.decision import Decision, decisions, split_parameters
 from nas.discretization import discretize
 from nas.errors import UserError
@@ -23,7 +24,6 @@ from nas.supernet.elastic_ops import sort_channels
 from nas.tasks import Task
 from nas.tasks.classification import Classification
 from nas.train import Batch, OptimizerFactory, warmup_cosine
-from nas.values import Count, NonNegative, Positive, Seed, Share, checked
 
 PHASES = "search.phases"
 KINDS = ("kernel", "depth", "expand", "channels", "resolution", "ops")
@@ -130,8 +130,8 @@ class Shrinking:
         self.largest = self._largest(costs[self.cost])
 
     def _largest(self, cost: Expected) -> dict[str, Any]:
-        found = Programme(cost.options).maximise(cost.constraints)
-        assert found is not None  # without limits every programme has a solution
+        found = IntegerProgram(cost.options).maximise(cost.constraints)
+        assert found is not None  # without limits every program has a solution
         best = {name: -1 if d.ordered else found.choices[name] for name, d in self.own.items()}
         return {name: d.options[best[name]] for name, d in self.own.items()}
 

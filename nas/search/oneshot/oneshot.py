@@ -10,6 +10,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from nas.config.schema import Count, NonNegative, Seed, Share, checked
 from nas.cost.base import Expected
 from nas.decision import decisions, free, split_parameters
 from nas.errors import UserError
@@ -29,7 +30,6 @@ from nas.train import (
     metrics_of,
     warmup_cosine,
 )
-from nas.values import Count, NonNegative, Seed, Share, checked
 
 
 @checked("search")

@@ -9,15 +9,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from nas.config.schema import Count, Whole, checked
 from nas.cost.base import Expected
-from nas.cost.programme import Programme
+from nas.cost.integer_program import IntegerProgram
 from nas.decision import Decision, decisions, free, sample_path
 from nas.errors import UserError
 from nas.supernet.choice import Relaxing
 from nas.supernet.relax import constant
 from nas.tasks import Task
 from nas.tasks.classification import Classification
-from nas.values import Count, Whole, checked
 
 Bins = Annotated[int, Field(ge=2, le=10**6)]
 Loss = Callable[[Tensor], Tensor]  # logits -> loss
@@ -204,10 +204,10 @@ def _extremes(
     own = dict(decisions(supernet))
     found = []
     for optimum in (
-        Programme(cost.options).minimise(cost.constraints),
-        Programme(cost.options).maximise(cost.constraints),
+        IntegerProgram(cost.options).minimise(cost.constraints),
+        IntegerProgram(cost.options).maximise(cost.constraints),
     ):
-        assert optimum is not None  # without limits every programme has a solution
+        assert optimum is not None  # without limits every program has a solution
         found.append({name: own[name].options[k] for name, k in optimum.choices.items()})
     return found[0], found[1]
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas.arch import Arch
+from nas.config.schema import Count, Positive, checked
 from nas.copying import copied
 from nas.cost.base import Expected
 from nas.decision import decisions, free, resample, split_parameters
@@ -25,7 +26,6 @@ from nas.supernet.choice import Relaxing
 from nas.supernet.relax import exponential
 from nas.tasks.classification import task_of
 from nas.train import check_finite, frozen
-from nas.values import Count, Positive, checked
 
 STALE = 3  # descents in a row without a new network, before the search ends
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from nas.arch import Arch
+from nas.config.schema import Count, checked
 from nas.errors import UserError
 from nas.search.sampling.space import SearchSpace
 from nas.search.sampling.trials import Trial
-from nas.values import Count, checked
 
 FAILED = 1e30  # stands for an infinite objective: libraries sort, and subtract
 

@@ -9,12 +9,12 @@ from typing import Annotated
 from pydantic import Field
 
 from nas.arch import Arch
+from nas.config.schema import Count, checked
 from nas.errors import UserError
 from nas.search.evaluate import checkpoint_of
 from nas.search.sampling.scoring import Outcome, Outcomes
 from nas.search.sampling.space import SearchSpace
 from nas.search.sampling.trials import Rung, Trial, TrialLog
-from nas.values import Count, checked
 
 Eta = Annotated[int, Field(ge=2, le=1000)]  # one in so many goes on
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 
 from nas.arch import Arch
+from nas.config.schema import Count
 from nas.pareto import non_dominated
 from nas.search.sampling.evolution import FAILED, mutated, values
 from nas.search.sampling.space import SearchSpace
 from nas.search.sampling.trials import Trial
-from nas.values import Count
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]

@@ -12,7 +12,7 @@ from torch import nn
 
 from nas.arch import Arch, Option
 from nas.cost.base import Expected
-from nas.cost.programme import Programme, worst
+from nas.cost.integer_program import IntegerProgram, worst
 from nas.decision import decisions
 from nas.errors import UserError
 from nas.selection import check_feasible, limits
@@ -94,8 +94,8 @@ class SearchSpace:
         totals = []
         for terms in self.costs[name].constraints:
             total = np.zeros(len(picks))
-            for monomial, factor in terms.items():
-                present = [columns[decision] == k for decision, k in monomial]
+            for term, factor in terms.items():
+                present = [columns[decision] == k for decision, k in term]
                 total += factor * np.logical_and.reduce(present) if present else factor
             totals.append(total)
         largest: NDArray[np.float64] = np.max(totals, axis=0)
@@ -135,7 +135,7 @@ class SearchSpace:
             if k != taken[name]
         }
         counts = {name: len(options) for name, options in self.options.items()}
-        found = Programme(counts).minimise([unlike], limits(self.costs, self.budgets))
+        found = IntegerProgram(counts).minimise([unlike], limits(self.costs, self.budgets))
         if found is None:
             check_feasible(self.costs, self.budgets)
             raise UserError(f"no network of this space meets the budgets {dict(self.budgets)}")

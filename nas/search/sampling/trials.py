@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from nas.arch import Arch
+from nas.artifacts.files import csv_table, is_main, naming, write_atomic
+from nas.artifacts.reading import TABLE, parse_json, read_bytes
 from nas.errors import UserError
 from nas.pareto import non_dominated
-from nas.reading import TABLE, parse_json, read_bytes
-from nas.run import is_main, naming, write_atomic
-from nas.tables import csv_text
 
 SCHEMA = 1
 
@@ -250,4 +249,4 @@ def table_of(trials: Sequence[Trial], objectives: Sequence[str]) -> str:
         for trial in trials
     ]
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return csv_text(names, ([row.get(name, "") for name in names] for row in rows))
+    return csv_table(names, ([row.get(name, "") for name in names] for row in rows))

@@ -1,110 +1,31 @@
-"""The run's schema for Hydra, where the configs lie, and checks that Hydra does not make."""
+"""Check a configuration before anything of it is made: keys, values, calls."""
 
-import difflib
 import inspect
+import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from enum import Enum
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Unpack, get_args, get_origin, get_type_hints
 
-from hydra.core.config_store import ConfigStore
 from hydra.utils import get_object
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field
 
+from nas.config.compose import alternatives, groups
+from nas.config.schema import (
+    RUN,
+    BelowOne,
+    NonNegative,
+    Positive,
+    RunConfig,
+    Share,
+    short_repr,
+    violation,
+)
 from nas.errors import UserError
-from nas.third_party import ranges_of, try_out
-from nas.values import Count, Name, Positive, Seed, refusal, shown
-
-
-class Weights(Enum):
-    """Where the network found starts its training from."""
-
-    inherited = "inherited"
-    fresh = "fresh"
-
-
-class Speed(Enum):
-    """How the supernet is run; see `nas.supernet.speed`."""
-
-    auto = "auto"
-    none = "none"
-    kernels = "kernels"
-    channels_last = "channels_last"
-    compile = "compile"
-
-
-@dataclass
-class RunConfig:
-    """Top-level keys; each group below is checked against the constructor it names."""
-
-    data: Any = MISSING
-    space: Any = MISSING
-    relax: Any = MISSING
-    search: Any = MISSING
-    cost: Any = MISSING
-    device: Any = None
-    measure: Any = None
-    profile: str | None = None
-    objective: Any = MISSING
-    guard: Any = field(default_factory=dict)
-    finetune: Any = MISSING
-    trainer: Any = MISSING
-    budget: Any = MISSING
-    seed: int = 0
-    weights: Weights = Weights.inherited
-    onnx: bool = True
-    out: str = "runs"
-    name: str = MISSING
-    resume: Any = False
-    trust: bool = False
-    threads: int = 0
-    stable_epochs: int | None = None
-    speed: Speed = Speed.kernels
-    arch: str | None = None  # nas finetune: the architecture to train
-    checkpoint: str | None = None  # nas finetune: a search's last.ckpt to inherit weights from
-
-
-def register() -> None:
-    """Make the schema known to Hydra."""
-    ConfigStore.instance().store(name="run_schema", node=RunConfig)
-
-
-def config_dir() -> Path:
-    """The folder of the YAML files: inside an installed package, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
-
-
-def groups() -> dict[str, list[str]]:
-    """Group name -> its options."""
-    return {
-        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
-        for folder in sorted(config_dir().iterdir())
-        if folder.is_dir()
-    }
-
-
-def alternatives(config: DictConfig, key: str, known: Sequence[str] = ()) -> str:
-    """What to write instead of the unknown `key`: the nearest key, and all beside it."""
-    parent, _, name = key.rpartition(".")
-    if not known:
-        node = OmegaConf.select(config, parent) if parent else config
-        beside = node if isinstance(node, DictConfig) else ()
-        known = [str(k) for k in beside if not str(k).startswith("_")]
-    near = difflib.get_close_matches(name, known, n=1)
-    meant = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{meant} Known keys{f' of {parent}' if parent else ''}: {', '.join(known)}"
-
-
-def top_level_help() -> str:
-    """The keys outside the groups, with the comments of config.yaml."""
-    lines = (config_dir() / "config.yaml").read_text(encoding="utf-8").splitlines()
-    start, end = lines.index("  - override hydra/job_logging: none") + 1, lines.index("hydra:")
-    return "\n".join(f"  {line}" for line in lines[start:end] if line)
 
 
 def check(config: DictConfig) -> None:
@@ -140,23 +61,6 @@ def check_keys(config: DictConfig) -> None:
             )
 
 
-# The keys outside the groups.
-_RUN: Mapping[str, Any] = {
-    "seed": Seed,
-    "weights": Literal["inherited", "fresh"],
-    "profile": Name | None,
-    "onnx": bool,
-    "out": str,
-    "name": str,
-    "resume": bool | str,
-    "threads": Annotated[int, Field(ge=0, le=1024)],
-    "stable_epochs": Count | None,
-    "speed": Literal["auto", "none", "kernels", "channels_last", "compile"],
-    "arch": Name | None,
-    "checkpoint": Name | None,
-}
-
-
 _AMOUNT = Positive | str | None
 
 
@@ -165,12 +69,14 @@ def _check_run(config: Mapping[Any, Any]) -> None:
         if key not in config:
             raise UserError(f"the configuration lacks the key {key!r}")
     if not isinstance(config["budget"], Mapping):
-        raise UserError(f"budget={shown(config['budget'])} must be a mapping, e.g. budget.macs=5M")
-    given = {key: (config[key], hint) for key, hint in _RUN.items() if key in config}
+        raise UserError(
+            f"budget={short_repr(config['budget'])} must be a mapping, e.g. budget.macs=5M"
+        )
+    given = {key: (config[key], hint) for key, hint in RUN.items() if key in config}
     given |= {f"budget.{name}": (amount, _AMOUNT) for name, amount in config["budget"].items()}
     for key, (value, hint) in given.items():
-        if reason := refusal(value, hint):
-            raise UserError(f"{key}={shown(value)} {reason}")
+        if reason := violation(value, hint):
+            raise UserError(f"{key}={short_repr(value)} {reason}")
     for key in ("out", "name"):
         if not str(config.get(key, "x")).strip():
             raise UserError(f"{key}= is empty: give the name of a folder, e.g. {key}=first")
@@ -202,7 +108,7 @@ def _check_groups(config: Mapping[Any, Any]) -> None:
         node = config.get(group)
         if not isinstance(node, Mapping) or "_target_" not in node:
             options = ", ".join(groups()[group])
-            raise UserError(f"{group}={shown(node)} is none of {options}: choose one")
+            raise UserError(f"{group}={short_repr(node)} is none of {options}: choose one")
         if group in _CALLED and node.get("_partial_") is not True:
             names = ", ".join(_CALLED[group]) or "what a run adds"
             raise UserError(
@@ -213,8 +119,8 @@ def _check_groups(config: Mapping[Any, Any]) -> None:
         for name, node in nodes.items() if isinstance(nodes, Mapping) else [("", nodes)]:
             if not isinstance(node, Mapping) or "_target_" not in node:
                 raise UserError(
-                    f"{f'{group}.{name}'.rstrip('.')}={shown(node)} is no {group}: choose with "
-                    f"{group}=[NAME,...] out of {', '.join(groups()[group])}"
+                    f"{f'{group}.{name}'.rstrip('.')}={short_repr(node)} is no {group}: choose "
+                    f"with {group}=[NAME,...] out of {', '.join(groups()[group])}"
                 )
 
 
@@ -270,8 +176,8 @@ def _check_call(key: str, node: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if name not in signature.parameters and name not in hints and not anything:
             raise UserError(f"unknown key {key}.{name}; {node['_target_']} takes {known}")
-        if name in hints and (reason := refusal(value, hints[name])):
-            raise UserError(f"{key}.{name}={shown(value)} {reason}")
+        if name in hints and (reason := violation(value, hints[name])):
+            raise UserError(f"{key}.{name}={short_repr(value)} {reason}")
     _check_signature(key, node, signature, given)
     try_out(key, target, given)
 
@@ -301,3 +207,108 @@ def _keyword_hints(
         if parameter.kind is parameter.VAR_KEYWORD and get_origin(hints.get(name)) is Unpack:
             return get_type_hints(get_args(hints[name])[0], include_extras=True)
     return {}
+
+
+# Of `torch.optim`, by the names that its optimizers share.
+_OPTIMIZER: Mapping[str, Any] = {
+    "lr": NonNegative,
+    "momentum": BelowOne,
+    "dampening": Share,
+    "weight_decay": NonNegative,
+    "betas": tuple[BelowOne, BelowOne],
+    "eps": NonNegative,
+    "alpha": Share,
+    "rho": Share,
+    "lr_decay": NonNegative,
+    "momentum_decay": NonNegative,
+}
+
+Strategy = Literal[
+    "auto",
+    "single_device",
+    "ddp",
+    "ddp_find_unused_parameters_true",
+    "ddp_find_unused_parameters_false",
+]
+# -1 and "auto": all there are. Of the CPU each is a process.
+Devices = Literal["auto", -1] | Annotated[int, Field(ge=1, le=1024)] | Sequence[int] | str
+_TRAINER: Mapping[str, Any] = {
+    "accelerator": str,
+    "strategy": Strategy,
+    "devices": Devices,
+    "num_nodes": Annotated[int, Field(ge=1, le=10**6)],
+    "accumulate_grad_batches": Annotated[int, Field(ge=1, le=10**9)],
+}
+# What a run sets itself -> the keys that say it.
+_SET_BY_RUN = {
+    "max_epochs": "search.epochs and finetune.epochs",
+    "callbacks": "guard",
+    "logger": "out and name",
+    "default_root_dir": "out and name",
+    "enable_model_summary": "`nas draw`",
+    "enable_checkpointing": "nothing, every epoch is saved",
+    "num_sanity_val_steps": "nothing, the input is checked before",
+    "use_distributed_sampler": "nothing, each process has its share",
+    "gradient_clip_val": "search.clip and finetune.clip",
+    "gradient_clip_algorithm": "search.clip and finetune.clip",
+    "accumulate_grad_batches": "data.batch_size",
+}
+
+
+def ranges_of(target: Any) -> Mapping[str, Any]:
+    """Argument -> annotation, for the arguments of `target` that have a range; else nothing."""
+    module = str(getattr(target, "__module__", ""))
+    if module.startswith("torch.optim"):
+        return _OPTIMIZER
+    return _TRAINER if _is_trainer(target) else {}
+
+
+def try_out(key: str, target: Any, arguments: Mapping[str, Any]) -> None:
+    """Construct an optimizer over one parameter, or a trainer of no epochs, for its own checks.
+
+    Raises:
+        UserError: it refuses its arguments, or a combination of them.
+    """
+    module = str(getattr(target, "__module__", ""))
+    if module.startswith("torch.optim"):
+        import torch
+
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        _construct(key, lambda: target([parameter], **arguments))
+    elif _is_trainer(target):
+        for name in _SET_BY_RUN.keys() & arguments.keys():
+            raise UserError(f"{key}.{name} is set by the run: {_SET_BY_RUN[name]} decides it")
+        quiet = {
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        }
+        _construct(key, lambda: target(**{**arguments, **quiet, "max_epochs": 0}))
+
+
+def _is_trainer(target: Any) -> bool:
+    found = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
+    return found == "pytorch_lightning.trainer.trainer.Trainer"
+
+
+def _construct(key: str, make: Any) -> None:
+    try:
+        with _silence():
+            make()
+    except Exception as error:  # they raise whatever they like
+        reason = " ".join(str(error).split())
+        raise UserError(f"{key}: {reason or type(error).__name__}") from None
+
+
+@contextmanager
+def _silence() -> Any:
+    """Warnings and lines in the log are for the time when it is constructed to be used."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -6,18 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nas.cost.programme import Limit, Programme, value, worst
+from nas.cost.integer_program import IntegerProgram, Limit, value, worst
 
 OPTIONS = {"a": 2, "b": 3, "c": 2, "d": 3}
 ARCHS = [
     dict(zip(OPTIONS, picked, strict=True)) for picked in product(*map(range, OPTIONS.values()))
 ]
 
-gates = st.dictionaries(
+conditions = st.dictionaries(
     st.sampled_from(sorted(OPTIONS)), st.integers(0, 2), min_size=0, max_size=3
 ).filter(lambda g: all(option < OPTIONS[name] for name, option in g.items()))
 polynomials = st.dictionaries(
-    gates.map(lambda g: frozenset(g.items())), st.integers(-9, 30).map(float), max_size=12
+    conditions.map(lambda g: frozenset(g.items())), st.integers(-9, 30).map(float), max_size=12
 )
 
 
@@ -26,8 +26,8 @@ polynomials = st.dictionaries(
 def test_ends_are_those_of_all_architectures(objective):
     values = [worst(objective, arch) for arch in ARCHS]
     for found, expected in (
-        (Programme(OPTIONS).minimise(objective), min(values)),
-        (Programme(OPTIONS).maximise(objective), max(values)),
+        (IntegerProgram(OPTIONS).minimise(objective), min(values)),
+        (IntegerProgram(OPTIONS).maximise(objective), max(values)),
     ):
         assert found is not None
         assert found.value == expected == worst(objective, found.choices)
@@ -38,7 +38,7 @@ def test_ends_are_those_of_all_architectures(objective):
 def test_the_best_inside_limits_is_the_best_of_all_that_are_inside(objective, drawn):
     limits = [Limit(*limit) for limit in drawn]
     inside = [a for a in ARCHS if all(value(terms, a) <= bound for terms, bound in limits)]
-    found = Programme(OPTIONS).minimise([objective], limits)
+    found = IntegerProgram(OPTIONS).minimise([objective], limits)
     if not inside:
         assert found is None
         return
@@ -60,7 +60,7 @@ def test_all_products_of_some_decisions(costs, wishes, bound):
     limit = Limit(dict(zip(products, costs, strict=True)), bound)
     wish = dict(zip(products, wishes, strict=True))
     inside = [value(wish, arch) for arch in ARCHS if value(limit.terms, arch) <= bound]
-    found = Programme(OPTIONS).minimise([wish], [limit])
+    found = IntegerProgram(OPTIONS).minimise([wish], [limit])
     assert (found.value if found else None) == min(inside, default=None)
 
 
@@ -69,21 +69,21 @@ def test_a_limit_holds_to_the_last_unit_of_a_large_count():
     count = 3_000_000_000.0
     terms = {frozenset({("a", 0)}): count, frozenset({("a", 1)}): count - 1}
     wish = {frozenset({("a", 1)}): 1.0}
-    found = Programme(OPTIONS).minimise([wish], [Limit(terms, count - 1)])
+    found = IntegerProgram(OPTIONS).minimise([wish], [Limit(terms, count - 1)])
     assert found is not None
     assert found.choices["a"] == 1
 
 
 def test_nothing_to_choose():
     fixed = {frozenset(): 5.0}
-    found = Programme({}).minimise([fixed], [Limit(fixed, 5.0)])
+    found = IntegerProgram({}).minimise([fixed], [Limit(fixed, 5.0)])
     assert found is not None
     assert found.value == 5
-    assert Programme({}).minimise([fixed], [Limit(fixed, 4.0)]) is None
+    assert IntegerProgram({}).minimise([fixed], [Limit(fixed, 4.0)]) is None
 
 
 def test_small_numbers_are_told_apart():
     joules = {frozenset({("a", 0)}): 2e-9, frozenset({("a", 1)}): 1e-9}
-    found = Programme(OPTIONS).minimise([joules])
+    found = IntegerProgram(OPTIONS).minimise([joules])
     assert found is not None
     assert found.value == pytest.approx(1e-9)

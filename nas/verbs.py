@@ -24,8 +24,20 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nas.config import Weights, check, check_keys, config_dir, register
-from nas.diagnostics import silence_third_party_warnings
+from nas.artifacts import RunDir
+from nas.artifacts.files import display_path, is_main, write_atomic, write_json
+from nas.config.check import check, check_keys
+from nas.config.compose import (
+    check_flags,
+    config_dir,
+    flags_first,
+    hydra_message,
+    with_budgets,
+    with_measure,
+)
+from nas.config.saved import COMMAND, check_same, how_to_go_on, remove_if_empty, resumed
+from nas.config.schema import Weights, register
+from nas.diagnostics import interrupting, silence_third_party_warnings
 from nas.errors import (
     FailedRunError,
     FolderTakenError,
@@ -37,10 +49,6 @@ from nas.errors import (
     refusal,
     write_traceback,
 )
-from nas.explain import check_flags, explain, flags_first, with_budgets, with_measure
-from nas.resume import COMMAND, check_same, how_to_go_on, remove_if_empty, resumed
-from nas.run import RunDir, is_main, shown, write_atomic, write_json
-from nas.signals import interrupting
 
 
 def launch(verb: str, arguments: list[str]) -> int:
@@ -90,7 +98,7 @@ def launch(verb: str, arguments: list[str]) -> int:
             raise
     for failure in ended:
         if isinstance(failure, HydraException | OmegaConfBaseException):
-            raise UserError(explain(failure, arguments)) from None
+            raise UserError(hydra_message(failure, arguments)) from None
         raise failure
     return 0
 
@@ -101,7 +109,7 @@ def _explained(arguments: list[str]) -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error, arguments)) from None
+        raise UserError(hydra_message(error, arguments)) from None
     except OSError as error:
         # Hydra's own, as it makes the output folder; those of a job are failed runs.
         if is_full(error):
@@ -141,7 +149,7 @@ def _finetune(config: DictConfig) -> None:
 
 def _carry_out(config: DictConfig) -> None:
     """One job: single, or one of a sweep. A failure is recorded in its folder."""
-    made = shown(Path(HydraConfig.get().runtime.output_dir))
+    made = display_path(Path(HydraConfig.get().runtime.output_dir))
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     config, folder = resumed(config, made)
     run = RunDir(folder)
@@ -244,7 +252,7 @@ def plan_of(config: DictConfig, about: Mapping[str, Any] | None = None) -> Any:
     Raises:
         UserError: a component refuses its values.
     """
-    from nas.plan import Plan
+    from nas.problem import Plan
 
     try:
         return Plan(
@@ -268,7 +276,7 @@ def plan_of(config: DictConfig, about: Mapping[str, Any] | None = None) -> Any:
     except hydra.errors.InstantiationException as error:
         # Hydra wraps what a constructor raised; its own words are the useful ones.
         cause = error.__cause__
-        raise cause if isinstance(cause, UserError) else UserError(explain(error)) from None
+        raise cause if isinstance(cause, UserError) else UserError(hydra_message(error)) from None
 
 
 def _about(config: DictConfig) -> dict[str, Any]:
@@ -306,7 +314,7 @@ def cores() -> int:
 def _describe(config: DictConfig) -> None:
     check(config)
     remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
-    from nas.plan import build, read
+    from nas.problem import build, read
     from nas.report.terminal import describe
 
     plan = plan_of(config)
@@ -323,12 +331,12 @@ def _profile(config: DictConfig) -> None:
         profiling = instantiate(config.measure, _convert_="all")
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__
-        raise cause if isinstance(cause, UserError) else UserError(explain(error)) from None
+        raise cause if isinstance(cause, UserError) else UserError(hydra_message(error)) from None
 
     def made(size: tuple[tuple[int, ...], int] | None) -> tuple[Any, tuple[int, ...]]:
         import torch
 
-        from nas.plan import build, read
+        from nas.problem import build, read
 
         plan = plan_of(config)
         if size is None:

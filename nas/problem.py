@@ -13,20 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from nas.arch import Arch
-from nas.budget import parse
 from nas.cost.analytic import MACs, Params
 from nas.cost.base import LayerCost, NetworkCost
-from nas.cost.dry_run import dry_run, materialize, run
+from nas.cost.dry_run import dry_run, init_lazy, run
 from nas.cost.expected import expected
 from nas.cost.trace import inputs_of, trace
 from nas.data import DataModule
 from nas.decision import apply, free
 from nas.errors import UserError
 from nas.export.loading import state_bytes
+from nas.quantities import amount, parse_budget
 from nas.selection import check_feasible, check_known, largest_of, select
 from nas.supernet.choice import Relaxing
 from nas.train import Training
-from nas.units import amount
 
 Amount = str | float
 
@@ -62,7 +61,7 @@ class Problem:
         budgets: cost name -> at most so much, in the unit of the cost.
 
     Raises:
-        UserError: see `DataModule`, the space, `trace`, `nas.budget.parse`, and
+        UserError: see `DataModule`, the space, `trace`, `nas.quantities.parse_budget`, and
             `nas.selection.check_feasible`.
     """
 
@@ -95,14 +94,14 @@ class Problem:
         data = self.plan.data
         supernet = self.plan.space(input_shape=data.input_shape, num_outputs=data.num_outputs)
         self.plan.relax(supernet)
-        materialize(supernet, inputs_of(data.input_shape, supernet))
+        init_lazy(supernet, inputs_of(data.input_shape, supernet))
         return supernet
 
     def _budgets(self) -> dict[str, float]:
         given = {name: text for name, text in self.plan.budgets.items() if text is not None}
         check_known(self.costs, given)
         found = {
-            name: parse(name, text, self.costs[name].unit, largest_of(self.costs[name]))
+            name: parse_budget(name, text, self.costs[name].unit, largest_of(self.costs[name]))
             for name, text in given.items()
         }
         check_feasible(self.costs, found)

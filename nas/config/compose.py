@@ -1,5 +1,6 @@
-"""Hydra's command line and Hydra's messages, made fit for people."""
+"""Where configurations lie, the grammar of overrides, and Hydra's messages made fit for people."""
 
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +10,44 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
-from nas.config import alternatives, config_dir, groups
 from nas.errors import UserError
+
+
+def config_dir() -> Path:
+    """The folder of the YAML files: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def groups() -> dict[str, list[str]]:
+    """Group name -> its options."""
+    return {
+        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
+        for folder in sorted(config_dir().iterdir())
+        if folder.is_dir()
+    }
+
+
+def alternatives(config: DictConfig, key: str, known: Sequence[str] = ()) -> str:
+    """What to write instead of the unknown `key`: the nearest key, and all beside it."""
+    parent, _, name = key.rpartition(".")
+    if not known:
+        node = OmegaConf.select(config, parent) if parent else config
+        beside = node if isinstance(node, DictConfig) else ()
+        known = [str(k) for k in beside if not str(k).startswith("_")]
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{meant} Known keys{f' of {parent}' if parent else ''}: {', '.join(known)}"
+
+
+def top_level_help() -> str:
+    """The keys outside the groups, with the comments of config.yaml."""
+    lines = (config_dir() / "config.yaml").read_text(encoding="utf-8").splitlines()
+    start, end = lines.index("  - override hydra/job_logging: none") + 1, lines.index("hydra:")
+    return "\n".join(f"  {line}" for line in lines[start:end] if line)
 
 
 def check_flags(verb: str, words: Sequence[str]) -> None:
@@ -82,7 +118,7 @@ def with_measure(arguments: Sequence[str]) -> list[str]:
     return [f"measure.{w}" if "=" in w and w.partition("=")[0] in own else w for w in arguments]
 
 
-def explain(error: Exception, arguments: Sequence[str] = ()) -> str:
+def hydra_message(error: Exception, arguments: Sequence[str] = ()) -> str:
     """Hydra's message in one line, with the alternatives to an unknown key."""
     causes = [error, error.__cause__] if error.__cause__ else [error]
     text = " ".join(" ".join(str(cause).split()) for cause in causes)

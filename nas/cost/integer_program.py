@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
 
-from nas.cost.base import Gate, Monomial, Terms
+from nas.cost.base import Choice, Polynomial, Term
 
 Floats = NDArray[np.float64]
 
@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 class Limit(NamedTuple):
     """``terms <= bound`` for the architecture sought."""
 
-    terms: Terms
+    terms: Polynomial
     bound: float
 
 
@@ -31,18 +31,18 @@ class Optimum:
     value: float
 
 
-def value(terms: Terms, choices: Mapping[str, int]) -> float:
+def value(terms: Polynomial, choices: Mapping[str, int]) -> float:
     """The polynomial at one architecture."""
     return sum(c for m, c in terms.items() if all(choices[name] == k for name, k in m))
 
 
-def worst(polynomials: Iterable[Terms], choices: Mapping[str, int]) -> float:
+def worst(polynomials: Iterable[Polynomial], choices: Mapping[str, int]) -> float:
     """The largest of several polynomials at one architecture."""
     return max(value(terms, choices) for terms in polynomials)
 
 
 @dataclass
-class Programme:
+class IntegerProgram:
     """Searches every architecture: one option of each decision.
 
     Options are binary variables; a product of options (a layer in nested choices) is a variable
@@ -53,7 +53,7 @@ class Programme:
     """
 
     options: Mapping[str, int]
-    _columns: dict[Monomial, int] = field(default_factory=dict, init=False)
+    _columns: dict[Term, int] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         for name, count in self.options.items():
@@ -61,7 +61,9 @@ class Programme:
                 self._columns[frozenset({(name, k)})] = len(self._columns)
         self._single = len(self._columns)
 
-    def minimise(self, objective: Sequence[Terms], limits: Sequence[Limit] = ()) -> Optimum | None:
+    def minimise(
+        self, objective: Sequence[Polynomial], limits: Sequence[Limit] = ()
+    ) -> Optimum | None:
         """The architecture of the least maximum of `objective` inside all limits, exactly.
 
         None where no architecture is inside.
@@ -86,7 +88,9 @@ class Programme:
             # HiGHS takes a limit to hold to a part in a million; the user takes it to hold.
             rows.add(self._indicator(choices), -np.inf, len(choices) - 1)
 
-    def maximise(self, objective: Sequence[Terms], limits: Sequence[Limit] = ()) -> Optimum | None:
+    def maximise(
+        self, objective: Sequence[Polynomial], limits: Sequence[Limit] = ()
+    ) -> Optimum | None:
         """The architecture of the largest maximum of `objective` inside all limits, exactly."""
         best: Optimum | None = None
         for terms in sorted(objective, key=self._at_most, reverse=True):
@@ -97,22 +101,22 @@ class Programme:
                 best = Optimum(found.choices, -found.value)
         return best
 
-    def _at_most(self, terms: Terms) -> float:
+    def _at_most(self, terms: Polynomial) -> float:
         """No architecture gives more: every decision at its best for each set of decisions."""
         largest: dict[frozenset[str], float] = {}
-        for monomial, c in terms.items():
-            names = frozenset(name for name, _ in monomial)
+        for term, c in terms.items():
+            names = frozenset(name for name, _ in term)
             largest[names] = max(largest.get(names, 0.0 if names else c), c)
         return sum(largest.values())
 
-    def _add_products(self, polynomials: Iterable[Terms]) -> None:
+    def _add_products(self, polynomials: Iterable[Polynomial]) -> None:
         for terms in polynomials:
-            for monomial in sorted(terms.keys() - self._columns.keys(), key=sorted):
-                if monomial:
-                    self._columns[monomial] = len(self._columns)
+            for term in sorted(terms.keys() - self._columns.keys(), key=sorted):
+                if term:
+                    self._columns[term] = len(self._columns)
 
-    def _row(self, terms: Terms) -> tuple[dict[int, float], float]:
-        row = {self._columns[monomial]: c for monomial, c in terms.items() if monomial}
+    def _row(self, terms: Polynomial) -> tuple[dict[int, float], float]:
+        row = {self._columns[term]: c for term, c in terms.items() if term}
         return row, terms.get(frozenset(), 0.0)
 
     def _structure(self, rows: "_Rows") -> None:
@@ -121,23 +125,23 @@ class Programme:
             rows.add(one, 1, 1)
         # Products of options of the same decisions exclude each other: summed up, a factor bounds
         # them far more tightly than one by one, and is their sum where there are all of them.
-        alternatives: dict[tuple[frozenset[str], Gate], list[Monomial]] = defaultdict(list)
-        implied: set[Monomial] = set()
-        for monomial in self._columns:
-            for gate in monomial if len(monomial) > 1 else ():
-                alternatives[frozenset(name for name, _ in monomial), gate].append(monomial)
-        for (names, gate), products in alternatives.items():
-            every = len(products) == prod(self.options[name] for name in names - {gate[0]})
-            row = {self._columns[monomial]: 1.0 for monomial in products}
-            row[self._columns[frozenset({gate})]] = -1.0
+        alternatives: dict[tuple[frozenset[str], Choice], list[Term]] = defaultdict(list)
+        implied: set[Term] = set()
+        for term in self._columns:
+            for choice in term if len(term) > 1 else ():
+                alternatives[frozenset(name for name, _ in term), choice].append(term)
+        for (names, choice), products in alternatives.items():
+            every = len(products) == prod(self.options[name] for name in names - {choice[0]})
+            row = {self._columns[term]: 1.0 for term in products}
+            row[self._columns[frozenset({choice})]] = -1.0
             rows.add(row, 0 if every else -np.inf, 0)
             implied |= set(products) if every else set()
-        for monomial, column in self._columns.items():
-            if len(monomial) > 1 and monomial not in implied:
-                factors = [self._columns[frozenset({gate})] for gate in monomial]
+        for term, column in self._columns.items():
+            if len(term) > 1 and term not in implied:
+                factors = [self._columns[frozenset({choice})] for choice in term]
                 rows.add({column: -1, **dict.fromkeys(factors, 1.0)}, -np.inf, len(factors) - 1)
 
-    def _objective(self, objective: Sequence[Terms], rows: "_Rows") -> dict[int, float]:
+    def _objective(self, objective: Sequence[Polynomial], rows: "_Rows") -> dict[int, float]:
         if len(objective) == 1:
             return self._row(objective[0])[0]
         top = len(self._columns)

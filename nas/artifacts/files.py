@@ -1,18 +1,106 @@
-"""Whose a folder is at the moment: one process at a time, and what dead ones have left there."""
+"""Files that are written whole, folders that one process writes at a time, and tables as CSV."""
 
+import csv
 import hashlib
+import io
+import json
 import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from nas.errors import FolderTakenError
 
 _TEMPORARY = re.compile(r"\..+\.nas-(?P<machine>[0-9a-f]{8})-(?P<pid>[0-9]{1,9})-\w+")
+_FORMULA = ("=", "+", "-", "@", "\t", "\n")  # what Excel and LibreOffice take for a formula
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE | re.ASCII)
+
+
+def is_main() -> bool:
+    """Whether this is the first, or only, process of a distributed training.
+
+    Told by the environment, as the others are before they know of one another.
+    """
+    if (rank := os.environ.get("RANK")) is not None:
+        return rank == "0"
+    # Each may be 0 in a process that another tells apart: Slurm's in those that Lightning starts
+    # inside of one task, the local one on every node.
+    return all(os.environ.get(n, "0") == "0" for n in ("SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
+
+
+def write_atomic(path: Path, content: str | bytes | memoryview) -> None:
+    """Write `content` so that a reader, or a crash, sees the old file or the new one, never half.
+
+    Of a distributed training, the first process alone writes: the others have the same to say. The
+    temporary file lies beside the target: a rename is atomic within one file system only.
+    """
+    if not is_main():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    with naming(path):
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=own_prefix(path.name))
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp makes the file private to its owner; results are meant to be shared.
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Lets an `OSError` say which file it is about: that of a full disk does not know."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically; NaN is refused, because JSON has none."""
+    write_atomic(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def display_path(path: Path) -> Path:
+    """As the user would write it: relative where it lies below the working folder."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
+
+
+def csv_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """The table as CSV; a text that a spreadsheet would run gets an apostrophe before it."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([cell(value) for value in row] for row in (header, *rows))
+    return text.getvalue()
+
+
+def cell(value: object) -> object:
+    """A number as it is; a text so that it stays one, in its cell."""
+    if not isinstance(value, str):
+        return value
+    # `csv` puts no quotes round a carriage return, at which readers begin a new row.
+    text = value.replace("\r\n", "\n").replace("\r", "\n")
+    return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
 
 
 def own_prefix(name: str) -> str:

@@ -12,7 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nas.config import config_dir, target_of
+from nas.config.check import target_of
+from nas.config.compose import config_dir
 from nas.errors import UserError
 
 TARGET, PARTIAL = "_target_", "_partial_"

@@ -8,13 +8,25 @@ import inspect
 import json
 import types
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache, wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+)
 from typing import get_type_hints as type_hints
 
 import yaml
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from nas.errors import UserError
@@ -47,7 +59,7 @@ _BOUNDS = {
 }
 
 
-def refusal(value: object, hint: Any) -> str | None:
+def violation(value: object, hint: Any) -> str | None:
     """Why a configured value does not suit an annotation, "must be at least 1"; None: it does.
 
     The value is as from YAML: a list may stand for a tuple, text for a path, and a mapping with
@@ -85,7 +97,7 @@ def checked(key: str = "") -> Callable[[T], T]:
                     except ValidationError as error:
                         where = f"{key}.{name}".lstrip(".")
                         reason = _reason(error, hints[name])
-                        raise UserError(f"{where}={shown(value)} {reason}") from None
+                        raise UserError(f"{where}={short_repr(value)} {reason}") from None
             return function(*args, **kwargs)
 
         if not inspect.isclass(target):
@@ -112,7 +124,7 @@ def parsed(words: dict[str, str], hints: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(
                 f"{key}={text} cannot be read: {' '.join(str(error).split())}"
             ) from None
-        reason = refusal(value, hints[key]) if text else "is empty: give a value, or leave it out"
+        reason = violation(value, hints[key]) if text else "is empty: give a value, or leave it out"
         if reason:
             raise UserError(f"{key}={text} {reason}")
         found[key] = value
@@ -133,7 +145,7 @@ def _plain(value: object) -> object:
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """A value for a message: short, whatever it is."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
@@ -244,3 +256,73 @@ def described(hint: Any, several: bool = False) -> str:
         count = f"{len(arguments)} " if kind is tuple and ... not in arguments else ""
         return f"a list of {count}{described(arguments[0], True)}" if arguments else "a list"
     return "a mapping with the key _target_"
+
+
+class Weights(Enum):
+    """Where the network found starts its training from."""
+
+    inherited = "inherited"
+    fresh = "fresh"
+
+
+class Speed(Enum):
+    """How the supernet is run; see `nas.supernet.speed`."""
+
+    auto = "auto"
+    none = "none"
+    kernels = "kernels"
+    channels_last = "channels_last"
+    compile = "compile"
+
+
+@dataclass
+class RunConfig:
+    """Top-level keys; each group below is checked against the constructor it names."""
+
+    data: Any = MISSING
+    space: Any = MISSING
+    relax: Any = MISSING
+    search: Any = MISSING
+    cost: Any = MISSING
+    device: Any = None
+    measure: Any = None
+    profile: str | None = None
+    objective: Any = MISSING
+    guard: Any = field(default_factory=dict)
+    finetune: Any = MISSING
+    trainer: Any = MISSING
+    budget: Any = MISSING
+    seed: int = 0
+    weights: Weights = Weights.inherited
+    onnx: bool = True
+    out: str = "runs"
+    name: str = MISSING
+    resume: Any = False
+    trust: bool = False
+    threads: int = 0
+    stable_epochs: int | None = None
+    speed: Speed = Speed.kernels
+    arch: str | None = None  # nas finetune: the architecture to train
+    checkpoint: str | None = None  # nas finetune: a search's last.ckpt to inherit weights from
+
+
+def register() -> None:
+    """Make the schema known to Hydra."""
+    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+
+
+# The keys outside the groups.
+RUN: Mapping[str, Any] = {
+    "seed": Seed,
+    "weights": Literal["inherited", "fresh"],
+    "profile": Name | None,
+    "onnx": bool,
+    "out": str,
+    "name": str,
+    "resume": bool | str,
+    "threads": Annotated[int, Field(ge=0, le=1024)],
+    "stable_epochs": Count | None,
+    "speed": Literal["auto", "none", "kernels", "channels_last", "compile"],
+    "arch": Name | None,
+    "checkpoint": Name | None,
+}

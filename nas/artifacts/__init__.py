@@ -1,18 +1,17 @@
-"""The run directory: names of its files, atomic writes, and finding the run to resume."""
+"""The run directory: the names of its files, what state it is in, and finding the run to resume."""
 
 import hashlib
 import json
-import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nas.claim import claimed, own_prefix, remove_leftovers
+from nas.artifacts.files import claimed, is_main, remove_leftovers
+from nas.artifacts.reading import read_json
 from nas.errors import UserError, is_full
-from nas.reading import read_json
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ class RunDir:
         return self
 
     def claimed(self, wait: bool = False) -> AbstractContextManager[None]:
-        """Inside, no other process works in this folder; see `nas.claim.claimed`.
+        """Inside, no other process works in this folder; see `nas.artifacts.files.claimed`.
 
         Of a distributed training the first process holds it for all.
         """
@@ -119,75 +118,11 @@ class RunDir:
         return self.finished and not self.finetune_checkpoint.exists()
 
 
-def is_main() -> bool:
-    """Whether this is the first, or only, process of a distributed training.
-
-    Told by the environment, as the others are before they know of one another.
-    """
-    if (rank := os.environ.get("RANK")) is not None:
-        return rank == "0"
-    # Each may be 0 in a process that another tells apart: Slurm's in those that Lightning starts
-    # inside of one task, the local one on every node.
-    return all(os.environ.get(n, "0") == "0" for n in ("SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
-
-
-def write_atomic(path: Path, content: str | bytes | memoryview) -> None:
-    """Write `content` so that a reader, or a crash, sees the old file or the new one, never half.
-
-    Of a distributed training, the first process alone writes: the others have the same to say. The
-    temporary file lies beside the target: a rename is atomic within one file system only.
-    """
-    if not is_main():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
-    with naming(path):
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=own_prefix(path.name))
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            # mkstemp makes the file private to its owner; results are meant to be shared.
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Lets an `OSError` say which file it is about: that of a full disk does not know."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = str(path)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object atomically; NaN is refused, because JSON has none."""
-    write_atomic(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
 def find_runs(folder: Path) -> list[RunDir]:
     """Every run directory at or below `folder`, in the order of their paths."""
     found = {file.parent for name in ("result.json", "config.yaml") for file in folder.rglob(name)}
     # Hydra keeps a config.yaml of its own in `.hydra`; it is no run.
     return [RunDir(path) for path in sorted(found) if path.name != ".hydra"]
-
-
-def shown(path: Path) -> Path:
-    """As the user would write it: relative where it lies below the working folder."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
 
 
 def fingerprint(config: Mapping[str, Any], without: tuple[str, ...] = ()) -> str:
