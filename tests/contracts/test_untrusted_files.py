@@ -25,7 +25,7 @@ from torch.testing import assert_close
 from nas.arch import Arch
 from nas.artifacts import RunDir, reading
 from nas.artifacts.files import cell, csv_table
-from nas.data.folder import decode
+from nas.data.pixels import decode
 from nas.errors import UserError
 from nas.export.loading import check_checkpoint, load, load_supernet, load_weights
 from nas.export.to_python import python_source
