@@ -74,7 +74,7 @@ nas extract RUN [options]: networks out of a finished search, without searching 
 
   budget.NAME=AMOUNT   at most so much, e.g. budget.params=20k budget.macs=30%
   front=N              at most N networks, from the smallest to the most probable
-  along=NAME           the cost that they are spread over (params)
+  cost=NAME            the cost that they are spread over (params)
   layers=2             of a ranking: also networks that only the front dominates, for scores err
   fine_tune=true       train each; else the supernet's weights are taken as they are
   profile=[A,B,...]    for each of several devices, in a folder of its name; then a table of all.

@@ -25,9 +25,9 @@ from nas.problem import Plan, Problem
 from nas.quantities import amount
 from nas.report.terminal import announce, console
 from nas.search.base import build_search, leaves_of
-from nas.search.sampling.searchers import best
-from nas.search.sampling.trial_search import TrialSearch
-from nas.search.sampling.trials import front_of, spread
+from nas.search.searchers import best
+from nas.search.trial_search import TrialSearch
+from nas.search.trials import front_of, spread
 from nas.selection import front
 from nas.verbs import cores, one_voice, plan_of
 
@@ -156,7 +156,7 @@ class Extraction:
 
     Args:
         front: 0 for the most probable network inside the budgets, N for a front of at most N.
-        along: the cost that the front's networks are spread over.
+        cost: the cost that the front's networks are spread over.
         layers: of a ranking, take in what only the front dominates (2), and so on; see `front_of`.
         fine_tune: train each network; else it is evaluated with the supernet's weights.
 
@@ -165,7 +165,7 @@ class Extraction:
     """
 
     front: Whole = 0
-    along: str = "params"
+    cost: str = "params"
     layers: Count = 1
     fine_tune: bool = False
 
@@ -182,8 +182,8 @@ class Extraction:
             UserError: the search has left no weights, or no network meets the budgets.
         """
         priced = {"params", "macs", *plan.costs}
-        if self.along not in priced:
-            raise UserError(f"along={self.along} is not one of {', '.join(sorted(priced))}")
+        if self.cost not in priced:
+            raise UserError(f"cost={self.cost} is not one of {', '.join(sorted(priced))}")
         if leaves_of(plan.search) == "trials":
             if not self.fine_tune:
                 raise UserError(
@@ -225,13 +225,13 @@ class Extraction:
             with source.claimed(wait=True):
                 trials = ranking.rank(problem, source)
             if not self.front:
-                return [best(trials, ranking.by).arch]
-            ranked = front_of(trials, (ranking.by, self.along), self.layers)
-            return [trial.arch for trial in spread(ranked, self.along, self.front)]
+                return [best(trials, ranking.metric).arch]
+            ranked = front_of(trials, (ranking.metric, self.cost), self.layers)
+            return [trial.arch for trial in spread(ranked, self.cost, self.front)]
         if not self.front:
             return [problem.select()]
         priced = (problem.costs, problem.budgets)
-        return front(problem.supernet, problem.space, *priced, self.along, self.front)
+        return front(problem.supernet, problem.space, *priced, self.cost, self.front)
 
     def _carry_out(self, problem: Problem, arch: Arch, run: RunDir, config: str) -> RunDir:
         stages = Run(problem.plan, run, arch, problem, train=self.fine_tune)

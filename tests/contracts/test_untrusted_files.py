@@ -38,7 +38,7 @@ from nas.report.collect import collect
 from nas.report.summary import BlockSummary, svg
 from nas.report.summary import csv_text as blocks_csv
 from nas.search.evaluate import paused
-from nas.search.sampling.trials import Trial, TrialLog, table_of
+from nas.search.trials import Trial, TrialLog, table_of
 
 NESTED = "[" * 1_000_000
 OBJECTS = '{"a":' * 1_000_000
