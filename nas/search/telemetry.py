@@ -34,6 +34,19 @@ INK, FAINT, PAPER = "#1f1f1f", "#767676", "#ffffff"
 COLOURS = "440154 472d7b 3b528b 2c728e 21918c 28ae80 5ec962 addc30 fde725"
 
 
+@dataclass(frozen=True)
+class Block:
+    """The course of one decision: `probabilities` is ``(epochs, K)``, one column per option."""
+
+    name: str
+    options: Sequence[str]
+    probabilities: Values
+
+    @property
+    def best(self) -> int:
+        return int(self.probabilities[-1].argmax())
+
+
 class SearchTelemetry(Checkpoint):
     """Writes a differentiable search to the trainer's TensorBoard logger, by epochs.
 
@@ -202,19 +215,6 @@ def mean_entropy(thetas: list[Tensor]) -> float:
     """``-sum_k p_k log p_k / log K`` in the mean over decisions: 1 is uniform, 0 is decided."""
     shares = [float(torch.special.entr(p).sum()) / log(len(p)) for p in thetas if len(p) > 1]
     return sum(shares) / len(shares) if shares else 0.0
-
-
-@dataclass(frozen=True)
-class Block:
-    """The course of one decision: `probabilities` is ``(epochs, K)``, one column per option."""
-
-    name: str
-    options: Sequence[str]
-    probabilities: Values
-
-    @property
-    def best(self) -> int:
-        return int(self.probabilities[-1].argmax())
 
 
 @dataclass(frozen=True)
