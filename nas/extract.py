@@ -25,9 +25,9 @@ from nas.problem import Plan, Problem
 from nas.quantities import amount
 from nas.report.terminal import announce, console
 from nas.search.base import build_search, leaves_of
-from nas.search.sampling.searchers import best
-from nas.search.sampling.trial_search import TrialSearch
-from nas.search.sampling.trials import front_of, spread
+from nas.search.searchers import best
+from nas.search.trial_search import TrialSearch
+from nas.search.trials import front_of, spread
 from nas.selection import front
 from nas.verbs import cores, one_voice, plan_of, values_by_key
 
@@ -160,8 +160,8 @@ class Extraction:
         """
         options, source = self.options, self.source
         priced = {"params", "macs", *plan.costs}
-        if options.along not in priced:
-            raise UserError(f"along={options.along} is not one of {', '.join(sorted(priced))}")
+        if options.cost not in priced:
+            raise UserError(f"cost={options.cost} is not one of {', '.join(sorted(priced))}")
         if leaves_of(plan.search) == "trials":
             if not options.fine_tune:
                 raise UserError(
@@ -197,13 +197,13 @@ class Extraction:
             with self.source.claimed(wait=True):
                 trials = ranking.rank(problem, self.source)
             if not options.front:
-                return [best(trials, ranking.by).arch]
-            ranked = front_of(trials, (ranking.by, options.along), options.layers)
-            return [trial.arch for trial in spread(ranked, options.along, options.front)]
+                return [best(trials, ranking.metric).arch]
+            ranked = front_of(trials, (ranking.metric, options.cost), options.layers)
+            return [trial.arch for trial in spread(ranked, options.cost, options.front)]
         if not options.front:
             return [problem.select()]
         priced = (problem.costs, problem.budgets)
-        return front(problem.supernet, problem.space, *priced, options.along, options.front)
+        return front(problem.supernet, problem.space, *priced, options.cost, options.front)
 
     def _carry_out(self, device: Device, arch: Arch) -> RunDir:
         problem, run = device.problem, RunDir(device.folder / arch.hash)

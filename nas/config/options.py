@@ -21,7 +21,7 @@ class ExtractOptions:
     Args:
         front: 0: the most probable network inside the budgets; N: a front of at most N networks,
             from the smallest on.
-        along: the cost that the networks of a front are spread over.
+        cost: the cost that the networks of a front are spread over.
         layers: of a ranking, 2: take also networks that only the front dominates, and so on;
             for scores err.
         fine_tune: train each network; else it has the supernet's weights as they are.
@@ -35,7 +35,7 @@ class ExtractOptions:
     """
 
     front: Whole = 0
-    along: Name = "params"
+    cost: Name = "params"
     layers: Count = 1
     fine_tune: bool = False
     profile: tuple[Name, ...] | None = None

@@ -18,8 +18,7 @@ from nas.decision import Decision, Searchable, decisions, sites
 from nas.discretization import discretize
 from nas.ops.blocks import SqueezeExcitation
 from nas.quantities import amount
-from nas.report.labels import COLOURS
-from nas.report.templates import render
+from nas.report.templates import COLOURS, render
 
 HEIGHT, FULL, GAP = 30, 200, 14  # of the SVG, in pixels: a row, a full bar, between columns
 LETTER = 7.2  # mean width of a letter of 12 pixels at most, in any sans-serif

@@ -65,11 +65,11 @@ SEARCH: dict[str, str] = {
     "search.alpha_optimizer.betas=[0.5]": "betas",
     "search.alpha_optimizer.betas=[0.5,1.5]": "below 1",
     "search.alpha_optimizer.betas=[nan,0.5]": "betas",
-    "search=random_search search.by=val_foo": "val_loss",
-    "search=random_search search.by=test_acc": "test_acc",
-    "search=random_search search.along=foo": "search.along=foo",
-    "search=spos search.ranking.along=foo": "along=foo",
-    "search=spos search.ranking.by=foo": "by=foo",
+    "search=random_search search.metric=val_foo": "val_loss",
+    "search=random_search search.metric=test_acc": "test_acc",
+    "search=random_search search.cost=foo": "search.cost=foo",
+    "search=spos search.ranking.cost=foo": "cost=foo",
+    "search=spos search.ranking.metric=foo": "metric=foo",
     "search=once_for_all search.phases=[{epochs:0}]": "at least 1",
     "search=once_for_all search.phases=[{epochs:1,lr:nan}]": "lr=nan",
     "search=once_for_all search.phases=[3]": "search.phases",
@@ -112,8 +112,8 @@ OF_RUN: dict[str, str] = {
     "extract {run} layers=2": "front",
     "extract {run} fine_tune=maybe": "true or false",
     "extract {run} fine_tune=1": "true or false",
-    "extract {run} along=": "along",
-    "extract {run} along=foo": "along=foo",
+    "extract {run} cost=": "cost",
+    "extract {run} cost=foo": "cost=foo",
     "extract {run} out=": "out",
     "extract {run} foo": "key=value",
     "extract {run} --foo": "--foo",
@@ -192,7 +192,7 @@ OTHERS: dict[str, str] = {
     "profile --foo": "--foo",
 }
 
-_NEGATIVE = ("within", "beyond", "notes", "weight")  # below 0 is right
+_NEGATIVE = ("exponent_feasible", "exponent_infeasible", "notes", "weight")  # below 0 is right
 _OR_NULL = ("trials", "limit", "dtype", "resolution", "perturbation", "momentum")
 
 

@@ -69,7 +69,7 @@ def test_the_family_is_found() -> None:
     }
 
 
-@pytest.mark.parametrize("recipe", [*FAMILY, "sdarts search.perturbation.by=ascent"])
+@pytest.mark.parametrize("recipe", [*FAMILY, "sdarts search.perturbation.kind=ascent"])
 def test_a_recipe_trains_weights_and_alphas_and_gives_a_network(recipe: str) -> None:
     name, *more = recipe.split()
     search, supernet = made(f"+experiment={name}", *more)

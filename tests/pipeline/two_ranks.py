@@ -24,7 +24,7 @@ from nas.errors import InterruptedRunError
 from nas.pipeline import Run, TrainingStage
 from nas.ranks import together, told, world
 from nas.search.callbacks import LastCheckpoint
-from nas.search.sampling.trials import TrialLog
+from nas.search.trials import TrialLog
 from nas.supernet.choice import ChoiceBlock
 from nas.verbs import plan_of
 
@@ -70,12 +70,12 @@ KINDS: dict[str, list[str]] = {
     "mul_log": ["reinforce", *DESCENT, "objective=mul_log", "budget.params=70%"],
     "reward": [
         "reinforce", *DESCENT, "search.samples=3",
-        "+search.reward={_target_: nas.search.gradient.reinforce.CostAwareAccuracy}",
+        "+search.reward={_target_: nas.search.reinforce.CostAwareAccuracy}",
     ],
     "gdas": ["bilevel", *DESCENT, "relax=gdas"],
     "perturbed": [
         "bilevel", *DESCENT,
-        "+search.perturbation={_target_: nas.search.gradient.regularizers.Perturbing, by: ascent, "
+        "+search.perturbation={_target_: nas.search.regularizers.Perturbing, kind: ascent, "
         "steps: 2}",
     ],
     "eigenvalue": [

@@ -64,6 +64,9 @@ def test_a_run_of_an_earlier_version_is_read_by_the_names_of_this_one(tmp_path: 
         assert read.b["_target_"] in shipped
     for name in shipped | {"torch.optim.SGD", "SGD"}:
         assert moved({"_target_": name}) == {"_target_": name}
+    kept = {"_target_": "nas.search.trial_search.TrialSearch", "metric": "val_acc", "cost": "macs"}
+    old = {"_target_": "nas.search.by_trials.TrialSearch", "by": "val_acc", "along": "macs"}
+    assert moved(old) == moved(kept) == kept
 
 
 def test_a_run_of_a_search_that_is_gone_says_what_to_take(tmp_path: Path) -> None:
