@@ -104,7 +104,11 @@ def summarize(
     # Decisions inside of a block that a searched depth leaves out are in no network.
     present = {name for name, _ in network.named_modules()}
     present |= {name for decision, name in names.items() if not decision.active_if()}
-    return [b for b in blocks.values() if b.layers or (b.option and b.name in present)]
+    return [
+        block
+        for block in blocks.values()
+        if block.layers or any(block.costs.values()) or (block.option and block.name in present)
+    ]
 
 
 def _bare_leaders(supernet: nn.Module) -> Iterator[str]:
