@@ -250,6 +250,7 @@ def apply(config: DictConfig, overrides: Sequence[Override]) -> None:
         ConfigLoaderImpl._apply_overrides_to_config(list(overrides), config)
     except HydraException as error:
         raise UserError(hydra_message(error, config=config)) from None
+    OmegaConf.set_struct(config, False)
 
 
 def hydra_message(
