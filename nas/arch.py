@@ -8,9 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from nas.artifacts.files import write_atomic
+from nas.artifacts.reading import RECORD, parse_json, read_text
 from nas.errors import UserError
-from nas.reading import RECORD, parse_json, read_text
-from nas.run import write_atomic
 
 Option = str | int | tuple[int, ...]
 

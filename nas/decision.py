@@ -14,32 +14,32 @@ from nas.errors import UserError
 _STATE = ("alpha", "noise", "tau", "open")
 
 
-class Varying(nn.Module):
+class Searchable(nn.Module):
     """A module that becomes another plain module for each combination of its decisions' options."""
 
-    def decides(self) -> Sequence["Decision"]:
-        """The decisions that determine the variant, each once."""
+    def decisions(self) -> Sequence["Decision"]:
+        """The decisions whose options determine the plain module, each once."""
         raise NotImplementedError
 
-    def variant(self, options: Mapping["Decision", Option]) -> nn.Module:
+    def materialize(self, options: Mapping["Decision", Option]) -> nn.Module:
         """The module that takes this one's place under `options`.
 
         It may contain modules or weights of the supernet; `nas.discretization` copies it.
         """
         raise NotImplementedError
 
-    def reads(self, options: Mapping["Decision", Option]) -> int | None:
-        """How many of its input's channels, from the first, it uses; None: all."""
+    def in_channels_used(self, options: Mapping["Decision", Option]) -> int | None:
+        """How many channels of its input, from the first, it uses under `options`; None: all."""
         return None
 
     def combinations(self) -> Iterator[dict["Decision", Option]]:
-        """Every combination of options of `decides`."""
-        own = self.decides()
+        """Every combination of options of its decisions."""
+        own = self.decisions()
         for options in product(*(decision.options for decision in own)):
             yield dict(zip(own, options, strict=True))
 
 
-class Decision(Varying):
+class Decision(Searchable):
     """Base of everything that is searched: options, logits over them, and the weights in use.
 
     Subclasses define `theta` and `discretize`; the state that theta is computed from (`alpha`,
@@ -132,19 +132,22 @@ class Decision(Varying):
         scores = self.alpha.detach().float().masked_fill(~self.open, -torch.inf)
         return self.options[int(scores.argmax())]
 
-    def gated(self) -> Mapping[Option, nn.Module]:
-        """Option -> the module that exists in the network only if that option is taken."""
+    def active_if(self) -> Mapping[Option, nn.Module]:
+        """Option -> the module that is in the network only if that option is taken.
+
+        Empty for a number, which other modules read.
+        """
         raise NotImplementedError
 
-    def decides(self) -> Sequence["Decision"]:
-        return (self.tied_to,) if self.gated() else ()
+    def decisions(self) -> Sequence["Decision"]:
+        return (self.tied_to,) if self.active_if() else ()
 
-    def variant(self, options: Mapping["Decision", Option]) -> nn.Module:
-        return self.gated()[options[self.tied_to]]
+    def materialize(self, options: Mapping["Decision", Option]) -> nn.Module:
+        return self.active_if()[options[self.tied_to]]
 
     def discretize(self) -> nn.Module:
         """The module that takes this one's place under `best()`, weights shared."""
-        return self.gated()[self.best()]
+        return self.active_if()[self.best()]
 
 
 def decisions(model: nn.Module) -> Iterator[tuple[str, Decision]]:

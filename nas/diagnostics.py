@@ -2,18 +2,21 @@
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
+from types import FrameType
 
+from nas.artifacts.files import display_path, write_atomic
 from nas.errors import InterruptedRunError, UserError
-from nas.run import shown, write_atomic
 
 _LONGEST = 200  # characters of a reason
 
@@ -94,7 +97,7 @@ def record(error: BaseException, said: str, path: Path) -> str:
         write_atomic(path, content)
     except OSError:  # e.g. a full disk, which may have been the error
         return ""
-    return f" (all of it: {shown(path)})"
+    return f" (all of it: {display_path(path)})"
 
 
 class Attempts:
@@ -130,3 +133,36 @@ class Attempts:
             with suppress(OSError):
                 log.unlink(missing_ok=True)  # of an earlier session
             sys.stderr.write(said.getvalue())
+
+
+GRACE = 5.0  # seconds after the first in which another one does not disturb the end of the run
+
+
+@contextmanager
+def interrupting() -> Iterator[None]:
+    """Inside, these signals raise KeyboardInterrupt in the main thread, as SIGINT does.
+
+    A signal that somebody handles already is left to them. Lightning then neither takes SIGUSR1
+    for a wish to be queued again, nor waits with SIGTERM for the end of a step.
+    """
+    last = -GRACE
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= GRACE:
+            last = now
+            raise KeyboardInterrupt
+
+    names = ("SIGTERM", "SIGUSR1")
+    found = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    free = [number for number in found if signal.getsignal(number) == signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        free = []
+    for number in free:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in free:
+            signal.signal(number, signal.SIG_DFL)

@@ -7,7 +7,7 @@ from torch import nn
 
 from nas.arch import Arch, Option
 from nas.copying import copied
-from nas.decision import Decision, Varying, apply, decisions
+from nas.decision import Decision, Searchable, apply, decisions
 from nas.ops.convolution import Conv2d
 
 
@@ -42,19 +42,19 @@ def discretize(model: nn.Module, arch: Arch | None = None) -> nn.Module:
 
 
 def _copy(module: nn.Module, options: Mapping[Decision, Option], memo: dict[int, Any]) -> Any:
-    """Copy `module`; `memo` maps each `Varying` inside it to the variant that takes its place.
+    """Copy `module`; `memo` maps each `Searchable` inside it to the variant that takes its place.
 
     Inner decisions come before the options that hold them; other options are not copied.
     """
-    for varying in outermost(module):
-        if id(varying) not in memo:
-            memo[id(varying)] = _copy(varying.variant(options), options, memo)
+    for searchable in outermost(module):
+        if id(searchable) not in memo:
+            memo[id(searchable)] = _copy(searchable.materialize(options), options, memo)
     return copied(module, memo)
 
 
-def outermost(module: nn.Module) -> Iterator[Varying]:
-    """Every `Varying` in `module` that is inside no other one."""
-    if isinstance(module, Varying):
+def outermost(module: nn.Module) -> Iterator[Searchable]:
+    """Every `Searchable` in `module` that is inside no other one."""
+    if isinstance(module, Searchable):
         yield module
         return
     for child in module.children():

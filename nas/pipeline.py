@@ -13,6 +13,8 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
 from nas.arch import Arch
+from nas.artifacts import RunDir
+from nas.artifacts.files import is_main, write_atomic, write_json
 from nas.diagnostics import Attempts
 from nas.discretization import discretize
 from nas.errors import InterruptedRunError
@@ -20,7 +22,7 @@ from nas.export import load_supernet, onnx, state_bytes
 from nas.export.loading import check_checkpoint
 from nas.latency.figure import NAME as LATENCY
 from nas.latency.figure import measured_fields, write_picture
-from nas.plan import Plan, Problem, check_logits
+from nas.problem import Plan, Problem, check_logits
 from nas.ranks import apart, as_first, together, told
 from nas.recalibrate import recalibrate
 from nas.report.summary import summarize, write_drawing
@@ -28,11 +30,12 @@ from nas.result import (
     SCHEMA,
     cost_fields,
     input_fields,
+    log_final,
+    log_graph,
+    logger_of,
     read_json,
     versions,
 )
-from nas.run import RunDir, is_main, write_atomic, write_json
-from nas.run_log import log_final, log_graph, logger_of
 from nas.search.base import Search, agreed, build_search
 from nas.search.callbacks import LastCheckpoint, Stopwatch
 from nas.search.telemetry import TrainingTelemetry

@@ -1,7 +1,7 @@
 """The most probable architecture inside every budget, exactly; or why there is none.
 
 Picking one option per decision to maximise ``sum log p`` under ``c_i <= T_i`` is a multiple-choice
-knapsack, solved to the optimum by `nas.cost.programme`.
+knapsack, solved to the optimum by `nas.cost.integer_program`.
 """
 
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from nas.arch import Arch
 from nas.cost.base import Expected
-from nas.cost.programme import Limit, Optimum, Programme, worst
+from nas.cost.integer_program import IntegerProgram, Limit, Optimum, worst
 from nas.decision import decisions
 from nas.discretization import arch_of
 from nas.errors import UserError
-from nas.units import amount
+from nas.quantities import amount
 
 Costs = Mapping[str, Expected]
 Budgets = Mapping[str, float]  # name of a cost -> at most so much, in its unit
@@ -23,14 +23,14 @@ Budgets = Mapping[str, float]  # name of a cost -> at most so much, in its unit
 
 def least_of(cost: Expected) -> float:
     """The smallest cost that an architecture of the space has."""
-    found = Programme(cost.options).minimise(cost.constraints)
+    found = IntegerProgram(cost.options).minimise(cost.constraints)
     assert found is not None
     return found.value
 
 
 def largest_of(cost: Expected) -> float:
     """The largest cost that an architecture of the space has."""
-    found = Programme(cost.options).maximise(cost.constraints)
+    found = IntegerProgram(cost.options).maximise(cost.constraints)
     assert found is not None
     return found.value
 
@@ -70,12 +70,12 @@ def check_feasible(costs: Costs, budgets: Budgets) -> None:
 def _nearest(costs: Costs, budgets: Budgets) -> Optimum:
     """The architecture of the least ``max_i c_i / T_i``."""
     scaled = [
-        {monomial: c / bound for monomial, c in terms.items()}
+        {term: c / bound for term, c in terms.items()}
         for name, bound in budgets.items()
         for terms in costs[name].constraints
     ]
     options = next(iter(costs.values())).options
-    found = Programme(options).minimise(scaled)
+    found = IntegerProgram(options).minimise(scaled)
     assert found is not None
     return found
 
@@ -105,7 +105,7 @@ def select(supernet: nn.Module, space: str, costs: Costs, budgets: Budgets) -> A
         for k, p in enumerate(found)
     }
     options = {name: len(decision.options) for name, decision in decisions(supernet)}
-    found = Programme(options).minimise([score], limits(costs, budgets))
+    found = IntegerProgram(options).minimise([score], limits(costs, budgets))
     if found is None:
         check_feasible(costs, budgets)
         raise UserError(f"no network of this space meets the budgets {dict(budgets)}")
@@ -113,11 +113,11 @@ def select(supernet: nn.Module, space: str, costs: Costs, budgets: Budgets) -> A
 
 
 def front(
-    supernet: nn.Module, space: str, costs: Costs, budgets: Budgets, along: str, size: int
+    supernet: nn.Module, space: str, costs: Costs, budgets: Budgets, cost: str, size: int
 ) -> list[Arch]:
     """At most `size` architectures inside the budgets, from the smallest to the most probable.
 
-    One `select` for each of `size` budgets of the cost `along`, spread evenly in log scale from the
+    One `select` for each of `size` budgets of the cost `cost`, spread evenly in log scale from the
     least reachable to what the most probable network inside the budgets has. Equal ones count once.
 
     Raises:
@@ -125,10 +125,10 @@ def front(
     """
     if size < 1:
         raise UserError(f"front={size} must be at least 1")
-    check_known(costs, {along: 0.0, **budgets})
-    top = costs[along].of(select(supernet, space, costs, budgets).choices)
-    inner = Programme(costs[along].options).minimise(
-        costs[along].constraints, limits(costs, budgets)
+    check_known(costs, {cost: 0.0, **budgets})
+    top = costs[cost].of(select(supernet, space, costs, budgets).choices)
+    inner = IntegerProgram(costs[cost].options).minimise(
+        costs[cost].constraints, limits(costs, budgets)
     )
     assert inner is not None
     found: dict[str, Arch] = {}
@@ -136,13 +136,13 @@ def front(
     low = max(inner.value, 1e-9 * top, 1e-300)
     for bound in np.geomspace(low, max(top, low), size):
         # geomspace rounds: its ends must let the two networks themselves in.
-        arch = select(supernet, space, costs, {**budgets, along: float(bound) * (1 + 1e-12)})
+        arch = select(supernet, space, costs, {**budgets, cost: float(bound) * (1 + 1e-12)})
         found.setdefault(arch.hash, arch)
     return list(found.values())
 
 
 def limits(costs: Costs, budgets: Budgets) -> list[Limit]:
-    """The budgets as limits of an integer programme."""
+    """The budgets as limits of an integer program."""
     return [
         Limit(terms, bound) for name, bound in budgets.items() for terms in costs[name].constraints
     ]

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import MetricCollection
 
+from nas.config.schema import Count, NonNegative, Seed, Share, checked
 from nas.errors import InterruptedRunError, NotFiniteError
 from nas.ranks import rank_and_ranks
-from nas.tasks.base import Task
+from nas.tasks import Task
 from nas.tasks.classification import Classification
-from nas.values import Count, NonNegative, Seed, Share, checked
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Batch = tuple[Tensor, Tensor]

@@ -54,7 +54,7 @@ RUNS: dict[str, list[str]] = {
     ],
     **{
         name: [f"{CHAIN} search={name} search.trials=6 finetune.epochs=1"]
-        for name in ("random_search", "evolution", "nsga2", "tpe", "predictor", "controller")
+        for name in ("random_search", "evolution", "nsga2", "tpe", "predictor")
     },
     "export": [
         f"{CHAIN} search=random".replace("onnx=false", "onnx=true"),

@@ -20,10 +20,11 @@ from typing import Any
 import torch
 
 import nas
+from nas.artifacts import RunDir
+from nas.artifacts.files import write_atomic, write_json
 from nas.cli import run
 from nas.export.check import SECONDS, latencies
 from nas.export.formats import FORMATS, chosen
-from nas.run import RunDir, write_atomic, write_json
 
 SHORT = ["search.epochs=4", "search.warmup_epochs=1", "finetune.epochs=10"]
 FASHION = ["data=fashion_mnist", "data.download=false", "data.limit=12000"]

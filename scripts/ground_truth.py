@@ -13,8 +13,9 @@ from pathlib import Path
 
 import yaml
 
-from nas.run import RunDir, write_atomic
-from nas.search.sampling.trials import Trial, TrialLog
+from nas.artifacts import RunDir
+from nas.artifacts.files import write_atomic
+from nas.search.trials import Trial, TrialLog
 
 SCORES = ("val_acc", "val_loss", "test_acc", "test_loss")
 

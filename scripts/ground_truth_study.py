@@ -32,9 +32,10 @@ import yaml
 from scipy.stats import kendalltau
 
 from nas.arch import Arch
+from nas.artifacts import RunDir
+from nas.artifacts.files import write_atomic
 from nas.pareto import hypervolume, non_dominated
-from nas.run import RunDir, write_atomic
-from nas.search.sampling.trials import Trial, TrialLog, front_of
+from nas.search.trials import Trial, TrialLog, front_of
 
 DRAWS = 400  # random searches that a mean is taken of
 LAYERS = (2, 3)  # of non-dominated sorting, beside the front
@@ -142,11 +143,11 @@ def _sorted_by(run: RunDir) -> tuple[str, str]:
 
 def of_alphas(run: RunDir, size: int) -> list[Arch]:
     """At most `size` networks, from the smallest to the most probable."""
+    from nas.config.saved import saved_config
     from nas.export import load_supernet
-    from nas.launch import plan_of
-    from nas.plan import Problem
-    from nas.saved import saved_config
+    from nas.problem import Problem
     from nas.selection import front
+    from nas.verbs import plan_of
 
     config = saved_config(run)
     problem = Problem(plan_of(config, {"seed": config.seed}))

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from nas.artifacts.files import write_atomic, write_json
 from nas.errors import UserError
 from nas.latency.accuracy import accuracy
 from nas.latency.measured_networks import Choices, Encoding, MeasuredNetworks, read_networks
 from nas.latency.network_model import NETWORK_FITS, fit_network_model, fit_networks
 from nas.latency.predict import fit_nonnegative
-from nas.run import write_atomic, write_json
 
 COLUMNS = ("latency_raspi4", "latency_silver_4114", "latency_1080ti_1")
 SIZES = (50, 200, 900)

@@ -18,13 +18,14 @@ from matplotlib.figure import Figure
 
 import nas
 from nas.arch import Arch
+from nas.artifacts import RunDir, find_runs
+from nas.artifacts.files import write_atomic
 from nas.latency.accuracy import Accuracy, accuracy, kendall, spearman
 from nas.latency.log import MeasurementLog
 from nas.latency.measure import Job, Schedule, measure, timing
 from nas.latency.profile import Profile
 from nas.latency.runtimes import copy_to_measure, inputs_like, runtime
 from nas.pareto import non_dominated
-from nas.run import RunDir, find_runs, write_atomic
 
 SECONDS = 120.0  # for all networks of `fronts`
 

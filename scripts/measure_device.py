@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 import yaml
 
+from nas.artifacts.files import write_atomic
 from nas.cost.device import Device
-from nas.run import write_atomic
 
 OUT = Path(__file__).parents[1] / "configs" / "device" / "this_machine.yaml"
 SIDE = 1536  # of the matrices: 9 MB each in float32

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from nas.arch import Arch
-from nas.run import RunDir, find_runs
+from nas.artifacts import RunDir, find_runs
 from nas.spaces.nas_bench_201 import EDGES, OPS, cell_of, parse, render
 
 

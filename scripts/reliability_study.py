@@ -20,7 +20,7 @@ from reliability.kills import CASES, kills
 def main() -> None:
     arguments = parsed()
     arguments.out = arguments.out.resolve()
-    for name in ("nas.launch", "nas.pipeline", "nas.export.command", "nas.extract", "nas.report"):
+    for name in ("nas.verbs", "nas.pipeline", "nas.export.command", "nas.extract", "nas.report"):
         importlib.import_module(name)
     arguments.out.mkdir(parents=True, exist_ok=True)
     {"kills": kills, "disk": disk, "growth": growth, "reports": reports}[arguments.what](arguments)

@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from nas.cost.trace import Example, Trace
 
 Scalar = int | float | Tensor
-Gate = tuple[str, int]  # decision name and option index
-Gates = frozenset[Gate]  # conjunction: all must hold
-Event = frozenset[Gates]  # disjunction of conjunctions
-Monomial = Gates  # product of thetas, at most one option of each decision
-Terms = Mapping[Monomial, float]  # polynomial in thetas: monomial -> coefficient
+Choice = tuple[str, int]  # decision name and the index of the option taken
+Condition = frozenset[Choice]  # holds in the architectures that make all of these choices
+AnyOf = frozenset[Condition]  # holds where any of these conditions does
+Term = Condition  # a product of thetas, at most one of each decision
+Polynomial = Mapping[Term, float]  # in thetas: term -> coefficient
 
 CALLS = frozenset({"conv", "conv_transpose", "linear", "matmul"})
 
@@ -90,7 +90,7 @@ class Expected(Protocol):
         ...
 
     @property
-    def constraints(self) -> tuple[Terms, ...]:
+    def constraints(self) -> tuple[Polynomial, ...]:
         """Polynomials whose largest is the cost, exactly, where thetas are one-hot.
 
         Thus the cost is at most a budget where each of them is.

@@ -63,7 +63,7 @@ def dry_run(model: nn.Module, inputs: Inputs, record: Callable[[nn.Module, Input
     Raises:
         UserError: the forward pass fails for `inputs` on either device, or `record` raised one.
     """
-    materialize(model, inputs)
+    init_lazy(model, inputs)
     with torch.random.fork_rng(devices=[]):
         try:
             return record(copied(model, device="meta"), _on("meta", inputs))
@@ -75,7 +75,7 @@ def dry_run(model: nn.Module, inputs: Inputs, record: Callable[[nn.Module, Input
                 return record(copied(model, device="cpu"), _on("cpu", inputs))
 
 
-def materialize(model: nn.Module, inputs: Inputs) -> None:
+def init_lazy(model: nn.Module, inputs: Inputs) -> None:
     """Give the lazy modules of `model` their weights: all candidates run once, if there are any.
 
     Raises:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from nas.cost.base import Expected, LayerCost, LayerSpec, Monomial, NetworkCost, Terms
+from nas.cost.base import Expected, LayerCost, LayerSpec, NetworkCost, Polynomial, Term
 from nas.cost.maximum import ExpectedMaximum
 from nas.cost.polynomial import Polynomials, probability, weighted_sum
 from nas.cost.trace import Example, Trace, trace
@@ -43,7 +43,7 @@ class ExpectedTerms:
         model: nn.Module,
         name: str,
         unit: str,
-        rows: Sequence[Terms],
+        rows: Sequence[Polynomial],
         options: Mapping[str, int],
     ) -> None:
         self.name, self.unit, self.rows, self.options = name, unit, tuple(rows), dict(options)
@@ -56,7 +56,7 @@ class ExpectedTerms:
             self._value = ExpectedMaximum(self.rows, self.options)
 
     @property
-    def constraints(self) -> tuple[Terms, ...]:
+    def constraints(self) -> tuple[Polynomial, ...]:
         """Polynomials that are all at most a budget where the cost is; the cost is the largest."""
         return self.rows
 
@@ -112,14 +112,14 @@ def one_hot(own: Mapping[str, Decision], choices: Mapping[str, object]) -> dict[
     }
 
 
-def layer_terms(traced: Trace, cost: LayerCost) -> dict[Monomial, float]:
+def layer_terms(traced: Trace, cost: LayerCost) -> dict[Term, float]:
     """``sum_layers P(layer exists) * cost(layer)`` as a polynomial."""
-    parts: list[tuple[float, Terms]] = []
+    parts: list[tuple[float, Polynomial]] = []
     for layer in traced.layers:
         value = float(cost(layer.spec))
         _check_finite(value, cost, layer.spec)
         if value:
-            parts.append((value, probability(layer.event)))
+            parts.append((value, probability(layer.active_if)))
     return weighted_sum(parts)
 
 

@@ -1,7 +1,7 @@
 """Live memory at each step of a supernet's schedule, as polynomials in thetas.
 
 Whether a buffer is needed at a step depends on what is taken later: it is a disjunction of
-conjunctions of gates, whose probability is a polynomial. The peak of a network is the largest of
+conditions, whose probability is a polynomial. The peak of a network is the largest of
 the polynomials of `peak_terms` at its one-hot thetas.
 """
 
@@ -11,17 +11,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
-from nas.cost.base import Gate, Gates, Monomial, Terms
+from nas.cost.base import AnyOf, Choice, Condition, Polynomial, Term
 from nas.cost.polynomial import consistent, reduced, times, upper_bound, weighted_sum
 from nas.cost.schedule import Schedule, Step
 
-Event = frozenset[Gates]
-Probability = Callable[[Event], Terms]
+Probability = Callable[[AnyOf], Polynomial]
 
 
 def peak_terms(
     schedule: Schedule, sizes: Sequence[int], options: Mapping[str, int], fuse: bool
-) -> list[dict[Monomial, float]]:
+) -> list[dict[Term, float]]:
     """Polynomials whose largest, at one-hot thetas, is the peak of live memory of that network.
 
     Each is 0 where its step does not exist. Steps of different options of one decision share a
@@ -35,43 +34,43 @@ def peak_terms(
     probability = _probabilities(options)
     for path, terms in _live(schedule, sizes, fuse, probability):
         node = root
-        for gate in path:
-            node = node.children[gate]
+        for choice in path:
+            node = node.children[choice]
         node.steps.append(reduced(terms, options))
     return _combined(root, options)
 
 
 @dataclass
 class _Node:
-    """The steps directly under some gates, and the nodes one gate further in."""
+    """The steps directly under some choices, and the nodes one choice further in."""
 
-    steps: list[dict[Monomial, float]] = field(default_factory=list)
-    children: dict[Gate, "_Node"] = field(default_factory=lambda: defaultdict(_Node))
+    steps: list[dict[Term, float]] = field(default_factory=list)
+    children: dict[Choice, "_Node"] = field(default_factory=lambda: defaultdict(_Node))
 
 
-def _combined(node: _Node, options: Mapping[str, int]) -> list[dict[Monomial, float]]:
+def _combined(node: _Node, options: Mapping[str, int]) -> list[dict[Term, float]]:
     """The polynomials of `node`: its steps, and for each decision below the options' i-th ones.
 
     Sums over options rather than one polynomial for each: as a relaxation they bound the cost more
     tightly, and three options at a third each do not look like a third of the memory.
     """
-    inner: dict[str, list[tuple[Gate, list[dict[Monomial, float]]]]] = defaultdict(list)
-    for gate, child in node.children.items():
-        inner[gate[0]].append((gate, _combined(child, options)))
+    inner: dict[str, list[tuple[Choice, list[dict[Term, float]]]]] = defaultdict(list)
+    for choice, child in node.children.items():
+        inner[choice[0]].append((choice, _combined(child, options)))
     found = list(node.steps)
     for branches in inner.values():
         for i in range(max(len(terms) for _, terms in branches)):
-            joined = [times(gate, terms[min(i, len(terms) - 1)]) for gate, terms in branches]
+            joined = [times(choice, terms[min(i, len(terms) - 1)]) for choice, terms in branches]
             found.append(reduced(weighted_sum((1, terms) for terms in joined), options))
     return _undominated(found, options)
 
 
 def _undominated(
-    found: Sequence[dict[Monomial, float]], options: Mapping[str, int]
-) -> list[dict[Monomial, float]]:
+    found: Sequence[dict[Term, float]], options: Mapping[str, int]
+) -> list[dict[Term, float]]:
     """Without those that another is never below; the largest at uniform thetas first."""
     unique = {frozenset(terms.items()): terms for terms in found}
-    kept: list[dict[Monomial, float]] = []
+    kept: list[dict[Term, float]] = []
     for terms in sorted(unique.values(), key=lambda terms: -_at_uniform(terms, options)):
         excess = (weighted_sum([(1, terms), (-1, other)]) for other in kept)
         if all(upper_bound(difference, options) > 0 for difference in excess):
@@ -79,10 +78,10 @@ def _undominated(
     return kept
 
 
-def _at_uniform(terms: Terms, options: Mapping[str, int]) -> float:
+def _at_uniform(terms: Polynomial, options: Mapping[str, int]) -> float:
     total = 0.0
-    for monomial, value in terms.items():
-        for name, _ in monomial:
+    for term, value in terms.items():
+        for name, _ in term:
             value /= options[name]
         total += value
     return total
@@ -90,23 +89,23 @@ def _at_uniform(terms: Terms, options: Mapping[str, int]) -> float:
 
 def _live(
     schedule: Schedule, sizes: Sequence[int], fuse: bool, probability: Probability
-) -> Iterator[tuple[tuple[Gate, ...], Terms]]:
-    """The gates of each step and the memory that lives while it runs, given that they hold."""
+) -> Iterator[tuple[tuple[Choice, ...], Polynomial]]:
+    """The choices that each step stands under, and the memory that lives while it runs."""
     # At the end the outputs are there, even of a network without an operator.
     steps = (*schedule.steps, Step("output", "", (), (), ()))
     uses = _uses(schedule, sizes, fuse)
     last = {buffer: times_[-1] for buffer, (times_, _) in uses.items()}
     alive: dict[int, None] = dict.fromkeys(b for b in schedule.inputs if b in uses)
     # Steps of one candidate mostly see the same of what was made outside it.
-    seen: dict[tuple[int, int, Gates], Terms] = {}
+    seen: dict[tuple[int, int, Condition], Polynomial] = {}
     for now, step in enumerate(steps):
         given = frozenset(step.path)
-        parts: list[tuple[float, Terms]] = []
+        parts: list[tuple[float, Polynomial]] = []
         for buffer in alive:
             first = bisect_left(uses[buffer][0], now)
             key = (buffer, first, given)
             if key not in seen:
-                # The gates of a use hold those under which the buffer is made.
+                # The condition of a use implies that under which the buffer is made.
                 seen[key] = probability(_condition(uses[buffer][1][first:], given))
             parts.append((sizes[buffer], seen[key]))
         parts += [(sizes[buffer], {frozenset(): 1.0}) for buffer in step.makes]
@@ -117,19 +116,19 @@ def _live(
 
 def _uses(
     schedule: Schedule, sizes: Sequence[int], fuse: bool
-) -> dict[int, tuple[list[int], list[Gates]]]:
-    """Buffer -> until which steps it is needed, in order, and under which gates."""
-    found: dict[int, tuple[list[int], list[Gates]]] = defaultdict(lambda: ([], []))
-    uses: list[tuple[int, int, Gates]] = []
+) -> dict[int, tuple[list[int], list[Condition]]]:
+    """Buffer -> until which steps it is needed, in order, and under which conditions."""
+    found: dict[int, tuple[list[int], list[Condition]]] = defaultdict(lambda: ([], []))
+    uses: list[tuple[int, int, Condition]] = []
     for now, step in enumerate(schedule.steps):
-        for gates, buffer in step.reads:
+        for condition, buffer in step.reads:
             over = fuse and _written_over(step, buffer, sizes)
-            uses.append((now - over, buffer, gates.union(step.path)))
-    uses += [(len(schedule.steps), buffer, gates) for gates, buffer in schedule.outputs]
-    for until, buffer, gates in uses:
-        if consistent(gates):
+            uses.append((now - over, buffer, condition.union(step.path)))
+    uses += [(len(schedule.steps), buffer, condition) for condition, buffer in schedule.outputs]
+    for until, buffer, condition in uses:
+        if consistent(condition):
             found[buffer][0].append(until)
-            found[buffer][1].append(gates)
+            found[buffer][1].append(condition)
     return found
 
 
@@ -138,36 +137,38 @@ def _written_over(step: Step, buffer: int, sizes: Sequence[int]) -> bool:
     return step.pointwise and [sizes[made] for made in step.makes] == [sizes[buffer]]
 
 
-def _condition(conjunctions: Iterable[Gates], given: Gates) -> Event:
+def _condition(conjunctions: Iterable[Condition], given: Condition) -> AnyOf:
     """The disjunction of `conjunctions`, each possible in itself, where `given` holds."""
     taken = dict(given)
     return frozenset(
-        gates - given
-        for gates in set(conjunctions)
-        if all(taken.get(name, option) == option for name, option in gates)
+        condition - given
+        for condition in set(conjunctions)
+        if all(taken.get(name, option) == option for name, option in condition)
     )
 
 
 def _probabilities(options: Mapping[str, int]) -> Probability:
-    """Event -> its probability, by expansion in one decision after the other.
+    """The probability that any of some conditions holds: one decision after the other is expanded.
 
-    Inclusion and exclusion would take time exponential in the number of conjunctions; here events
-    that are equal are expanded once, and options that lead to the same event stay together.
+    Inclusion and exclusion would take time exponential in the number of conditions; here equal
+    alternatives are expanded once, and options that lead to the same alternatives stay together.
     """
     order = {name: place for place, name in enumerate(options)}
 
     @cache
-    def probability(event: Event) -> Terms:
-        if not event or frozenset() in event:
-            return {frozenset(): 1.0} if event else {}
-        name = min((name for gates in event for name, _ in gates), key=order.__getitem__)
+    def probability(active_if: AnyOf) -> Polynomial:
+        if not active_if or frozenset() in active_if:
+            return {frozenset(): 1.0} if active_if else {}
+        name = min(
+            (name for condition in active_if for name, _ in condition), key=order.__getitem__
+        )
         cases = [
-            probability(_condition(event, frozenset({(name, option)})))
+            probability(_condition(active_if, frozenset({(name, option)})))
             for option in range(options[name])
         ]
         most = Counter(frozenset(case.items()) for case in cases).most_common(1)[0][0]
         usual = dict(most)
-        parts: list[tuple[float, Terms]] = [(1, usual)]
+        parts: list[tuple[float, Polynomial]] = [(1, usual)]
         for option, case in enumerate(cases):
             if case != usual:
                 difference = weighted_sum([(1, case), (-1, usual)])

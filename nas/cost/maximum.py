@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from nas.cost.base import Terms
+from nas.cost.base import Polynomial
 from nas.cost.polynomial import Polynomials
 
 _TABLE = 1024  # as many combinations of options are written out; beyond, decisions are independent
@@ -29,7 +29,7 @@ class ExpectedMaximum:
     Shapes: thetas ``(K_d,)`` -> ``()``.
     """
 
-    def __init__(self, rows: Sequence[Terms], options: Mapping[str, int]) -> None:
+    def __init__(self, rows: Sequence[Polynomial], options: Mapping[str, int]) -> None:
         self._names = list(options)
         groups, large = _grouped(rows, options)
         self._large = Polynomials(large, options) if large else None
@@ -75,7 +75,7 @@ class _Group:
     """Polynomials and, in the order of the model, the decisions that they depend on."""
 
     names: tuple[str, ...]
-    rows: list[Terms] = field(default_factory=list)
+    rows: list[Polynomial] = field(default_factory=list)
 
 
 class _Table:
@@ -97,10 +97,12 @@ class _Table:
         self.combinations = combinations[order]
 
 
-def _grouped(rows: Sequence[Terms], options: Mapping[str, int]) -> tuple[list[_Group], list[Terms]]:
+def _grouped(
+    rows: Sequence[Polynomial], options: Mapping[str, int]
+) -> tuple[list[_Group], list[Polynomial]]:
     """Groups that share no decision, as far as tables allow; and rows too large for a table."""
     groups: list[_Group] = []
-    large: list[Terms] = []
+    large: list[Polynomial] = []
     for row in sorted(rows, key=lambda row: len(_decisions_of(row))):
         names = _decisions_of(row)
         if prod(options[name] for name in names) > _TABLE:
@@ -127,11 +129,11 @@ def _ordered(names: set[str], options: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(name for name in options if name in names)
 
 
-def _decisions_of(row: Terms) -> set[str]:
-    return {name for monomial in row for name, _ in monomial}
+def _decisions_of(row: Polynomial) -> set[str]:
+    return {name for term in row for name, _ in term}
 
 
-def _largest_constant(rows: Sequence[Terms]) -> float:
+def _largest_constant(rows: Sequence[Polynomial]) -> float:
     return max((row.get(frozenset(), 0.0) for row in rows if not _decisions_of(row)), default=0.0)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from nas.cost.analytic import Params
-from nas.cost.base import Monomial, Terms
+from nas.cost.base import Polynomial, Term
 from nas.cost.expected import ExpectedTerms, layer_terms
 from nas.cost.liveness import peak_terms
 from nas.cost.polynomial import Polynomials, reduced, weighted_sum
@@ -89,7 +89,7 @@ class ExpectedPeak(ExpectedTerms):
         super().__init__(model, cost.name, cost.unit, peaks, traced.options)
 
     @property
-    def constraints(self) -> tuple[Terms, ...]:
+    def constraints(self) -> tuple[Polynomial, ...]:
         """Polynomials that are all at most a budget where the cost is; the cost is the largest."""
         sums = (weighted_sum([(1, peak), (1, self._stored)]) for peak in self.rows)
         return tuple(reduced(terms, self.options) for terms in sums)
@@ -100,6 +100,6 @@ class ExpectedPeak(ExpectedTerms):
         return peak + self._weights(thetas)[0] if self._stored else peak
 
 
-def _stored(traced: Trace, bits: int) -> dict[Monomial, float]:
+def _stored(traced: Trace, bits: int) -> dict[Term, float]:
     """Bytes of the parameters that are stored."""
     return weighted_sum([(bits / 8, layer_terms(traced, Params()))])

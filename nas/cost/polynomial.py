@@ -6,45 +6,47 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from nas.cost.base import Gates, Monomial, Terms
+from nas.cost.base import Condition, Polynomial, Term
 
 
-def probability(event: Iterable[Gates]) -> dict[Monomial, float]:
+def probability(active_if: Iterable[Condition]) -> dict[Term, float]:
     """``P(A or B or ...)`` by inclusion and exclusion: a signed sum of products of thetas."""
-    total: dict[Monomial, float] = defaultdict(float)
+    total: dict[Term, float] = defaultdict(float)
     # Of the union of some conjunctions, its sign and the conjunctions that may still join. What
     # contradicts itself goes at once: alternatives, such as all variants of a block, are many.
-    pending: list[tuple[Gates, int, list[Gates]]] = [(frozenset(), -1, sorted(event, key=sorted))]
+    pending: list[tuple[Condition, int, list[Condition]]] = [
+        (frozenset(), -1, sorted(active_if, key=sorted))
+    ]
     while pending:
         union, sign, others = pending.pop()
-        for i, gates in enumerate(others):
-            joined = union | gates
+        for i, condition in enumerate(others):
+            joined = union | condition
             if consistent(joined):
                 total[joined] -= sign
                 pending.append((joined, -sign, others[i + 1 :]))
-    return {monomial: value for monomial, value in total.items() if value}
+    return {term: value for term, value in total.items() if value}
 
 
-def consistent(gates: Gates) -> bool:
-    """Whether some network has all of `gates`: two options of one decision exclude each other."""
-    return len({name for name, _ in gates}) == len(gates)
+def consistent(condition: Condition) -> bool:
+    """Whether some network meets `condition`: two options of one decision exclude each other."""
+    return len({name for name, _ in condition}) == len(condition)
 
 
-def weighted_sum(parts: Iterable[tuple[float, Terms]]) -> dict[Monomial, float]:
+def weighted_sum(parts: Iterable[tuple[float, Polynomial]]) -> dict[Term, float]:
     """``sum_i factor_i * polynomial_i``, without the terms that cancel."""
-    total: dict[Monomial, float] = defaultdict(float)
+    total: dict[Term, float] = defaultdict(float)
     for factor, terms in parts:
-        for monomial, value in terms.items():
-            total[monomial] += factor * value
-    return {monomial: value for monomial, value in total.items() if value}
+        for term, value in terms.items():
+            total[term] += factor * value
+    return {term: value for term, value in total.items() if value}
 
 
-def times(gate: tuple[str, int], terms: Terms) -> dict[Monomial, float]:
-    """``theta_gate * polynomial``; no decision of `terms` is that of `gate`."""
-    return {monomial | {gate}: value for monomial, value in terms.items()}
+def times(choice: tuple[str, int], terms: Polynomial) -> dict[Term, float]:
+    """``theta_choice * polynomial``; no decision of `terms` is that of `choice`."""
+    return {term | {choice}: value for term, value in terms.items()}
 
 
-def reduced(terms: Terms, options: Mapping[str, int]) -> dict[Monomial, float]:
+def reduced(terms: Polynomial, options: Mapping[str, int]) -> dict[Term, float]:
     """The same polynomial in fewer terms, by ``sum_k theta_k = 1``.
 
     What all options of a decision have in common leaves it: ``3 a + 5 b = 3 + 2 b``.
@@ -52,39 +54,39 @@ def reduced(terms: Terms, options: Mapping[str, int]) -> dict[Monomial, float]:
     total, before = dict(terms), -1
     while before != len(total):
         before = len(total)
-        for name in {name for monomial in total for name, _ in monomial}:
+        for name in {name for term in total for name, _ in term}:
             _take_out(total, name, options[name])
     return total
 
 
-def _take_out(total: dict[Monomial, float], name: str, count: int) -> None:
-    groups: dict[Monomial, list[Monomial]] = defaultdict(list)
-    for monomial in total:
-        for gate in monomial:
-            if gate[0] == name:
-                groups[monomial - {gate}].append(monomial)
-    for rest, monomials in groups.items():
-        values = [total[monomial] for monomial in monomials]
+def _take_out(total: dict[Term, float], name: str, count: int) -> None:
+    groups: dict[Term, list[Term]] = defaultdict(list)
+    for term in total:
+        for choice in term:
+            if choice[0] == name:
+                groups[term - {choice}].append(term)
+    for rest, terms in groups.items():
+        values = [total[term] for term in terms]
         if len(values) < count or min(values) < 0 < max(values):
             continue
         common = min(values) if min(values) > 0 else max(values)
-        for monomial in (*monomials, rest):
-            shift = common if monomial == rest else -common
-            total[monomial] = total.get(monomial, 0.0) + shift
-            if not total[monomial]:
-                del total[monomial]
+        for term in (*terms, rest):
+            shift = common if term == rest else -common
+            total[term] = total.get(term, 0.0) + shift
+            if not total[term]:
+                del total[term]
 
 
-def upper_bound(terms: Terms, options: Mapping[str, int]) -> float:
+def upper_bound(terms: Polynomial, options: Mapping[str, int]) -> float:
     """At least the largest value over one-hot thetas; that value itself for a linear polynomial."""
     bound = 0.0
     linear: dict[str, list[float]] = defaultdict(list)
-    for monomial, value in terms.items():
-        if len(monomial) == 1:
-            ((name, _),) = monomial
+    for term, value in terms.items():
+        if len(term) == 1:
+            ((name, _),) = term
             linear[name].append(value)
         else:
-            bound += value if not monomial else max(value, 0.0)
+            bound += value if not term else max(value, 0.0)
     for name, values in linear.items():
         bound += max(values) if len(values) == options[name] else max(*values, 0.0)
     return bound
@@ -98,7 +100,7 @@ class Polynomials:
     Shapes: thetas ``(*, K_d)`` -> ``(*, R)``, R = number of polynomials.
     """
 
-    def __init__(self, rows: Sequence[Terms], options: Mapping[str, int]) -> None:
+    def __init__(self, rows: Sequence[Polynomial], options: Mapping[str, int]) -> None:
         self._names = list(options)
         start, offsets = 0, {}
         for name, count in options.items():
@@ -108,14 +110,14 @@ class Polynomials:
             [row.get(frozenset(), 0.0) for row in rows], dtype=torch.float64
         )
         self._linear = torch.zeros(start, len(rows), dtype=torch.float64)
-        degrees: dict[int, dict[Monomial, None]] = defaultdict(dict)  # a dict keeps the order
+        degrees: dict[int, dict[Term, None]] = defaultdict(dict)  # a dict keeps the order
         for r, row in enumerate(rows):
-            for monomial, value in row.items():
-                if len(monomial) == 1:
-                    ((name, option),) = monomial
+            for term, value in row.items():
+                if len(term) == 1:
+                    ((name, option),) = term
                     self._linear[offsets[name] + option, r] = value
-                elif monomial:
-                    degrees[len(monomial)][monomial] = None
+                elif term:
+                    degrees[len(term)][term] = None
         self._products = [
             (
                 torch.tensor(

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from nas.cost.base import Gate, Gates
+from nas.cost.base import Choice, Condition
 from nas.cost.polynomial import consistent
 from nas.supernet.candidates import by_place
 
-# A buffer, and the gates (besides those of the reader) under which it is this one that is read:
+# A buffer, and the condition (besides that of the reader) under which it is this one that is read:
 # the output of a choice is that of whichever candidate is taken.
-Read = tuple[Gates, int]
+Read = tuple[Condition, int]
 
 # Operators that may write over their input though torch does not tag them as pointwise.
 _POINTWISE = {"hardswish", "_prelu_kernel", "log_sigmoid_forward"}
@@ -43,7 +43,7 @@ class Step:
 
     operator: str
     module: str
-    path: tuple[Gate, ...]  # the gates it stands under, outermost first
+    path: tuple[Choice, ...]  # the choices it stands under, outermost first
     reads: tuple[Read, ...]
     makes: tuple[int, ...]
     pointwise: bool = False
@@ -67,18 +67,18 @@ class ScheduleRecorder:
     """Collects a `Schedule` while a model runs.
 
     Args:
-        open_gates: the gates that are open now, outermost first; None entries do not count.
+        open_choices: what is chosen now, outermost first; None entries do not count.
         where: the path of the module that runs now.
-        mixers: paths of modules whose own operators are in no network: they mix candidates.
+        nodes: paths of modules whose own operators are in no network: they mix candidates.
     """
 
     def __init__(
         self,
-        open_gates: Sequence[Gate | None],
+        open_choices: Sequence[Choice | None],
         where: Callable[[], str],
-        mixers: Collection[str],
+        nodes: Collection[str],
     ) -> None:
-        self._open, self._where, self._mixers = open_gates, where, mixers
+        self._open, self._where, self._nodes = open_choices, where, nodes
         self._steps: list[Step] = []
         self._sizes: list[int] = []
         self._reads: dict[int, tuple[Read, ...]] = {}  # storage -> what reading it reads
@@ -97,7 +97,7 @@ class ScheduleRecorder:
 
     def operator(self, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
         """Take note of one operator; gives its output, row-major."""
-        if self._where() in self._mixers:
+        if self._where() in self._nodes:
             return out
         inputs = tensors((args, kwargs))
         old = {key_of(x) for x in inputs}
@@ -114,10 +114,10 @@ class ScheduleRecorder:
         """A decision starts to run."""
         self._choices.append({})
 
-    def option(self, own: Gates, out: Any) -> None:
-        """What runs has got `out` from its candidate that stands under the gates `own`."""
+    def option(self, own: Condition, out: Any) -> None:
+        """What runs has got `out` from its candidate that stands under the condition `own`."""
         for place, leaf in by_place(out).items():
-            reads = ((gates | own, buffer) for gates, buffer in self._read(leaf))
+            reads = ((condition | own, buffer) for condition, buffer in self._read(leaf))
             possible = [read for read in reads if consistent(read[0])]
             self._choices[-1].setdefault(place, []).extend(possible)
 
@@ -146,7 +146,7 @@ class ScheduleRecorder:
     def _add(
         self, name: str, inputs: list[Tensor], outputs: list[Tensor], pointwise: bool = False
     ) -> None:
-        path = tuple(gate for gate in self._open if gate is not None)
+        path = tuple(choice for choice in self._open if choice is not None)
         reads = dict.fromkeys(read for x in inputs for read in self._read(x))
         possible = (read for read in reads if consistent(read[0].union(path)))
         # What it reads before what it makes: a storage is looked up and then entered.

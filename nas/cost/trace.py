@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from nas.cost.base import Event, Gate, Gates, LayerSpec, stored
+from nas.cost.base import AnyOf, Choice, Condition, LayerSpec, stored
 from nas.cost.dry_run import Example as Example
 from nas.cost.dry_run import Inputs as Inputs
 from nas.cost.dry_run import dry_run, run
@@ -24,7 +24,7 @@ from nas.cost.folding import FoldRecorder, Owners
 from nas.cost.operators import OperatorRecorder
 from nas.cost.polynomial import consistent
 from nas.cost.schedule import Schedule, ScheduleRecorder, tensors
-from nas.cost.unrolled import Mixer, Unrolled, unroll
+from nas.cost.unrolled import ChoiceNode, Unrolled, unroll
 from nas.decision import Decision, decisions
 from nas.errors import UserError
 from nas.supernet.inplace import guards_last
@@ -32,10 +32,10 @@ from nas.supernet.inplace import guards_last
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer and when it exists: in every architecture where one of its `event`'s gates holds."""
+    """A layer and when it exists: where any of the conditions in `active_if` holds."""
 
     spec: LayerSpec
-    event: Event
+    active_if: AnyOf
 
 
 @dataclass(frozen=True)
@@ -78,45 +78,47 @@ def _options(model: nn.Module) -> dict[str, int]:
 def _record(model: nn.Module, inputs: Inputs) -> tuple[list[Layer], Schedule]:
     model.eval()  # a BatchNorm in training mode refuses a single value per channel
     options = _options(model)
-    model, mixers = unroll(model)
-    open_gates: list[Gate | None] = []
+    model, nodes = unroll(model)
+    open_choices: list[Choice | None] = []
     layers: list[Layer] = []
     path: list[str] = [""]
 
     def on_call(fields: dict[str, Any]) -> None:
         spec = LayerSpec(module=path[-1], **fields)
-        layers.append(Layer(spec, frozenset({frozenset(filter(None, open_gates))})))
+        layers.append(Layer(spec, frozenset({frozenset(filter(None, open_choices))})))
 
-    schedule = ScheduleRecorder(open_gates, lambda: path[-1], {mixer.path for mixer in mixers})
+    schedule = ScheduleRecorder(open_choices, lambda: path[-1], {node.path for node in nodes})
     inputs = tree_map(lambda x: x.contiguous() if isinstance(x, Tensor) else x, inputs)
     operators = OperatorRecorder(on_call, lambda: path[-1], model, inputs, schedule)
     with ExitStack() as stack, torch.no_grad():
         # Mixers first: one that is an option of another must have joined its own options by then.
-        for mixer in mixers:
-            stack.enter_context(_joined(mixer.module, schedule))
-            if isinstance(mixer.module, Unrolled):
-                stack.enter_context(_hooked(mixer.module, lambda: None, operators.passes))
-        # Then gates: they look at the module that calls, which is then the last of `path`.
+        for node in nodes:
+            stack.enter_context(_joined(node.module, schedule))
+            if isinstance(node.module, Unrolled):
+                stack.enter_context(_hooked(node.module, lambda: None, operators.passes))
+        # Then the candidates: their hooks look at the caller, which is then the last of `path`.
         modules = {module: name for name, module in model.named_modules()}
-        for mixer in mixers:
-            if isinstance(mixer.module, Decision):
-                mixer.module.unrolled = True
-            for key, (gates, candidate) in zip(_keys(mixer.module), mixer.candidates, strict=True):
-                caller = (mixer.path, gates)
-                stack.enter_context(_gated(candidate, open_gates, *caller, path, schedule))
+        for node in nodes:
+            if isinstance(node.module, Decision):
+                node.module.unrolled = True
+            for key, (condition, candidate) in zip(
+                _keys(node.module), node.candidates, strict=True
+            ):
+                caller = (node.path, condition)
+                stack.enter_context(_gated(candidate, open_choices, *caller, path, schedule))
                 # An option may be put together of submodules, and be none itself.
-                modules.setdefault(candidate, f"{mixer.path}.{key}")
+                modules.setdefault(candidate, f"{node.path}.{key}")
         for module, name in modules.items():
             stack.enter_context(_pushed(module, path, name))
         stack.enter_context(operators)
-        folds = stack.enter_context(FoldRecorder(model, mixers, open_gates, path))
+        folds = stack.enter_context(FoldRecorder(model, nodes, open_choices, path))
         guards_last(model)
         try:
             ran = schedule.run(lambda: run(model, inputs), tensors(inputs))
         except UserError as error:
             raise UserError(f"{path[-1] or type(model).__name__}: {error}") from None
-    held, owners = _stored(model, mixers)
-    layers += [Layer(spec, event) for spec, event in folds.layers(owners, options)]
+    held, owners = _stored(model, nodes)
+    layers += [Layer(spec, active_if) for spec, active_if in folds.layers(owners, options)]
     return layers + held, ran
 
 
@@ -127,34 +129,34 @@ def _pushed(module: nn.Module, stack: list[Any], item: Any) -> AbstractContextMa
 
 def _gated(
     module: nn.Module,
-    stack: list[Gate | None],
-    mixer: str,
-    gates: Gates,
+    stack: list[Choice | None],
+    node: str,
+    condition: Condition,
     path: list[str],
     schedule: ScheduleRecorder,
 ) -> AbstractContextManager[None]:
-    """Keep `gates` on `stack` while the module at the path `mixer` runs `module`.
+    """Keep `condition` on `stack` while the module at the path `node` runs `module`.
 
     None in their place while another caller does: one module may be an option of two decisions.
     """
-    own = sorted(gates)
-    entered: list[bool] = []  # by the mixer, not by another caller
+    own = sorted(condition)
+    entered: list[bool] = []  # by the node, not by another caller
 
     def push() -> None:
-        entered.append(path[-1] == mixer)
+        entered.append(path[-1] == node)
         stack.extend(own if entered[-1] else [None] * len(own))
 
     def pop(out: Any) -> None:
         del stack[len(stack) - len(own) :]
         if entered.pop():
-            schedule.option(gates, out)
+            schedule.option(condition, out)
 
     return _hooked(module, push, pop)
 
 
-def _joined(mixer: nn.Module, schedule: ScheduleRecorder) -> AbstractContextManager[None]:
-    """Let the outputs of the candidates of `mixer` stand for one another."""
-    return _hooked(mixer, schedule.enter, schedule.leave, replace=True)
+def _joined(node: nn.Module, schedule: ScheduleRecorder) -> AbstractContextManager[None]:
+    """Let the outputs of the candidates of `node` stand for one another."""
+    return _hooked(node, schedule.enter, schedule.leave, replace=True)
 
 
 @contextmanager
@@ -181,20 +183,20 @@ def _hooked(
             handle.remove()
 
 
-def _stored(model: nn.Module, mixers: Iterable[Mixer]) -> tuple[list[Layer], Owners]:
+def _stored(model: nn.Module, nodes: Iterable[ChoiceNode]) -> tuple[list[Layer], Owners]:
     """One entry for each parameter and each persistent buffer that some architecture stores.
 
     A decision's own alpha and buffers belong to the search: no network stores them. Tied tensors
     are one, and there where any of the modules that hold it is.
     """
-    candidates = {id(mixer.module): mixer.candidates for mixer in mixers}
+    candidates = {id(node.module): node.candidates for node in nodes}
     found: dict[int, LayerSpec] = {}
-    owners: dict[int, dict[nn.Module, Event]] = defaultdict(dict)
-    for path, module, gates in _walk(model, "", frozenset(), candidates):
+    owners: dict[int, dict[nn.Module, AnyOf]] = defaultdict(dict)
+    for path, module, condition in _walk(model, "", frozenset(), candidates):
         for kind, key, tensor in _tensors(module):
             found.setdefault(id(tensor), stored(kind, path, module, key, tensor))
             own = owners[id(tensor)]
-            own[module] = own.get(module, frozenset()) | {gates}
+            own[module] = own.get(module, frozenset()) | {condition}
     layers = [
         Layer(spec, frozenset().union(*owners[tensor].values())) for tensor, spec in found.items()
     ]
@@ -214,22 +216,22 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
 def _walk(
     module: nn.Module,
     path: str,
-    gates: Gates,
-    mixers: Mapping[int, Sequence[tuple[Gates, nn.Module]]],
-) -> Iterator[tuple[str, nn.Module, Gates]]:
-    """Every module under every path that leads to it, with the gates on that path."""
-    yield path, module, gates
-    if id(module) in mixers:
-        for key, (own, candidate) in zip(_keys(module), mixers[id(module)], strict=True):
-            if consistent(gates | own):
-                yield from _walk(candidate, f"{path}.{key}".lstrip("."), gates | own, mixers)
+    condition: Condition,
+    nodes: Mapping[int, Sequence[tuple[Condition, nn.Module]]],
+) -> Iterator[tuple[str, nn.Module, Condition]]:
+    """Every module under every path that leads to it, with the condition that it implies."""
+    yield path, module, condition
+    if id(module) in nodes:
+        for key, (own, candidate) in zip(_keys(module), nodes[id(module)], strict=True):
+            if consistent(condition | own):
+                yield from _walk(candidate, f"{path}.{key}".lstrip("."), condition | own, nodes)
         return
     for key, child in module.named_children():
-        yield from _walk(child, f"{path}.{key}".lstrip("."), gates, mixers)
+        yield from _walk(child, f"{path}.{key}".lstrip("."), condition, nodes)
 
 
-def _keys(mixer: nn.Module) -> Iterable[object]:
-    """Names of the candidates that `mixer` runs, in their order."""
-    if isinstance(mixer, Unrolled):
-        return mixer.candidates
-    return mixer.gated() if isinstance(mixer, Decision) else ()
+def _keys(node: nn.Module) -> Iterable[object]:
+    """Names of the candidates that `node` runs, in their order."""
+    if isinstance(node, Unrolled):
+        return node.candidates
+    return node.active_if() if isinstance(node, Decision) else ()

@@ -8,23 +8,25 @@ import torch
 from torch import Tensor, nn
 
 from nas.copying import copied
-from nas.cost.base import Gates
-from nas.decision import Decision, Varying, decisions
+from nas.cost.base import Condition
+from nas.decision import Decision, Searchable, decisions
 from nas.discretization import outermost
 
 
 class Unrolled(nn.Module):
-    """All variants of one `Varying`, each with the gates under which it is the one that exists.
+    """All variants of one `Searchable`, each with the condition under which it exists.
 
     Runs them one after another on the channels that each reads, and gives zeros of their largest
     shape: values do not matter in a dry run, and whoever reads them takes what it needs.
     """
 
-    def __init__(self, variants: Sequence[tuple[Gates, nn.Module, int | None]]) -> None:
+    def __init__(self, variants: Sequence[tuple[Condition, nn.Module, int | None]]) -> None:
         super().__init__()
-        self.gates = [gates for gates, _, _ in variants]
+        self.condition = [condition for condition, _, _ in variants]
         self.reads = [channels for _, _, channels in variants]
-        labels = ("_".join(f"{name}.{k}" for name, k in sorted(gates)) for gates in self.gates)
+        labels = (
+            "_".join(f"{name}.{k}" for name, k in sorted(condition)) for condition in self.condition
+        )
         self.candidates = nn.ModuleDict(
             {
                 f"{i}_{label.replace('.', '_')}": module
@@ -43,63 +45,65 @@ class Unrolled(nn.Module):
 
 
 @dataclass(frozen=True)
-class Mixer:
-    """A module of the unrolled supernet that runs candidates, each under its gates."""
+class ChoiceNode:
+    """A module of the unrolled supernet that runs candidates, each under its condition."""
 
     path: str
     module: nn.Module
-    candidates: Sequence[tuple[Gates, nn.Module]]
+    candidates: Sequence[tuple[Condition, nn.Module]]
 
 
-def unroll(model: nn.Module) -> tuple[nn.Module, list[Mixer]]:
-    """A supernet like `model` and its mixers; a copy where something but a choice of ops varies.
+def unroll(model: nn.Module) -> tuple[nn.Module, list[ChoiceNode]]:
+    """A supernet like `model`, copied if numbers are searched, and its choice nodes.
 
-    Gates name decisions as in `model`. Tensors that variants slice are slices here too, each with
-    its own identity, but a variant that stands in several places is one module.
+    Conditions name decisions as in `model`. Tensors that variants slice are slices here too, each
+    with its own identity, but a variant that stands in several places is one module.
     """
     names = {decision: name for name, decision in decisions(model)}
     memo: dict[int, Any] = {}
     made = _copy(model, names, memo) if _needs_copy(model) else model
     own = {id(memo.get(id(decision), decision)): name for decision, name in names.items()}
-    return made, list(_mixers(made, own))
+    return made, list(_nodes(made, own))
 
 
 def _needs_copy(model: nn.Module) -> bool:
-    return any(isinstance(m, Varying) and not isinstance(m, Decision) for m in model.modules())
+    return any(isinstance(m, Searchable) and not isinstance(m, Decision) for m in model.modules())
 
 
 def _copy(module: nn.Module, names: Mapping[Decision, str], memo: dict[int, Any]) -> Any:
-    for varying in _unrollable(module):
-        if id(varying) not in memo:
-            memo[id(varying)] = Unrolled(list(_variants(varying, names, memo)))
+    for searchable in _unrollable(module):
+        if id(searchable) not in memo:
+            memo[id(searchable)] = Unrolled(list(_variants(searchable, names, memo)))
     return copied(module, memo)
 
 
-def _unrollable(module: nn.Module) -> Iterator[Varying]:
+def _unrollable(module: nn.Module) -> Iterator[Searchable]:
     """As `outermost`, but a decision runs its options itself: they are looked into."""
-    for varying in outermost(module):
-        if isinstance(varying, Decision):
-            for child in varying.children():
+    for searchable in outermost(module):
+        if isinstance(searchable, Decision):
+            for child in searchable.children():
                 yield from _unrollable(child)
         else:
-            yield varying
+            yield searchable
 
 
 def _variants(
-    varying: Varying, names: Mapping[Decision, str], memo: dict[int, Any]
-) -> Iterator[tuple[Gates, nn.Module, int | None]]:
-    for options in varying.combinations():
-        gates = frozenset((names[d], d.options.index(option)) for d, option in options.items())
-        module = _copy(varying.variant(options), names, memo)
-        yield gates, module, varying.reads(options)
+    searchable: Searchable, names: Mapping[Decision, str], memo: dict[int, Any]
+) -> Iterator[tuple[Condition, nn.Module, int | None]]:
+    for options in searchable.combinations():
+        condition = frozenset((names[d], d.options.index(option)) for d, option in options.items())
+        module = _copy(searchable.materialize(options), names, memo)
+        yield condition, module, searchable.in_channels_used(options)
 
 
-def _mixers(model: nn.Module, names: Mapping[int, str]) -> Iterator[Mixer]:
+def _nodes(model: nn.Module, names: Mapping[int, str]) -> Iterator[ChoiceNode]:
     for path, module in model.named_modules():
         if isinstance(module, Unrolled):
-            found = zip(module.gates, module.candidates.values(), strict=True)
-            yield Mixer(path, module, list(found))
-        elif isinstance(module, Decision) and module.gated():
+            found = zip(module.condition, module.candidates.values(), strict=True)
+            yield ChoiceNode(path, module, list(found))
+        elif isinstance(module, Decision) and module.active_if():
             name = names[id(module.tied_to)]
-            gated = module.gated().values()
-            yield Mixer(path, module, [(frozenset({(name, k)}), m) for k, m in enumerate(gated)])
+            gated = module.active_if().values()
+            yield ChoiceNode(
+                path, module, [(frozenset({(name, k)}), m) for k, m in enumerate(gated)]
+            )

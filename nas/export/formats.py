@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nas.artifacts.files import write_atomic
 from nas.copying import copied
 from nas.errors import UserError
 from nas.export.loading import load_weights, state_bytes
@@ -21,7 +22,6 @@ from nas.export.to_executorch import int8_pte_bytes, open_pte
 from nas.export.to_onnx import NEEDS, int8_onnx_bytes, open_onnx
 from nas.export.to_python import python_source
 from nas.lowering import onnx_bytes, pte_bytes
-from nas.run import write_atomic
 
 FORMATS = ("state_dict", "python", "onnx", "pt2", "pte", "int8_onnx", "int8_pte")
 TOLERANCE = 1e-4  # largest |difference| of a logit in float32 that another order of sums explains

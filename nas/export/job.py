@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from nas.claim import claimed, own_prefix
+from nas.artifacts import RunDir
+from nas.artifacts.files import claimed, display_path, own_prefix, write_atomic, write_json
+from nas.artifacts.reading import read_json
+from nas.config.options import ExportOptions
 from nas.data import DataModule
 from nas.diagnostics import captured, reason, record
 from nas.errors import UserError
@@ -21,36 +23,8 @@ from nas.export.check import Batch, Parity, compare, complaint, latencies
 from nas.export.formats import Format, Model, Source, chosen
 from nas.export.loading import state_bytes
 from nas.export.qat import fine_tune
-from nas.reading import read_json
-from nas.run import RunDir, shown, write_atomic, write_json
-from nas.values import Count, Share, checked
 
 _EXAMPLE = 16  # samples that the exporters trace with
-
-
-@checked()
-@dataclass(frozen=True)
-class ExportOptions:
-    """What the user asks for.
-
-    Args:
-        formats: names out of `nas.export.formats.FORMATS`.
-        overwrite: replace files that are there.
-        calibration: training images from which int8 learns its ranges.
-        qat: train the network for int8 before it is quantized.
-        qat_epochs, qat_lr: how long, and how fast.
-        max_drop: of the accuracy on the test part, 0.05 = 5 points, for an int8 file to be kept.
-        latency: measure each runtime.
-    """
-
-    formats: tuple[str, ...] = ("onnx",)
-    overwrite: bool = False
-    calibration: Count = 512
-    qat: bool = False
-    qat_epochs: Count = 3
-    qat_lr: Annotated[float, Field(gt=0, le=1)] = 1e-3
-    max_drop: Share = 0.05
-    latency: bool = True
 
 
 @dataclass(frozen=True)
@@ -92,7 +66,7 @@ class Export:
 
     def __init__(self, subject: Subject, options: ExportOptions, out: Path) -> None:
         self.subject, self.options, self.out = subject, options, out
-        self.formats = chosen(options.formats, subject.network)
+        self.formats = chosen(options.format, subject.network)
         self._check_there()
         subject.data.setup()
         self.batches: list[Batch] = list(subject.data.test_dataloader())
@@ -116,7 +90,7 @@ class Export:
                 if self.options.latency and models:
                     self._time(models, made)
                 content = self._write(made, Path(scratch))
-        print(f"card: {shown(self.out / 'card.md')}")
+        print(f"card: {display_path(self.out / 'card.md')}")
         if made.refused:
             kept = f"; written: {', '.join(made.rows)}" if made.rows else ""
             raise UserError("; ".join(made.refused) + kept)
@@ -127,18 +101,18 @@ class Export:
         there = [name for name in names if (self.out / name).exists()]
         if there and not self.options.overwrite:
             raise UserError(
-                f"{shown(self.out / there[0])} is there already: pass overwrite=true to replace "
-                "it, or another folder with out=FOLDER"
+                f"{display_path(self.out / there[0])} is there already: pass overwrite=true to "
+                "replace it, or another folder with out=FOLDER"
             )
 
     def _check_classes(self) -> None:
         with torch.no_grad():
             outputs = self.subject.network(self.batches[0][0][:1]).shape[-1]
         data = self.subject.data
-        if outputs != data.num_classes:
+        if outputs != data.num_outputs:
             raise UserError(
                 f"the network has {outputs} classes and the data {data.name!r} have "
-                f"{data.num_classes} ({', '.join(data.classes[:10])}): pass the data it was "
+                f"{data.num_outputs} ({', '.join(data.classes[:10])}): pass the data it was "
                 "trained on"
             )
 
@@ -240,7 +214,9 @@ class Export:
             **found.fields(),
             **({"qat": made.qat} if form.int8 else {}),
         }
-        listed = ", ".join(f"{shown(self.out / file)} ({n:,} bytes)" for file, n in sizes.items())
+        listed = ", ".join(
+            f"{display_path(self.out / file)} ({n:,} bytes)" for file, n in sizes.items()
+        )
         print(f"{name:10} {listed}\n{'':10} {found}")
         return form.open(folder / form.files[0])
 

@@ -10,11 +10,11 @@ import yaml
 from torch import nn
 
 from nas.arch import Arch
+from nas.artifacts import RunDir
+from nas.artifacts.reading import read_config, read_tensors
 from nas.decision import free
 from nas.discretization import discretize
 from nas.errors import UserError
-from nas.reading import read_config, read_tensors
-from nas.run import RunDir
 from nas.spaces import build
 
 Builder = Callable[[tuple[int, ...], int], nn.Module]
@@ -27,7 +27,7 @@ def load(run: str | Path, space: Builder | None = None) -> nn.Module:
 
     Args:
         run: the run's folder.
-        space: ``(input_shape, num_classes) -> supernet``, for a space of your own in Python.
+        space: ``(input_shape, num_outputs) -> supernet``, for a space of your own in Python.
 
     Raises:
         UserError: no finished run there, or files that do not fit each other.

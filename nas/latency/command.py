@@ -11,7 +11,9 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from nas.claim import claimed
+from nas.artifacts import RunDir
+from nas.artifacts.files import claimed, write_atomic
+from nas.config.schema import Count, Name, checked
 from nas.decision import decisions
 from nas.errors import UserError
 from nas.latency.accuracy import Accuracy, kendall, spearman
@@ -24,9 +26,7 @@ from nas.latency.log import quality_text
 from nas.latency.network_model import fit_table
 from nas.latency.profile import Profile
 from nas.latency.runtimes import runtime
-from nas.run import RunDir, write_atomic
-from nas.units import amount
-from nas.values import Count, Name, checked
+from nas.quantities import amount
 
 # (input shape, number of classes), or None for those of the data -> supernet and its input shape.
 Build = Callable[[tuple[tuple[int, ...], int] | None], tuple[nn.Module, tuple[int, ...]]]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from nas.cost.base import Expected, Monomial, Terms
+from nas.cost.base import Expected, Polynomial, Term
 from nas.cost.expected import ExpectedTerms
 from nas.cost.polynomial import reduced, weighted_sum
 from nas.cost.trace import Example, Trace, inputs_of
@@ -143,10 +143,10 @@ class UnitSum:
 class ExpectedLatency(ExpectedTerms):
     """The latency of `model` under its present thetas, differentiable in every alpha.
 
-    ``E = offset + sum_uses P(use) * (scale * factor * seconds + per_unit)``, P the product of the
-    thetas that gate it (ProxylessNAS, Cai et al., 2019, Eq. 5). One-hot thetas give the corrected
-    sum over that network's units. With a spill, the cost is the larger of two sums: this one, and
-    this one plus ``per_weight * (weights - room)``.
+    ``E = offset + sum_uses P(use) * (scale * factor * seconds + per_unit)``, P the product
+    of the thetas of its condition (ProxylessNAS, Cai et al., 2019, Eq. 5). One-hot thetas give the
+    corrected sum over that network's units. With a spill, the cost is the larger of two sums: this
+    one, and this one plus ``per_weight * (weights - room)``.
 
     Raises:
         UserError: as `Latency.expected`.
@@ -159,19 +159,19 @@ class ExpectedLatency(ExpectedTerms):
         sums = self._sums(cost.seconds(model, self.units))
         super().__init__(model, Latency.name, Latency.unit, sums, self.units.options)
 
-    def _sums(self, seconds: Mapping[str, float]) -> list[Terms]:
+    def _sums(self, seconds: Mapping[str, float]) -> list[Polynomial]:
         correction = self.profile.correction
         uses = [use for use in self.units.uses if use.key in seconds]
-        parts: list[tuple[float, Terms]] = [(correction.offset, {frozenset(): 1.0})]
+        parts: list[tuple[float, Polynomial]] = [(correction.offset, {frozenset(): 1.0})]
         for use in uses:
-            parts.append((correction.unit(use.key, seconds[use.key]), {use.gates: 1.0}))
-        sums: list[Terms] = [weighted_sum(parts)]
+            parts.append((correction.unit(use.key, seconds[use.key]), {use.condition: 1.0}))
+        sums: list[Polynomial] = [weighted_sum(parts)]
         if correction.spill is not None:
             room, per_weight = correction.spill.room, correction.spill.per_weight
             parts.append((-per_weight * room, {frozenset(): 1.0}))
             for use in uses:
                 weights = weights_of(features(self.units.by_key[use.key].layers))
-                parts.append((per_weight * weights, {use.gates: 1.0}))
+                parts.append((per_weight * weights, {use.condition: 1.0}))
             sums.append(weighted_sum(parts))
         return sums
 
@@ -209,22 +209,22 @@ class ExpectedNetworkLatency(ExpectedTerms):
         terms = self._additive() if cost.model.additive else self._enumerated()
         super().__init__(supernet, cost.name, cost.unit, [terms], self.options)
 
-    def _additive(self) -> dict[Monomial, float]:
+    def _additive(self) -> dict[Term, float]:
         """The value of the first architecture, and what each other option adds to it."""
         texts = {name: list(map(str, self._decisions[name].options)) for name in self._order}
         base = tuple(texts[name][0] for name in self._order)
-        gates, networks = [], [base]
+        choices, networks = [], [base]
         for place, name in enumerate(self._order):
             for index, option in enumerate(texts[name][1:], start=1):
-                gates.append((name, index))
+                choices.append((name, index))
                 networks.append((*base[:place], option, *base[place + 1 :]))
         first, *others = self.cost.model.predict(networks).tolist()
-        terms: dict[Monomial, float] = {frozenset(): first}
-        for gate, value in zip(gates, others, strict=True):
-            terms[frozenset({gate})] = value - first
+        terms: dict[Term, float] = {frozenset(): first}
+        for choice, value in zip(choices, others, strict=True):
+            terms[frozenset({choice})] = value - first
         return terms
 
-    def _enumerated(self) -> dict[Monomial, float]:
+    def _enumerated(self) -> dict[Term, float]:
         count = prod(self.options.values())
         if count > LARGEST:
             raise UserError(
@@ -235,7 +235,7 @@ class ExpectedNetworkLatency(ExpectedTerms):
         options = [list(enumerate(map(str, self._decisions[n].options))) for n in self._order]
         every = list(product(*options))
         values = self.cost.model.predict([tuple(o for _, o in taken) for taken in every]).tolist()
-        terms: dict[Monomial, float] = {
+        terms: dict[Term, float] = {
             frozenset((n, k) for n, (k, _) in zip(self._order, taken, strict=True)): value
             for taken, value in zip(every, values, strict=True)
         }

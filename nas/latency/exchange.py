@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 
 from nas.arch import Arch
+from nas.artifacts.files import write_atomic, write_json
+from nas.artifacts.reading import read_csv
 from nas.cost.trace import Example
 from nas.decision import decisions
 from nas.errors import UserError
@@ -28,8 +30,6 @@ from nas.latency.runtimes import (
 from nas.latency.unit_model import Count, UnitTime
 from nas.latency.units import Conditions, Unit, features, indices
 from nas.lowering import required
-from nas.reading import read_csv
-from nas.run import write_atomic, write_json
 
 SCHEMA = 1
 # Column of a CSV -> seconds of one of it.

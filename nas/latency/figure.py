@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from nas.artifacts.files import write_atomic
 from nas.cost.base import Expected
 from nas.errors import UserError
 from nas.latency.calibrate import MeasuredNetwork, Role
@@ -18,7 +19,6 @@ from nas.latency.measure import Timing, timings
 from nas.latency.profile import About, Profile
 from nas.latency.runtimes import copy_to_measure, inputs_like, machine_name, runtime
 from nas.report.figure import load_optional
-from nas.run import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from torch import Tensor, nn
 
 from nas.arch import Arch
+from nas.config.schema import Count, Name, Positive, Seed, Threads, Whole, checked
 from nas.cost.analytic import MACs
 from nas.cost.schedule import tensors
 from nas.cost.trace import Example, inputs_of
@@ -36,7 +37,6 @@ from nas.latency.runtimes import (
 )
 from nas.latency.unit_model import UnitTime
 from nas.latency.units import Conditions, Unit, Units, features, indices, units_of
-from nas.values import Count, Name, Positive, Seed, Threads, Whole, checked
 
 # Kept ready and interleaved: the more, the less a slow minute matters. Their weights are in memory.
 UNITS_AT_ONCE, NETWORKS_AT_ONCE = 256, 64

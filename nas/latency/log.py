@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nas.artifacts.files import naming
+from nas.artifacts.reading import TABLE, parse_json, read_text
 from nas.errors import UserError, is_full
-from nas.reading import TABLE, parse_json, read_text
-from nas.run import naming
 
 SCHEMA = 1
 _FREE = ("date",)  # may differ when measuring goes on

@@ -13,9 +13,9 @@ from typing import Literal
 
 import numpy as np
 
+from nas.artifacts.reading import read_csv
 from nas.errors import UserError
 from nas.latency.predict import Array
-from nas.reading import read_csv
 from nas.spaces import nas_bench_201 as cell
 
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}

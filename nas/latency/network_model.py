@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, FiniteFloat
 
+from nas.artifacts.files import write_json
 from nas.errors import UserError
 from nas.latency.measured_networks import (
     LEFT_OUT,
@@ -29,7 +30,6 @@ from nas.latency.predict import (
     left_out,
 )
 from nas.latency.profile import decode
-from nas.run import write_json
 
 SCHEMA = 2
 KIND = "rows"  # in the file; a profile of units has no such field

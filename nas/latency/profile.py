@@ -9,6 +9,9 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
+from nas.artifacts.files import write_json
+from nas.artifacts.reading import PROFILE
+from nas.artifacts.reading import read_json as read_value
 from nas.errors import UserError
 from nas.latency.accuracy import Accuracy, accuracy
 from nas.latency.calibrate import (
@@ -21,9 +24,6 @@ from nas.latency.calibrate import (
 )
 from nas.latency.unit_model import FEWEST, UnitModel, UnitTime, fit_units
 from nas.latency.units import DTYPES, Conditions
-from nas.reading import PROFILE
-from nas.reading import read_json as read_value
-from nas.run import write_json
 
 SCHEMA = 2
 Size = Annotated[int, Field(ge=1)]

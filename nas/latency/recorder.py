@@ -1,4 +1,4 @@
-"""Records which modules a supernet runs, under which gates, and by which operators."""
+"""Records which modules a supernet runs, under which condition, and by which operators."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from nas.cost.base import Gate, Gates, LayerSpec
+from nas.cost.base import Choice, Condition, LayerSpec
 from nas.cost.dry_run import Inputs, run
 from nas.cost.operators import OperatorRecorder
 from nas.decision import Decision, decisions, sites
@@ -20,13 +20,13 @@ class Call:
     """One execution of one module, or of several in a row that no choice separates.
 
     Attributes:
-        gates: the call happens in the architectures where all of these hold.
+        condition: the call happens in the architectures where this holds.
         paths: of the modules.
         operators: each with its shapes, see `operator_text`.
         free: it computes nothing (an identity, a view).
     """
 
-    gates: Gates
+    condition: Condition
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     paths: list[str] = field(default_factory=list)
@@ -45,7 +45,7 @@ def record(model: nn.Module, inputs: Inputs) -> list[Call]:
     with ExitStack() as stack, torch.no_grad():
         # Options first: they look at who calls, which is then the last of those that run.
         for _, site in sites(model):
-            for index, candidate in enumerate(site.gated().values()):
+            for index, candidate in enumerate(site.active_if().values()):
                 _around(stack, candidate, *recorder.option(site, (names[site.tied_to], index)))
         paths = {id(module): name for name, module in model.named_modules()}
         for leaf in _leaves(model):
@@ -68,7 +68,7 @@ def _leaves(model: nn.Module) -> list[nn.Module]:
         if not any(decisions(module)):
             found[id(module)] = module
             return
-        inner = module.gated().values() if isinstance(module, Decision) else module.children()
+        inner = module.active_if().values() if isinstance(module, Decision) else module.children()
         for child in inner:
             walk(child)
 
@@ -90,12 +90,12 @@ def _around(stack: ExitStack, module: nn.Module, before: Before, after: After) -
 
 
 class _Recorder:
-    """Writes down which unit runs, under which gates, and by which operators."""
+    """Writes down which unit runs, under which condition, and by which operators."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self._running: list[nn.Module] = []  # from the outside in
-        self._gates: list[Gate | None] = []
+        self._condition: list[Choice | None] = []
         self._depth = 0  # of leaves: one may be a part of another
         self._last: Any = None  # what the last unit gave
 
@@ -107,15 +107,15 @@ class _Recorder:
 
         return lambda module, *_: self._running.append(module), after
 
-    def option(self, decision: Decision, gate: Gate) -> tuple[Before, After]:
+    def option(self, decision: Decision, choice: Choice) -> tuple[Before, After]:
         """For a candidate; it counts while its own decision runs it, not another caller."""
 
         def before(*_: Any) -> None:
             own = bool(self._running) and self._running[-1] is decision
-            self._gates.append(gate if own else None)
+            self._condition.append(choice if own else None)
 
         def after(_out: Any) -> None:
-            self._gates.pop()
+            self._condition.pop()
 
         return before, after
 
@@ -135,11 +135,11 @@ class _Recorder:
         return before, after
 
     def _enter(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        gates = frozenset(gate for gate in self._gates if gate is not None)
+        condition = frozenset(choice for choice in self._condition if choice is not None)
         follows = len(args) == 1 and not kwargs and args[0] is self._last and self.calls
         # Measured in one piece: runtimes join a convolution with what comes after it.
-        if not (follows and self.calls[-1].gates == gates):
-            self.calls.append(Call(gates, args, kwargs))
+        if not (follows and self.calls[-1].condition == condition):
+            self.calls.append(Call(condition, args, kwargs))
         self.calls[-1].paths.append(path)
 
     def where(self) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from nas.cost.analytic import MACs
-from nas.cost.base import Gates, LayerSpec, Scalar, stored
+from nas.cost.base import Condition, LayerSpec, Scalar, stored
 from nas.cost.dry_run import dry_run
 from nas.cost.polynomial import consistent
 from nas.cost.trace import Example, inputs_of
@@ -85,10 +85,10 @@ class Unit:
 
 @dataclass(frozen=True)
 class Use:
-    """One execution of a unit, in every architecture where all of `gates` hold."""
+    """One execution of a unit, in every architecture where `condition` holds."""
 
     key: str
-    gates: Gates
+    condition: Condition
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Units:
             use.key
             for use in self.uses
             if not self.by_key[use.key].free
-            and all(choices[name] == index for name, index in use.gates)
+            and all(choices[name] == index for name, index in use.condition)
         )
 
 
@@ -134,7 +134,7 @@ def units_of(model: nn.Module, example: Example, conditions: Conditions | None =
     """
     conditions = conditions or Conditions()
     for name, decision in decisions(model):
-        if not decision.gated():
+        if not decision.active_if():
             raise UserError(
                 f"decision {name!r} ({type(decision).__name__}) has no candidate modules, so "
                 "its latency cannot be put together from measured units"
@@ -146,9 +146,9 @@ def units_of(model: nn.Module, example: Example, conditions: Conditions | None =
     for unit in made:
         by_key.setdefault(unit.key, unit)
     uses = (
-        Use(unit.key, call.gates)
+        Use(unit.key, call.condition)
         for unit, call in zip(made, calls, strict=True)
-        if consistent(call.gates)
+        if consistent(call.condition)
     )
     return Units(by_key, tuple(uses), names)
 

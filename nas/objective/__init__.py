@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from nas.config.schema import NonNegative, Positive, Share, checked
 from nas.errors import UserError
 from nas.objective.base import Objective, PerCost, wide
 from nas.ranks import averaged
-from nas.values import NonNegative, Positive, Share, checked
 
 __all__ = [
     "AddLinear",

@@ -7,14 +7,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from nas.artifacts import RunDir
+from nas.artifacts.files import write_atomic
 from nas.report.collect import Sweep, collect, labelled
 from nas.report.figure import pictures
 from nas.report.fronts import Front, fronts
 from nas.report.page import page
-from nas.report.table import csv_text, print_table
 from nas.report.tensorboard import FOLDER, follow, write_entry
-from nas.report.terminal import console
-from nas.run import RunDir, write_atomic
+from nas.report.terminal import console, csv_text, print_table
 
 __all__ = ["Front", "ReportFiles", "compare", "follow", "report"]
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nas.artifacts import RunDir, find_runs
+from nas.artifacts.reading import read_json
 from nas.errors import UserError
-from nas.reading import read_json
 from nas.report.summary import BlockSummary, read_blocks
-from nas.run import RunDir, find_runs
 
 SCHEMA = 1
 STATUSES = ("finished", "failed", "interrupted")

@@ -9,17 +9,16 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 from torch import nn
 
-from nas import tables
 from nas.arch import Arch
+from nas.artifacts import RunDir
+from nas.artifacts.files import csv_table, write_atomic
 from nas.cost.base import LayerCost, LayerSpec, NetworkCost
 from nas.cost.trace import Example, trace
-from nas.decision import Decision, Varying, decisions, sites
+from nas.decision import Decision, Searchable, decisions, sites
 from nas.discretization import discretize
 from nas.ops.blocks import SqueezeExcitation
-from nas.report.labels import COLOURS
-from nas.report.templates import render
-from nas.run import RunDir, write_atomic
-from nas.units import amount
+from nas.quantities import amount
+from nas.report.templates import COLOURS, render
 
 HEIGHT, FULL, GAP = 30, 200, 14  # of the SVG, in pixels: a row, a full bar, between columns
 LETTER = 7.2  # mean width of a letter of 12 pixels at most, in any sans-serif
@@ -104,8 +103,12 @@ def summarize(
         _add(block, layer.spec, additive, shapes=not layer.spec.module.startswith(gates))
     # Decisions inside of a block that a searched depth leaves out are in no network.
     present = {name for name, _ in network.named_modules()}
-    present |= {name for decision, name in names.items() if not decision.gated()}
-    return [b for b in blocks.values() if b.layers or (b.option and b.name in present)]
+    present |= {name for decision, name in names.items() if not decision.active_if()}
+    return [
+        block
+        for block in blocks.values()
+        if block.layers or any(block.costs.values()) or (block.option and block.name in present)
+    ]
 
 
 def _bare_leaders(supernet: nn.Module) -> Iterator[str]:
@@ -126,11 +129,11 @@ def _chosen(
     if isinstance(module, Decision):
         yield path, str(arch.choices[names[module.tied_to]])
         return
-    own = module.decides() if isinstance(module, Varying) else ()
-    numbers = {decision for decision in own if not decision.gated()}
+    own = module.decisions() if isinstance(module, Searchable) else ()
+    numbers = {decision for decision in own if not decision.active_if()}
     inside = [(key, child) for key, child in module.named_children() if child not in numbers]
     deeper = (m for _, child in inside for m in child.modules() if m not in numbers)
-    if numbers and not any(isinstance(m, Varying) for m in deeper):
+    if numbers and not any(isinstance(m, Searchable) for m in deeper):
         # A width is listed at the layer that makes it, not again at those that read it.
         made = [names[d] for d in own if d in numbers and names[d].startswith(f"{path}.")]
         yield path, ", ".join(f"{n.rpartition('.')[2]} {arch.choices[n]}" for n in made)
@@ -180,7 +183,7 @@ def csv_text(blocks: Blocks) -> str:
         amounts = [block.costs.get(name, 0) for name in costs]
         rows.append([*own, *amounts, *(round(share(blocks, block, name), 6) for name in costs)])
     header = ["block", "operation", "channels", "size", "layers", *costs, *shares]
-    return tables.csv_text(header, rows)
+    return csv_table(header, rows)
 
 
 def svg(blocks: Blocks, costs: Sequence[str], title: str = "", alone: bool = False) -> str:

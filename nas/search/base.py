@@ -9,16 +9,18 @@ import pytorch_lightning as pl
 from torch import nn
 
 from nas.arch import Arch
+from nas.artifacts import RunDir
 from nas.cost.base import Expected
+from nas.decision import decisions
+from nas.errors import UserError
 from nas.pareto import non_dominated
 from nas.ranks import told
-from nas.run import RunDir
 from nas.tasks.classification import task_of
 from nas.train import Training, called, takes
 
 
 class TrainingRecipe(Protocol):
-    """How the networks of a run are trained, see `nas.plan.Plan`."""
+    """How the networks of a run are trained, see `nas.problem.Plan`."""
 
     data: Any
     finetune: Callable[..., Training]
@@ -27,7 +29,7 @@ class TrainingRecipe(Protocol):
 
 
 class SearchProblem(Protocol):
-    """A supernet with its costs and budgets, see `nas.plan.Problem`."""
+    """A supernet with its costs and budgets, see `nas.problem.Problem`."""
 
     @property
     def plan(self) -> Any: ...
@@ -209,6 +211,15 @@ def build_search(problem: SearchProblem) -> Search:
 def leaves_of(factory: Any) -> str:
     """What the search that `factory` makes leaves behind, see `Search`; no search is made."""
     return str(getattr(getattr(factory, "func", factory), "leaves", "nothing"))
+
+
+def check_searchable(supernet: nn.Module) -> None:
+    """Raises UserError where `supernet` holds no decision."""
+    if not any(decisions(supernet)):
+        raise UserError(
+            "this space has no decision to search: give some stage at least two ops, or train "
+            "the network as it is with `nas finetune`"
+        )
 
 
 def agreed(choose: Callable[[], Arch]) -> Arch:

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from nas.arch import Arch
+from nas.artifacts.reading import read_tensors
+from nas.config.schema import Count, Whole, checked
 from nas.discretization import discretize
 from nas.errors import InterruptedRunError, NotFiniteError
-from nas.reading import read_tensors
 from nas.recalibrate import recalibrate
 from nas.search.base import SearchProblem, TrainingRecipe
 from nas.search.callbacks import LastCheckpoint
-from nas.tasks.base import Task
+from nas.tasks import Task
 from nas.tasks.classification import task_of
 from nas.train import Training, called, interruptible, strategy_of
-from nas.values import Count, Whole, checked
 
 # What scores: ``(arch) -> metrics``, or ``(arch, epochs) -> metrics`` of a training in rungs.
 Scoring = Callable[..., Mapping[str, float]]

@@ -15,7 +15,7 @@ SPACES: dict[str, type[nn.Module]] = {
 }
 
 
-def build(config: Mapping[str, Any], input_shape: Sequence[int], num_classes: int) -> nn.Module:
+def build(config: Mapping[str, Any], input_shape: Sequence[int], num_outputs: int) -> nn.Module:
     """The supernet of a space configuration, without importing what the configuration names.
 
     Raises:
@@ -25,11 +25,11 @@ def build(config: Mapping[str, Any], input_shape: Sequence[int], num_classes: in
     if not isinstance(target, str) or target not in SPACES:
         raise UserError(
             f"the space is built by {target!r}, which is not run from a file: pass "
-            "nas.load(run, space=your_function), with your_function(input_shape, num_classes), "
+            "nas.load(run, space=your_function), with your_function(input_shape, num_outputs), "
             "or trust=true to `nas export` and `nas extract`"
         )
     keys = {key: value for key, value in config.items() if not str(key).startswith("_")}
     try:
-        return SPACES[target](input_shape=input_shape, num_classes=num_classes, **keys)
+        return SPACES[target](input_shape=input_shape, num_outputs=num_outputs, **keys)
     except TypeError as error:
         raise UserError(f"the configuration of space {config.get('name')!r}: {error}") from None

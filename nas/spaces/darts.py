@@ -7,14 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from nas.config.schema import Count, Layers, Positive, checked
 from nas.errors import UserError
-from nas.ops.blocks import Site
-from nas.ops.cells import FactorizedReduce, PartialChannels, relu_conv
+from nas.ops.blocks import FactorizedReduce, PartialChannels, Site
+from nas.ops.catalogue import relu_conv
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.edges import Edges, Node, StrongestEdges, pairs
 from nas.supernet.elastic_ops import build_op
 from nas.supernet.relax import RelaxedDecision, Shared
-from nas.values import Count, Layers, Positive, checked
 
 NODES = 4
 INPUTS = 2  # outputs of the two cells before
@@ -155,7 +155,7 @@ class Darts(nn.Module):
         affine: whether BatchNorms scale and shift; the DARTS family searches without.
         stem: channels of the stem, over `channels`.
 
-    Shape: ``(N, *input_shape) -> (N, num_classes)``.
+    Shape: ``(N, *input_shape) -> (N, num_outputs)``.
 
     Raises:
         UserError: one of these cannot be.
@@ -164,7 +164,7 @@ class Darts(nn.Module):
     def __init__(
         self,
         input_shape: Sequence[int],
-        num_classes: Count,
+        num_outputs: Count,
         name: str = "darts",
         channels: Count = 16,
         cells: Layers = 8,
@@ -191,7 +191,7 @@ class Darts(nn.Module):
             decisions = self.reduction if w.reduces else self.normal
             assert decisions is not None
             self.cells.append(Cell(decisions, w, affine, partial))
-        self.classifier = nn.Linear(NODES * widths[-1].channels, num_classes)
+        self.classifier = nn.Linear(NODES * widths[-1].channels, num_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         before_last = last = self.stem(x)

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, nn
 
 from nas.arch import Arch
+from nas.config.schema import Count, Layers, Positive, checked
 from nas.errors import UserError
 from nas.ops.blocks import Site
-from nas.ops.cells import relu_conv
+from nas.ops.catalogue import relu_conv
 from nas.spaces.darts import check_cells, edge
 from nas.supernet.relax import Shared
-from nas.values import Count, Layers, Positive, checked
 
 NAME = "nas_bench_201"
 STAGES = 3
@@ -90,7 +90,7 @@ class NasBench201(nn.Module):
         partial: K of partial channels, see `PartialChannels`; 1: none.
         affine: whether BatchNorms scale and shift; the DARTS family searches without.
 
-    Shape: ``(N, *input_shape) -> (N, num_classes)``.
+    Shape: ``(N, *input_shape) -> (N, num_outputs)``.
 
     Raises:
         UserError: one of these cannot be.
@@ -99,7 +99,7 @@ class NasBench201(nn.Module):
     def __init__(
         self,
         input_shape: Sequence[int],
-        num_classes: Count,
+        num_outputs: Count,
         name: str = NAME,
         channels: Count = 16,
         cells: Layers = 5,
@@ -118,7 +118,7 @@ class NasBench201(nn.Module):
         self.cell = nn.ModuleDict({edge_key(edge): Shared(tuple(NAS_BENCH_201)) for edge in EDGES})
         self.cells = nn.ModuleList(_stages(self.cell, widths, cells, affine, partial))
         self.last = nn.Sequential(nn.BatchNorm2d(widths[-1]), nn.ReLU(inplace=True))
-        self.classifier = nn.Linear(widths[-1], num_classes)
+        self.classifier = nn.Linear(widths[-1], num_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -197,15 +197,12 @@ def live(ops: Sequence[str]) -> tuple[bool, ...]:
 
     Only these change what the cell computes; a runtime that optimises leaves the others out.
     """
-    present = [edge for edge, op in zip(EDGES, ops, strict=True) if op != "none"]
-    fed, useful = {0}, {3}
-    for _ in range(3):
-        fed |= {to for source, to in present if source in fed}
-        useful |= {source for source, to in present if to in useful}
-    return tuple(
-        op != "none" and source in fed and to in useful
-        for (source, to), op in zip(EDGES, ops, strict=True)
-    )
+    fed = {0}
+    for (source, to), op in zip(EDGES, ops, strict=True):  # by rising target
+        if source in fed and op != "none":
+            fed.add(to)
+    ends = zip(EDGES, reaching(ops), strict=True)
+    return tuple(reaches and source in fed for (source, _), reaches in ends)
 
 
 def reaching(ops: Sequence[str]) -> tuple[bool, ...]:

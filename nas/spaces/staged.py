@@ -6,14 +6,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nas.config.schema import BelowOne, Count, Positive, checked
 from nas.errors import UserError
 from nas.ops.blocks import GlobalPool, Site, act
-from nas.spaces.stage import Head, SharedChoices, Stage, Stem, read_row, read_stages
+from nas.spaces.stage import Head, SharedChoices, Stage, Stem, misfit, read_row, read_stages
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.elastic import Elastic, ElasticDepth, ElasticResolution, Number, elastic
 from nas.supernet.elastic_layers import ElasticConv
-from nas.supernet.elastic_ops import build_op, op_obstacle
-from nas.values import BelowOne, Count, Positive, checked
+from nas.supernet.elastic_ops import build_op, op_exclusion_reason
 
 
 @checked("space")
@@ -28,7 +28,7 @@ class StagedSpace(nn.Module):
 
     Args:
         input_shape: ``(C, H, W)`` for images, ``(C, L)`` for sequences, without the batch.
-        num_classes: size of the output.
+        num_outputs: size of the output.
         stages: mappings with the keys of `nas.spaces.stage.Stage`: ops, channels, stride, repeat,
             depth, activation, factors, skip; searched channels are for elastic and for shared ops.
         name: what `Arch.space` says of architectures found here.
@@ -40,7 +40,7 @@ class StagedSpace(nn.Module):
         resolution: sides to resize the input to, searched; None: the input as it is. Everything
             before `mix` is then below ``features.body``.
 
-    Shape: ``(N, *input_shape) -> (N, num_classes)``.
+    Shape: ``(N, *input_shape) -> (N, num_outputs)``.
 
     Raises:
         UserError: one of these cannot be; the message names the stage, and the block if it is one.
@@ -49,7 +49,7 @@ class StagedSpace(nn.Module):
     def __init__(
         self,
         input_shape: Sequence[Count],
-        num_classes: Count,
+        num_outputs: Count,
         stages: Sequence[Mapping[str, Any]],
         name: str = "staged",
         stem: Mapping[str, Any] | None = None,
@@ -82,7 +82,7 @@ class StagedSpace(nn.Module):
             self.features = ElasticResolution(nn.Sequential(body), sizes)
         self.mix = mix
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(channels, num_classes)
+        self.classifier = nn.Linear(channels, num_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         if hasattr(self, "features"):
@@ -166,11 +166,7 @@ class StagedSpace(nn.Module):
     def _check_ops(self, stage: Stage, width: Number, where: str) -> None:
         # Only the shape of a first block is a reason to leave an op out without a word.
         for op in stage.ops:
-            try:
-                reason = op_obstacle(op, width, width, 1, self.ndim)
-            except UserError as error:
-                reason = str(error)
-            if reason is not None:
+            if reason := misfit(op, width, width, 1, self.ndim):
                 raise UserError(f"{where}: {reason}")
 
     def _block(
@@ -180,10 +176,10 @@ class StagedSpace(nn.Module):
         fitting = {
             name: self._op(name, *site, stage.activation)
             for name in names
-            if op_obstacle(name, *site, self.ndim) is None
+            if op_exclusion_reason(name, *site, self.ndim) is None
         }
         if not fitting:
-            reason = op_obstacle(names[0], *site, self.ndim)
+            reason = op_exclusion_reason(names[0], *site, self.ndim)
             raise UserError(f"{where}: none of {names} can stand here ({reason})")
         if len(fitting) == 1:
             return next(iter(fitting.values()))

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from nas.arch import Option
+from nas.config.schema import checked
 from nas.copying import copied
 from nas.decision import Decision
 from nas.errors import UserError
-from nas.ops.cells import FactorizedReduce
+from nas.ops.blocks import FactorizedReduce
 from nas.supernet.candidates import Outputs, call, check, chosen, mixable, named
 from nas.supernet.inplace import guard
 from nas.supernet.relax import RELAXATIONS, Relaxation, RelaxedDecision, Schedule, one_path, softmax
@@ -24,7 +25,6 @@ from nas.supernet.straight_through import (
     with_theta_gradient,
     with_weight_gradient,
 )
-from nas.values import checked
 
 StandIn = Literal["ones", "input"]
 
@@ -73,7 +73,7 @@ class ChoiceBlock(RelaxedDecision):
         self.auxiliary: nn.Module | None = None  # beside the candidates, and never in a network
         self.reader = Reader()
 
-    def gated(self) -> Mapping[Option, nn.Module]:
+    def active_if(self) -> Mapping[Option, nn.Module]:
         return {option: self.candidates[str(option)] for option in self.options}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

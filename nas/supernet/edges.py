@@ -77,7 +77,7 @@ class StrongestEdges(RelaxedDecision):
     def resample(self, generator: torch.Generator | None = None) -> None:
         """Nothing: the ops on the edges are drawn by their own decisions."""
 
-    def gated(self) -> Mapping[Option, nn.Module]:
+    def active_if(self) -> Mapping[Option, nn.Module]:
         return dict.fromkeys(self.options, nn.Identity())
 
 
@@ -111,7 +111,7 @@ class Node(RelaxedDecision):
     def resample(self, generator: torch.Generator | None = None) -> None:
         """Nothing: the decision that it is tied to is drawn."""
 
-    def gated(self) -> Mapping[Option, nn.Module]:
+    def active_if(self) -> Mapping[Option, nn.Module]:
         return self._pairs
 
     def forward(self, states: Sequence[Tensor]) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nas.arch import Option
-from nas.decision import Decision, Varying
+from nas.decision import Decision, Searchable
 from nas.errors import UserError
 from nas.supernet.relax import Relaxation, RelaxedDecision, softmax
 
@@ -51,10 +51,10 @@ class Elastic(RelaxedDecision):
             )
         super().__init__(numbers, relax, gumbel)
 
-    def gated(self) -> Mapping[Option, nn.Module]:
+    def active_if(self) -> Mapping[Option, nn.Module]:
         return {}
 
-    def variant(self, options: Mapping[Decision, Option]) -> nn.Module:
+    def materialize(self, options: Mapping[Decision, Option]) -> nn.Module:
         """Nothing: the modules that read the number change, not this one."""
         return nn.Identity()
 
@@ -127,7 +127,7 @@ def weighted_sum(number: Elastic, run: Callable[[int], Tensor]) -> Tensor:
     return total
 
 
-class ElasticDepth(Varying):
+class ElasticDepth(Searchable):
     """A stage of which the first d blocks run, d searched (Cai et al. 2020).
 
     ``y = sum_d theta_d * blocks[d - 1](...(blocks[0](x)))``; what no open depth reaches is not run.
@@ -154,10 +154,10 @@ class ElasticDepth(Varying):
 
         return weighted_sum(self.depth, run)
 
-    def decides(self) -> tuple[Decision, ...]:
+    def decisions(self) -> tuple[Decision, ...]:
         return (self.depth,)
 
-    def variant(self, options: Mapping[Decision, Option]) -> nn.Sequential:
+    def materialize(self, options: Mapping[Decision, Option]) -> nn.Sequential:
         names = list(dict(self.blocks.named_children()))[: int(str(options[self.depth]))]
         kept = OrderedDict((name, self.blocks.get_submodule(name)) for name in names)
         # One level more than needed, so that paths stay those of the supernet.
@@ -178,7 +178,7 @@ class Resize(nn.Module):
         return F.interpolate(x, [self.size] * (x.ndim - 2), mode=mode, align_corners=False)
 
 
-class ElasticResolution(Varying):
+class ElasticResolution(Searchable):
     """A body whose input is resized to a searched size first.
 
     ``y = sum_r theta_r * body(resize(x, r))``.
@@ -195,24 +195,24 @@ class ElasticResolution(Varying):
     def forward(self, x: Tensor) -> Tensor:
         return weighted_sum(self.resolution, lambda size: self.body(Resize(size)(x)))
 
-    def decides(self) -> tuple[Decision, ...]:
+    def decisions(self) -> tuple[Decision, ...]:
         return (self.resolution,)
 
-    def variant(self, options: Mapping[Decision, Option]) -> nn.Sequential:
+    def materialize(self, options: Mapping[Decision, Option]) -> nn.Sequential:
         kept = OrderedDict(resize=Resize(int(str(options[self.resolution]))), body=self.body)
         return nn.Sequential(kept).train(self.training)
 
 
-class ElasticChannels(Varying):
+class ElasticChannels(Searchable):
     """Base of what runs between numbers of channels, each a number or an `Elastic` one."""
 
     in_channels: Number
     out_channels: Number
 
-    def decides(self) -> tuple[Decision, ...]:
+    def decisions(self) -> tuple[Decision, ...]:
         return decided(self.in_channels, self.out_channels)
 
-    def reads(self, options: Mapping[Decision, Option]) -> int | None:
+    def in_channels_used(self, options: Mapping[Decision, Option]) -> int | None:
         return taken(self.in_channels, options)
 
 
@@ -247,7 +247,7 @@ class ElasticWidth(ElasticChannels):
         y: Tensor = functional_call(form, self._slices(form), (x,))
         return weighted(y, there, 1)
 
-    def variant(self, options: Mapping[Decision, Option]) -> nn.Module:
+    def materialize(self, options: Mapping[Decision, Option]) -> nn.Module:
         """The plain op of these channels, with copies of the weights it uses."""
         with torch.device("meta"):  # no time for values that are not kept
             made = self.make(taken(self.in_channels, options), taken(self.out_channels, options))

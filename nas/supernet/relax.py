@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.arch import Option
+from nas.config.schema import Positive, checked
 from nas.decision import Decision
-from nas.values import Positive, checked
 
 Relaxation = Callable[[Tensor], Tensor]
 Schedule = Callable[[float], float]  # progress of the search in [0, 1] -> value
@@ -229,5 +229,5 @@ class Shared(RelaxedDecision):
     So that its name does not depend on how many there are, or where.
     """
 
-    def gated(self) -> Mapping[Option, nn.Module]:
+    def active_if(self) -> Mapping[Option, nn.Module]:
         return dict.fromkeys(self.options, nn.Identity())

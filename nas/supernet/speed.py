@@ -19,7 +19,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.copying import copied
@@ -120,7 +119,5 @@ def _seconds(model: nn.Module, x: Tensor) -> float:
 
 def step(model: nn.Module, x: Tensor) -> None:
     """A forward and a backward pass; gradients are dropped."""
-    logits = model(x)
-    labels = torch.zeros(len(x), dtype=torch.long, device=x.device)
-    torch.autograd.backward(F.cross_entropy(logits, labels))
+    torch.autograd.backward(model(x).float().square().mean())
     model.zero_grad()

@@ -8,7 +8,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from nas.ranks import rank_and_ranks
-from nas.tasks.base import Task
+from nas.tasks import Task
 
 
 class Classification:
@@ -56,4 +56,4 @@ def _over_ranks() -> bool:
 def task_of(data: Any) -> Task:
     """The task of a data module: its own `task`, or classification of its classes."""
     task: Task | None = getattr(data, "task", None)
-    return Classification(getattr(data, "num_classes", None)) if task is None else task
+    return Classification(getattr(data, "num_outputs", None)) if task is None else task

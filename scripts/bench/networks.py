@@ -105,7 +105,7 @@ def build_supernet(
             stage.ops = list(MORE[:candidates])
     if space == "nas_bench_201":
         config.channels, config.cells = 8, 1
-    net: nn.Module = instantiate(config)(input_shape=SHAPES[space], num_classes=NUM_CLASSES)
+    net: nn.Module = instantiate(config)(input_shape=SHAPES[space], num_outputs=NUM_CLASSES)
     for module in net.modules():
         if isinstance(module, RelaxedDecision):
             module.relax, module.gumbel = relax, gumbel

@@ -13,7 +13,7 @@ from nas.cost.analytic import MACs, Params
 from nas.cost.expected import ExpectedCost
 from nas.cost.memory import PeakMemory
 from nas.cost.trace import trace
-from nas.decision import Varying, apply, decisions
+from nas.decision import Searchable, apply, decisions
 from nas.discretization import discretize
 from nas.errors import UserError
 from nas.ops.blocks import Site
@@ -49,7 +49,7 @@ def test_one_hot_supernet_is_the_extracted_network(net, relax):
         network = discretize(net, arch)
         apply(net, arch)
         assert torch.equal(net(x), network(x))
-        assert not any(isinstance(module, Varying) for module in network.modules())
+        assert not any(isinstance(module, Searchable) for module in network.modules())
         shared = {id(tensor) for tensor in (*network.parameters(), *network.buffers())} & own
         assert not shared
         assert not network.training
@@ -135,7 +135,7 @@ def test_a_soft_expansion_is_the_mean_of_the_expansions():
     x = torch.randn(2, 4, 5, 5)
     theta, terms = net.expand.theta, []
     for index, option in enumerate(net.expand.options):
-        terms.append(theta[index] * net.variant({net.expand: option})(x))
+        terms.append(theta[index] * net.materialize({net.expand: option})(x))
     assert_close(net(x), sum(terms), rtol=1e-4, atol=1e-5)
 
 

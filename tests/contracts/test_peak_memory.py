@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nas.arch import Arch
-from nas.cost.base import Terms
+from nas.cost.base import Polynomial
 from nas.cost.memory import PeakMemory
 from nas.cost.trace import trace
 from nas.decision import apply, decisions, free, sample_path
@@ -118,10 +118,10 @@ def graphs(draw) -> Graph:
     return randomized(Graph(layers, sources)).eval()
 
 
-def at(net: nn.Module, arch: Arch, terms: Terms) -> float:
+def at(net: nn.Module, arch: Arch, terms: Polynomial) -> float:
     """A polynomial at the one-hot thetas of `arch`, in plain Python."""
     taken = {(n, d.options.index(arch.choices[n])) for n, d in decisions(net)}
-    return sum(value for monomial, value in terms.items() if monomial <= taken)
+    return sum(value for term, value in terms.items() if term <= taken)
 
 
 def check_exact(net: nn.Module, chosen: list) -> None:
@@ -155,7 +155,7 @@ def built(path: Path, shape: tuple[int, ...], **overrides: float) -> nn.Module:
         table["stages"] = table["stages"][:2]
     module, _, attribute = table["_target_"].rpartition(".")
     arguments = {key: value for key, value in table.items() if not key.startswith("_")}
-    return getattr(import_module(module), attribute)(input_shape=shape, num_classes=3, **arguments)
+    return getattr(import_module(module), attribute)(input_shape=shape, num_outputs=3, **arguments)
 
 
 # torch.fx, which the interpreter of these tests is built on, cannot follow FactorizedReduce's pad.

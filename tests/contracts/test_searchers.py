@@ -9,20 +9,20 @@ from torch import nn
 
 from nas import ChoiceBlock, Params, build_op
 from nas.arch import Arch
-from nas.config import config_dir
+from nas.config.help import config_dir
 from nas.cost.expected import expected
 from nas.errors import UserError
 from nas.pareto import hypervolume
-from nas.search.sampling.predictor import enlarged
-from nas.search.sampling.searchers import (
+from nas.search.predictor import enlarged
+from nas.search.searchers import (
     SEARCHERS,
     Enumerate,
     check_name,
     make,
     search,
 )
-from nas.search.sampling.space import SearchSpace
-from nas.search.sampling.trials import Trial, TrialLog
+from nas.search.space import SearchSpace
+from nas.search.trials import Trial, TrialLog
 
 OPS = ("conv_k3", "conv_k5", "sep_k3", "identity")
 OBJECTIVES = ("val_loss", "params")
@@ -105,12 +105,10 @@ def measured(arch: Arch) -> dict[str, float]:
     return {"val_loss": float(loss), "ms": float(1 + (x * (0.3, 2.0, 1.0, 1.5, 0.4)).sum())}
 
 
-# A policy gradient of few steps finds good networks (test_controller.py), not yet a wide front.
-SLOW = pytest.mark.xfail(reason="80 trials are ten steps of the controller: its front is random's")
-LEARNING = sorted(set(SEARCHERS) - {"enumerate", "random", "controller"})
+LEARNING = sorted(set(SEARCHERS) - {"enumerate", "random"})
 
 
-@pytest.mark.parametrize("name", [*LEARNING, pytest.param("controller", marks=SLOW)])
+@pytest.mark.parametrize("name", LEARNING)
 def test_it_learns(name, tmp_path):
     """80 trials of 3,125 cover more than 80 random ones nearly always do."""
     objectives, log = ("val_loss", "ms"), TrialLog(tmp_path / "t.jsonl")

@@ -34,7 +34,7 @@ def built(name: str, shape: tuple[int, ...], **overrides: float) -> nn.Module:
     module, _, attribute = table["_target_"].rpartition(".")
     arguments = {key: value for key, value in table.items() if not key.startswith("_")}
     make = getattr(import_module(module), attribute)
-    return make(input_shape=shape, num_classes=CLASSES, **arguments)
+    return make(input_shape=shape, num_outputs=CLASSES, **arguments)
 
 
 @pytest.fixture(scope="module", params=sorted(CONFIGS))

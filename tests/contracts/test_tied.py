@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nas.budget import parse
 from nas.cost.analytic import MACs, Params
 from nas.cost.expected import ExpectedCost
 from nas.cost.memory import PeakMemory
@@ -16,10 +15,11 @@ from nas.cost.size import Size
 from nas.cost.trace import trace
 from nas.discretization import discretize
 from nas.export.loading import load_weights, state_bytes
+from nas.ops.blocks import tensors_of
+from nas.quantities import parse_budget
 from nas.report.summary import summarize
 from nas.selection import select
 from nas.supernet.choice import ChoiceBlock
-from nas.supernet.elastic_layers import tensors_of
 
 from .strategies import archs, counted, randomized
 from .test_size import folded_bytes, stored_bytes
@@ -140,7 +140,7 @@ def test_shares_add_up_and_the_choice_keeps_its_budget(net):
     for arch, value in values.items():
         parts = summarize(net, arch, net.input_shape, {"params": Params()})
         assert sum(part.costs.get("params", 0) for part in parts) == value
-    bound = parse("params", min(values.values()), "", max(values.values()))
+    bound = parse_budget("params", min(values.values()), "", max(values.values()))
     assert values[select(net, "Net", costs, {"params": bound})] <= bound
 
 

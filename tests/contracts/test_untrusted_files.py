@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from nas import reading
 from nas.arch import Arch
-from nas.data.folder import decode
+from nas.artifacts import RunDir, reading
+from nas.artifacts.files import cell, csv_table
+from nas.data.pixels import decode
 from nas.errors import UserError
 from nas.export.loading import check_checkpoint, load, load_supernet, load_weights
 from nas.export.to_python import python_source
@@ -36,10 +37,8 @@ from nas.report import report
 from nas.report.collect import collect
 from nas.report.summary import BlockSummary, svg
 from nas.report.summary import csv_text as blocks_csv
-from nas.run import RunDir
 from nas.search.evaluate import paused
-from nas.search.sampling.trials import Trial, TrialLog, table_of
-from nas.tables import cell, csv_text
+from nas.search.trials import Trial, TrialLog, table_of
 
 NESTED = "[" * 1_000_000
 OBJECTS = '{"a":' * 1_000_000
@@ -239,7 +238,7 @@ CELLS = st.text(max_size=6) | st.sampled_from("=+-@\t\r\n").flatmap(
 @example(["=1+1", "+1", "-1e-3", "-1+2", "@a", "\tx", "-", -0.5, "+cmd|'/c calc'!A0", "x\r=1+1"])
 def test_no_cell_is_a_formula(row: list[Any]) -> None:
     header = [str(value) for value in row]
-    read_back = list(csv.reader(io.StringIO(csv_text(header, [row]), newline="")))
+    read_back = list(csv.reader(io.StringIO(csv_table(header, [row]), newline="")))
     assert len(read_back) == 2
     for read in read_back:
         for text, value in zip(read, row, strict=True):

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 import nas
+from nas.artifacts import RunDir
 from nas.cli import run
-from nas.config import config_dir, register, target_of
+from nas.config.check import target_of
+from nas.config.compose import compose_config
+from nas.config.saved import saved_config
+from nas.config.trusted import _is_allowed, _shipped, foreign
 from nas.errors import UserError
-from nas.run import RunDir
-from nas.saved import saved_config
-from nas.trusted import _is_allowed, _shipped, foreign
 
 TOPS = ["data", "space", "relax", "search", "cost", "device", "measure", "objective", "guard"]
 TOPS += ["finetune", "trainer", "budget", "weights", "about_me"]
@@ -40,12 +40,12 @@ ATTACKS: dict[str, dict[str, Any]] = {
         "source": "local",
     },
     "a function of this package that writes": {
-        "_target_": "nas.run.write_atomic",
-        "path": {"_target_": "nas.run.Path", "_args_": ["{canary}"]},
+        "_target_": "nas.artifacts.files.write_atomic",
+        "path": {"_target_": "nas.artifacts.files.Path", "_args_": ["{canary}"]},
         "content": "x",
     },
     "a module of this package's imports": {
-        "_target_": "nas.run.os.system",
+        "_target_": "nas.artifacts.files.os.system",
         "command": "touch {canary}",
     },
     "the shell": {"_target_": "os.system", "command": "touch {canary}"},
@@ -112,9 +112,7 @@ VERBS: dict[str, list[str]] = {
 
 @pytest.fixture(scope="module")
 def config() -> dict[str, Any]:
-    register()
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        composed = compose("config", ["cost=[params,macs]", "guard=skips", "name=x"])
+    composed = compose_config(["cost=[params,macs]", "guard=skips", "name=x"])
     found = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
     assert isinstance(found, dict)
     return {str(key): value for key, value in found.items()}
@@ -237,7 +235,7 @@ def test_nothing_runs_whatever_verb_reads_the_folder(
 def test_a_folder_that_resume_true_comes_across_is_not_resolved(
     folder: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nas.resume import resumed
+    from nas.config.saved import resumed
 
     def called(*words: str) -> str:
         (folder / "canary").touch()
@@ -291,9 +289,9 @@ def test_of_the_whole_import_surface_only_the_closed_set_is_let_through() -> Non
     seen: set[int] = set()
     walked = {text for name, module in modules().items() for text in surface(name, module, 2, seen)}
     # A module is walked under the first name that leads to it.
-    for end in (".torch.load", ".torch.hub.load", ".os.system", "nas.run.write_atomic"):
+    for end in (".torch.load", ".torch.hub.load", ".os.system", "nas.artifacts.files.write_atomic"):
         assert any(text.endswith(end) for text in walked), end
-    walked |= {"torch.optim.adam.torch.load", "nas.run.os.system"}
+    walked |= {"torch.optim.adam.torch.load", "nas.artifacts.files.os.system"}
     assert len(walked) > 50_000
     roles = {role for role, found in _shipped().items() if "_target_" in found}
     nested = {role for role in roles if not role.isidentifier()}

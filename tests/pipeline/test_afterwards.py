@@ -14,12 +14,12 @@ import torch
 
 import nas
 from nas import pipeline
+from nas.artifacts import RunDir
 from nas.cli import run
 from nas.diagnostics import Attempts, captured
 from nas.discretization import discretize
 from nas.errors import InterruptedRunError, UserError
-from nas.plan import check_logits
-from nas.run import RunDir
+from nas.problem import check_logits
 
 Nas = Callable[..., int]
 
@@ -149,11 +149,11 @@ from nas import ChoiceBlock
 Out = namedtuple("Out", "logits")
 
 class Net(nn.Module):
-    def __init__(self, input_shape, num_classes, outputs=None):
+    def __init__(self, input_shape, num_outputs, outputs=None):
         super().__init__()
         self.outputs = outputs
         self.block = ChoiceBlock({"c3": nn.Conv2d(1, 8, 3, padding=1), "c1": nn.Conv2d(1, 8, 1)})
-        self.head = nn.Linear(8, num_classes + (outputs == "classes"))
+        self.head = nn.Linear(8, num_outputs + (outputs == "classes"))
 
     def forward(self, x):
         y = self.head(self.block(x).mean((2, 3)))

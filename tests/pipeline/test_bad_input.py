@@ -240,10 +240,10 @@ def test_candidates_of_different_shapes_are_named(
     (tmp_path / "mine_bad.py").write_text(
         "from torch import nn\n"
         "from nas import ChoiceBlock\n"
-        "def net(input_shape, num_classes):\n"
+        "def net(input_shape, num_outputs):\n"
         "    c = input_shape[0]\n"
         "    block = ChoiceBlock({'a': nn.Conv2d(c, 8, 3), 'b': nn.Conv2d(c, 8, 1)})\n"
-        "    tail = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes)]\n"
+        "    tail = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_outputs)]\n"
         "    return nn.Sequential(nn.Identity(), block, *tail)\n",
         encoding="utf-8",
     )

@@ -9,10 +9,10 @@ import pytest
 from torch.testing import assert_close
 
 import nas
+from nas.artifacts import RunDir, find_runs
 from nas.cli import run
 from nas.data import digits
 from nas.recalibrate import recalibrate
-from nas.run import RunDir, find_runs
 
 Nas = Callable[..., int]
 

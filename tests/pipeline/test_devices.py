@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from nas.artifacts import RunDir, find_runs
 from nas.cli import run
 from nas.latency.profile import Profile
 from nas.latency.unit_model import fit_units
-from nas.run import RunDir, find_runs
 
 Nas = Callable[..., int]
 BRIEF = [
@@ -107,7 +107,7 @@ def test_a_budget_for_each_device_and_each_network_is_trained() -> None:
 def test_a_ranked_front_is_spread_over_each_devices_own_latency() -> None:
     """The run has recorded neither; what it has scored is not scored again."""
     before = RunDir(Path("runs/one")).trials.read_text()
-    words = ["profile=[left.json,right.json]", "front=3", "along=latency", "out=fronts"]
+    words = ["profile=[left.json,right.json]", "front=3", "cost=latency", "out=fronts"]
     assert extract("runs/one", *words) == 0
     assert RunDir(Path("runs/one")).trials.read_text() == before
     scored = [json.loads(line) for line in before.splitlines()]
@@ -124,9 +124,9 @@ def test_a_ranked_front_is_spread_over_each_devices_own_latency() -> None:
 
 def seconds(choices: dict[str, str], device: str) -> float:
     from nas.arch import Arch
-    from nas.launch import plan_of
-    from nas.plan import Problem
-    from nas.saved import change, saved_config
+    from nas.config.saved import change, saved_config
+    from nas.problem import Problem
+    from nas.verbs import plan_of
 
     if device not in PROBLEMS:
         config = saved_config(RunDir(Path("runs/one")))

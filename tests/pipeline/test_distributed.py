@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from nas.run import is_main, write_atomic
+from nas.artifacts.files import is_main, write_atomic
 from nas.train import strategy_of
 
 TINY = (

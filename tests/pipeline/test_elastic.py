@@ -8,8 +8,8 @@ import torch
 
 import nas
 from nas.arch import Arch
+from nas.artifacts import RunDir
 from nas.cli import run
-from nas.run import RunDir
 
 Nas = Callable[..., int]
 

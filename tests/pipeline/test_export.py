@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 import nas
+from nas.artifacts import RunDir
 from nas.cli import run
 from nas.data import digits
 from nas.export import check, formats
-from nas.run import RunDir
 
 ROOT = Path(__file__).parents[2]
 FORMATS = "state_dict,python,onnx,int8_onnx"

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-import nas.run
+import nas.artifacts.files
+from nas.artifacts import RunDir
 from nas.cli import run
 from nas.latency.measure import _Group
-from nas.run import RunDir
-from nas.search.gradient.darts import BilevelSearch
+from nas.search.darts import BilevelSearch
 from nas.train import Training
 
 Nas = Callable[..., int]
@@ -43,7 +43,7 @@ def killed_after(file: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[st
             raise KilledError
 
     with monkeypatch.context() as patched:
-        patched.setattr(nas.run.os, "replace", counted)
+        patched.setattr(nas.artifacts.files.os, "replace", counted)
         yield written
 
 
@@ -60,7 +60,7 @@ def full_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[in
         sync(descriptor)
 
     with monkeypatch.context() as patched:
-        patched.setattr(nas.run.os, "fsync", limited)
+        patched.setattr(nas.artifacts.files.os, "fsync", limited)
         yield tries
 
 

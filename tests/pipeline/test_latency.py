@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from nas.artifacts import RunDir
 from nas.cli import run
 from nas.latency import exchange
 from nas.latency.profile import Profile
 from nas.latency.unit_model import fit_units
-from nas.run import RunDir
 
 SPACE = ["space.width=0.25"]
 # Each file takes the exporter about a second.

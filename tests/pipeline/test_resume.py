@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from nas.artifacts import RunDir
 from nas.cli import run
-from nas.run import RunDir
-from nas.search.gradient.darts import BilevelSearch
+from nas.search.darts import BilevelSearch
 
 Nas = Callable[..., int]
 

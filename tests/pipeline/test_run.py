@@ -11,9 +11,9 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 import nas
+from nas.artifacts import RunDir
 from nas.cli import run
 from nas.data import digits
-from nas.run import RunDir
 
 Nas = Callable[..., int]
 
@@ -95,13 +95,13 @@ from torch import nn
 from nas import ChoiceBlock, build_op
 
 class Mine(nn.Module):
-    def __init__(self, input_shape, num_classes, channels=4):
+    def __init__(self, input_shape, num_outputs, channels=4):
         super().__init__()
         c = input_shape[0]
         self.name = "mine"
         self.first = ChoiceBlock([nn.Conv2d(c, channels, 3, padding=1), nn.Conv2d(c, channels, 1)])
         self.second = ChoiceBlock({n: build_op(n, channels, channels) for n in ("sep_k5", "zero")})
-        self.last = nn.Linear(channels, num_classes)
+        self.last = nn.Linear(channels, num_outputs)
 
     def forward(self, x):
         x = self.second(self.first(x))

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from nas.artifacts import RunDir
 from nas.cli import run
-from nas.run import RunDir
 
 Nas = Callable[..., int]
 
@@ -22,7 +22,10 @@ TWO_STEPS = [
     "trainer.enable_progress_bar=false",
     "name=a",
 ]
-REWARD = "{_target_: nas.search.gradient.reinforce.CostAwareAccuracy, within: -0.1, beyond: -0.1}"
+REWARD = (
+    "{_target_: nas.search.reinforce.CostAwareAccuracy, exponent_feasible: -0.1, "
+    "exponent_infeasible: -0.1}"
+)
 SEARCHES = {
     "proxyless": ["search=proxyless"],
     "proxyless, budget": [

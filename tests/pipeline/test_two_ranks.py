@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from nas.config import config_dir
-from nas.run import RunDir
+from nas.artifacts import RunDir
+from nas.config.help import config_dir
 
 from .two_ranks import KINDS, carried_out, made, without_pictures
 

@@ -14,20 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
 import nas.pipeline
-from nas.config import config_dir, register
+from nas.artifacts import RunDir
+from nas.config.compose import compose_config
 from nas.diagnostics import silence_third_party_warnings
 from nas.errors import InterruptedRunError
-from nas.launch import plan_of
 from nas.pipeline import Run, TrainingStage
 from nas.ranks import together, told, world
-from nas.run import RunDir
 from nas.search.callbacks import LastCheckpoint
-from nas.search.sampling.trials import TrialLog
+from nas.search.trials import TrialLog
 from nas.supernet.choice import ChoiceBlock
+from nas.verbs import plan_of
 
 BATCH = 16  # of all ranks together
 EVERY = [
@@ -62,7 +61,6 @@ KINDS: dict[str, list[str]] = {
     "nsga2": ["nsga2", *TRIALS],
     "tpe": ["tpe", *TRIALS],
     "predictor": ["predictor", *TRIALS],
-    "controller": ["controller", *TRIALS],
     "halving": [
         "random_search", "search.trials=4", "search.halving.epochs=[1,2]", "search.halving.eta=2",
         "search.batch=4", "weights=fresh",
@@ -72,12 +70,12 @@ KINDS: dict[str, list[str]] = {
     "mul_log": ["reinforce", *DESCENT, "objective=mul_log", "budget.params=70%"],
     "reward": [
         "reinforce", *DESCENT, "search.samples=3",
-        "+search.reward={_target_: nas.search.gradient.reinforce.CostAwareAccuracy}",
+        "+search.reward={_target_: nas.search.reinforce.CostAwareAccuracy}",
     ],
     "gdas": ["bilevel", *DESCENT, "relax=gdas"],
     "perturbed": [
         "bilevel", *DESCENT,
-        "+search.perturbation={_target_: nas.search.gradient.regularizers.Perturbing, by: ascent, "
+        "+search.perturbation={_target_: nas.search.regularizers.Perturbing, kind: ascent, "
         "steps: 2}",
     ],
     "eigenvalue": [
@@ -98,10 +96,10 @@ class Toy(nn.Module):
 
     name = "toy"
 
-    def __init__(self, input_shape: Sequence[int], num_classes: int) -> None:
+    def __init__(self, input_shape: Sequence[int], num_outputs: int) -> None:
         super().__init__()
         self.first, self.second = _choice(input_shape[0], 4), _choice(4, 6)
-        self.head = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(6 * 16, num_classes))
+        self.head = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(6 * 16, num_outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.second(self.first(x)))
@@ -120,10 +118,8 @@ def made(kind: str, folder: Path, ranks: int, batch: int = BATCH) -> Run:
     """The run of a kind in a folder, as each of `ranks` processes makes it."""
     search, *words = KINDS[kind]
     words = [*EVERY, f"search={search}", *words]
-    register()
     words += [f"data.batch_size={batch // ranks}", f"trainer.devices={ranks}"]
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        plan = plan_of(compose("config", words), about={"overrides": {}})
+    plan = plan_of(compose_config(words), about={"overrides": {}})
     plan.space = Toy
     return Run(plan, RunDir(folder).create())
 

@@ -23,12 +23,18 @@ from nas.decision import decisions
 from nas.errors import UserError
 from nas.objective import AugmentedLagrangian, Constrained, PerCost, Plain
 from nas.search.callbacks import LastCheckpoint, StopWhenStable, mean_confidence
-from nas.search.gradient.darts import BilevelSearch, SingleLevelSearch
-from nas.search.gradient.differentiable import DifferentiableSearch
-from nas.search.gradient.proxyless import ProxylessSearch
-from nas.search.gradient.reinforce import CostAwareAccuracy, ReinforceSearch
-from nas.search.heatmap import Block, colour, draw_block, draw_overview
-from nas.search.telemetry import SearchTelemetry, TrainingTelemetry
+from nas.search.darts import BilevelSearch, SingleLevelSearch
+from nas.search.differentiable import DifferentiableSearch
+from nas.search.proxyless import ProxylessSearch
+from nas.search.reinforce import CostAwareAccuracy, ReinforceSearch
+from nas.search.telemetry import (
+    Block,
+    SearchTelemetry,
+    TrainingTelemetry,
+    colour,
+    draw_block,
+    draw_overview,
+)
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.relax import exponential, softmax, straight_through
 from nas.train import Training
@@ -193,7 +199,7 @@ def test_a_crash_while_saving_leaves_the_last_checkpoint_whole(
             raise KilledError
         sync(descriptor)
 
-    monkeypatch.setattr("nas.run.os.fsync", crash)
+    monkeypatch.setattr("nas.artifacts.files.os.fsync", crash)
     with pytest.raises(KilledError):
         fit(search(), LastCheckpoint(path))
 

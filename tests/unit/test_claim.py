@@ -7,27 +7,27 @@ from pathlib import Path
 
 import pytest
 
-from nas.claim import claimed, own_prefix, remove_leftovers
+from nas.artifacts import RunDir
+from nas.artifacts.files import claimed, own_prefix, remove_leftovers, write_atomic
 from nas.errors import FolderTakenError, is_full, refusal
-from nas.run import RunDir, write_atomic
 
 WRITER = """
 import os, signal, sys
-import nas.run
+import nas.artifacts.files
 from pathlib import Path
 
 def die(_):
     os.kill(os.getpid(), signal.SIGKILL)
 
-nas.run.os.fsync = die
-nas.run.write_atomic(Path("result.json"), "x" * 1000)
+nas.artifacts.files.os.fsync = die
+nas.artifacts.files.write_atomic(Path("result.json"), "x" * 1000)
 """
 
 
 HOLDER = """
 import time
 from pathlib import Path
-from nas.claim import claimed
+from nas.artifacts.files import claimed
 
 with claimed(Path({!r}), "runs/a"):
     print("inside", flush=True)
@@ -82,7 +82,7 @@ def test_an_error_of_the_disk_names_the_file(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nas.run.os.fsync", full)
+    monkeypatch.setattr("nas.artifacts.files.os.fsync", full)
     with pytest.raises(OSError, match=r"a\.json") as caught:
         write_atomic(tmp_path / "a.json", "x")
     assert is_full(caught.value)

@@ -5,22 +5,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from nas.config import check, config_dir, groups, register, target_of
+from nas.artifacts import RunDir, fingerprint
+from nas.config.check import check, target_of
+from nas.config.compose import compose_config
+from nas.config.help import config_dir, groups
+from nas.config.saved import read_saved
+from nas.config.schema import violation
+from nas.config.trusted import foreign, moved
 from nas.errors import UserError
-from nas.run import RunDir, fingerprint
-from nas.saved import read_saved
-from nas.trusted import foreign, moved
-from nas.values import refusal
 
 
 def composed(*overrides: str) -> Any:
-    register()
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return compose("config", [*overrides, "name=x"])
+    return compose_config([*overrides, "name=x"])
 
 
 SHIPPED = [
@@ -43,7 +42,7 @@ def test_every_shipped_configuration_passes(override: str, tmp_path: Path) -> No
 
 # What the configurations of version 0.1.0 name, where it has moved since.
 FORMERLY = """
-search.by_trials.TrialSearch search.controller.Controller search.differentiable.BilevelSearch
+search.by_trials.TrialSearch search.differentiable.BilevelSearch
 search.differentiable.SingleLevelSearch search.evaluate.Inherited search.evaluate.StandAlone
 search.guards.EigenvalueStop search.guards.SkipCount search.halving.Halving
 search.once_for_all.OnceForAll search.oneshot.OneShot search.perturbation.Perturbing
@@ -65,6 +64,16 @@ def test_a_run_of_an_earlier_version_is_read_by_the_names_of_this_one(tmp_path: 
         assert read.b["_target_"] in shipped
     for name in shipped | {"torch.optim.SGD", "SGD"}:
         assert moved({"_target_": name}) == {"_target_": name}
+    kept = {"_target_": "nas.search.trial_search.TrialSearch", "metric": "val_acc", "cost": "macs"}
+    old = {"_target_": "nas.search.by_trials.TrialSearch", "by": "val_acc", "along": "macs"}
+    assert moved(old) == moved(kept) == kept
+
+
+def test_a_run_of_a_search_that_is_gone_says_what_to_take(tmp_path: Path) -> None:
+    target = "nas.search.controller.Controller"
+    (tmp_path / "config.yaml").write_text(f"search: {{searcher: {{_target_: {target}}}}}")
+    with pytest.raises(UserError, match=r"^search=controller is not .*search=predictor.*$"):
+        read_saved(RunDir(tmp_path))
 
 
 @pytest.mark.parametrize("device", groups()["device"])
@@ -113,7 +122,7 @@ def test_a_key_that_is_not_set_leaves_a_run_what_it_was() -> None:
     ],
 )
 def test_fits(value: object, hint: Any, fits: bool) -> None:
-    assert (refusal(value, hint) is None) is fits
+    assert (violation(value, hint) is None) is fits
 
 
 def test_unknown_keys_and_wrong_types_are_named_with_their_path() -> None:

@@ -102,7 +102,7 @@ def test_modules_in_a_row_are_one_unit_and_a_choice_ends_it():
         nn.AdaptiveAvgPool2d(1),
     )
     units = units_of(net, (4, 6, 6))
-    gates = [use.gates for use in units.uses]
+    gates = [use.condition for use in units.uses]
     assert gates == [frozenset(), {("3", 0)}, {("3", 1)}, frozenset()]
     first, *_, last = (units.by_key[use.key].module for use in units.uses)
     assert [type(m) for m in first] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
@@ -114,7 +114,7 @@ def test_an_option_with_choices_of_its_own_is_taken_apart():
     deep = nn.Sequential(inner, nn.Conv2d(4, 4, 3, padding=1))
     outer = ChoiceBlock({"deep": deep, "skip": nn.Identity()})
     units = units_of(nn.Sequential(outer), (4, 6, 6))
-    paid = {use.key: use.gates for use in units.uses if not units.by_key[use.key].free}
+    paid = {use.key: use.condition for use in units.uses if not units.by_key[use.key].free}
     taken, a = ("0", 0), ("0.candidates.deep.0", 0)
     assert sorted(map(len, paid.values())) == [1, 2]
     assert set(paid.values()) == {frozenset({taken}), frozenset({taken, a})}
@@ -201,7 +201,7 @@ class Twice(nn.Module):
 def test_blocks_that_share_a_decision_are_gated_by_it():
     found = units_of(Twice(), (2, 5, 5))
     gates = [frozenset({("shared", 0)}), frozenset({("shared", 1)})]
-    assert [use.gates for use in found.uses] == gates * 2
+    assert [use.condition for use in found.uses] == gates * 2
     assert len(found.to_measure) == 2
 
 

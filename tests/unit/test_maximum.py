@@ -12,20 +12,20 @@ from nas.cost import maximum
 from nas.cost.maximum import ExpectedMaximum
 
 OPTIONS = {"a": 2, "b": 3, "c": 2, "d": 1}
-GATES = [(name, k) for name, count in OPTIONS.items() for k in range(count)]
+PAIRS = [(name, k) for name, count in OPTIONS.items() for k in range(count)]
 CHOICES = [
     dict(zip(OPTIONS, ks, strict=True)) for ks in product(*(range(k) for k in OPTIONS.values()))
 ]
-gates = st.frozensets(st.sampled_from(GATES), max_size=2).filter(
-    lambda gates: len({name for name, _ in gates}) == len(gates)
+term = st.frozensets(st.sampled_from(PAIRS), max_size=2).filter(
+    lambda term: len({name for name, _ in term}) == len(term)
 )
-polynomials = st.dictionaries(gates, st.integers(1, 9).map(float), max_size=5)
+polynomials = st.dictionaries(term, st.integers(1, 9).map(float), max_size=5)
 several = st.lists(polynomials, min_size=1, max_size=4)
 
 
 def largest(rows, choice) -> float:
     taken = set(choice.items())
-    return max(sum(value for gates, value in row.items() if gates <= taken) for row in rows)
+    return max(sum(value for term, value in row.items() if term <= taken) for row in rows)
 
 
 def one_hot(choice) -> dict[str, torch.Tensor]:

@@ -211,7 +211,7 @@ def test_one_function_gives_the_expected_value_of_either_kind_of_cost():
         found = expected(net, cost, traced)
         assert (found.name, found.unit) == (cost.name, cost.unit)
         assert found.options == {"0": 2}
-        assert all(gates <= {("0", 0)} for terms in found.constraints for gates in terms)
+        assert all(term <= {("0", 0)} for terms in found.constraints for term in terms)
         assert found.of({"0": "0_Conv1d"}) > found.of({"0": "1_Identity"})
     assert isinstance(expected(net, Params(), SHAPE), ExpectedCost)
 

@@ -11,16 +11,16 @@ from nas.cost.liveness import _probabilities, _undominated
 from nas.cost.polynomial import Polynomials, consistent, probability, reduced, upper_bound
 
 OPTIONS = {"a": 2, "b": 3, "c": 1}
-GATES = [(name, k) for name, count in OPTIONS.items() for k in range(count)]
+CHOICES = [(name, k) for name, count in OPTIONS.items() for k in range(count)]
 ARCHS = [frozenset(zip(OPTIONS, ks, strict=True)) for ks in product(*map(range, OPTIONS.values()))]
 
-gates = st.frozensets(st.sampled_from(GATES), max_size=3).filter(consistent)
-polynomials = st.dictionaries(gates, st.integers(-3, 3).filter(bool).map(float), max_size=8)
-events = st.frozensets(gates, max_size=5)
+conditions = st.frozensets(st.sampled_from(CHOICES), max_size=3).filter(consistent)
+polynomials = st.dictionaries(conditions, st.integers(-3, 3).filter(bool).map(float), max_size=8)
+alternatives = st.frozensets(conditions, max_size=5)
 
 
 def at(terms, arch) -> float:
-    return sum(value for monomial, value in terms.items() if monomial <= arch)
+    return sum(value for term, value in terms.items() if term <= arch)
 
 
 @given(polynomials)
@@ -41,7 +41,7 @@ def test_no_value_is_above_the_upper_bound(terms):
     largest = max(at(terms, arch) for arch in ARCHS)
     bound = upper_bound(terms, OPTIONS)
     assert bound >= largest
-    if all(len(monomial) < 2 for monomial in terms):
+    if all(len(term) < 2 for term in terms):
         assert bound == largest
 
 
@@ -52,11 +52,11 @@ def test_what_is_dominated_can_be_left_out(rows):
         assert max(at(row, arch) for row in kept) == max(at(row, arch) for row in rows)
 
 
-@given(events)
-def test_both_ways_to_the_probability_of_an_event_agree_with_counting(event):
-    for terms in (probability(event), _probabilities(OPTIONS)(event)):
+@given(alternatives)
+def test_both_ways_to_the_probability_of_alternatives_agree_with_counting(active_if):
+    for terms in (probability(active_if), _probabilities(OPTIONS)(active_if)):
         for arch in ARCHS:
-            assert at(terms, arch) == any(conjunction <= arch for conjunction in event)
+            assert at(terms, arch) == any(conjunction <= arch for conjunction in active_if)
 
 
 @given(st.lists(polynomials, min_size=1, max_size=4))

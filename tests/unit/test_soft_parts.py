@@ -15,7 +15,7 @@ from nas.decision import apply, decisions, free, split_parameters
 from nas.discretization import arch_of, discretize
 from nas.errors import UserError
 from nas.recalibrate import kept_statistics
-from nas.search.gradient.regularizers import DirichletKL, Entropy, Perturbing, ZeroOne
+from nas.search.regularizers import DirichletKL, Entropy, Perturbing, ZeroOne
 from nas.supernet.choice import AuxiliarySkip, ChoiceBlock, Relaxing
 from nas.supernet.relax import concentration, constant, cosine_fade, linear_fade
 
@@ -163,7 +163,7 @@ def test_alphas_are_restored_when_the_step_fails():
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"by": "chance"}, {"start": -1.0}, {"by": "ascent", "end": -1.0}]
+    "arguments", [{"kind": "chance"}, {"start": -1.0}, {"kind": "ascent", "end": -1.0}]
 )
 def test_a_senseless_perturbation_is_refused(arguments):
     with pytest.raises(UserError, match=r"search\.perturbation"):

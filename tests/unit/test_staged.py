@@ -37,13 +37,13 @@ def config(name: str) -> dict:
 
 
 def space(*stages: dict, shape=(3, 8, 8), **more) -> StagedSpace:
-    return StagedSpace(input_shape=shape, num_classes=4, stages=list(stages), **more)
+    return StagedSpace(input_shape=shape, num_outputs=4, stages=list(stages), **more)
 
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("last", [False, True])
 def test_shipped_space_runs_and_learns_with_any_choice(name, last):
-    supernet = StagedSpace(input_shape=SHAPES[name], num_classes=10, **config(name))
+    supernet = StagedSpace(input_shape=SHAPES[name], num_outputs=10, **config(name))
     for _, decision in decisions(supernet):
         decision.choose(decision.options[-1 if last else 0])
     logits = supernet(torch.randn(2, *SHAPES[name]))
@@ -102,7 +102,7 @@ def test_mobilenet_has_the_published_proxyless_network_as_a_member():
     for name, option in member.items():
         stage, block = name.removeprefix("blocks.").removeprefix("s").split("b")
         assert len(found[name].options) == (6 if block == "0" else 7), (stage, block)
-        setattr(supernet.blocks, name.removeprefix("blocks."), found[name].gated()[option])
+        setattr(supernet.blocks, name.removeprefix("blocks."), found[name].active_if()[option])
     assert price(supernet, 224) == (4_080_512, 320_427_584)
 
 

@@ -49,9 +49,9 @@ def test_accuracy_is_the_share_of_right_samples_whatever_the_batches(sizes, clas
 
 
 def test_a_data_module_says_what_its_task_is():
-    assert task_of(SimpleNamespace(num_classes=7)).outputs == 7
+    assert task_of(SimpleNamespace(num_outputs=7)).outputs == 7
     task = Regression()
-    assert task_of(SimpleNamespace(num_classes=7, task=task)) is task
+    assert task_of(SimpleNamespace(num_outputs=7, task=task)) is task
 
 
 def test_a_task_of_another_kind_is_trained_and_ranked():

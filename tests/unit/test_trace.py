@@ -137,7 +137,7 @@ def test_a_trace_lists_calls_then_parameters_with_their_gates():
     net = nn.Sequential(conv(3), ChoiceBlock({"a": conv(1), "b": nn.Identity()}))
     layers = trace(net, SHAPE).layers
     kinds = [(layer.spec.kind, layer.spec.module) for layer in layers]
-    gate = frozenset({frozenset({("1", 0)})})
+    taken = frozenset({frozenset({("1", 0)})})
     always = frozenset({frozenset()})
     assert kinds == [
         ("conv", "0"),
@@ -145,7 +145,7 @@ def test_a_trace_lists_calls_then_parameters_with_their_gates():
         ("parameter", "0"),
         ("parameter", "1.a"),
     ]
-    assert [layer.event for layer in layers] == [always, gate, always, gate]
+    assert [layer.active_if for layer in layers] == [always, taken, always, taken]
     assert layers[0].spec.out_size == (8,)
 
 

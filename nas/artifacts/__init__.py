@@ -1,0 +1,142 @@
+"""The run directory: the names of its files, what state it is in, and finding the run to resume."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nas.artifacts.files import claimed, is_main, remove_leftovers
+from nas.artifacts.reading import read_json
+from nas.errors import UserError, is_full
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A folder with the artefacts of one run; each stage reads what an earlier one wrote."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "last.ckpt"
+
+    @property
+    def finetune_checkpoint(self) -> Path:
+        return self.path / "finetune.ckpt"
+
+    @property
+    def trials(self) -> Path:
+        return self.path / "trials.jsonl"
+
+    @property
+    def arch(self) -> Path:
+        return self.path / "arch.json"
+
+    @property
+    def network(self) -> Path:
+        return self.path / "network.pt"
+
+    @property
+    def onnx(self) -> Path:
+        return self.path / "network.onnx"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def drawing(self) -> Path:
+        """The network block by block; beside it the same as a table, with the suffix .csv."""
+        return self.path / "network.svg"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def extracts(self) -> Path:
+        """Folder of the runs that `nas extract` makes of this one."""
+        return self.path / "extracts"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def create(self) -> "RunDir":
+        """Make the folder, check that it can be written to, remove what killed runs left half done.
+
+        Raises:
+            UserError: the folder cannot be made or written.
+            OSError: the disk is full.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            if is_full(error):
+                raise
+            raise UserError(
+                f"cannot write to the output folder {self.path} ({error.strerror}); "
+                "choose another one with out=FOLDER"
+            ) from None
+        if is_main():
+            remove_leftovers(self.path)
+        return self
+
+    def claimed(self, wait: bool = False) -> AbstractContextManager[None]:
+        """Inside, no other process works in this folder; see `nas.artifacts.files.claimed`.
+
+        Of a distributed training the first process holds it for all.
+        """
+        return claimed(self.path / ".lock", str(self.path), wait) if is_main() else nullcontext()
+
+    def read_result(self) -> dict[str, Any] | None:
+        """The content of result.json, or None where the run has not ended or it is unreadable."""
+        try:
+            content = read_json(self.result)
+        except (OSError, ValueError):
+            return None
+        return content if isinstance(content, dict) else None
+
+    @property
+    def finished(self) -> bool:
+        return (self.read_result() or {}).get("status") == "finished"
+
+    @property
+    def complete(self) -> bool:
+        """Finished, with its other files made."""
+        # The checkpoint of the training is removed at the very end.
+        return self.finished and not self.finetune_checkpoint.exists()
+
+
+def find_runs(folder: Path) -> list[RunDir]:
+    """Every run directory at or below `folder`, in the order of their paths."""
+    found = {file.parent for name in ("result.json", "config.yaml") for file in folder.rglob(name)}
+    # Hydra keeps a config.yaml of its own in `.hydra`; it is no run.
+    return [RunDir(path) for path in sorted(found) if path.name != ".hydra"]
+
+
+def fingerprint(config: Mapping[str, Any], without: tuple[str, ...] = ()) -> str:
+    """A hash of a resolved configuration, leaving out keys that do not change the result.
+
+    A key that is not set, null or empty, is as if it were not there: runs outlive new options.
+    """
+    kept = _set({k: v for k, v in config.items() if k not in without})
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _set(value: Any) -> Any:
+    """Without what is null or an empty mapping, at any depth."""
+    if not isinstance(value, Mapping):
+        return value
+    inner = {k: _set(v) for k, v in value.items()}
+    return {k: v for k, v in inner.items() if v is not None and v != {}}

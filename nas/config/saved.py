@@ -1,0 +1,158 @@
+"""The configuration that a run has saved: read back, changed, and gone on with."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nas.artifacts import RunDir, find_runs, fingerprint
+from nas.artifacts.reading import read_config
+from nas.config.compose import apply, check_values, compose_config, parse_overrides
+from nas.config.help import groups
+from nas.config.trusted import check_trusted, moved, refuse_links
+from nas.errors import FolderTakenError, UserError
+
+
+def saved_config(run: RunDir, trust: bool = False) -> DictConfig:
+    """A run's config.yaml.
+
+    Args:
+        trust: let it name code from outside this package, such as a space of the user's own.
+
+    Raises:
+        UserError: there is none, it is damaged, or it names foreign code that is not trusted; or a
+            link in the folder.
+    """
+    config = read_saved(run)
+    plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    check_trusted(plain, run.config, trust)
+    refuse_links(run.path)
+    return config
+
+
+def read_saved(run: RunDir) -> DictConfig:
+    """A run's config.yaml by the names of this version: nothing in it is resolved or imported.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    try:
+        config = OmegaConf.create(read_config(run.config))
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(
+            f"{run.path} is not a run's folder (cannot read its config.yaml: {error})"
+        ) from None
+    if not isinstance(config, DictConfig):
+        raise UserError(f"{run.config} is damaged: it must hold a mapping")
+    renamed: DictConfig = OmegaConf.create(moved(OmegaConf.to_container(config, resolve=False)))
+    return renamed
+
+
+def change(config: DictConfig, words: Sequence[str]) -> None:
+    """Apply ``key=value`` and ``group=option`` overrides to a saved configuration, in place.
+
+    A budget of a cost that the run did not compute brings the cost along.
+
+    Raises:
+        UserError: a word of another form, an unknown key or option, or a wrong value.
+    """
+    given = parse_overrides(words)
+    check_values(given)
+    for one in given:
+        if any(part.startswith("_") for part in one.key_or_group.split(".")):
+            raise UserError(f"unknown key {one.key_or_group!r}: what a run is made of stays")
+    groups_of_run = groups().keys() - {"experiment", "measure"}
+    chosen = [one for one in given if one.key_or_group in groups_of_run]
+    if chosen:
+        made = compose_config([str(one.input_line) for one in chosen])
+        for one in chosen:
+            OmegaConf.update(config, one.key_or_group, made[one.key_or_group], merge=False)
+    apply(config, [one for one in given if one not in chosen])
+    for name, amount in config.get("budget", {}).items():
+        if amount is not None:
+            add_cost(config, str(name))
+
+
+def add_cost(config: DictConfig, name: str) -> None:
+    """Let a saved configuration compute a cost, in place, if it does not yet.
+
+    Raises:
+        UserError: no such cost.
+    """
+    if name not in config.cost:
+        config.cost = OmegaConf.merge(config.cost, compose_config([f"cost=[{name}]"]).cost)
+
+
+# Keys that say where and how a run is made, not what comes out of it.
+_UNIMPORTANT = ("out", "name", "resume", "trust", "threads", "trainer", "measure")
+
+# Environment variable: jobs of a sweep may run in processes that know no command line.
+COMMAND = "NAS_COMMAND"
+
+
+def how_to_go_on(run: RunDir) -> str:
+    """One sentence for the end of a message."""
+    for saved in (run.finetune_checkpoint, run.checkpoint, run.trials):
+        if saved.exists():
+            verb = os.environ.get(COMMAND, "nas search")
+            return f"Saved last: {saved}. Go on with: {verb} resume={run.path}"
+    return "No epoch was completed, so there is no checkpoint yet: start again"
+
+
+def resumed(config: DictConfig, made: Path) -> tuple[DictConfig, Path]:
+    """The configuration and folder to go on with, `made` where nothing is resumed."""
+    if config.resume in (False, None):
+        return config, made
+    if config.resume is not True:
+        source = RunDir(Path(str(config.resume)))
+        remove_if_empty(made)  # first: a folder that is refused leaves nothing behind
+        return saved_config(source, config.trust), source.path
+    wanted = _fingerprint(config, resolve=True)
+    for run in reversed(find_runs(Path(config.out))):
+        if _fingerprint_of(run) == wanted:
+            refuse_links(run.path)
+            if run.path != made:
+                remove_if_empty(made)
+            return config, run.path
+    return config, made
+
+
+def check_same(config: DictConfig, run: RunDir) -> None:
+    """The folder of a run may be gone on with by the same run only.
+
+    Raises:
+        FolderTakenError: it holds results or checkpoints of other settings.
+    """
+    made = (run.checkpoint, run.finetune_checkpoint, run.trials)
+    if not run.config.is_file() or not (run.finished or any(path.exists() for path in made)):
+        return
+    if _fingerprint_of(run) != _fingerprint(config, resolve=True):
+        raise FolderTakenError(
+            f"{run.path} holds a run of other settings: choose another folder with name= or out=, "
+            f"go on with that run by resume={run.path}, or remove it"
+        )
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Hydra makes a folder before it is known whether anything comes into it."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _fingerprint_of(run: RunDir) -> str | None:
+    """Of what a run has saved, which is resolved; None where it cannot be read."""
+    try:
+        return _fingerprint(read_saved(run), resolve=False)
+    except UserError:
+        return None
+
+
+def _fingerprint(config: Any, resolve: bool) -> str:
+    container = OmegaConf.to_container(config, resolve=resolve, enum_to_str=True)
+    assert isinstance(container, dict)
+    return fingerprint({str(k): v for k, v in container.items()}, without=_UNIMPORTANT)

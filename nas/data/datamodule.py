@@ -1,0 +1,234 @@
+"""`DataModule`: one data set, split, normalised and served in batches."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Annotated, Any, TypedDict
+
+import pytorch_lightning as pl
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from nas.config.schema import Count, Seed, checked
+from nas.data.batches import AUGMENTS, EpochBatchSampler, InMemory, loader
+from nas.data.splits import Images, Levels, Part, Source, generator, split
+from nas.errors import UserError
+from nas.ranks import rank_and_ranks
+
+BatchSize = Annotated[int, Field(ge=2, le=10**9)]  # BatchNorm cannot train on a single image
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class DataOptions(TypedDict, total=False):
+    """The arguments that every data set takes; `DataModule` says what they mean."""
+
+    name: str
+    batch_size: BatchSize
+    eval_batch_size: Count
+    val_fraction: Fraction
+    test_fraction: Fraction
+    limit: Count | None
+    augment: str
+    seed: Seed
+
+
+@checked("data")
+class DataModule(pl.LightningDataModule):
+    """Batches of the three parts of one source: train (weights), val (alpha) and test.
+
+    Batches are ``x`` float32 ``(N, C, H, W)``, normalised with the train part's mean and standard
+    deviation, and ``y`` int64 ``(N,)``. Orders and augmentations depend only on the seed, the epoch
+    and the batch's place in it. The source is read when it is first needed, or by `setup`.
+
+    Args:
+        source: reads the images; called once.
+        name: shown in results.
+        batch_size: images per training step (and rank), at least 2.
+        eval_batch_size: images per batch where nothing is trained.
+        val_fraction: share of the training images kept for alpha.
+        test_fraction: share of the images kept for the test, if the source has no test part.
+        limit: at most this many images for train and val together, classes in proportion.
+        augment: "auto" (what the source suggests), "none", "crop" or "crop_flip".
+        auto_augment: what the source suggests.
+        seed: of the split, the orders and the augmentations. A test part that is split off is
+            the same under every seed.
+
+    Raises:
+        UserError: an option out of its range; from `setup`, data that cannot be used.
+    """
+
+    name: str
+
+    def __init__(
+        self,
+        source: Source,
+        name: str = "images",
+        batch_size: BatchSize = 64,
+        eval_batch_size: Count = 512,
+        val_fraction: Fraction = 0.25,
+        test_fraction: Fraction = 0.15,
+        limit: Count | None = None,
+        augment: str = "auto",
+        auto_augment: str = "none",
+        seed: Seed = 0,
+    ) -> None:
+        super().__init__()
+        self.source, self.name = source, name
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self.limit, self.seed = limit, seed
+        if augment not in ("auto", *AUGMENTS):
+            known = ", ".join(AUGMENTS)
+            raise UserError(f"data.augment={augment!r} is not known: choose one of auto, {known}.")
+        self.augment = auto_augment if augment == "auto" else augment
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Read anew where it is needed: another process gets no copy of all images through a pipe.
+        return {k: v for k, v in vars(self).items() if k not in ("images", "parts")}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the source, split it and check that it suits the options; done once."""
+        _ = self.parts
+
+    @cached_property
+    def images(self) -> Images:
+        """The whole data set."""
+        return self.source()
+
+    @cached_property
+    def parts(self) -> dict[Part, Tensor]:
+        """Indices into `images` of the train, val and test part."""
+        parts = split(self.images, self.val_fraction, self.test_fraction, self.limit, self.seed)
+        self._check_batch_size("train", len(parts["train"]))
+        return parts
+
+    @cached_property
+    def _moments(self) -> tuple[list[float], list[float]]:
+        return moments(self.images.pixels, self.parts["train"])
+
+    @property
+    def mean(self) -> list[float]:
+        """Mean per channel of the train part's pixels in 0..1."""
+        return self._moments[0]
+
+    @property
+    def std(self) -> list[float]:
+        """Standard deviation per channel of the train part's pixels in 0..1."""
+        return self._moments[1]
+
+    def normalise_as(self, mean: list[float], std: list[float]) -> None:
+        """Use these moments, with which a network was trained, instead of the train part's."""
+        self._moments = (list(mean), list(std))
+
+    @property
+    def value_range(self) -> Levels | None:
+        """Black and white in files of more than 8 bits, where their format does not say."""
+        return self.images.value_range
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        _, channels, height, width = self.images.pixels.shape
+        return channels, height, width
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; labels are positions in it."""
+        return self.images.classes
+
+    @property
+    def num_outputs(self) -> int:
+        """What a network must give for one sample: a logit for each class."""
+        return len(self.classes)
+
+    def weight_loader(self) -> DataLoader[Any]:
+        """Train part, shuffled and augmented: batches that train the weights."""
+        return self._training_loader("train")
+
+    def alpha_loader(self) -> DataLoader[Any]:
+        """Val part, shuffled and augmented: batches that train the architecture."""
+        return self._training_loader("val")
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The same as `weight_loader`."""
+        return self.weight_loader()
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Val part in order, every image once, not augmented."""
+        return self._ordered_loader(self.parts["val"], self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Test part in order, every image once, not augmented."""
+        return self._ordered_loader(self.parts["test"], self.eval_batch_size)
+
+    def calibration_loader(self, images: int = 2048) -> DataLoader[Any]:
+        """The same random images of the train part each time, not augmented, in full batches.
+
+        Batches have the training batch size: BatchNorm statistics are measured as they arose.
+        """
+        train = self.parts["train"]
+        order = torch.randperm(len(train), generator=generator("calibration", self.seed))
+        batches = max(1, min(images, len(train)) // self.batch_size)
+        chosen = train[order[: batches * self.batch_size]]
+        return self._ordered_loader(chosen, self.batch_size)
+
+    def _training_loader(self, part: Part) -> DataLoader[Any]:
+        indices = self.parts[part]
+        self._check_batch_size(part, len(indices))
+        sampler = EpochBatchSampler(
+            indices, self.batch_size, train=True, seed=self.seed, stream=part
+        )
+        return loader(self._dataset(self.augment), sampler)
+
+    def _ordered_loader(self, indices: Tensor, batch_size: int) -> DataLoader[Any]:
+        sampler = EpochBatchSampler(indices, batch_size, train=False)
+        return loader(self._dataset("none"), sampler)
+
+    def _dataset(self, augment: str) -> InMemory:
+        return InMemory(self.images, self.mean, self.std, AUGMENTS[augment])
+
+    def _check_batch_size(self, part: Part, size: int) -> None:
+        _, ranks = rank_and_ranks()
+        share = size // ranks
+        if self.batch_size > share:
+            of = f"{part} split of {size} images" + (f" over {ranks} ranks" if ranks > 1 else "")
+            remedy = f"data.batch_size={share} or less" if share >= 2 else "a larger data.limit"
+            raise UserError(
+                f"data.batch_size={self.batch_size} is larger than the {of}: pass {remedy}, or "
+                f"give more images."
+            )
+
+
+def moments(pixels: Tensor, indices: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel of pixels 0..255 seen as 0..1.
+
+    A channel that is constant has the standard deviation 1, so that dividing by it is safe.
+    """
+    find = _moments_of_bytes if pixels.dtype == torch.uint8 else _moments_of_floats
+    mean, std = find(pixels, torch.split(indices, 4096))
+    # Relative to the mean: images that use few of many levels are dark, not constant.
+    return mean.tolist(), torch.where(std > 1e-6 * mean, std, 1.0).tolist()
+
+
+def _moments_of_bytes(pixels: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    values = torch.arange(256, dtype=torch.float64) / 255
+    counts = torch.zeros(pixels.shape[1], 256, dtype=torch.float64)
+    for some in parts:
+        # From histograms: exact, and no float copy of the data set is made.
+        for channel, count in zip(pixels[some].transpose(0, 1), counts, strict=True):
+            count += torch.bincount(channel.flatten(), minlength=256)
+    weights = counts / counts.sum(1, keepdim=True)
+    mean = weights @ values
+    return mean, (weights @ values**2 - mean**2).clamp(min=0).sqrt()
+
+
+def _moments_of_floats(pixels: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    images = sum(map(len, parts))
+    mean = (
+        sum((pixels[some].double().mean((2, 3)).sum(0) for some in parts), torch.zeros(())) / images
+    )
+    centre = mean[:, None, None]
+    squares = (((pixels[some] - centre) ** 2).mean((2, 3)).sum(0) for some in parts)
+    std = (sum(squares, torch.zeros(())) / images).sqrt()
+    return mean / 255, std / 255

@@ -1,0 +1,254 @@
+"""What a run is made of, and what it searches: supernet, exact costs and budgets."""
+
+import inspect
+import io
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from nas.arch import Arch
+from nas.cost.analytic import MACs, Params
+from nas.cost.base import LayerCost, NetworkCost
+from nas.cost.dry_run import dry_run, init_lazy, run
+from nas.cost.expected import expected
+from nas.cost.trace import inputs_of, trace
+from nas.data import DataModule
+from nas.decision import apply, free
+from nas.errors import UserError
+from nas.export.loading import state_bytes
+from nas.quantities import amount, parse_budget
+from nas.selection import check_feasible, check_known, largest_of, select
+from nas.supernet.choice import Relaxing
+from nas.train import Training
+
+Amount = str | float
+
+
+@dataclass
+class Plan:
+    """All that a run is made of, instantiated but for what needs data or a model first."""
+
+    data: DataModule
+    space: Callable[..., nn.Module]
+    relax: Relaxing
+    search: Callable[..., Any]
+    costs: Mapping[str, LayerCost | NetworkCost]  # what the objective joins to the loss
+    budgets: Mapping[str, Amount]  # name of a cost -> at most so much
+    objective: Any
+    finetune: Callable[..., Training]
+    trainer: Callable[..., pl.Trainer]
+    seed: int
+    inherit: bool
+    onnx: bool
+    stable_epochs: int | None
+    guards: Mapping[str, pl.Callback] = field(default_factory=dict)  # against collapse
+    speed: str = "kernels"  # see `nas.supernet.speed`
+    about: Mapping[str, Any] = field(default_factory=dict)  # goes into result.json as it is
+
+
+class Problem:
+    """A plan's supernet with its costs and budgets.
+
+    Attributes:
+        priced: every cost that is reported, params and MACs among them.
+        costs: the same, of this supernet.
+        budgets: cost name -> at most so much, in the unit of the cost.
+
+    Raises:
+        UserError: see `DataModule`, the space, `trace`, `nas.quantities.parse_budget`, and
+            `nas.selection.check_feasible`.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        read(plan.data)
+        data = plan.data
+        check_memory(
+            partial(plan.space, input_shape=data.input_shape, num_outputs=data.num_outputs)
+        )
+        self.supernet = self.build()
+        self.space = str(getattr(self.supernet, "name", type(self.supernet).__name__))
+        traced = trace(self.supernet, plan.data.input_shape)
+        self.priced = {"params": Params(), "macs": MACs(), **plan.costs}
+        self.costs = {n: expected(self.supernet, c, traced) for n, c in self.priced.items()}
+        self.budgets = self._budgets()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # As bytes: tensors would be shared between the processes, and choosing writes to buffers.
+        return {"plan": self.plan, "weights": state_bytes(self.supernet)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["plan"])  # type: ignore[misc]
+        weights = torch.load(io.BytesIO(state["weights"]), map_location="cpu", weights_only=True)
+        self.supernet.load_state_dict(weights)
+
+    def build(self) -> nn.Module:
+        """A supernet as `seed` initialises it."""
+        torch.manual_seed(self.plan.seed)
+        data = self.plan.data
+        supernet = self.plan.space(input_shape=data.input_shape, num_outputs=data.num_outputs)
+        self.plan.relax(supernet)
+        init_lazy(supernet, inputs_of(data.input_shape, supernet))
+        return supernet
+
+    def _budgets(self) -> dict[str, float]:
+        given = {name: text for name, text in self.plan.budgets.items() if text is not None}
+        check_known(self.costs, given)
+        found = {
+            name: parse_budget(name, text, self.costs[name].unit, largest_of(self.costs[name]))
+            for name, text in given.items()
+        }
+        check_feasible(self.costs, found)
+        return found
+
+    def select(self) -> Arch:
+        """The most probable architecture inside the budgets."""
+        return select(self.supernet, self.space, self.costs, self.budgets)
+
+    def check(self, arch: Arch) -> None:
+        """Refuse an architecture of another space, or one outside the budgets.
+
+        Raises:
+            UserError: saying which decision or which budget.
+        """
+        apply(self.supernet, arch)
+        free(self.supernet)
+        for name, bound in self.budgets.items():
+            value, unit = self.costs[name].of(arch.choices), self.costs[name].unit
+            if value > bound:
+                raise UserError(
+                    f"this architecture has {name} {amount(value, unit)}, more than "
+                    f"budget.{name}={amount(bound, unit)}"
+                )
+
+
+def check_logits(network: nn.Module, shape: tuple[int, ...], classes: int) -> None:
+    """Refuse a network that does not give one row of logits for each image.
+
+    Raises:
+        UserError: saying what it gives instead.
+    """
+    wanted = (2, classes)
+    found = dry_run(network, (torch.zeros(2, *shape),), _output)
+    if not isinstance(found, Tensor):
+        got = f"a {type(found).__name__}"
+    elif tuple(found.shape) != wanted or not found.is_floating_point():
+        got = f"a tensor {tuple(found.shape)} of {found.dtype}"
+    else:
+        return
+    raise UserError(
+        f"the network gives {got} for 2 images and {classes} classes: its forward must return one "
+        f"tensor {wanted} of floats, the logits (N, classes)"
+    )
+
+
+def _output(network: nn.Module, inputs: Any) -> Any:
+    with torch.no_grad():
+        return run(network.eval(), inputs)
+
+
+def build(space: Callable[..., nn.Module], shape: Any, classes: int) -> nn.Module:
+    """The supernet for inputs of `shape` and so many classes.
+
+    Raises:
+        UserError: the space refuses them, or memory does not hold it.
+    """
+    make = partial(space, input_shape=shape, num_outputs=classes)
+    check_memory(make)
+    return make()
+
+
+def check_memory(make: Callable[[], nn.Module]) -> None:
+    """Refuse a supernet whose weights alone are larger than this machine's memory.
+
+    Raises:
+        UserError: with both sizes.
+    """
+    needed: float
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            made = make()
+        needed = sum(t.nbytes for t in (*made.parameters(), *made.buffers()))
+    except UserError:
+        raise
+    except Exception as error:
+        if "overflow" not in str(error).lower():
+            return  # a module that cannot be made without memory; building it will tell
+        needed = float("inf")
+    present = _memory()
+    if needed > present:
+        size = f"{needed / 1e9:,.1f} GB" if needed < float("inf") else "more than any machine has"
+        raise UserError(
+            f"the weights of this space need {size} of memory, and this machine has "
+            f"{present / 1e9:,.1f} GB: lower space.width, channels or the number of blocks"
+        )
+
+
+def _memory() -> float:
+    """Bytes of this machine; infinite where the system does not say."""
+    if not hasattr(os, "sysconf"):
+        return float("inf")
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+# What a run asks of its data; a module of the user's own must have all of it.
+_ATTRIBUTES = ("name", "batch_size", "input_shape", "num_outputs", "classes", "mean", "std")
+_METHODS = (
+    "setup", "weight_loader", "alpha_loader", "val_dataloader", "test_dataloader",
+    "calibration_loader",
+)  # fmt: skip
+
+
+def read(data: Any) -> None:
+    """Set the data up, and look at it, where its class is the user's own.
+
+    Raises:
+        UserError: it lacks something, or its samples are not what it says.
+    """
+    if type(data) is DataModule:
+        data.setup()
+        return
+    kind = f"data: {type(data).__module__}.{type(data).__qualname__}"
+    for name in _METHODS:
+        method = getattr(data, name, None)
+        if not callable(method):
+            raise UserError(f"{kind} lacks the method {name}(); see nas.data.DataModule")
+        try:
+            inspect.signature(method).bind()
+        except TypeError as error:
+            raise UserError(f"{kind}.{name} must be callable without arguments: {error}") from None
+    data.setup()
+    if missing := [name for name in _ATTRIBUTES if not hasattr(data, name)]:
+        raise UserError(f"{kind} lacks {', '.join(missing)}; see nas.data.DataModule")
+    for name in ("weight_loader", "val_dataloader"):
+        _check_batch(f"{kind}.{name}()", next(iter(getattr(data, name)()), None), data)
+
+
+def _check_batch(what: str, batch: Any, data: Any) -> None:
+    pair = isinstance(batch, tuple | list) and len(batch) == 2
+    if not pair or not all(isinstance(part, torch.Tensor) for part in batch):
+        got = "nothing" if batch is None else type(batch).__name__
+        raise UserError(f"{what} must give pairs of tensors (x, labels), got {got}")
+    x, labels = batch
+    shape, found = tuple(data.input_shape), tuple(x.shape[1:])
+    if found != shape or not x.is_floating_point():
+        raise UserError(
+            f"{what} gives samples {found} of {x.dtype}, and input_shape is {shape}: they must be "
+            "floats of that shape"
+        )
+    if labels.shape != x.shape[:1] or labels.dtype != torch.int64:
+        raise UserError(
+            f"{what} gives labels {tuple(labels.shape)} of {labels.dtype}: they must be "
+            f"({len(x)},) of torch.int64, one for each sample"
+        )
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < data.num_outputs:
+        raise UserError(
+            f"{what} gives labels from {int(labels.min())} to {int(labels.max())}, and num_outputs "
+            f"is {data.num_outputs}: they must be from 0 to {data.num_outputs - 1}"
+        )

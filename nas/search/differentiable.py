@@ -1,0 +1,336 @@
+"""Differentiable search with Lightning: weights and alphas trained together by gradient descent."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from math import ceil
+from typing import Any, ClassVar, Literal, TypedDict, cast
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from nas.arch import Arch
+from nas.config.schema import Count, NonNegative, Seed, Share, Whole, checked
+from nas.cost.base import Expected
+from nas.decision import decisions, free, resample, sample_path, split_parameters
+from nas.errors import UserError
+from nas.objective import Objective
+from nas.ranks import averaged, told
+from nas.recalibrate import kept_statistics
+from nas.search.base import ScoredArch, SearchProblem, SearchResult, Stage, agreed, check_searchable
+from nas.search.callbacks import (
+    DiscretizationGap,
+    LastCheckpoint,
+    SpeedUp,
+    Stopwatch,
+    StopWhenStable,
+)
+from nas.search.regularizers import Perturbing, Regularizer
+from nas.search.telemetry import SearchTelemetry
+from nas.selection import front, log_probabilities
+from nas.supernet.choice import AuxiliarySkip
+from nas.supernet.relax import Schedule, constant
+from nas.tasks import Task
+from nas.tasks.classification import Classification
+from nas.train import (
+    Batch,
+    OptimizerFactory,
+    check_finite,
+    frozen,
+    log_scores,
+    metrics_of,
+    warmup_cosine,
+)
+
+FRONT = 8  # architectures of the front that a search ends with, at most
+UPDATES = 20  # of the objective's strengths in a search, at least
+
+
+@checked("search")
+class DifferentiableSearch(pl.LightningModule):
+    """What bilevel and single-level search share: phases, optimizers, schedules, logging.
+
+    The first `warmup_epochs` train weights alone, on paths sampled uniformly, so that no candidate
+    is judged before it has learned. Then alphas move too, while tau follows `temperature`.
+
+    The objective adapts its strengths once an epoch, and more often in a search of few epochs.
+
+    Args:
+        supernet: a model that holds decisions.
+        costs: name -> expected cost of `supernet`; what `objective` joins to the loss.
+        objective: task loss and costs -> what alphas descend.
+        weight_optimizer, alpha_optimizer: parameters -> optimizer.
+        epochs: all epochs, warm-up included.
+        warmup_epochs: epochs of weights alone.
+        temperature: progress of the alpha phase in [0, 1] -> tau.
+        clip: largest norm of the weights' gradient; 0 does not clip.
+        label_smoothing: in the weights' loss only, as in ProxylessNAS.
+        seed: of every random draw; each epoch starts from ``seed + epoch``.
+        targets: cost name -> budget, for the objectives that know budgets.
+        regularizers: name -> a term that alphas descend too.
+        perturbation: of alphas while weights learn.
+        task: what the networks are for; None: classification.
+
+    Raises:
+        UserError: nothing to search, a number out of its range, epochs that leave no time for
+            alphas, or budgets that the objective cannot work with.
+    """
+
+    leaves: ClassVar[Literal["alphas"]] = "alphas"
+
+    def __init__(
+        self,
+        supernet: nn.Module,
+        costs: Mapping[str, Expected],
+        objective: Objective,
+        weight_optimizer: OptimizerFactory,
+        alpha_optimizer: OptimizerFactory,
+        epochs: Count,
+        warmup_epochs: Whole = 0,
+        temperature: Schedule | None = None,
+        clip: NonNegative = 5.0,
+        label_smoothing: Share = 0.0,
+        seed: Seed = 0,
+        targets: Mapping[str, float] | None = None,
+        regularizers: Mapping[str, Regularizer] | None = None,
+        perturbation: Perturbing | None = None,
+        task: Task | None = None,
+    ) -> None:
+        super().__init__()
+        check_searchable(supernet)
+        if warmup_epochs >= epochs:
+            raise UserError(
+                f"search.warmup_epochs={warmup_epochs} must be below "
+                f"epochs={epochs}: alphas are searched in the epochs after it. Give both, e.g. "
+                f"search.epochs={epochs} search.warmup_epochs={epochs // 3}"
+            )
+        self.automatic_optimization = False
+        self.supernet, self.costs, self.targets = supernet, dict(costs), dict(targets or {})
+        self.objective = cast(nn.Module, objective)
+        # Here, where a wrong budget ends the run before it has begun; a checkpoint is loaded later.
+        objective.start({name: cost.mean() for name, cost in self.costs.items()}, self.targets)
+        self.weight_factory, self.alpha_factory = weight_optimizer, alpha_optimizer
+        self.epochs, self.warmup_epochs = epochs, warmup_epochs
+        self.temperature = temperature or constant()
+        self.clip, self.label_smoothing, self.seed = clip, label_smoothing, seed
+        self.parameters_of = split_parameters(supernet)
+        self.task = task or Classification()
+        self.metrics = metrics_of(self.task, ("train", "alpha", "supernet_val"))
+        self.regularizers, self.perturbation = dict(regularizers or {}), perturbation
+        self.done = 0.0  # of the steps in which alphas move, the share
+        self.skips = tuple(m for m in supernet.modules() if isinstance(m, AuxiliarySkip))
+        # Not the global generator: under data parallel training every rank must draw alike here
+        # while dropout must not.
+        self.generator = torch.Generator()
+
+    def loaders(self, data: Any) -> dict[str, Any]:
+        """The training loaders this search reads, name -> loader."""
+        raise NotImplementedError
+
+    def prepare(self, problem: SearchProblem) -> None:
+        """See `nas.search.base.Search`; the constructor has checked the rest."""
+        self.loaders(problem.plan.data)  # a batch larger than a split is an error now
+
+    def run(self, problem: SearchProblem, stage: Stage) -> SearchResult:
+        """Train weights and alphas; the result is the front read off the alphas."""
+        plan, data, watch = problem.plan, problem.plan.data, Stopwatch()
+        kept = (f"supernet_val_{self.task.primary}", "supernet_val_loss")
+        saving = LastCheckpoint(stage.run.checkpoint, kept)
+        callbacks = [
+            watch,
+            DiscretizationGap(),
+            StopWhenStable(plan.stable_epochs),
+            *plan.guards.values(),
+            SpeedUp(plan.speed, (data.batch_size, *data.input_shape)),
+            SearchTelemetry(),
+            saving,
+        ]
+        trainer = stage.trainer(self.epochs, callbacks)
+        stage.fit(trainer, self, self.loaders(data), stage.run.checkpoint)
+        free(self.supernet)
+        cost = next(iter(plan.costs), "params")
+        selected = agreed(problem.select)
+        return SearchResult(
+            selected,
+            probable_front(problem, selected, cost),
+            "log_probability",
+            cost,
+            dict(saving.metrics),
+            watch.seconds,
+            watch.cpu_seconds,
+        )
+
+    @property
+    def warming_up(self) -> bool:
+        return self.current_epoch < self.warmup_epochs
+
+    def configure_optimizers(self) -> Any:
+        weights, alphas = self.parameters_of
+        weight_optimizer = self.weight_factory([p for p in weights if p.requires_grad])
+        schedule = LambdaLR(weight_optimizer, warmup_cosine(0, self.epochs, floor=0.04))
+        return [weight_optimizer, self.alpha_factory(alphas)], [schedule]
+
+    def on_train_epoch_start(self) -> None:
+        torch.manual_seed(self.seed + self.current_epoch + 1000 * self.global_rank)
+        self.generator.manual_seed(self.seed + self.current_epoch)
+        if not self.warming_up:
+            free(self.supernet)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # By step, so that a search of a single alpha epoch anneals too.
+        self.done = max(0.0, self.progress(batch_idx))
+        tau = self.temperature(self.done)
+        for _, decision in decisions(self.supernet):
+            decision.tau.fill_(tau)
+        for skip in self.skips:
+            skip.advance(self.done)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.warming_up:
+            return
+        often = ceil(UPDATES / (self.epochs - self.warmup_epochs))  # updates in this epoch
+        batches = self.trainer.num_training_batches
+        if (batch_idx + 1) * often // batches > batch_idx * often // batches:
+            with torch.no_grad():
+                objective = cast(Objective, self.objective)
+                objective.update(self.noise_free_costs(), self.progress(batch_idx + 1))
+
+    def on_train_epoch_end(self) -> None:
+        cast(Any, self.lr_schedulers()).step()
+        costs = self.noise_free_costs().items()
+        self.log_dict({f"cost_{name}": c.detach().float() for name, c in costs}, logger=False)
+
+    def progress(self, batches: int) -> float:
+        """Of the steps in which alphas move, the share done after `batches` of this epoch."""
+        epoch = (
+            self.current_epoch - self.warmup_epochs + batches / self.trainer.num_training_batches
+        )
+        return epoch / (self.epochs - self.warmup_epochs)
+
+    def noise_free_costs(self) -> dict[str, Tensor]:
+        """Expected costs of the alphas as they are, whatever was drawn last."""
+        free(self.supernet)  # every step draws anew, so none reads what is forgotten here
+        return {name: cost() for name, cost in self.costs.items()}
+
+    def draw(self) -> None:
+        """The random choices of one step: a path while warming up, else the relaxation's noise."""
+        if self.warming_up:
+            sample_path(self.supernet, self.generator)
+        else:
+            resample(self.supernet, self.generator)
+
+    def step_weights(self, batch: Batch) -> None:
+        weight_optimizer, _ = cast(list[LightningOptimizer], self.optimizers())
+        with frozen(self.parameters_of.alphas):
+            self._descend(weight_optimizer, lambda: self._weight_loss(batch))
+
+    def _weight_loss(self, batch: Batch) -> Tensor:
+        """The task loss, at perturbed alphas if there is a perturbation."""
+        if self.perturbation is None or self.warming_up:
+            return self.task_loss(batch, "train")
+        alphas = self.parameters_of.alphas
+        slopes = partial(self._alpha_slopes, batch)
+        with self.perturbation.around(alphas, slopes, self.done, self.generator):
+            return self.task_loss(batch, "train")
+
+    def _alpha_slopes(self, batch: Batch) -> Sequence[Tensor]:
+        with kept_statistics(self.supernet):
+            slopes = torch.autograd.grad(
+                self.unlogged_loss(batch), self.parameters_of.alphas, materialize_grads=True
+            )
+        return averaged(slopes)
+
+    def _descend(self, optimizer: LightningOptimizer, loss: Callable[[], Tensor]) -> None:
+        self.draw()
+        optimizer.zero_grad()
+        self.manual_backward(check_finite(loss(), self.current_epoch))
+        self._clip(optimizer)
+        optimizer.step()
+
+    def _clip(self, optimizer: LightningOptimizer) -> None:
+        if self.clip and optimizer is cast(list[LightningOptimizer], self.optimizers())[0]:
+            self.clip_gradients(optimizer.optimizer, self.clip, "norm")
+
+    def task_loss(self, batch: Batch, split: str) -> Tensor:
+        x, labels = batch
+        logits = self.supernet(x)
+        smoothing = self.label_smoothing if split == "train" else 0.0
+        loss = self.task.loss(logits, labels, smoothing)
+        self._log(split, loss, logits, labels)
+        return loss
+
+    def unlogged_loss(self, batch: Batch) -> Tensor:
+        """The weights' task loss in a pass that is no step of its own."""
+        x, labels = batch
+        return self.task.loss(self.supernet(x), labels, self.label_smoothing)
+
+    def alpha_loss(self, task: Tensor) -> Tensor:
+        """The objective of one draw: the cost is that of the same theta as the task loss.
+
+        But a budget is for the distribution: the draws around it, some of which exceed it, would
+        be penalised for ever.
+        """
+        if cast(Objective, self.objective).needs_targets:
+            costs = self.noise_free_costs()
+        else:
+            costs = {name: cost() for name, cost in self.costs.items()}
+        joined: Tensor = self.objective(task, costs)
+        if self.regularizers:
+            found = [d for _, d in decisions(self.supernet) if not d.derived]
+            for regularizer in self.regularizers.values():
+                joined = joined + regularizer(found, self.done)
+        return joined
+
+    def on_validation_epoch_start(self) -> None:
+        # Without noise and with all options open; every training step draws anew anyway.
+        free(self.supernet)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        x, labels = batch
+        logits = self.supernet(x)
+        self._log("supernet_val", self.task.loss(logits, labels), logits, labels)
+
+    def _log(self, split: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        log_scores(self, split, loss, logits, labels, split != "alpha")
+
+
+def probable_front(problem: SearchProblem, selected: Arch, cost: str) -> list[ScoredArch]:
+    """The most probable architectures along a cost, `selected` among them, found exactly."""
+
+    def find() -> list[str]:
+        archs = front(problem.supernet, problem.space, problem.costs, problem.budgets, cost, FRONT)
+        return [arch.to_json() for arch in archs]
+
+    archs = {arch.hash: arch for arch in map(Arch.from_json, told(find))} | {
+        selected.hash: selected
+    }
+    log_p = log_probabilities(problem.supernet)
+    options = {name: decision.options for name, decision in decisions(problem.supernet)}
+    return [
+        ScoredArch(
+            arch,
+            sum(float(log_p[name][options[name].index(o)]) for name, o in arch.choices.items()),
+            {name: priced.of(arch.choices) for name, priced in problem.costs.items()},
+        )
+        for arch in archs.values()
+    ]
+
+
+class Options(TypedDict, total=False):
+    """The arguments of `DifferentiableSearch`, for the signatures of searches that take more."""
+
+    supernet: nn.Module
+    costs: Mapping[str, Expected]
+    objective: Objective
+    weight_optimizer: OptimizerFactory
+    alpha_optimizer: OptimizerFactory
+    epochs: Count
+    warmup_epochs: Whole
+    temperature: Schedule | None
+    clip: NonNegative
+    label_smoothing: Share
+    seed: Seed
+    targets: Mapping[str, float] | None
+    task: Task | None

@@ -1,0 +1,143 @@
+"""`SearchSpace`: a space as searchers see it, options, exact costs and budgets; no modules."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from math import isclose, prod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from nas.arch import Arch, Option
+from nas.cost.base import Expected
+from nas.cost.integer_program import IntegerProgram, worst
+from nas.decision import decisions
+from nas.errors import UserError
+from nas.search.base import check_searchable
+from nas.selection import check_feasible, limits
+
+TRIES = 50  # draws outside the budgets before one is repaired
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The architectures that a searcher may propose.
+
+    Args:
+        name: of the space, for `Arch`.
+        options: decision name -> its options.
+        costs: cost name -> exact cost of an architecture, of `options` all.
+        budgets: cost name -> at most so much; hard.
+    """
+
+    name: str
+    options: Mapping[str, tuple[Option, ...]]
+    costs: Mapping[str, Expected] = field(default_factory=dict)
+    budgets: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        supernet: nn.Module,
+        name: str,
+        costs: Mapping[str, Expected],
+        budgets: Mapping[str, float],
+    ) -> "SearchSpace":
+        """The space of a supernet's decisions.
+
+        Raises:
+            UserError: no decision, or budgets that no network meets, with the least reachable.
+        """
+        check_searchable(supernet)
+        options = {path: decision.options for path, decision in decisions(supernet)}
+        check_feasible(costs, budgets)
+        return cls(name, options, costs, budgets)
+
+    @property
+    def size(self) -> int:
+        """Number of architectures, budgets aside."""
+        return prod(len(options) for options in self.options.values())
+
+    def arch(self, indices: Mapping[str, int]) -> Arch:
+        """The architecture of the option numbers `indices`."""
+        return Arch(self.name, {name: o[indices[name]] for name, o in self.options.items()})
+
+    def indices(self, arch: Arch) -> dict[str, int]:
+        """Decision name -> number of the option that `arch` takes."""
+        return {name: o.index(arch.choices[name]) for name, o in self.options.items()}
+
+    def holds(self, arch: Arch) -> bool:
+        """Whether `arch` is one of the space's, budgets aside."""
+        known = arch.space == self.name and arch.choices.keys() == self.options.keys()
+        return known and all(arch.choices[name] in o for name, o in self.options.items())
+
+    def __iter__(self) -> Iterator[Arch]:
+        """Every architecture inside the budgets, in a fixed order."""
+        for choice in product(*self.options.values()):
+            arch = Arch(self.name, dict(zip(self.options, choice, strict=True)))
+            if self.fits(arch):
+                yield arch
+
+    def price(self, arch: Arch) -> dict[str, float]:
+        """Exact costs; counts as whole numbers."""
+        values = {name: cost.of(arch.choices) for name, cost in self.costs.items()}
+        return {n: round(v) if isclose(v, round(v), rel_tol=1e-9) else v for n, v in values.items()}
+
+    def prices(self, name: str, picks: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Cost `name` of many architectures ``(n,)``, rows of option numbers ``(n, decisions)``."""
+        columns = {decision: picks[:, i] for i, decision in enumerate(self.options)}
+        totals = []
+        for terms in self.costs[name].constraints:
+            total = np.zeros(len(picks))
+            for term, factor in terms.items():
+                present = [columns[decision] == k for decision, k in term]
+                total += factor * np.logical_and.reduce(present) if present else factor
+            totals.append(total)
+        largest: NDArray[np.float64] = np.max(totals, axis=0)
+        return largest
+
+    def fits(self, arch: Arch) -> bool:
+        """Whether `arch` is inside every budget."""
+        return all(self._at_most(name, bound, arch) for name, bound in self.budgets.items())
+
+    def _at_most(self, name: str, bound: float, arch: Arch) -> bool:
+        cost = self.costs[name]
+        # Plain sums first: most draws are clearly outside, and `of` is twenty times slower.
+        near = worst(cost.constraints, self.indices(arch)) <= bound * (1 + 1e-9)
+        return near and cost.of(arch.choices) <= bound
+
+    def draw(self, generator: torch.Generator) -> Arch:
+        """A random architecture inside the budgets: uniform, by rejection.
+
+        Where `TRIES` draws all lie outside, the last is repaired; so it always ends.
+        """
+        for _ in range(TRIES):
+            picks = {n: _below(len(options), generator) for n, options in self.options.items()}
+            arch = self.arch(picks)
+            if self.fits(arch):
+                return arch
+        return self.repaired(arch)
+
+    def repaired(self, arch: Arch) -> Arch:
+        """The architecture inside the budgets that differs from `arch` in the fewest decisions."""
+        if self.fits(arch):
+            return arch
+        taken = self.indices(arch)
+        unlike = {
+            frozenset({(name, k)}): 1.0
+            for name, options in self.options.items()
+            for k in range(len(options))
+            if k != taken[name]
+        }
+        counts = {name: len(options) for name, options in self.options.items()}
+        found = IntegerProgram(counts).minimise([unlike], limits(self.costs, self.budgets))
+        if found is None:
+            check_feasible(self.costs, self.budgets)
+            raise UserError(f"no network of this space meets the budgets {dict(self.budgets)}")
+        return self.arch(found.choices)
+
+
+def _below(count: int, generator: torch.Generator) -> int:
+    return int(torch.randint(count, (), generator=generator))

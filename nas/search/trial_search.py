@@ -1,0 +1,263 @@
+"""`TrialSearch`: architectures are proposed, scored one by one, and the best is taken."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from math import log
+from typing import ClassVar, Literal, cast
+
+import torch
+from torch import nn
+
+from nas.arch import Arch
+from nas.artifacts import RunDir
+from nas.artifacts.files import remove_leftovers, write_atomic
+from nas.config.schema import Count, Processes, Seed, checked
+from nas.decision import decisions
+from nas.errors import UserError
+from nas.ranks import apart, told, world
+from nas.search.base import ScoredArch, SearchProblem, SearchResult, Stage, agreed
+from nas.search.evaluate import Scoring, TrainFromScratch, WeightSharing
+from nas.search.scoring import (
+    RUNGS,
+    Halving,
+    Outcomes,
+    Workers,
+    in_turn,
+    over_ranks,
+    recorded,
+)
+from nas.search.searchers import (
+    Agreed,
+    Searcher,
+    best,
+    check_name,
+    make,
+    search,
+)
+from nas.search.space import SearchSpace
+from nas.search.trials import Trial, TrialLog, comparable, table_of
+from nas.supernet.relax import gumbel_noise
+from nas.tasks.classification import task_of
+
+
+@checked("search")
+class TrialSearch:
+    """Propose, score, record; the classic search, also over an evaluator that trains nothing.
+
+    Args:
+        supernet: a model that holds decisions.
+        searcher: a name of `nas.search.searchers`; "auto": `Enumerate` where that is few.
+        evaluate: ``problem -> (arch -> scores)``, see `nas.search.evaluate`.
+        trials: different architectures to score; None: all where they are enumerated, else 500.
+        metric: the score that decides, an accuracy or a loss.
+        cost: the cost that the front is drawn over.
+        batch: architectures asked for at once; None: as many as there are workers, or as
+            halving needs.
+        workers: processes that score side by side; 1: this one. Of a distributed run, every rank
+            has so many, and scores its share of a batch.
+        halving: compares the networks of a batch while they train, and trains on with the best.
+        seed: of the searcher's draws.
+    """
+
+    leaves: ClassVar[Literal["trials"]] = "trials"
+
+    def __init__(
+        self,
+        supernet: nn.Module,
+        searcher: str | Callable[..., Searcher],
+        evaluate: Callable[[SearchProblem], Scoring],
+        trials: Count | None = None,
+        metric: str = "val_acc",
+        cost: str = "params",
+        batch: Count | None = None,
+        workers: Processes = 1,
+        halving: Halving | None = None,
+        seed: Seed = 0,
+    ) -> None:
+        if not metric.startswith("val_"):
+            raise UserError(
+                f"search.metric={metric}: a search may judge by val_acc or val_loss only"
+            )
+        check_name(searcher)
+        self.supernet, self.searcher, self.evaluate = supernet, searcher, evaluate
+        self.trials, self.metric, self.cost = trials, metric, cost
+        self.halving = halving or Halving()
+        self._batch, self.workers, self.seed = batch, workers, seed
+        if self.halving.rungs:
+            self._check_evaluation()
+
+    @property
+    def batch(self) -> int:
+        """Architectures asked for at once: one for each process at least, unless given."""
+        return self._batch or max(self.workers * world()[1], self.halving.cohort)
+
+    def _check_evaluation(self) -> None:
+        if not isinstance(self.evaluate, TrainFromScratch):
+            raise UserError(
+                "search.halving is for networks that are trained one by one (search=random_search, "
+                "evolution, ...): leave search.halving.epochs=null where weights are inherited"
+            )
+        whole, own = self.evaluate.epochs, self.halving.rungs[-1]
+        if whole not in (None, own):
+            raise UserError(
+                f"search.evaluate.epochs={whole} is not the last of search.halving.epochs="
+                f"{list(self.halving.rungs)}: leave it null"
+            )
+
+    def prepare(self, problem: SearchProblem) -> None:
+        """See `nas.search.base.Search`.
+
+        Raises:
+            UserError: a cost or a score that there is not; or see the searcher.
+        """
+        space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
+        if self.cost not in space.costs:
+            raise UserError(f"search.cost={self.cost} is not one of {sorted(space.costs)}")
+        scores = [f"val_{name}" for name in (*task_of(problem.plan.data).metrics(), "loss")]
+        trained = isinstance(self.evaluate, TrainFromScratch | WeightSharing)
+        if trained and self.metric not in scores:
+            raise UserError(f"search.metric={self.metric} is not one of {', '.join(scores)}")
+        self._made(problem, space)
+
+    def _made(self, problem: SearchProblem, space: SearchSpace) -> tuple[Searcher, int | None]:
+        trained = problem if isinstance(self.evaluate, WeightSharing) else None
+        return make(self.searcher, space, self.seed, (self.metric, self.cost), self.trials, trained)
+
+    @property
+    def ranking(self) -> "TrialSearch":
+        """What ranks networks: the search itself."""
+        return self
+
+    def run(self, problem: SearchProblem, stage: Stage) -> SearchResult:
+        """Search, with ``trials.jsonl`` and ``trials.csv`` in the run's folder.
+
+        Raises:
+            UserError: see the searcher, and `TrialLog`.
+        """
+        trials = self.rank(problem, stage.run)
+        table = table_of(trials, (self.metric, self.cost))
+        write_atomic(stage.run.trials.with_suffix(".csv"), table)
+        chosen = best(trials, self.metric)
+        return SearchResult(
+            chosen.arch,
+            [ScoredArch(t.arch, -t.value(self.metric), t.costs) for t in comparable(trials)],
+            self.metric,
+            self.cost,
+            {f"trial_{name}": value for name, value in chosen.metrics.items() if name[:3] == "val"},
+            sum(trial.seconds for trial in trials),
+            sum(trial.cpu_seconds for trial in trials),
+        )
+
+    def rank(self, problem: SearchProblem, run: RunDir) -> list[Trial]:
+        """The trials inside the budgets; those in the run's ``trials.jsonl`` are not repeated.
+
+        The ranks of a distributed run score side by side, each by itself, and all end with the
+        same trials: a network is trained by one process, since it is small, its scores must not
+        depend on how many there are, and processes that need not wait for one another lose nothing.
+        """
+        with apart(problem.plan.data):
+            return self._ranked(problem, run)
+
+    def _ranked(self, problem: SearchProblem, run: RunDir) -> list[Trial]:
+        space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
+        searcher, count = self._made(problem, space)
+        searcher = Agreed(searcher)
+        log = TrialLog(run.trials)
+        # As the first rank reads them, which may have written more by now than this one has read.
+        known = told(lambda: [trial.to_json() for trial in log.known.values()])
+        log.known = {trial.arch.hash: trial for trial in map(Trial.from_json, known)}
+        # Recorded may be the costs of another device, or before a cost was asked for.
+        for key, trial in log.known.items():
+            if space.holds(trial.arch):
+                log.known[key] = replace(trial, costs=space.price(trial.arch))
+        each = Progress(self.metric, self.cost)
+        if not self.halving.rungs:
+            with self._outcomes(self.evaluate, problem) as outcomes:
+                evaluate = recorded(outcomes, space, log, each)
+                return search(searcher, evaluate, log, count, self.batch)
+        folder, total = run.path / RUNGS, self.halving.rungs[-1]
+        remove_leftovers(folder)
+        scoring = partial(cast(TrainFromScratch, self.evaluate).in_rungs, total, folder)
+        with self._outcomes(scoring, problem) as outcomes:
+            evaluate = self.halving.evaluation(outcomes, space, log, each, self.metric, folder)
+            found = search(searcher, evaluate, log, count, self.batch, whole=True)
+        spent = sum(trial.epochs for trial in found)
+        print(f"{len(found)} networks trained, {spent} epochs instead of {total * len(found)}")
+        return found
+
+    @contextmanager
+    def _outcomes(
+        self, factory: Callable[[SearchProblem], Scoring], problem: SearchProblem
+    ) -> Iterator[Outcomes]:
+        if self.workers == 1:
+            yield partial(over_ranks, partial(in_turn, factory(problem)))
+            return
+        with Workers(factory, problem, self.workers) as workers:
+            yield partial(over_ranks, workers)
+
+
+@dataclass
+class Progress:
+    """One line for each trial, and for each rung that it reaches."""
+
+    metric: str
+    cost: str
+    numbers: dict[str, int] = field(default_factory=dict)  # hash -> place
+
+    def __call__(self, trial: Trial) -> None:
+        number = self.numbers.setdefault(trial.arch.hash, len(self.numbers) + 1)
+        score = trial.metrics.get(self.metric)
+        text = trial.message if score is None else f"{self.metric} {score:.4f}"
+        if trial.epochs:
+            text = f"{text} after {trial.epochs} epochs"
+        cost = trial.costs.get(self.cost)
+        print(
+            f"trial {number}: {trial.arch.hash} {text}, {self.cost} {cost}, {trial.seconds:.1f} s",
+            flush=True,
+        )
+
+
+class RandomArch:
+    """One architecture, every option of every decision equally likely.
+
+    Inside budgets: that of the largest sum of Gumbel draws, one for each option, which without
+    budgets is the same uniform distribution (Gumbel maximum).
+
+    Args:
+        supernet: a model that holds decisions.
+        seed: of the draw.
+    """
+
+    leaves: ClassVar[Literal["nothing"]] = "nothing"
+
+    def __init__(self, supernet: nn.Module, seed: int = 0) -> None:
+        self.supernet, self.seed = supernet, seed
+
+    def prepare(self, problem: SearchProblem) -> None:
+        """Nothing can be wrong here."""
+
+    def run(self, problem: SearchProblem, stage: Stage) -> SearchResult:
+        """Draw; the score is the logarithm of the probability, budgets aside."""
+        cost, arch = next(iter(problem.plan.costs), "params"), agreed(lambda: self.draw(problem))
+        costs = {name: priced.of(arch.choices) for name, priced in problem.costs.items()}
+        score = -sum(log(len(d.options)) for _, d in decisions(self.supernet))
+        return SearchResult(arch, [ScoredArch(arch, score, costs)], "log_probability", cost)
+
+    def draw(self, problem: SearchProblem) -> Arch:
+        """The architecture of this seed."""
+        generator = torch.Generator().manual_seed(self.seed)
+        if problem.budgets:
+            for _, decision in decisions(self.supernet):
+                decision.alpha.data = gumbel_noise(decision.alpha.data, generator)
+            return problem.select()
+        return Arch(
+            problem.space,
+            {
+                name: decision.options[
+                    int(torch.randint(len(decision.options), (), generator=generator))
+                ]
+                for name, decision in decisions(self.supernet)
+            },
+        )

@@ -1,0 +1,359 @@
+"""From the command line's words to runs: Hydra composes, this instantiates and launches."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import (
+    AbstractContextManager,
+    contextmanager,
+    nullcontext,
+    redirect_stdout,
+    suppress,
+)
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nas.artifacts import RunDir
+from nas.artifacts.files import display_path, is_main, write_atomic, write_json
+from nas.config.check import check, check_keys
+from nas.config.compose import Arguments, hydra_message
+from nas.config.help import config_dir
+from nas.config.saved import COMMAND, check_same, how_to_go_on, remove_if_empty, resumed
+from nas.diagnostics import interrupting, silence_third_party_warnings
+from nas.errors import (
+    FailedRunError,
+    FolderTakenError,
+    InterruptedRunError,
+    NotFiniteError,
+    UserError,
+    about_path,
+    is_full,
+    refusal,
+    write_traceback,
+)
+
+
+def launch(verb: str, given: Arguments) -> int:
+    """Compose the configuration of a command line and carry out its verb; the exit code."""
+    # Hydra then lets exceptions through instead of printing them and exiting with 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    os.environ[COMMAND] = f"nas {verb}"
+    words = [*given.flags, *given.overrides]
+    script = sys.argv[0]
+    sys.argv = [f"nas {verb}", *words]
+    ended: list[Exception] = []
+    launcher = os.getpid()
+
+    def job(config: DictConfig) -> None:
+        # With this command line Lightning starts the other processes of a distributed training.
+        sys.argv = [script, *given.typed]
+        try:
+            check_keys(config)
+            with one_voice(), interrupting():
+                VERBS[verb](config)
+            return
+        except (UserError, FailedRunError, InterruptedRunError) as error:
+            # Without its traceback: Hydra keeps what each job of a sweep has raised, and that would
+            # keep the job's data and networks.
+            failure: Exception = type(error)(str(error))
+        except Exception as error:
+            failure = error
+        # Of a sweep Hydra must hear of it; of a single job it would only print more lines.
+        several = HydraConfig.get().mode == RunMode.MULTIRUN
+        if several and (os.getpid() != launcher or not isinstance(failure, InterruptedRunError)):
+            raise failure
+        ended.append(failure)
+        if several:  # else Hydra takes it for the failure of one job, and begins the next
+            raise KeyboardInterrupt
+        _tidy(Path(HydraConfig.get().runtime.output_dir), Path(config.out))
+        _tidy(Path(f"{config.out}/{config.name}"), Path(config.out))
+
+    task = hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(job)
+    try:
+        with _explained(given.overrides):
+            task()
+    except KeyboardInterrupt:
+        if not ended:
+            raise
+    for failure in ended:
+        if isinstance(failure, HydraException | OmegaConfBaseException):
+            raise UserError(hydra_message(failure, given.overrides)) from None
+        raise failure
+    return 0
+
+
+@contextmanager
+def _explained(words: Sequence[str]) -> Iterator[None]:
+    """What Hydra raises, in words for the user."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(hydra_message(error, words)) from None
+    except OSError as error:
+        # Hydra's own, as it makes the output folder; those of a job are failed runs.
+        if is_full(error):
+            raise
+        raise UserError(
+            f"cannot write to {error.filename} ({error.strerror}); choose another output folder "
+            "with out=FOLDER"
+        ) from None
+
+
+def _tidy(made: Path, out: Path) -> None:
+    """Remove the empty folders that Hydra has made for a run that does not take place."""
+    top, made = out.absolute(), made.absolute()  # a name may hold "..": not resolved
+    for folder in (made, *made.parents):
+        if not folder.is_relative_to(top):
+            return
+        remove_if_empty(folder)
+
+
+def one_voice() -> AbstractContextManager[object]:
+    """Of a distributed training, the first process alone prints."""
+    return nullcontext() if is_main() else redirect_stdout(StringIO())
+
+
+def _search(config: DictConfig) -> None:
+    for key in ("arch", "checkpoint"):
+        if config[key] is not None:
+            raise UserError(f"{key}= is for `nas finetune`; `nas search` finds its architecture")
+    _carry_out(config)
+
+
+def _finetune(config: DictConfig) -> None:
+    if config.arch is None:
+        raise UserError("nas finetune needs arch=FILE, the arch.json of the network to train")
+    _carry_out(config)
+
+
+def _carry_out(config: DictConfig) -> None:
+    """One job: single, or one of a sweep. A failure is recorded in its folder."""
+    made = display_path(Path(HydraConfig.get().runtime.output_dir))
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    config, folder = resumed(config, made)
+    run = RunDir(folder)
+    check_same(config, run)
+    if run.complete:
+        print(f"already finished: {run.path}")
+        return
+    try:
+        _run(config, run)
+        if sweep:
+            _follow(Path(HydraConfig.get().sweep.dir))
+    except (KeyboardInterrupt, InterruptedRunError):
+        raise InterruptedRunError(f"interrupted. {how_to_go_on(run)}") from None
+    except FolderTakenError:
+        raise  # what is in the folder is not this run's
+    except Exception as error:
+        if sweep or run.checkpoint.exists():
+            _record_failure(run, config, error)
+        elif folder == made:
+            remove_if_empty(made)
+        told = _told(error, run)
+        if told is error:
+            raise
+        raise told from error
+
+
+def _told(error: Exception, run: RunDir) -> Exception:
+    """What the user is told of an error that has ended a run."""
+    if isinstance(error, UserError | HydraException | OmegaConfBaseException):
+        return error
+    if isinstance(error, NotFiniteError):
+        return FailedRunError(
+            f"{error}: lower the learning rate (search.weight_optimizer.lr, "
+            f"finetune.optimizer.lr) or raise clip. {how_to_go_on(run)}"
+        )
+    if (about := about_path(error)) and not run.config.exists():
+        return UserError(about)
+    if isinstance(error, OSError | FailedRunError):  # e.g. the disk is full, a worker died
+        said = refusal(error) if isinstance(error, OSError) else error
+        return FailedRunError(f"{said}. {how_to_go_on(run)}")
+    where = write_traceback(error, run.path if run.path.is_dir() else None)
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return FailedRunError(f"{reason[:500]} (see {where}). {how_to_go_on(run)}")
+
+
+def _follow(sweep: Path) -> None:
+    """Draw the fronts of the sweep so far; the run that has just ended does not depend on it."""
+    from nas.report import follow
+
+    try:
+        follow(sweep)
+    except OSError as error:
+        logging.getLogger("nas").warning("no picture of the sweep: %s", refusal(error))
+
+
+def _record_failure(run: RunDir, config: DictConfig, error: Exception) -> None:
+    message = " ".join(str(error).split())
+    if not isinstance(error, UserError):  # its text may mean nothing without its kind
+        message = f"{type(error).__name__}: {message}"
+    about = {"schema": 1, "status": "failed", "message": message, **_about(config)}
+    # What has finished stays so, e.g. where only printing failed; a full disk takes no record.
+    if not run.finished:
+        with suppress(OSError):
+            write_json(run.result, about)
+
+
+def _run(config: DictConfig, run: RunDir) -> None:
+    check(config)
+    silence_third_party_warnings()
+    import torch
+
+    from nas.arch import Arch
+    from nas.export import load_supernet
+    from nas.pipeline import Run
+    from nas.report.terminal import announce
+
+    torch.set_num_threads(config.threads or _threads())
+    arch = Arch.load(Path(config.arch)) if config.get("arch") else None
+    pipeline = Run(plan_of(config), run, arch)
+    if config.get("checkpoint"):
+        load_supernet(pipeline.supernet, Path(config.checkpoint))
+    run.create()
+    # Jobs of two sweeps into one folder: the second finds what the first has made.
+    with run.claimed(wait=HydraConfig.get().mode == RunMode.MULTIRUN):
+        check_same(config, run)
+        if run.complete:
+            print(f"already finished: {run.path}")
+            return
+        write_atomic(run.config, OmegaConf.to_yaml(config, resolve=True))
+        result = pipeline()
+    announce(run, result)
+
+
+def plan_of(config: DictConfig, about: Mapping[str, Any] | None = None) -> Any:
+    """The `Plan` that a configuration describes.
+
+    Args:
+        about: goes into result.json; by default what the command line asked for.
+
+    Raises:
+        UserError: a component refuses its values.
+    """
+    from nas.problem import Plan
+
+    try:
+        return Plan(
+            data=instantiate(config.data)(seed=config.seed),
+            space=instantiate(config.space, _convert_="all"),
+            relax=instantiate(config.relax),
+            search=instantiate(config.search, _convert_="all"),
+            costs=instantiate(config.cost, _convert_="all"),
+            budgets=dict(config.budget),
+            objective=instantiate(config.objective),
+            finetune=instantiate(config.finetune, _convert_="all"),
+            trainer=instantiate(config.trainer, _convert_="all"),
+            seed=config.seed,
+            inherit=config.weights == "inherited",
+            onnx=config.onnx,
+            stable_epochs=config.stable_epochs,
+            guards=instantiate(config.get("guard") or {}, _convert_="all"),
+            speed=config.speed,
+            about=about or _about(config),
+        )
+    except hydra.errors.InstantiationException as error:
+        # Hydra wraps what a constructor raised; its own words are the useful ones.
+        cause = error.__cause__
+        raise cause if isinstance(cause, UserError) else UserError(hydra_message(error)) from None
+
+
+def _about(config: DictConfig) -> dict[str, Any]:
+    """What the user asked for, for result.json."""
+    words = list(HydraConfig.get().overrides.task)
+    return {
+        "seed": config.seed,
+        "overrides": values_by_key(words),
+        "command": " ".join([os.environ.get(COMMAND, "nas search"), *words]),
+    }
+
+
+def values_by_key(words: Sequence[str]) -> dict[str, Any]:
+    """Key -> value of overrides, for result.json; those that change no result are left out."""
+    given = {key.lstrip("+~"): value for key, _, value in (w.partition("=") for w in words)}
+    unimportant = ("out", "name", "resume", "trust", "threads")
+    return {key: yaml.safe_load(v) for key, v in given.items() if key not in unimportant}
+
+
+def _threads() -> int:
+    """The cores of this machine, shared by the jobs that a launcher runs at once."""
+    count = cores()
+    settings = HydraConfig.get()
+    jobs = 1
+    if settings.mode == RunMode.MULTIRUN:
+        jobs = int(settings.launcher.get("n_jobs") or 1)
+    return max(1, count // (count if jobs < 0 else jobs))
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _describe(config: DictConfig) -> None:
+    check(config)
+    remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+    from nas.problem import build, read
+    from nas.report.terminal import describe
+
+    plan = plan_of(config)
+    read(plan.data)
+    shape = plan.data.input_shape
+    describe(build(plan.space, shape, plan.data.num_outputs), shape, plan.costs)
+
+
+def _profile(config: DictConfig) -> None:
+    check(config)
+    silence_third_party_warnings()
+    remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+    try:
+        profiling = instantiate(config.measure, _convert_="all")
+    except hydra.errors.InstantiationException as error:
+        cause = error.__cause__
+        raise cause if isinstance(cause, UserError) else UserError(hydra_message(error)) from None
+
+    def made(size: tuple[tuple[int, ...], int] | None) -> tuple[Any, tuple[int, ...]]:
+        import torch
+
+        from nas.problem import build, read
+
+        plan = plan_of(config)
+        if size is None:
+            read(plan.data)
+            size = plan.data.input_shape, plan.data.num_outputs
+        torch.manual_seed(config.seed)
+        return build(plan.space, *size), size[0]
+
+    try:
+        profiling(made)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise FailedRunError(
+            f"{refusal(error)}; the same command goes on with what is measured so far"
+        ) from error
+    except KeyboardInterrupt:
+        raise InterruptedRunError(
+            "interrupted; the same command goes on with what is measured so far"
+        ) from None
+
+
+VERBS: dict[str, Callable[[DictConfig], None]] = {
+    "search": _search,
+    "finetune": _finetune,
+    "describe": _describe,
+    "profile": _profile,
+}
