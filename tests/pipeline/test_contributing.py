@@ -18,14 +18,14 @@ def walkthroughs() -> dict[str, str]:
     """Title -> text of each section that holds an edit."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     sections = (part.partition("\n") for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:])
-    return {title: body for title, _, body in sections if "```python nas/" in body}
+    return {title: body for title, _, body in sections if re.search(r"^```\w+ \w+/", body, re.MULTILINE)}
 
 
 def edits(section: str) -> Iterator[tuple[str, str]]:
     """Each block of a section: the words after its language, and its lines.
 
-    ``python nas/ops/x.py`` is a new file; ``python nas/ops/x.py after: LINE`` goes below the line
-    that holds LINE; ``bash`` is run.
+    ``python nas/ops/x.py`` is a new file; ``after: TEXT`` behind it goes below the one line that
+    holds TEXT, ``before: TEXT`` above it; ``bash`` is run.
     """
     for language, words, body in FENCE.findall(section):
         yield ("run" if language == "bash" else words.strip()), body
@@ -33,16 +33,16 @@ def edits(section: str) -> Iterator[tuple[str, str]]:
 
 def apply(words: str, body: str, root: Path) -> None:
     """Carry out one edit of a file below `root`."""
-    name, _, anchor = words.partition(" after: ")
+    name, where, anchor = re.fullmatch(r"(\S+)(?: (after|before): (.+))?", words).groups()
     path = root / name
-    if not anchor:
+    if not where:
         assert not path.exists(), f"{name} is there already"
         path.write_text(body, encoding="utf-8")
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     places = [i for i, line in enumerate(lines) if anchor in line]
     assert len(places) == 1, f"{anchor!r} stands in {len(places)} lines of {name}"
-    lines.insert(places[0] + 1, body)
+    lines.insert(places[0] + (where == "after"), body)
     path.write_text("".join(lines), encoding="utf-8")
 
 
@@ -71,7 +71,7 @@ def test_walkthrough(title, tmp_path):
             text=True,
             check=False,
         )
-        assert done.returncode == 0, f"{body}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        assert not done.returncode, f"{body}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         ran += 1
     assert ran
 
