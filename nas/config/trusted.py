@@ -7,23 +7,26 @@ anything of it is imported.
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from nas.config.check import target_of
-from nas.config.compose import config_dir
+from nas.config.help import config_dir
 from nas.errors import UserError
 
 TARGET, PARTIAL = "_target_", "_partial_"
 _NAMES = ("cost", "guard", "regularizers")  # whose keys are names that a user gives
 _WHOLE = ("trainer",)  # of these objects only the keys that the shipped files set
 _SHOWN = 5  # findings in one message
+_REFERENCE = re.compile(r"\$\{oc\.select:(\w+),null\}")  # `device: ${oc.select:device,null}`
 # Module that a configuration of version 0.1.0 may name -> where its classes are now.
 _MOVED = {
     "nas.search.by_trials": "nas.search.trial_search",
     "nas.search.differentiable": "nas.search.darts",
+    "nas.search.halving": "nas.search.scoring",
     "nas.search.perturbation": "nas.search.regularizers",
     "nas.search.reward": "nas.search.reinforce",
     "nas.search.sampling": "nas.search.trial_search",
@@ -182,8 +185,8 @@ def _shipped() -> Mapping[str, Mapping[str, frozenset[str]]]:
     same: dict[str, str] = {}
 
     def note(node: object, role: str, key: str) -> None:
-        if isinstance(node, str) and node.startswith("${") and node[2:-1].isidentifier():
-            same[role] = node[2:-1]  # `device: ${device}`: what stands there
+        if isinstance(node, str) and (other := _REFERENCE.fullmatch(node)):
+            same[role] = other[1]  # what stands there
         if not isinstance(node, Mapping):
             return
         for name, child in node.items():

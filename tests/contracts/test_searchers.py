@@ -9,7 +9,7 @@ from torch import nn
 
 from nas import ChoiceBlock, Params, build_op
 from nas.arch import Arch
-from nas.config.compose import config_dir
+from nas.config.help import config_dir
 from nas.cost.expected import expected
 from nas.errors import UserError
 from nas.pareto import hypervolume

@@ -3,11 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from nas.config.compose import config_dir, groups
-from nas.config.schema import register
+from nas.config.compose import compose_config
+from nas.config.help import groups
 
 # Words of `nas search` -> what the message names. `Hydra` says a few of them in its own words.
 SEARCH: dict[str, str] = {
@@ -117,7 +116,7 @@ OF_RUN: dict[str, str] = {
     "extract {run} cost=foo": "cost=foo",
     "extract {run} out=": "out",
     "extract {run} foo": "key=value",
-    "extract {run} --foo": "key=value",
+    "extract {run} --foo": "--foo",
     "extract {run} foo=1": "foo",
     "extract {run} budget.foo=3": "budget.foo",
     "extract {run} budget.params=0": "above 0",
@@ -140,7 +139,7 @@ OF_RUN: dict[str, str] = {
     "export {run} overwrite=maybe": "true or false",
     "export {run} qat=3": "true or false",
     "export {run} foo=1": "foo",
-    "export {run} --foo": "key=value",
+    "export {run} --foo": "--foo",
     "export {run} out=": "out",
     "export {run} weights=x": "weights",
     "report {run} cost=foo": "foo",
@@ -148,7 +147,7 @@ OF_RUN: dict[str, str] = {
     "report {run} cost=": "cost= is empty",
     "report {run} foo=1": "foo",
     "report {run} --foo": "--foo",
-    "draw {run} foo=1": "foo=1",
+    "draw {run} foo=1": "foo",
     "draw {run} --foo": "--foo",
     "finetune arch={run}/result.json": "result.json",
     "finetune arch={run}": "{run}",
@@ -199,16 +198,14 @@ _OR_NULL = ("trials", "limit", "dtype", "resolution", "perturbation", "momentum"
 
 def configurations() -> dict[str, dict[str, Any]]:
     """``group=option`` -> the whole configuration with it, for every option that a run may take."""
-    register()
     found = {}
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        for group in ("search", "objective", "relax", "finetune", "space", "data", "guard"):
-            for option in groups()[group]:
-                chosen = f"guard=[{option}]" if group == "guard" else f"{group}={option}"
-                config = compose("config", [chosen, "name=x"])
-                resolved = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
-                assert isinstance(resolved, dict)
-                found[f"{group}={option}"] = {str(key): value for key, value in resolved.items()}
+    for group in ("search", "objective", "relax", "finetune", "space", "data", "guard"):
+        for option in groups()[group]:
+            chosen = f"guard=[{option}]" if group == "guard" else f"{group}={option}"
+            config = compose_config([chosen, "name=x"])
+            resolved = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+            assert isinstance(resolved, dict)
+            found[f"{group}={option}"] = {str(key): value for key, value in resolved.items()}
     return found
 
 
