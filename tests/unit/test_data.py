@@ -329,26 +329,6 @@ def test_hidden_files_and_folders_are_passed_over(tmp_path):
     assert len(data.images.labels) == 16
 
 
-def test_pixels_keep_their_values_proportions_and_orientation(tmp_path):
-    from nas.data.folder import read_image
-
-    wide = np.zeros((8, 24, 3), np.uint8)
-    wide[:, 8:16] = (10, 20, 30)  # the middle, which a centre crop keeps
-    Image.fromarray(wide).save(tmp_path / "wide.png")
-    deep = np.full((8, 8), 40_000, np.uint16)
-    Image.fromarray(deep).save(tmp_path / "deep.png")
-    turned = np.zeros((8, 8, 3), np.uint8)
-    turned[:4] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 3  # stored upside down
-    Image.fromarray(turned).save(tmp_path / "turned.png", exif=exif)
-
-    assert read_image(str(tmp_path / "wide.png"), 8, 3)[:, 4, 4].tolist() == [10, 20, 30]
-    assert (read_image(str(tmp_path / "wide.png"), 8, 3).min(axis=(1, 2)) == [10, 20, 30]).all()
-    assert (read_image(str(tmp_path / "deep.png"), 8, 1) == np.float32(40_000 / 257)).all()
-    assert (read_image(str(tmp_path / "turned.png"), 8, 3)[0, :4] == 0).all()
-
-
 def test_unreadable_images_are_named_and_skipped_or_refused(tmp_path, caplog):
     folder(tmp_path)
     whole = (tmp_path / "cat" / "7.png").read_bytes()
