@@ -22,6 +22,8 @@ _WHOLE = ("trainer",)  # of these objects only the keys that the shipped files s
 _SHOWN = 5  # findings in one message
 # Module that a configuration of version 0.1.0 may name -> where its classes are now.
 _MOVED = {
+    "nas.cost.roofline": "nas.cost.device",
+    "nas.cost.size": "nas.cost.analytic",
     "nas.search.by_trials": "nas.search.sampling.trial_search",
     "nas.search.differentiable": "nas.search.gradient.darts",
     "nas.search.guards": "nas.search.gradient.guards",

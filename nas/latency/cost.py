@@ -9,10 +9,10 @@ from pathlib import Path
 
 from torch import nn
 
-from nas.cost.base import Expected, Polynomial, Term
-from nas.cost.expected import ExpectedTerms
-from nas.cost.polynomial import reduced, weighted_sum
-from nas.cost.trace import Example, Trace, inputs_of
+from nas.cost.dry_run import Example
+from nas.cost.expected import Expected
+from nas.cost.polynomial import Polynomial, Term, reduced, weighted_sum
+from nas.cost.trace import Trace
 from nas.decision import Decision, decisions
 from nas.errors import UserError
 from nas.latency.network_model import KIND, NetworkModel, NetworksProfile
@@ -140,7 +140,7 @@ class UnitSum:
         )
 
 
-class ExpectedLatency(ExpectedTerms):
+class ExpectedLatency(Expected):
     """The latency of `model` under its present thetas, differentiable in every alpha.
 
     ``E = offset + sum_uses P(use) * (scale * factor * seconds + per_unit)``, P the product
@@ -153,9 +153,8 @@ class ExpectedLatency(ExpectedTerms):
     """
 
     def __init__(self, model: nn.Module, cost: UnitSum, example: Example | Trace) -> None:
-        inputs = example.inputs if isinstance(example, Trace) else inputs_of(example, model)
         self.profile = cost.profile
-        self.units = units_of(model, inputs, cost.profile.about.conditions)
+        self.units = units_of(model, example, cost.profile.about.conditions)
         sums = self._sums(cost.seconds(model, self.units))
         super().__init__(model, Latency.name, Latency.unit, sums, self.units.options)
 
@@ -194,7 +193,7 @@ class NetworkLatency:
         return ExpectedNetworkLatency(model, self)
 
 
-class ExpectedNetworkLatency(ExpectedTerms):
+class ExpectedNetworkLatency(Expected):
     """Mean over architectures, each with its probability; exact, and so differentiable.
 
     A model that adds up over decisions has one term for each option. For any other the

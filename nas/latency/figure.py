@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.artifacts.files import write_atomic
-from nas.cost.base import Expected
+from nas.cost.expected import Expected
 from nas.errors import UserError
 from nas.latency.calibrate import MeasuredNetwork, Role
 from nas.latency.cost import ExpectedLatency

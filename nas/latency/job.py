@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from nas.arch import Arch
 from nas.config.schema import Count, Name, Positive, Seed, Threads, Whole, checked
 from nas.cost.analytic import MACs
-from nas.cost.schedule import tensors
-from nas.cost.trace import Example, inputs_of
+from nas.cost.dry_run import Example, inputs_of
+from nas.cost.recorder import tensors
 from nas.decision import Decision, decisions
 from nas.discretization import discretize
 from nas.errors import UserError

@@ -8,9 +8,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
 
-from nas.cost.base import Scalar
 from nas.errors import UserError
 from nas.latency.accuracy import Accuracy, accuracy
 from nas.latency.predict import (
@@ -66,13 +64,10 @@ class UnitModel:
     def __post_init__(self) -> None:
         self.predictor.check(len(self.names))
 
-    def predict(self, described: Mapping[str, Scalar]) -> Scalar:
-        """Seconds; a tensor with gradient where features are tensors."""
-        values = [torch.as_tensor(described.get(name, 0.0)) for name in self.names]
-        row = torch.stack([torch.zeros((), dtype=torch.float64), *(v.double() for v in values)])[1:]
-        seconds = self.predictor(row[None])[0]
-        differentiable = any(isinstance(value, Tensor) for value in described.values())
-        return seconds if differentiable else float(seconds)
+    def predict(self, described: Mapping[str, float]) -> float:
+        """Seconds of a unit of these features."""
+        values = [described.get(name, 0.0) for name in self.names]
+        return float(self.predictor(torch.tensor([values], dtype=torch.float64))[0])
 
 
 UNIT_FITS: dict[str, Fit] = {  # the plainest first: it wins a tie

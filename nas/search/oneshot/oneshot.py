@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from nas.config.schema import Count, NonNegative, Seed, Share, checked
-from nas.cost.base import Expected
+from nas.cost.expected import Expected
 from nas.decision import decisions, free, split_parameters
 from nas.errors import UserError
 from nas.search.base import SearchProblem, SearchResult, Stage

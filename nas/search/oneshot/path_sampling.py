@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from nas.config.schema import Count, Whole, checked
-from nas.cost.base import Expected
+from nas.cost.expected import Expected
 from nas.cost.integer_program import IntegerProgram
 from nas.decision import Decision, decisions, free, sample_path
 from nas.errors import UserError

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nas.arch import Arch
 from nas.config.schema import Count, Positive, checked
 from nas.copying import copied
-from nas.cost.base import Expected
+from nas.cost.expected import Expected
 from nas.decision import decisions, free, resample, split_parameters
 from nas.errors import UserError
 from nas.recalibrate import kept_statistics
