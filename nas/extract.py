@@ -4,19 +4,19 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import Any, cast
 
 import torch
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from nas.arch import Arch
 from nas.artifacts import RunDir
 from nas.artifacts.files import csv_table, display_path, is_main, write_atomic
-from nas.config.check import check
+from nas.config.check import check, check_keys
+from nas.config.compose import Arguments, parse_overrides, value_of
+from nas.config.options import ExtractOptions
 from nas.config.saved import add_cost, change, saved_config
-from nas.config.schema import Count, Whole, checked, parsed, register
 from nas.diagnostics import silence_third_party_warnings
 from nas.errors import FailedRunError, InterruptedRunError, UserError, is_full, refusal
 from nas.export import load_supernet
@@ -25,11 +25,11 @@ from nas.problem import Plan, Problem
 from nas.quantities import amount
 from nas.report.terminal import announce, console
 from nas.search.base import build_search, leaves_of
-from nas.search.sampling.searchers import best
-from nas.search.sampling.trial_search import TrialSearch
-from nas.search.sampling.trials import front_of, spread
+from nas.search.searchers import best
+from nas.search.trial_search import TrialSearch
+from nas.search.trials import front_of, spread
 from nas.selection import front
-from nas.verbs import cores, one_voice, plan_of
+from nas.verbs import cores, one_voice, plan_of, values_by_key
 
 COST = "latency"
 TABLE = "devices.csv"
@@ -53,36 +53,27 @@ class Device:
     config: str
 
 
-def listed(text: str) -> list[str]:
-    """The words of ``[a,b]`` or ``a,b``."""
-    return [word for part in text.strip().strip("[]").split(",") if (word := part.strip())]
-
-
-def words_of_each(words: Mapping[str, str]) -> list[dict[str, str]]:
-    """The words for each device: of ``profile=[a,b]``, and of budgets with a value for each.
+def overrides_of_each(words: Sequence[str], profiles: Sequence[str]) -> list[list[str]]:
+    """The overrides for each device: those of a budget with a value for each are shared out.
 
     Returns:
-        The words as they are, where there is one profile or none.
+        The overrides as they are, where there is one profile or none.
 
     Raises:
-        UserError: an empty list, or a budget with another number of values.
+        UserError: a budget with another number of values.
     """
-    given = words.get("profile")
-    profiles = [] if given is None else listed(given)
-    if given is not None and not profiles:
-        raise UserError(f"profile={given} names no file; e.g. profile=[A.json,B.json]")
-    each: list[dict[str, str]] = [dict(words) for _ in range(max(1, len(profiles)))]
-    for key in ("profile", *(key for key in words if key.startswith("budget."))):
-        if key not in words or not (key == "profile" or words[key].startswith("[")):
-            continue
-        values = listed(words[key])
-        if len(values) != len(each):
+    each: list[list[str]] = [[] for _ in range(max(1, len(profiles)))]
+    for one in parse_overrides(words):
+        values, key = value_of(one), one.key_or_group
+        if not key.startswith("budget.") or not isinstance(values, list):
+            values = None
+        elif len(values) != len(each):
             raise UserError(
-                f"{key}={words[key]} must be one amount, or one for each of the {len(each)} "
+                f"{one.input_line} must be one amount, or one for each of the {len(each)} "
                 f"devices of profile=[A.json,B.json]"
             )
-        for own, value in zip(each, values, strict=True):
-            own[key] = value
+        for place, own in enumerate(each):
+            own.append(str(one.input_line) if values is None else f"{key}={values[place]}")
     return each
 
 
@@ -149,43 +140,30 @@ def _shown(name: str, value: Any, units: Mapping[str, str]) -> str:
     return amount(value, units[name]) if name in units else str(value)
 
 
-@checked()
 @dataclass(frozen=True)
 class Extraction:
-    """What to take out of a search.
+    """Networks of a finished search.
 
     Args:
-        front: 0 for the most probable network inside the budgets, N for a front of at most N.
-        along: the cost that the front's networks are spread over.
-        layers: of a ranking, take in what only the front dominates (2), and so on; see `front_of`.
-        fine_tune: train each network; else it is evaluated with the supernet's weights.
-
-    Raises:
-        UserError: several layers of no front.
+        options: what to take.
+        source: the run of the search.
     """
 
-    front: Whole = 0
-    along: str = "params"
-    layers: Count = 1
-    fine_tune: bool = False
+    options: ExtractOptions
+    source: RunDir
 
-    def __post_init__(self) -> None:
-        if self.layers > 1 and not self.front:
-            raise UserError(
-                f"layers={self.layers} is of a front: say of how many networks, e.g. front=40"
-            )
-
-    def problem(self, plan: Plan, source: RunDir) -> Problem:
+    def problem(self, plan: Plan) -> Problem:
         """The search's supernet with its weights, priced as `plan` says.
 
         Raises:
             UserError: the search has left no weights, or no network meets the budgets.
         """
+        options, source = self.options, self.source
         priced = {"params", "macs", *plan.costs}
-        if self.along not in priced:
-            raise UserError(f"along={self.along} is not one of {', '.join(sorted(priced))}")
+        if options.cost not in priced:
+            raise UserError(f"cost={options.cost} is not one of {', '.join(sorted(priced))}")
         if leaves_of(plan.search) == "trials":
-            if not self.fine_tune:
+            if not options.fine_tune:
                 raise UserError(
                     f"the search of {source.path} trained its networks one by one and kept no "
                     "weights: pass fine_tune=true to train those you take out"
@@ -196,52 +174,47 @@ class Extraction:
                 f"{source.path} has no last.ckpt, the weights of a finished search: extract from "
                 "a run of `nas search` with search=bilevel, single_level, spos, fairnas, ..."
             )
-        elif not self.fine_tune:
+        elif not options.fine_tune:
             plan = replace(plan, inherit=True)
         problem = Problem(plan)
         if source.checkpoint.is_file():
             load_supernet(problem.supernet, source.checkpoint)
         return problem
 
-    def __call__(self, problem: Problem, source: RunDir, folder: Path, config: str) -> list[RunDir]:
-        """Select, evaluate and export; one run in `folder` for each network, named by its hash.
+    def __call__(self, device: Device) -> list[RunDir]:
+        """Select, evaluate and export; one run in the device's folder for each network."""
+        archs = self.archs(device.problem)
+        return [self._carry_out(device, arch) for arch in archs]
 
-        Args:
-            problem: see `Extraction.problem`.
-            config: what the runs keep as their configuration, YAML.
-        """
-        archs = self.archs(problem, source)
-        return [
-            self._carry_out(problem, arch, RunDir(folder / arch.hash), config) for arch in archs
-        ]
-
-    def archs(self, problem: Problem, source: RunDir) -> list[Arch]:
+    def archs(self, problem: Problem) -> list[Arch]:
         """The architectures to take, the smallest first.
 
         Where networks have scores of their own instead of alphas, those that the run has scored
         already are not scored again.
         """
+        options = self.options
         if (ranking := _ranking(problem)) is not None:
-            with source.claimed(wait=True):
-                trials = ranking.rank(problem, source)
-            if not self.front:
-                return [best(trials, ranking.by).arch]
-            ranked = front_of(trials, (ranking.by, self.along), self.layers)
-            return [trial.arch for trial in spread(ranked, self.along, self.front)]
-        if not self.front:
+            with self.source.claimed(wait=True):
+                trials = ranking.rank(problem, self.source)
+            if not options.front:
+                return [best(trials, ranking.metric).arch]
+            ranked = front_of(trials, (ranking.metric, options.cost), options.layers)
+            return [trial.arch for trial in spread(ranked, options.cost, options.front)]
+        if not options.front:
             return [problem.select()]
         priced = (problem.costs, problem.budgets)
-        return front(problem.supernet, problem.space, *priced, self.along, self.front)
+        return front(problem.supernet, problem.space, *priced, options.cost, options.front)
 
-    def _carry_out(self, problem: Problem, arch: Arch, run: RunDir, config: str) -> RunDir:
-        stages = Run(problem.plan, run, arch, problem, train=self.fine_tune)
+    def _carry_out(self, device: Device, arch: Arch) -> RunDir:
+        problem, run = device.problem, RunDir(device.folder / arch.hash)
+        stages = Run(problem.plan, run, arch, problem, train=self.options.fine_tune)
         run.create()
         with run.claimed(wait=True):
             known: Mapping[str, Any] = run.read_result() or {}
-            if run.complete and (known.get("trained") or not self.fine_tune):
+            if run.complete and (known.get("trained") or not self.options.fine_tune):
                 print(f"already there: {run.path}")
                 return run
-            write_atomic(run.config, config)
+            write_atomic(run.config, device.config)
             announce(run, stages())
         return run
 
@@ -254,30 +227,23 @@ def _ranking(problem: Problem) -> TrialSearch | None:
     return ranking
 
 
-def extract(arguments: Sequence[str]) -> int:
-    """``nas extract RUN key=value ...``: see `Extraction`; the exit code."""
-    for word in arguments[1:]:
-        if "=" not in word:
-            raise UserError(f"{word!r} is not of the form key=value; see `nas extract --help`")
-    words = dict(word.split("=", 1) for word in arguments[1:])
-    wanted = parsed(words, get_type_hints(Extraction, include_extras=True))
-    own = parsed(words, {"out": str, "trust": bool})
-    source = RunDir(Path(arguments[0]))
-    each = words_of_each(words)
-    trust = own.get("trust", False)
-    configs = [_config(source, given, trust, len(each) > 1) for given in each]
-    extraction = Extraction(**wanted)
+def extract(given: Arguments) -> int:
+    """``nas extract RUN key=value ...``: see `ExtractOptions`; the exit code."""
+    options: ExtractOptions = given.options
+    extraction = Extraction(options, RunDir(Path(given.places[0])))
+    each = overrides_of_each(given.overrides, options.profile or ())
+    profiles: Sequence[str | None] = options.profile or (None,)
+    configs = [
+        _config(extraction, words, profile) for words, profile in zip(each, profiles, strict=True)
+    ]
     silence_third_party_warnings()
     torch.set_num_threads(configs[0].threads or cores())
-    command = " ".join(["nas extract", *arguments])
-    folder = Path(own["out"]) if "out" in own else source.extracts
+    folder = Path(options.out) if options.out else extraction.source.extracts
     try:
         # All of them before the first network: a mistake in the last one is found at once.
         with one_voice():
-            devices = _devices(extraction, source, folder, each, configs, command)
-            taken = [
-                (d, r) for d in devices for r in extraction(d.problem, source, d.folder, d.config)
-            ]
+            devices = _devices(extraction, folder, each, configs, given.command)
+            taken = [(device, run) for device in devices for run in extraction(device)]
     except KeyboardInterrupt:
         raise InterruptedRunError("interrupted; the same command goes on") from None
     except (FailedRunError, InterruptedRunError) as error:
@@ -294,42 +260,41 @@ def extract(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _config(source: RunDir, words: Mapping[str, str], trust: bool, several: bool) -> DictConfig:
-    """The run's configuration with these words; a profile brings its cost along."""
-    config = saved_config(source, trust)
-    register()
-    if "profile" in words:
+def _config(extraction: Extraction, words: Sequence[str], profile: str | None) -> DictConfig:
+    """The run's configuration with these overrides; a profile brings its cost along."""
+    config = saved_config(extraction.source, extraction.options.trust)
+    if profile is not None:
         add_cost(config, COST)
         # A run saves the cost with the profile it was searched with.
-        config.cost[COST].profile = words["profile"]
-        if several:
+        config.profile = config.cost[COST].profile = profile
+        if len(extraction.options.profile or ()) > 1:
             config.cost[COST].expect_device = None  # the run's own can be one of them only
-    change(config, [f"{key}={value}" for key, value in words.items()])
+    change(config, words)
+    check_keys(config)
     check(config)
     return config
 
 
 def _devices(
     extraction: Extraction,
-    source: RunDir,
     folder: Path,
-    words: Sequence[Mapping[str, str]],
+    words: Sequence[Sequence[str]],
     configs: Sequence[DictConfig],
     command: str,
 ) -> list[Device]:
     plans = []
     for given, config in zip(words, configs, strict=True):
-        overrides = {key: yaml.safe_load(value) for key, value in given.items()}
-        about = {"seed": config.seed, "overrides": overrides, "command": command}
-        plans.append(plan_of(config, about))
+        overrides = {"profile": config.profile} if extraction.options.profile else {}
+        about = {"seed": config.seed, "overrides": overrides | values_by_key(given)}
+        plans.append(plan_of(config, {**about, "command": command}))
     names, places = [""], [folder]
     if len(plans) > 1:
         names = [plan.costs[COST].profile.device for plan in plans]
-        places = [folder / name for name in folders(names, [given["profile"] for given in words])]
+        places = [folder / name for name in folders(names, extraction.options.profile or ())]
     found = []
     for name, place, plan, config in zip(names, places, plans, configs, strict=True):
         try:
-            problem = extraction.problem(plan, source)
+            problem = extraction.problem(plan)
         except UserError as error:
             raise UserError(f"{name}: {error}" if name else str(error)) from None
         found.append(Device(name, place, problem, OmegaConf.to_yaml(config, resolve=True)))

@@ -113,11 +113,11 @@ def select(supernet: nn.Module, space: str, costs: Costs, budgets: Budgets) -> A
 
 
 def front(
-    supernet: nn.Module, space: str, costs: Costs, budgets: Budgets, along: str, size: int
+    supernet: nn.Module, space: str, costs: Costs, budgets: Budgets, cost: str, size: int
 ) -> list[Arch]:
     """At most `size` architectures inside the budgets, from the smallest to the most probable.
 
-    One `select` for each of `size` budgets of the cost `along`, spread evenly in log scale from the
+    One `select` for each of `size` budgets of the cost `cost`, spread evenly in log scale from the
     least reachable to what the most probable network inside the budgets has. Equal ones count once.
 
     Raises:
@@ -125,10 +125,10 @@ def front(
     """
     if size < 1:
         raise UserError(f"front={size} must be at least 1")
-    check_known(costs, {along: 0.0, **budgets})
-    top = costs[along].of(select(supernet, space, costs, budgets).choices)
-    inner = IntegerProgram(costs[along].options).minimise(
-        costs[along].constraints, limits(costs, budgets)
+    check_known(costs, {cost: 0.0, **budgets})
+    top = costs[cost].of(select(supernet, space, costs, budgets).choices)
+    inner = IntegerProgram(costs[cost].options).minimise(
+        costs[cost].constraints, limits(costs, budgets)
     )
     assert inner is not None
     found: dict[str, Arch] = {}
@@ -136,7 +136,7 @@ def front(
     low = max(inner.value, 1e-9 * top, 1e-300)
     for bound in np.geomspace(low, max(top, low), size):
         # geomspace rounds: its ends must let the two networks themselves in.
-        arch = select(supernet, space, costs, {**budgets, along: float(bound) * (1 + 1e-12)})
+        arch = select(supernet, space, costs, {**budgets, cost: float(bound) * (1 + 1e-12)})
         found.setdefault(arch.hash, arch)
     return list(found.values())
 

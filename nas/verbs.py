@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import (
     AbstractContextManager,
     contextmanager,
@@ -27,16 +27,9 @@ from omegaconf.errors import OmegaConfBaseException
 from nas.artifacts import RunDir
 from nas.artifacts.files import display_path, is_main, write_atomic, write_json
 from nas.config.check import check, check_keys
-from nas.config.compose import (
-    check_flags,
-    config_dir,
-    flags_first,
-    hydra_message,
-    with_budgets,
-    with_measure,
-)
+from nas.config.compose import Arguments, hydra_message
+from nas.config.help import config_dir
 from nas.config.saved import COMMAND, check_same, how_to_go_on, remove_if_empty, resumed
-from nas.config.schema import Weights, register
 from nas.diagnostics import interrupting, silence_third_party_warnings
 from nas.errors import (
     FailedRunError,
@@ -51,15 +44,12 @@ from nas.errors import (
 )
 
 
-def launch(verb: str, arguments: list[str]) -> int:
-    """Compose the configuration from `arguments` and carry out `verb`; the exit code."""
-    register()
+def launch(verb: str, given: Arguments) -> int:
+    """Compose the configuration of a command line and carry out its verb; the exit code."""
     # Hydra then lets exceptions through instead of printing them and exiting with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     os.environ[COMMAND] = f"nas {verb}"
-    words = with_measure(arguments) if verb == "profile" else with_budgets(arguments)
-    words = flags_first(words)
-    check_flags(verb, words)
+    words = [*given.flags, *given.overrides]
     script = sys.argv[0]
     sys.argv = [f"nas {verb}", *words]
     ended: list[Exception] = []
@@ -67,7 +57,7 @@ def launch(verb: str, arguments: list[str]) -> int:
 
     def job(config: DictConfig) -> None:
         # With this command line Lightning starts the other processes of a distributed training.
-        sys.argv = [script, verb, *arguments]
+        sys.argv = [script, *given.typed]
         try:
             check_keys(config)
             with one_voice(), interrupting():
@@ -91,25 +81,25 @@ def launch(verb: str, arguments: list[str]) -> int:
 
     task = hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(job)
     try:
-        with _explained(arguments):
+        with _explained(given.overrides):
             task()
     except KeyboardInterrupt:
         if not ended:
             raise
     for failure in ended:
         if isinstance(failure, HydraException | OmegaConfBaseException):
-            raise UserError(hydra_message(failure, arguments)) from None
+            raise UserError(hydra_message(failure, given.overrides)) from None
         raise failure
     return 0
 
 
 @contextmanager
-def _explained(arguments: list[str]) -> Iterator[None]:
+def _explained(words: Sequence[str]) -> Iterator[None]:
     """What Hydra raises, in words for the user."""
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(hydra_message(error, arguments)) from None
+        raise UserError(hydra_message(error, words)) from None
     except OSError as error:
         # Hydra's own, as it makes the output folder; those of a job are failed runs.
         if is_full(error):
@@ -266,11 +256,11 @@ def plan_of(config: DictConfig, about: Mapping[str, Any] | None = None) -> Any:
             finetune=instantiate(config.finetune, _convert_="all"),
             trainer=instantiate(config.trainer, _convert_="all"),
             seed=config.seed,
-            inherit=config.weights in (Weights.inherited, "inherited"),
+            inherit=config.weights == "inherited",
             onnx=config.onnx,
             stable_epochs=config.stable_epochs,
             guards=instantiate(config.get("guard") or {}, _convert_="all"),
-            speed=getattr(config.speed, "name", config.speed),
+            speed=config.speed,
             about=about or _about(config),
         )
     except hydra.errors.InstantiationException as error:
@@ -282,16 +272,18 @@ def plan_of(config: DictConfig, about: Mapping[str, Any] | None = None) -> Any:
 def _about(config: DictConfig) -> dict[str, Any]:
     """What the user asked for, for result.json."""
     words = list(HydraConfig.get().overrides.task)
-    overrides = {}
-    for word in words:
-        key, _, value = word.partition("=")
-        if key not in ("out", "name", "resume", "trust", "threads"):
-            overrides[key.lstrip("+~")] = yaml.safe_load(value)
     return {
         "seed": config.seed,
-        "overrides": overrides,
+        "overrides": values_by_key(words),
         "command": " ".join([os.environ.get(COMMAND, "nas search"), *words]),
     }
+
+
+def values_by_key(words: Sequence[str]) -> dict[str, Any]:
+    """Key -> value of overrides, for result.json; those that change no result are left out."""
+    given = {key.lstrip("+~"): value for key, _, value in (w.partition("=") for w in words)}
+    unimportant = ("out", "name", "resume", "trust", "threads")
+    return {key: yaml.safe_load(v) for key, v in given.items() if key not in unimportant}
 
 
 def _threads() -> int:

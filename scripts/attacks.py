@@ -17,19 +17,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from test_untrusted_folders import ATTACKS, SHAPES, TOPS, VERBS, filled, write
 
 from nas.cli import run
-from nas.config.compose import config_dir
-from nas.config.schema import register
+from nas.config.compose import compose_config
 
 
 def main() -> None:
-    register()
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        composed = compose("config", ["cost=[params,macs]", "guard=skips", "name=x"])
+    composed = compose_config(["cost=[params,macs]", "guard=skips", "name=x"])
     config: Any = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
     verbs = {name: words for name, words in VERBS.items() if "arch.json" not in name}
     print(f"| attack | {' | '.join(verbs)} |\n|---|{'---|' * len(verbs)}")

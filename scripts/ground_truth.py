@@ -15,7 +15,7 @@ import yaml
 
 from nas.artifacts import RunDir
 from nas.artifacts.files import write_atomic
-from nas.search.sampling.trials import Trial, TrialLog
+from nas.search.trials import Trial, TrialLog
 
 SCORES = ("val_acc", "val_loss", "test_acc", "test_loss")
 

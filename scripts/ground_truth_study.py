@@ -35,7 +35,7 @@ from nas.arch import Arch
 from nas.artifacts import RunDir
 from nas.artifacts.files import write_atomic
 from nas.pareto import hypervolume, non_dominated
-from nas.search.sampling.trials import Trial, TrialLog, front_of
+from nas.search.trials import Trial, TrialLog, front_of
 
 DRAWS = 400  # random searches that a mean is taken of
 LAYERS = (2, 3)  # of non-dominated sorting, beside the front

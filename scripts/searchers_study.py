@@ -20,11 +20,11 @@ from typing import Any
 
 from nas.arch import Arch
 from nas.pareto import hypervolume
-from nas.search.sampling.evolution import NSGA2, RegularisedEvolution
-from nas.search.sampling.predictor import Predictor
-from nas.search.sampling.searchers import TPE, RandomSearch, search
-from nas.search.sampling.space import SearchSpace
-from nas.search.sampling.trials import Trial, TrialLog
+from nas.search.evolution import NSGA2, RegularisedEvolution
+from nas.search.predictor import Predictor
+from nas.search.searchers import TPE, RandomSearch, search
+from nas.search.space import SearchSpace
+from nas.search.trials import Trial, TrialLog
 from nas.spaces.nas_bench_201 import EDGES, OPS, parse
 
 REFERENCE = (25.0, 60.0)

@@ -5,7 +5,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Unpack, get_args, get_origin, get_type_hints
 
@@ -14,14 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field
 
-from nas.config.compose import alternatives, groups
+from nas.config.compose import nearest
+from nas.config.help import groups
 from nas.config.schema import (
     RUN,
     BelowOne,
     NonNegative,
-    Positive,
-    RunConfig,
     Share,
+    run_violation,
     short_repr,
     violation,
 )
@@ -53,15 +52,10 @@ def check_keys(config: DictConfig) -> None:
     Raises:
         UserError: it is none of the run's, and no other value refers to it.
     """
-    known = [entry.name for entry in fields(RunConfig)]
+    known = [*RUN, *(groups().keys() - {"experiment"})]
     for key in map(str, config):
         if key not in known and f"${{{key}" not in OmegaConf.to_yaml(config):
-            raise UserError(
-                f"unknown key {key!r}: nothing reads it.{alternatives(config, key, known)}"
-            )
-
-
-_AMOUNT = Positive | str | None
+            raise UserError(f"unknown key {key!r}: nothing reads it.{nearest(key, known)}")
 
 
 def _check_run(config: Mapping[Any, Any]) -> None:
@@ -72,10 +66,10 @@ def _check_run(config: Mapping[Any, Any]) -> None:
         raise UserError(
             f"budget={short_repr(config['budget'])} must be a mapping, e.g. budget.macs=5M"
         )
-    given = {key: (config[key], hint) for key, hint in RUN.items() if key in config}
-    given |= {f"budget.{name}": (amount, _AMOUNT) for name, amount in config["budget"].items()}
-    for key, (value, hint) in given.items():
-        if reason := violation(value, hint):
+    given = {key: config[key] for key in RUN if key in config}
+    given |= {f"budget.{name}": amount for name, amount in given.pop("budget").items()}
+    for key, value in given.items():
+        if reason := run_violation(key, value):
             raise UserError(f"{key}={short_repr(value)} {reason}")
     for key in ("out", "name"):
         if not str(config.get(key, "x")).strip():

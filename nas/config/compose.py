@@ -1,98 +1,206 @@
-"""Where configurations lie, the grammar of overrides, and Hydra's messages made fit for people."""
+"""One grammar for what follows every verb of `nas`, Hydra's; and its messages made fit for people.
+
+Arguments are places (folders or files), ``key=value`` overrides, and flags. ``--key value`` and
+``--key=value`` are other ways to write an override of a verb's own key.
+"""
 
 import difflib
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
-import yaml
-from hydra import compose, initialize_config_dir
+import hydra
+from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Transformer
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from nas.config import options as own_options
+from nas.config.help import VERBS, config_dir, groups, keys_of
+from nas.config.schema import run_violation, short_repr, violation
 from nas.errors import UserError
 
 
-def config_dir() -> Path:
-    """The folder of the YAML files: inside an installed package, beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
+@dataclass(frozen=True)
+class Arguments:
+    """What follows a verb.
+
+    Args:
+        places: folders and files.
+        options: values of the verb's own keys, see `nas.config.options`; None for verbs that have
+            none.
+        overrides: ``key=value`` of the configuration.
+        flags: of Hydra's command line.
+        typed: the verb and all that follows it, as they were typed.
+    """
+
+    places: Sequence[str]
+    options: Any
+    overrides: Sequence[str]
+    flags: Sequence[str]
+    typed: Sequence[str]
+
+    @property
+    def command(self) -> str:
+        """The command line, for result.json."""
+        return " ".join(["nas", *self.typed])
 
 
-def groups() -> dict[str, list[str]]:
-    """Group name -> its options."""
-    return {
-        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
-        for folder in sorted(config_dir().iterdir())
-        if folder.is_dir()
-    }
-
-
-def alternatives(config: DictConfig, key: str, known: Sequence[str] = ()) -> str:
-    """What to write instead of the unknown `key`: the nearest key, and all beside it."""
-    parent, _, name = key.rpartition(".")
-    if not known:
-        node = OmegaConf.select(config, parent) if parent else config
-        beside = node if isinstance(node, DictConfig) else ()
-        known = [str(k) for k in beside if not str(k).startswith("_")]
-    near = difflib.get_close_matches(name, known, n=1)
-    meant = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{meant} Known keys{f' of {parent}' if parent else ''}: {', '.join(known)}"
-
-
-def top_level_help() -> str:
-    """The keys outside the groups, with the comments of config.yaml."""
-    lines = (config_dir() / "config.yaml").read_text(encoding="utf-8").splitlines()
-    start, end = lines.index("  - override hydra/job_logging: none") + 1, lines.index("hydra:")
-    return "\n".join(f"  {line}" for line in lines[start:end] if line)
-
-
-def check_flags(verb: str, words: Sequence[str]) -> None:
-    """Refuse what Hydra's own parser of flags does not know; it would print its usage and exit.
+def parse(verb: str, arguments: Sequence[str]) -> Arguments:
+    """Read what follows `verb`.
 
     Raises:
-        UserError: an unknown flag, or one without its value.
+        UserError: an unknown flag or key, a word that is no override, a wrong value of a key of
+            the verb's own, or no place where it needs one.
+    """
+    typed = (verb, *arguments)
+    name = VERBS[verb].options
+    if name is None:
+        overrides, flags = _of_hydra(verb, arguments)
+        return Arguments((), None, overrides, flags, typed)
+    kind = getattr(own_options, name)
+    own = [entry.name for entry in fields(kind)]
+    several = "..." in VERBS[verb].usage.partition("[key")[0]
+    places, words = _sorted(verb, arguments, kind, several)
+    if not places:
+        raise UserError(f"nas {verb} needs {VERBS[verb].usage.split()[0]}; {_see(verb)}")
+    if len(places) > 1 and not several:
+        raise UserError(f"{places[1]!r} is not of the form key=value; {_see(verb)}")
+    given = parse_overrides(words)
+    rest = [one for one in given if one.key_or_group not in own]
+    if rest and several:
+        key = rest[0].key_or_group
+        raise UserError(f"unknown key {key!r}.{nearest(key, own)}; {_see(verb)}")
+    values = dict(_own_value(one, kind) for one in given if one not in rest)
+    return Arguments(places, kind(**values), [str(one.input_line) for one in rest], (), typed)
+
+
+def _see(verb: str) -> str:
+    return f"see `nas {verb} --help`"
+
+
+def _sorted(
+    verb: str, arguments: Sequence[str], options: type, several: bool
+) -> tuple[list[str], list[str]]:
+    """Places, and overrides; a flag is an override by another name."""
+    hints = get_type_hints(options)
+    places: list[str] = []
+    overrides: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word.startswith("-"):
+            name, equals, text = word.removeprefix("--").partition("=")
+            key = name.replace("-", "_")
+            if key not in hints:
+                raise UserError(f"unrecognized argument: {word}; {_see(verb)}")
+            if not equals:
+                text = "true" if hints[key] is bool else next(words, "")
+            overrides.append(f"{key}={text}")
+        elif "=" not in word or (Path(word).exists() and (several or not places)):
+            places.append(word)
+        else:
+            overrides.append(word)
+    return places, overrides
+
+
+def parse_overrides(words: Sequence[str]) -> list[Override]:
+    """Overrides by Hydra's grammar.
+
+    Raises:
+        UserError: a word that the grammar does not allow, or without a key.
+    """
+    parser, found = OverridesParser.create(), []
+    for word in words:
+        try:
+            found.append(parser.parse_override(word))
+        except HydraException as error:
+            raise UserError(f"{word}: {hydra_message(error)}") from None
+        if not found[-1].key_or_group:
+            raise UserError(f"unknown key '' in {word!r}")
+    return found
+
+
+def value_of(override: Override) -> Any:
+    """The value of an override; ``a,b`` is a list, as ``[a,b]`` is."""
+    if override.is_sweep_override():
+        values = override.sweep_iterator(Transformer.identity)
+        return [Override._convert_value(value) for value in values]
+    return override.value()
+
+
+def check_values(overrides: Sequence[Override]) -> None:
+    """Refuse what is wrong without a look at the configuration that is overridden.
+
+    Raises:
+        UserError: a group without an option, or a wrong value of a key of the run.
+    """
+    for one in overrides:
+        key, value = one.key_or_group, value_of(one)
+        if one.is_delete():
+            continue
+        if key in groups() and not isinstance(value, str | list):
+            names = ", ".join(groups()[key])
+            raise UserError(f"{one.input_line}: choose one of {names}, or leave it out")
+        for each in value if one.is_sweep_override() else [value]:
+            reason = run_violation(key, each)
+            if reason and not (isinstance(each, str) and "${" in each):
+                raise UserError(f"{key}={short_repr(each)} {reason}")
+
+
+def _own_value(override: Override, options: type) -> tuple[str, Any]:
+    """Key and value of one of a verb's own keys, checked against its annotation."""
+    key, value = override.key_or_group, value_of(override)
+    hint = get_type_hints(options, include_extras=True)[key]
+    plain = get_type_hints(options)[key]
+    text = str(override.input_line).partition("=")[2]
+    if isinstance(value, int | float) and plain in (str, str | None):
+        value = text  # the name of a file may be a number
+    several = tuple in [get_origin(part) for part in (plain, *get_args(plain))]
+    if several and not isinstance(value, list):
+        value = [value]
+    reason = violation(value, hint) if text else "is empty: give a value, or leave it out"
+    if reason:
+        raise UserError(f"{override.input_line} {reason}")
+    return key, tuple(value) if isinstance(value, list) else value
+
+
+def _of_hydra(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Overrides and flags of Hydra's command line, which wants the flags first.
+
+    What Hydra's own parser does not know is refused here: it would print its usage and exit.
     """
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
-        raise UserError(f"{message}; see `nas {verb} --help`")
+        raise UserError(f"{message}; {_see(verb)}")
 
     parser.error = refuse  # type: ignore[method-assign]
-    found = parser.parse_args(list(words))
+    overrides = [word for word in arguments if word[0] != "-" and (word[0] == "~" or "=" in word)]
+    flags = [word for word in arguments if word not in overrides]
+    found = parser.parse_args([*flags, *overrides])
     for word in found.overrides:
         if "=" not in word and not word.startswith("~"):
-            raise UserError(f"{word!r} is not of the form key=value; see `nas {verb} --help`")
-    for key, _, value in (word.partition("=") for word in found.overrides):
-        if key.lstrip("+") in groups() and not isinstance(_read(value), str | list):
-            options = ", ".join(groups()[key.lstrip("+")])
-            raise UserError(f"{key}={value}: choose one of {options}, or leave it out")
+            raise UserError(f"{word!r} is not of the form key=value; {_see(verb)}")
     if found.config_dir and not Path(found.config_dir).is_dir():
         raise UserError(f"--config-dir={found.config_dir} is no folder")
+    check_values(parse_overrides(found.overrides))
+    if short := VERBS[verb].short:
+        own = {key.name for key in keys_of(short, "default")} - {"seed"}
+        return [f"{short}.{w}" if w.partition("=")[0] in own else w for w in overrides], flags
+    return with_budgets(overrides), flags
 
 
-def _read(text: str) -> object:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text  # Hydra says what is wrong
-
-
-def flags_first(arguments: Sequence[str]) -> list[str]:
-    """Hydra's parser refuses a flag between overrides; people write them anywhere."""
-    overrides = [word for word in arguments if word[0] != "-" and (word[0] == "~" or "=" in word)]
-    return [*(word for word in arguments if word not in overrides), *overrides]
-
-
-def with_budgets(arguments: Sequence[str]) -> list[str]:
+def with_budgets(words: Sequence[str]) -> list[str]:
     """The costs that budgets name are computed, and by default the search keeps the budgets.
 
     ``budget.macs=5M`` alone means ``cost=[macs] objective=augmented_lagrangian`` as well.
     """
-    given = dict(word.partition("=")[::2] for word in arguments if "=" in word)
+    given = dict(word.partition("=")[::2] for word in words if "=" in word)
     named = {
         key.lstrip("+").removeprefix("budget."): value
         for key, value in given.items()
@@ -102,8 +210,8 @@ def with_budgets(arguments: Sequence[str]) -> list[str]:
     known = groups()["cost"]
     budgets = [n for n, value in named.items() if n in known and value not in ("null", "")]
     if not budgets:
-        return list(arguments)
-    kept = [word for word in arguments if word.partition("=")[0] != "cost"]
+        return list(words)
+    kept = [word for word in words if word.partition("=")[0] != "cost"]
     costs = [name for name in given.get("cost", "").strip("[]").split(",") if name]
     added = [f"cost=[{','.join(dict.fromkeys([*costs, *budgets]))}]"]
     if "objective" not in given:
@@ -111,31 +219,73 @@ def with_budgets(arguments: Sequence[str]) -> list[str]:
     return [*kept, *added]
 
 
-def with_measure(arguments: Sequence[str]) -> list[str]:
-    """For `nas profile`: ``runtime=torch`` is short for ``measure.runtime=torch``, and so on."""
-    lines = (config_dir() / "measure" / "default.yaml").read_text(encoding="utf-8").splitlines()
-    own = {line.partition(":")[0] for line in lines if line[:1].isalpha()} - {"seed"}
-    return [f"measure.{w}" if "=" in w and w.partition("=")[0] in own else w for w in arguments]
+def compose_config(overrides: Sequence[str] = (), folder: str | None = None) -> DictConfig:
+    """The configuration that overrides make of the shipped one.
+
+    Args:
+        overrides: as on the command line.
+        folder: with options of the user's own, as ``--config-dir`` names it.
+
+    Raises:
+        UserError: an unknown key or option, or a word that the grammar does not allow.
+    """
+    words = list(overrides)
+    if folder:
+        words.append(f"hydra.searchpath=[file://{Path(folder).resolve()}]")
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            return hydra.compose("config", words)
+    except HydraException as error:
+        raise UserError(hydra_message(error, overrides)) from None
 
 
-def hydra_message(error: Exception, arguments: Sequence[str] = ()) -> str:
-    """Hydra's message in one line, with the alternatives to an unknown key."""
+def apply(config: DictConfig, overrides: Sequence[Override]) -> None:
+    """Change a configuration in place, as Hydra changes what it has composed.
+
+    Raises:
+        UserError: an unknown key, or a value that does not fit there.
+    """
+    OmegaConf.set_struct(config, True)
+    try:
+        ConfigLoaderImpl._apply_overrides_to_config(list(overrides), config)
+    except HydraException as error:
+        raise UserError(hydra_message(error, config=config)) from None
+    OmegaConf.set_struct(config, False)
+
+
+def hydra_message(
+    error: Exception, words: Sequence[str] = (), config: DictConfig | None = None
+) -> str:
+    """Hydra's message in one line, with the alternatives to an unknown key.
+
+    Args:
+        words: the overrides that were composed.
+        config: in which the key is unknown, where it is composed already.
+    """
     causes = [error, error.__cause__] if error.__cause__ else [error]
     text = " ".join(" ".join(str(cause).split()) for cause in causes)
     unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", text)
     if unknown and "Available options" not in text:
-        text = (
-            f"unknown key {unknown[1] or unknown[2]!r}.{_alternatives(unknown[1] or '', arguments)}"
-        )
+        # The keys of a group are those of the option that was chosen for it.
+        chosen = [word for word in words if word.partition("=")[0] in groups()]
+        try:
+            known = config or compose_config(chosen)
+        except UserError:  # an option from the user's own --config-dir
+            known = compose_config()
+        text = f"unknown key {unknown[1] or unknown[2]!r}.{alternatives(known, unknown[1] or '')}"
     return re.sub(r"\s*(object_type=\S+|full_key: \S+|reference_type=\S+)", "", text)
 
 
-def _alternatives(key: str, arguments: Sequence[str]) -> str:
-    # The keys of a group are those of the option that was chosen for it.
-    chosen = [word for word in arguments if word.partition("=")[0] in groups()]
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        try:
-            config = compose("config", chosen)
-        except HydraException:  # an option from the user's own --config-dir
-            config = compose("config")
-    return alternatives(config, key)
+def alternatives(config: DictConfig, key: str) -> str:
+    """What to write instead of the unknown `key`: the nearest key, and all beside it."""
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    beside = node if isinstance(node, DictConfig) else ()
+    return nearest(name, [str(k) for k in beside if not str(k).startswith("_")], parent)
+
+
+def nearest(name: str, known: Sequence[str], parent: str = "") -> str:
+    """What to write instead of the unknown `name`: the nearest of the known ones, and all."""
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{meant} Known keys{f' of {parent}' if parent else ''}: {', '.join(known)}"

@@ -11,7 +11,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nas.artifacts import RunDir, find_runs, fingerprint
 from nas.artifacts.reading import read_config
-from nas.config.compose import alternatives, config_dir, groups
+from nas.config.compose import apply, check_values, compose_config, parse_overrides
+from nas.config.help import groups
 from nas.config.trusted import check_trusted, moved, refuse_links
 from nas.errors import FolderTakenError, UserError
 
@@ -53,21 +54,25 @@ def read_saved(run: RunDir) -> DictConfig:
 
 
 def change(config: DictConfig, words: Sequence[str]) -> None:
-    """Apply ``key=value`` and ``group=option`` words to a saved configuration, in place.
+    """Apply ``key=value`` and ``group=option`` overrides to a saved configuration, in place.
 
     A budget of a cost that the run did not compute brings the cost along.
 
     Raises:
         UserError: a word of another form, an unknown key or option, or a wrong value.
     """
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals:
-            raise UserError(f"{word!r} is not of the form key=value")
-        if key in groups() and key != "cost":
-            OmegaConf.update(config, key, _option(key, text), force_add=True)
-        else:
-            _set(config, key, text)
+    given = parse_overrides(words)
+    check_values(given)
+    for one in given:
+        if any(part.startswith("_") for part in one.key_or_group.split(".")):
+            raise UserError(f"unknown key {one.key_or_group!r}: what a run is made of stays")
+    groups_of_run = groups().keys() - {"experiment", "measure"}
+    chosen = [one for one in given if one.key_or_group in groups_of_run]
+    if chosen:
+        made = compose_config([str(one.input_line) for one in chosen])
+        for one in chosen:
+            OmegaConf.update(config, one.key_or_group, made[one.key_or_group], merge=False)
+    apply(config, [one for one in given if one not in chosen])
     for name, amount in config.get("budget", {}).items():
         if amount is not None:
             add_cost(config, str(name))
@@ -80,25 +85,7 @@ def add_cost(config: DictConfig, name: str) -> None:
         UserError: no such cost.
     """
     if name not in config.cost:
-        config.cost = OmegaConf.merge(config.cost, _option("cost", name))
-
-
-def _set(config: DictConfig, key: str, text: str) -> None:
-    parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
-    if node is None or name.startswith("_") or name not in node:
-        raise UserError(f"unknown key {key!r}.{alternatives(config, key)}")
-    try:
-        OmegaConf.update(config, key, yaml.safe_load(text))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{key}={text}: {' '.join(str(error).split())}") from None
-
-
-def _option(group: str, name: str) -> Any:
-    path = config_dir() / group / f"{name}.yaml"
-    if not path.is_file() or Path(name).name != name:
-        raise UserError(f"{group}={name} is not one of {', '.join(groups().get(group, []))}")
-    return OmegaConf.load(path)
+        config.cost = OmegaConf.merge(config.cost, compose_config([f"cost=[{name}]"]).cost)
 
 
 # Keys that say where and how a run is made, not what comes out of it.

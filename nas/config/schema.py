@@ -8,7 +8,6 @@ import inspect
 import json
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache, wraps
 from pathlib import Path
@@ -24,9 +23,6 @@ from typing import (
 )
 from typing import get_type_hints as type_hints
 
-import yaml
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from nas.errors import UserError
@@ -108,41 +104,13 @@ def checked(key: str = "") -> Callable[[T], T]:
     return decorate
 
 
-def parsed(words: dict[str, str], hints: Mapping[str, Any]) -> dict[str, Any]:
-    """Take the words ``key=text`` of these keys out of `words`, read as YAML, and check them.
-
-    Raises:
-        UserError: a text that is no YAML, or a value that does not suit its annotation.
-    """
-    found: dict[str, Any] = {}
-    for key in [key for key in words if key in hints]:
-        text = words.pop(key)
-        try:
-            # YAML takes 1e-3, without a point, for text.
-            value = text if hints[key] is str else _number(yaml.safe_load(text))
-        except yaml.YAMLError as error:
-            raise UserError(
-                f"{key}={text} cannot be read: {' '.join(str(error).split())}"
-            ) from None
-        reason = violation(value, hints[key]) if text else "is empty: give a value, or leave it out"
-        if reason:
-            raise UserError(f"{key}={text} {reason}")
-        found[key] = value
-    return found
-
-
-def _number(value: object) -> object:
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
 def _plain(value: object) -> object:
     """Hydra's own lists and mappings as Python's."""
     if isinstance(value, Mapping):
         return dict(value)
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+    return (
+        list(value) if isinstance(value, Sequence) and not isinstance(value, str | tuple) else value
+    )
 
 
 def short_repr(value: object) -> str:
@@ -258,60 +226,8 @@ def described(hint: Any, several: bool = False) -> str:
     return "a mapping with the key _target_"
 
 
-class Weights(Enum):
-    """Where the network found starts its training from."""
-
-    inherited = "inherited"
-    fresh = "fresh"
-
-
-class Speed(Enum):
-    """How the supernet is run; see `nas.supernet.speed`."""
-
-    auto = "auto"
-    none = "none"
-    kernels = "kernels"
-    channels_last = "channels_last"
-    compile = "compile"
-
-
-@dataclass
-class RunConfig:
-    """Top-level keys; each group below is checked against the constructor it names."""
-
-    data: Any = MISSING
-    space: Any = MISSING
-    relax: Any = MISSING
-    search: Any = MISSING
-    cost: Any = MISSING
-    device: Any = None
-    measure: Any = None
-    profile: str | None = None
-    objective: Any = MISSING
-    guard: Any = field(default_factory=dict)
-    finetune: Any = MISSING
-    trainer: Any = MISSING
-    budget: Any = MISSING
-    seed: int = 0
-    weights: Weights = Weights.inherited
-    onnx: bool = True
-    out: str = "runs"
-    name: str = MISSING
-    resume: Any = False
-    trust: bool = False
-    threads: int = 0
-    stable_epochs: int | None = None
-    speed: Speed = Speed.kernels
-    arch: str | None = None  # nas finetune: the architecture to train
-    checkpoint: str | None = None  # nas finetune: a search's last.ckpt to inherit weights from
-
-
-def register() -> None:
-    """Make the schema known to Hydra."""
-    ConfigStore.instance().store(name="run_schema", node=RunConfig)
-
-
-# The keys outside the groups.
+AMOUNT = Positive | str | None  # a number, or text such as 50k
+# The keys of config.yaml that are no group.
 RUN: Mapping[str, Any] = {
     "seed": Seed,
     "weights": Literal["inherited", "fresh"],
@@ -320,9 +236,19 @@ RUN: Mapping[str, Any] = {
     "out": str,
     "name": str,
     "resume": bool | str,
+    "trust": bool,
     "threads": Annotated[int, Field(ge=0, le=1024)],
     "stable_epochs": Count | None,
     "speed": Literal["auto", "none", "kernels", "channels_last", "compile"],
     "arch": Name | None,
     "checkpoint": Name | None,
+    "budget": Mapping[str, AMOUNT],
 }
+
+
+def run_violation(key: str, value: object) -> str | None:
+    """As `violation`, of a key of the run, ``seed`` or ``budget.macs``; None for other keys."""
+    hint = AMOUNT if key.startswith("budget.") else RUN.get(key)
+    if hint is str and type(value) in (int, float):
+        return None  # the name of a folder may be a number
+    return None if hint is None else violation(value, hint)

@@ -7,43 +7,46 @@ anything of it is imported.
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from nas.config.check import target_of
-from nas.config.compose import config_dir
+from nas.config.help import config_dir
 from nas.errors import UserError
 
 TARGET, PARTIAL = "_target_", "_partial_"
 _NAMES = ("cost", "guard", "regularizers")  # whose keys are names that a user gives
 _WHOLE = ("trainer",)  # of these objects only the keys that the shipped files set
 _SHOWN = 5  # findings in one message
+_REFERENCE = re.compile(r"\$\{oc\.select:(\w+),null\}")  # `device: ${oc.select:device,null}`
 # Module that a configuration of version 0.1.0 may name -> where its classes are now.
 _MOVED = {
     "nas.cost.roofline": "nas.cost.device",
     "nas.cost.size": "nas.cost.analytic",
-    "nas.search.by_trials": "nas.search.sampling.trial_search",
-    "nas.search.differentiable": "nas.search.gradient.darts",
-    "nas.search.guards": "nas.search.gradient.guards",
-    "nas.search.halving": "nas.search.sampling.halving",
-    "nas.search.once_for_all": "nas.search.oneshot.once_for_all",
-    "nas.search.oneshot": "nas.search.oneshot.oneshot",
-    "nas.search.perturbation": "nas.search.gradient.regularizers",
-    "nas.search.proxyless": "nas.search.gradient.proxyless",
-    "nas.search.regularizers": "nas.search.gradient.regularizers",
-    "nas.search.reinforce": "nas.search.gradient.reinforce",
-    "nas.search.reward": "nas.search.gradient.reinforce",
-    "nas.search.sampling": "nas.search.sampling.trial_search",
-    "nas.search.schemes": "nas.search.oneshot.path_sampling",
-    "nas.search.unrolled": "nas.search.gradient.darts",
+    "nas.search.by_trials": "nas.search.trial_search",
+    "nas.search.differentiable": "nas.search.darts",
+    "nas.search.perturbation": "nas.search.regularizers",
+    "nas.search.reward": "nas.search.reinforce",
+    "nas.search.sampling": "nas.search.trial_search",
+    "nas.search.schemes": "nas.search.oneshot",
+    "nas.search.unrolled": "nas.search.darts",
     "nas.supernet.auxiliary": "nas.supernet.relax",
     "nas.supernet.temperature": "nas.supernet.relax",
 }
 _RENAMED = {  # as a whole
     "nas.search.evaluate.Inherited": "nas.search.evaluate.WeightSharing",
     "nas.search.evaluate.StandAlone": "nas.search.evaluate.TrainFromScratch",
+}
+# Class -> its arguments that had another name in version 0.1.0.
+_ARGUMENTS = {
+    "CostAwareAccuracy": {"within": "exponent_feasible", "beyond": "exponent_infeasible"},
+    "OneShot": {"scheme": "path_sampling"},
+    "Perturbing": {"by": "kind"},
+    "SkipCount": {"within": "prefix"},
+    "TrialSearch": {"by": "metric", "along": "cost"},
 }
 _REMOVED = {
     "nas.search.controller.Controller": (
@@ -54,7 +57,7 @@ _REMOVED = {
 
 
 def moved(node: Any) -> Any:
-    """A saved configuration whose targets have the names that they have in this version.
+    """A saved configuration by the names of this version, of classes and of their arguments.
 
     Raises:
         UserError: a class that this version no longer has, and what to take instead.
@@ -69,6 +72,9 @@ def moved(node: Any) -> Any:
             raise UserError(_REMOVED[target])
         module, _, name = target.rpartition(".")
         found[TARGET] = _RENAMED.get(target, f"{_MOVED.get(module, module)}.{name}".lstrip("."))
+        if found[TARGET].startswith("nas.search."):
+            names = _ARGUMENTS.get(name, {})
+            found = {names.get(key, key): value for key, value in found.items()}
     return found
 
 
@@ -180,8 +186,8 @@ def _shipped() -> Mapping[str, Mapping[str, frozenset[str]]]:
     same: dict[str, str] = {}
 
     def note(node: object, role: str, key: str) -> None:
-        if isinstance(node, str) and node.startswith("${") and node[2:-1].isidentifier():
-            same[role] = node[2:-1]  # `device: ${device}`: what stands there
+        if isinstance(node, str) and (other := _REFERENCE.fullmatch(node)):
+            same[role] = other[1]  # what stands there
         if not isinstance(node, Mapping):
             return
         for name, child in node.items():

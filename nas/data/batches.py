@@ -1,20 +1,54 @@
-"""Batches by indexing a data set in memory, in an order that (seed, epoch) decides."""
+"""Batches of images by indexing a data set in memory, in an order that (seed, epoch) decides.
 
-from collections.abc import Iterator, Sequence
+An augmentation changes a whole batch at random, in the type it comes in. It is a function of the
+batch and of a generator, its only source of randomness. Under several ranks, each has a share of
+every batch: (rank, number of ranks), every so-many-th image. All ranks draw for the whole batch, so
+that an image is changed as it would be in one process.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from nas.data.augment import Augment
-from nas.data.images import Images
-from nas.data.seeding import generator
+from nas.data.splits import Images, generator
 from nas.ranks import rank_and_ranks
 
+Share = tuple[int, int]
+Augment = Callable[[Tensor, torch.Generator, Share], Tensor]  # (N, C, H, W) -> (N, C, H, W)
 Request = tuple[int, Tensor]  # (seed of the augmentation, indices of the images (N,))
 Batch = tuple[Tensor, Tensor]  # x float32 (N, C, H, W), y int64 (N,)
+
+
+def none(x: Tensor, draw: torch.Generator, share: Share = (0, 1)) -> Tensor:
+    """The images as they are."""
+    return x
+
+
+def crop(x: Tensor, draw: torch.Generator, share: Share = (0, 1)) -> Tensor:
+    """Pad with black by an eighth of the size and cut a window of the old size, per image."""
+    (n, _, height, width), (rank, ranks) = x.shape, share
+    pad_y, pad_x = height // 8, width // 8
+    padded = F.pad(x, (pad_x, pad_x, pad_y, pad_y))
+    top = torch.randint(2 * pad_y + 1, (n * ranks,), generator=draw)[rank::ranks]
+    left = torch.randint(2 * pad_x + 1, (n * ranks,), generator=draw)[rank::ranks]
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: (N, C, top, left, H, W)
+    return windows[torch.arange(n), :, top, left]
+
+
+def crop_flip(x: Tensor, draw: torch.Generator, share: Share = (0, 1)) -> Tensor:
+    """`crop`, then mirror every second image (at random) left to right."""
+    rank, ranks = share
+    flipped = torch.rand(len(x) * ranks, generator=draw)[rank::ranks] < 0.5
+    x = crop(x, draw, share)
+    return torch.where(flipped[:, None, None, None], x.flip(-1), x)
+
+
+AUGMENTS: dict[str, Augment] = {"none": none, "crop": crop, "crop_flip": crop_flip}
 
 
 class InMemory(Dataset[Batch]):

@@ -5,23 +5,25 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 
-from nas.data.checks import folder, levels, one_of, whole_number
-from nas.data.decoding import Decoded, decode
-from nas.data.images import Images, Levels, Part
-from nas.data.pixels import Pixels, common_range, read_picture
+from nas.config.schema import Count, Finite, checked, violation
+from nas.data.pixels import Decoded, Pixels, common_range, decode, read_picture
+from nas.data.splits import Images, Levels, Part
 from nas.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 _HINT = "a folder with one subfolder of images per class"
 _NAMED = 20  # unreadable files named in one message
+Channels = Literal[1, 3]
+Unreadable = Literal["skip", "refuse"]
 Sample = tuple[str, int]  # (path, class)
 
 
+@checked("data")
 @dataclass(frozen=True)
 class ImageFolder:
     """Source over ``root/<class>/*.png`` or ``root/{train,val,test}/<class>/*.png``.
@@ -44,20 +46,17 @@ class ImageFolder:
     """
 
     root: str | None
-    size: int = 32
-    channels: int = 3
-    unreadable: str = "skip"
+    size: Count = 32
+    channels: Channels = 3
+    unreadable: Unreadable = "skip"
     value_range: Levels | None = None
 
     def __post_init__(self) -> None:
-        whole_number("size", self.size, 1)
-        one_of("channels", self.channels, (1, 3))
-        one_of("unreadable", self.unreadable, ("skip", "refuse"))
         if self.value_range is not None:
-            object.__setattr__(self, "value_range", levels("value_range", self.value_range))
+            object.__setattr__(self, "value_range", _black_and_white(self.value_range))
 
     def __call__(self) -> Images:
-        root = folder(self.root, _HINT)
+        root = existing_folder(self.root, _HINT)
         folders = part_folders(root)
         classes = class_names(folders["train"])
         samples: list[Sample] = []
@@ -118,6 +117,33 @@ class ImageFolder:
         if self.unreadable == "refuse":
             raise UserError(f"{what}: {listed}; mend them, or pass data.unreadable=skip.")
         _LOG.warning("%s and are skipped: %s", what, listed)
+
+
+def _black_and_white(value: Any) -> Levels:
+    numbers = list(value) if isinstance(value, Sequence) else value
+    if violation(numbers, tuple[Finite, Finite]) or numbers[0] == numbers[1]:
+        raise UserError(
+            f"data.value_range={value!r} is not possible: give the two values that mean black and "
+            "white, such as [0,4095]."
+        )
+    return float(numbers[0]), float(numbers[1])
+
+
+def existing_folder(root: str | Path | None, hint: str) -> Path:
+    """`root` as a path.
+
+    Raises:
+        UserError: it is not set or no folder; `hint` says what the folder should hold.
+    """
+    if not root:
+        raise UserError(f"data.root is not set: pass data.root=FOLDER, {hint}.")
+    path = Path(str(root)).expanduser()  # `data.root=2024` arrives as a number
+    if not path.is_dir():
+        raise UserError(
+            f"data.root={root} is not a folder (looked at {path.absolute()}): "
+            f"pass data.root=FOLDER, {hint}."
+        )
+    return path
 
 
 def part_folders(root: Path) -> dict[Part, Path]:

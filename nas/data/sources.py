@@ -9,20 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nas.data.checks import folder, one_of
-from nas.data.folder import ImageFolder
-from nas.data.images import Images, Levels
-from nas.data.module import DataModule, Options
+from nas.config.schema import Count
+from nas.data.datamodule import DataModule, DataOptions
+from nas.data.folder import Channels, ImageFolder, Unreadable, existing_folder
+from nas.data.splits import Images, Levels
 from nas.errors import UserError
 
 
-def digits(**options: Unpack[Options]) -> DataModule:
+def digits(**options: Unpack[DataOptions]) -> DataModule:
     """scikit-learn's 1,797 grey 8 x 8 handwritten digits; nothing to download."""
     return DataModule(_read_digits, **options)
 
 
 def fashion_mnist(
-    root: str | None = "data", download: bool = True, **options: Unpack[Options]
+    root: str | None = "data", download: bool = True, **options: Unpack[DataOptions]
 ) -> DataModule:
     """Fashion-MNIST: 60,000 + 10,000 grey 28 x 28 images of clothing in 10 classes."""
     source = partial(_read_torchvision, "FashionMNIST", root, download)
@@ -30,7 +30,7 @@ def fashion_mnist(
 
 
 def cifar10(
-    root: str | None = "data", download: bool = True, **options: Unpack[Options]
+    root: str | None = "data", download: bool = True, **options: Unpack[DataOptions]
 ) -> DataModule:
     """CIFAR-10: 50,000 + 10,000 colour 32 x 32 photographs in 10 classes."""
     source = partial(_read_torchvision, "CIFAR10", root, download)
@@ -39,11 +39,11 @@ def cifar10(
 
 def image_folder(
     root: str | None = None,
-    size: int = 32,
-    channels: int = 3,
-    unreadable: str = "skip",
+    size: Count = 32,
+    channels: Channels = 3,
+    unreadable: Unreadable = "skip",
     value_range: Levels | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[DataOptions],
 ) -> DataModule:
     """A user's own images, one folder per class; see `ImageFolder`."""
     source = ImageFolder(root, size, channels, unreadable, value_range)
@@ -65,9 +65,8 @@ def _read_digits() -> Images:
 def _read_torchvision(kind: str, root: str | None, download: bool) -> Images:
     from torchvision import datasets
 
-    one_of("download", download, (True, False))
     hint = f"the folder that holds {kind}"
-    path = Path(str(root)).expanduser() if root and download else folder(root, hint)
+    path = Path(str(root)).expanduser() if root and download else existing_folder(root, hint)
     make = partial(getattr(datasets, kind), str(path), download=download)
     train, test = (_made(make, train, kind, path, download) for train in (True, False))
     pixels = torch.cat([_channels_first(train.data), _channels_first(test.data)])

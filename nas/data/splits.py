@@ -1,11 +1,55 @@
-"""One seeded, stratified split into train (weights), val (alpha) and test."""
+"""`Images`, a whole data set in memory, and its seeded, stratified split into parts.
+
+The parts are train (for the weights), val (for the alphas) and test.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from nas.data.images import Images, Part
-from nas.data.seeding import generator
 from nas.errors import UserError
+
+_ADD = "add images of this class or remove its folder"
+
+Part = Literal["train", "val", "test"]
+Levels = tuple[float, float]  # the values that stand for black and for white
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images, decoded once and kept in memory.
+
+    Args:
+        pixels: uint8 ``(N, C, H, W)``, values 0..255; float32 where an image has more depth.
+        labels: int64 ``(N,)``, positions in `classes`.
+        classes: names of the classes.
+        given: the parts the source itself comes in, as indices into ``pixels``. "train" is always
+            there; "val" and "test" only if the source has them, else they are split off "train".
+        value_range: what black and white were in the files of more than 8 bits a channel, where
+            their format alone does not say.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    given: Mapping[Part, Tensor]
+    value_range: Levels | None = None
+
+
+Source = Callable[[], Images]
+
+
+def generator(*key: int | str) -> torch.Generator:
+    """A generator of its own for every key, e.g. ``generator("epoch", seed, epoch)``.
+
+    The global random state is neither read nor moved, so that a resumed run sees the same draws.
+    """
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 def split(
@@ -37,9 +81,6 @@ def split(
     if val is None:
         rest, val = _divide(images, rest, val_fraction, generator("val", seed), leave=1)
     return {"train": rest.sort().values, "val": val.sort().values, "test": test.sort().values}
-
-
-_ADD = "add images of this class or remove its folder"
 
 
 def _require(images: Images, indices: Tensor, least: int, why: str, remedy: str) -> None:

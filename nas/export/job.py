@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from nas.artifacts import RunDir
 from nas.artifacts.files import claimed, display_path, own_prefix, write_atomic, write_json
 from nas.artifacts.reading import read_json
-from nas.config.schema import Count, Share, checked
+from nas.config.options import ExportOptions
 from nas.data import DataModule
 from nas.diagnostics import captured, reason, record
 from nas.errors import UserError
@@ -26,31 +25,6 @@ from nas.export.loading import state_bytes
 from nas.export.qat import fine_tune
 
 _EXAMPLE = 16  # samples that the exporters trace with
-
-
-@checked()
-@dataclass(frozen=True)
-class ExportOptions:
-    """What the user asks for.
-
-    Args:
-        formats: names out of `nas.export.formats.FORMATS`.
-        overwrite: replace files that are there.
-        calibration: training images from which int8 learns its ranges.
-        qat: train the network for int8 before it is quantized.
-        qat_epochs, qat_lr: how long, and how fast.
-        max_drop: of the accuracy on the test part, 0.05 = 5 points, for an int8 file to be kept.
-        latency: measure each runtime.
-    """
-
-    formats: tuple[str, ...] = ("onnx",)
-    overwrite: bool = False
-    calibration: Count = 512
-    qat: bool = False
-    qat_epochs: Count = 3
-    qat_lr: Annotated[float, Field(gt=0, le=1)] = 1e-3
-    max_drop: Share = 0.05
-    latency: bool = True
 
 
 @dataclass(frozen=True)
@@ -92,7 +66,7 @@ class Export:
 
     def __init__(self, subject: Subject, options: ExportOptions, out: Path) -> None:
         self.subject, self.options, self.out = subject, options, out
-        self.formats = chosen(options.formats, subject.network)
+        self.formats = chosen(options.format, subject.network)
         self._check_there()
         subject.data.setup()
         self.batches: list[Batch] = list(subject.data.test_dataloader())

@@ -83,6 +83,10 @@ class Site(Generic[Channels]):
         """The activation, or `default` where none is given, as `act`."""
         return act(self.activation or default)
 
+    def first_act(self) -> nn.Module:
+        """The activation that an op begins with: not in place, as others read the same input."""
+        return ACTIVATIONS[self.activation or "relu"]()
+
 
 def act(name: str) -> nn.Module:
     """The activation of that name to stand after a BatchNorm, in place where autograd allows it."""
@@ -92,19 +96,32 @@ def act(name: str) -> nn.Module:
     return made
 
 
-def scaled_norm(norm: _BatchNorm, x: Tensor, scale: Tensor) -> Tensor:
-    """``scale * norm(x)`` for the price of ``norm(x)``: the scale goes into its weight and bias.
+def sliced_norm(norm: _BatchNorm, x: Tensor, scale: Tensor | None = None) -> Tensor:
+    """The first channels of `norm`, as many as x has, times `scale` ``()`` or ``(C,)``.
 
-    Statistics are used and updated as in any forward pass.
+    It costs what ``norm(x)`` does: the scale goes into weight and bias. Statistics are used and
+    updated as in any forward pass.
     """
+    parts: dict[str, Tensor] = {}
+    if x.shape[1] < norm.num_features:
+        parts = {name: tensor[: x.shape[1]] for name, tensor in tensors_of(norm) if tensor.ndim}
+    if scale is not None:
+        scale = scale.to(norm.weight) if scale.ndim else scale
+        parts |= {n: parts.get(n, getattr(norm, n)) * scale for n in ("weight", "bias")}
     # Attributes of the instance hide its parameters of the same name while it runs. The effect is
     # that of `torch.func.functional_call`, at a fraction of its 100 us.
-    vars(norm).update(weight=norm.weight * scale, bias=norm.bias * scale)
+    vars(norm).update(parts)
     try:
-        scaled: Tensor = norm(x)
+        y: Tensor = norm(x)
     finally:
-        del vars(norm)["weight"], vars(norm)["bias"]
-    return scaled
+        for name in parts:
+            del vars(norm)[name]
+    return y
+
+
+def tensors_of(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """A module's own parameters and buffers, by name."""
+    return [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
 
 
 class Stack(nn.Sequential):
@@ -122,7 +139,7 @@ class Stack(nn.Sequential):
         norm = self[last]
         if not (isinstance(norm, _BatchNorm) and norm.affine):
             return scale * self._run(x, len(self))
-        y = scaled_norm(norm, self._run(x, last), scale)
+        y = sliced_norm(norm, self._run(x, last), scale)
         return self[-1](y) if relu else y
 
     def scaled(self, x: Tensor, scale: Tensor) -> Tensor:
@@ -278,3 +295,53 @@ class ShuffleBlock(nn.Module):
             pairs = torch.unflatten(x, 1, (-1, 2))
             kept, x = pairs[:, :, 0], pairs[:, :, 1]
         return torch.cat([self.shortcut(kept), self.branch(x)], 1)
+
+
+class FactorizedReduce(nn.Module):
+    """Halves both sides without losing every other pixel (Liu et al. 2019, the DARTS code).
+
+    ReLU, then two 1x1 convolutions of stride 2 side by side, the second on the input shifted by one
+    pixel both ways, then BatchNorm.
+
+    Shape: ``(N, C_in, H, W) -> (N, C_out, ceil(H / 2), ceil(W / 2))``.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, affine: bool = True) -> None:
+        super().__init__()
+        half = out_channels // 2
+        self.even = nn.Conv2d(in_channels, out_channels - half, 1, 2, bias=False)
+        self.odd = nn.Conv2d(in_channels, half, 1, 2, bias=False) if half else None
+        self.norm = nn.BatchNorm2d(out_channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.relu()
+        halves = [self.even(x)]
+        if self.odd is not None:
+            h, w = x.shape[2:]
+            # A side that is odd ends on a row of zeros, or the halves would differ in size.
+            shifted = F.pad(x, (0, w % 2, 0, h % 2)) if h % 2 or w % 2 else x
+            halves.append(self.odd(shifted[:, :, 1:, 1:]))
+        y: Tensor = self.norm(torch.cat(halves, 1))
+        return y
+
+
+class PartialChannels(nn.Module):
+    """Sends the first 1/K of the channels through `op`, the others past it, and shuffles them.
+
+    A K-th of the activations to keep, and less advantage for ops without weights (PC-DARTS, Xu et
+    al. 2020, Eq. 3). The extracted network keeps the bypass, with one op in place of all. Its arch
+    may be trained without, in the same space with `partial` at 1.
+
+    Shape: ``(N, C, H, W) -> (N, C, ceil(H / stride), ceil(W / stride))``.
+    """
+
+    def __init__(self, op: nn.Module, channels: int, partial: int, stride: int) -> None:
+        super().__init__()
+        self.op, self.channels = op, channels // partial
+        self.bypass = nn.Identity() if stride == 1 else nn.MaxPool2d(2, 2, ceil_mode=True)
+        self.shuffle = ChannelShuffle(partial)
+
+    def forward(self, x: Tensor) -> Tensor:
+        through, past = x[:, : self.channels], x[:, self.channels :]
+        y: Tensor = self.shuffle(torch.cat([self.op(through), self.bypass(past)], 1))
+        return y

@@ -1,8 +1,21 @@
 """Names of candidate operations, and the functions that build them.
 
-`OPS` maps the form of a name to the function that builds the op: ``{kernel}`` in a form is a number
-of the name and a keyword argument of the function. A new op is one function and one line here; the
-numbers in its form may have any names.
+To add an op, write one function and one entry of `OPS`. The entry's key is the form of the op's
+name; ``{kernel}`` in it is a number of the name and a keyword argument of the function. Numbers may
+have any names:
+
+.. code-block:: python
+
+    def dilated_conv(site: Site[int], kernel: int, dilation: int) -> Stack:
+        # dilated convolution, BatchNorm, activation
+        inputs, outputs = site.in_channels, site.out_channels
+        conv = site.conv(inputs, outputs, kernel, site.stride, dilation=dilation)
+        return Stack(conv, site.norm(outputs), site.act())
+
+    OPS["conv_k{kernel}_d{dilation}"] = Op(dilated_conv, usual={"dilation": (2, 4)})
+
+A space may then name ``conv_k3_d2``. Where an op cannot stand everywhere, its entry has an
+`exclusion_reason`. The tests of the catalogue and the contract suite of ops take every entry.
 
 The ops of DARTS and NAS-Bench-201 are here too, under names of their own: `rconv_k3` (ReLU first),
 `dil_k3` (dilated), `sep2_k3` (separable, twice), `avgpool_k3_norm`, `maxpool_k3_norm`, `skip`
@@ -12,7 +25,7 @@ are in `nas.supernet.elastic_ops`, where `build_op` builds an op of any name.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
 from itertools import product
@@ -20,11 +33,12 @@ from itertools import product
 from torch import nn
 
 from nas.errors import UserError
-from nas.ops import cells
 from nas.ops.blocks import (
     ACTIVATIONS,
     CONV,
+    NORM,
     ChannelShuffle,
+    FactorizedReduce,
     MBConv,
     ShuffleBlock,
     Site,
@@ -86,8 +100,42 @@ def max_pool(site: Site[int], kernel: int) -> nn.Module:
     return pool(kernel, site.stride, kernel // 2)
 
 
-def _with_norm(pool: Callable[[Site[int], int], nn.Module], site: Site[int], kernel: int) -> Stack:
-    return cells.pool_norm(site, pool(site, kernel))
+# The ops of DARTS and NAS-Bench-201 begin with the activation and end in BatchNorm, so that what a
+# node sums is not rectified.
+
+
+def relu_conv(site: Site[int], kernel: int) -> Stack:
+    """ReLU, convolution, BatchNorm."""
+    return Stack(
+        site.first_act(),
+        *site.conv_norm(site.in_channels, site.out_channels, kernel, site.stride),
+    )
+
+
+def dilated(site: Site[int], kernel: int, dilation: int = 2) -> Stack:
+    """ReLU, depthwise convolution of this dilation, pointwise convolution, BatchNorm."""
+    inputs = site.in_channels
+    depthwise = site.conv(inputs, inputs, kernel, site.stride, inputs, dilation)
+    return Stack(site.first_act(), depthwise, *site.conv_norm(inputs, site.out_channels, 1))
+
+
+def separable_twice(site: Site[int], kernel: int) -> Stack:
+    """ReLU, depthwise, pointwise, BatchNorm, twice; stride in the first, channels in the second."""
+    inputs = site.in_channels
+    first, second = replace(site, out_channels=inputs), replace(site, stride=1)
+    return Stack(*dilated(first, kernel, 1), *dilated(second, kernel, 1))
+
+
+def skip(site: Site[int]) -> nn.Module:
+    """The input itself; where the size must halve, `FactorizedReduce`."""
+    if site.stride == 1:
+        return nn.Identity()
+    return FactorizedReduce(site.in_channels, site.out_channels, site.affine)
+
+
+def pool_norm(pool: Callable[[Site[int], int], nn.Module], site: Site[int], kernel: int) -> Stack:
+    """Pooling and a BatchNorm without parameters, as a pooled value may be of any scale."""
+    return Stack(pool(site, kernel), NORM[site.ndim](site.out_channels, affine=False))
 
 
 def _same_shape(site: Site[int], **numbers: int) -> str | None:
@@ -122,15 +170,16 @@ def _images(site: Site[int], **numbers: int) -> str | None:
 
 @dataclass(frozen=True)
 class Op:
-    """What builds an op, ``build(site, **numbers)``, and what stands against it at a site.
+    """One entry of the catalogue: what builds the op, and where it cannot stand.
 
     Args:
-        obstacle: ``(site, **numbers)`` -> a reason in words, or None where the op can stand.
+        build: ``(site, **numbers)`` -> module.
+        exclusion_reason: ``(site, **numbers)`` -> why the op cannot stand there; None: it can.
         usual: number in the form -> values for `known_names`, instead of those in `USUAL`.
     """
 
     build: Callable[..., nn.Module]
-    obstacle: Callable[..., str | None] = field(default=lambda site, **numbers: None)
+    exclusion_reason: Callable[..., str | None] = field(default=lambda site, **numbers: None)
     usual: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
@@ -147,12 +196,12 @@ OPS: dict[str, Op] = {
     "maxpool_k{kernel}": Op(max_pool, _same_channels),
     "shuffle_k{kernel}": Op(ShuffleBlock, _growing),
     "shuffle_x": Op(partial(ShuffleBlock, xception=True), _growing),
-    "rconv_k{kernel}": Op(cells.relu_conv),
-    "dil_k{kernel}": Op(cells.dilated),
-    "sep2_k{kernel}": Op(cells.separable_twice),
-    "avgpool_k{kernel}_norm": Op(partial(_with_norm, average_pool), _same_channels),
-    "maxpool_k{kernel}_norm": Op(partial(_with_norm, max_pool), _same_channels),
-    "skip": Op(cells.skip, _skippable),
+    "rconv_k{kernel}": Op(relu_conv),
+    "dil_k{kernel}": Op(dilated),
+    "sep2_k{kernel}": Op(separable_twice),
+    "avgpool_k{kernel}_norm": Op(partial(pool_norm, average_pool), _same_channels),
+    "maxpool_k{kernel}_norm": Op(partial(pool_norm, max_pool), _same_channels),
+    "skip": Op(skip, _skippable),
     "identity": Op(lambda site: nn.Identity(), _same_shape),
     "zero": Op(lambda site: Zero(site.out_channels, site.stride)),
 }
@@ -162,7 +211,7 @@ UNUSUAL = (1, 2)  # of a number that neither `USUAL` nor its op says anything ab
 
 
 def known_names(ops: Ops = OPS) -> list[str]:
-    """Every form with usual numbers in it."""
+    """The names that every form makes with its usual numbers."""
     names = []
     for form, op in ops.items():
         fields = list(dict.fromkeys(re.findall(r"{(\w+)}", form)))
@@ -201,23 +250,22 @@ def _pattern(form: str) -> str:
     return pattern
 
 
-def obstacle(name: str, site: Site[int], ops: Ops = OPS) -> str | None:
-    """Why the op cannot stand at `site`, in words; None where it can.
+def exclusion_reason(name: str, site: Site[int], ops: Ops = OPS) -> str | None:
+    """Why the op of that name cannot stand at `site`, in words; None: it can.
 
     Raises:
         UserError: as `parse`.
     """
     op, numbers = parse(name, ops)
-    reason = op.obstacle(site, **numbers)
+    reason = op.exclusion_reason(site, **numbers)
     return None if reason is None else f"op {name!r} does not fit {site}: {reason}"
 
 
-def check(name: str, site: Site[int], ops: Ops = OPS) -> None:
-    """Whether ``Op.build`` of that name takes `site`.
+def check(name: str, site: Site[int]) -> None:
+    """Check the values of a site that an op of this name is to be built for.
 
     Raises:
-        UserError: as `parse`; numbers below 1, an unknown activation, or an op that cannot change
-            the channels or the size as asked.
+        UserError: numbers below 1, another `ndim`, or an unknown activation.
     """
     channels = min(site.in_channels, site.out_channels)
     for what, value in (("channels", channels), ("stride", site.stride)):
@@ -227,5 +275,3 @@ def check(name: str, site: Site[int], ops: Ops = OPS) -> None:
         raise UserError(f"op {name!r}: ndim must be 1 (sequences) or 2 (images), got {site.ndim}")
     if site.activation is not None and site.activation not in ACTIVATIONS:
         raise UserError(f"no activation {site.activation!r}, only {', '.join(ACTIVATIONS)}")
-    if reason := obstacle(name, site, ops):
-        raise UserError(reason)

@@ -13,9 +13,8 @@ from nas.report.collect import Sweep, collect, labelled
 from nas.report.figure import pictures
 from nas.report.fronts import Front, fronts
 from nas.report.page import page
-from nas.report.table import csv_text, print_table
 from nas.report.tensorboard import FOLDER, follow, write_entry
-from nas.report.terminal import console
+from nas.report.terminal import console, csv_text, print_table
 
 __all__ = ["Front", "ReportFiles", "compare", "follow", "report"]
 

@@ -1,22 +1,38 @@
-"""front.png and front.svg: cost against metric, the front as a line, dominated runs dimmed."""
+"""The figure of cost against metric: as plotly's JSON for the page, and as PNG and SVG.
+
+`chart` says what is shown: the front as a line, its members and the dominated runs as points, the
+knee, budgets, and the spread over seeds. `pictures` draws the same marks with matplotlib.
+"""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape, unescape
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from nas.errors import UserError
-from nas.report.fronts import Front, budgets_of
-from nas.report.labels import cost_label, metric_label
-from nas.report.series import Series, line_colour, series_of, title
+from nas.report.collect import RunRecord
+from nas.report.fronts import Front, Series, budgets_of, line_colour, series_of, title
+from nas.report.templates import cost_label, cost_text, metric_label, metric_text, plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
+Trace = dict[str, Any]  # one of plotly's
+RowIds = Mapping[RunRecord, str]  # run -> id of its row in the page's table of runs
+
+GREY = "#8792a0"  # of marks that are no runs: legible on white and on dark
+LINES = 18  # of a hover box, which the chart's lower edge would cut off; report.csv has it all
+AXIS = {"automargin": True, "zeroline": False}
+LAYOUT = {
+    "hovermode": "closest",
+    "paper_bgcolor": "rgba(0,0,0,0)",
+    "plot_bgcolor": "rgba(0,0,0,0)",
+}
 INCHES = (6.0, 4.2)
 DPI = 200  # 1200 pixels wide: sharp where it is shown 600 wide
 SMALL = (3.7, 3.0)  # TensorBoard shows it about 310 pixels wide: letters must be large in it
+POINT = 0.58  # of a pixel in plotly, so that marks have the same share of both figures
 STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -27,6 +43,136 @@ STYLE = {
     "svg.hashsalt": "nas",  # the same runs give the same file
     "svg.fonttype": "none",
 }
+
+
+def chart(fronts: Sequence[Front], row_ids: RowIds | None = None) -> dict[str, Any]:
+    """The scatter of cost against metric, text escaped for plotly's markup.
+
+    Args:
+        row_ids: runs with details in the page; any other run is a small point with its name.
+            None: every run is a full point, without the text of its hover box.
+    """
+    return {"data": list(_traces(fronts, row_ids)), "layout": _layout(fronts[0])}
+
+
+def _traces(fronts: Sequence[Front], row_ids: RowIds | None) -> Iterator[Trace]:
+    for i, front in enumerate(fronts):
+        line = {"shape": "hv", "color": line_colour(fronts, i), "width": 2}
+        yield trace("lines", *front.coordinates(front.members), line=line, hoverinfo="skip")
+    yield from _budgets(fronts)
+    for series in series_of(fronts):
+        if series.label:
+            yield _swatch(series)
+        for front in fronts:
+            yield from _points(front, series, row_ids)
+        # Over several sweeps colours stand for sweeps, whose runs repeat no setting.
+        if len(fronts) == 1:
+            yield from _spread(series, fronts[0])
+    for front in fronts:
+        if (run := front.knee()) is not None:
+            ring = {"symbol": "circle-open", "size": 20, "color": GREY, "line": {"width": 2}}
+            own: dict[str, Any] = {} if row_ids is None else {"customdata": [row_ids[run]]}
+            place = front.coordinates([run])
+            yield trace("markers", *place, marker=ring, name="knee", hoverinfo="skip", **own)
+
+
+def _layout(front: Front) -> dict[str, Any]:
+    cost, metric = escape(cost_label(front.cost)), escape(metric_label(front.metric))
+    return LAYOUT | {
+        "xaxis": {**AXIS, "type": "log", "tickformat": "~s", "nticks": 3, "title": {"text": cost}},
+        "yaxis": {**AXIS, "title": {"text": metric}},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
+        "hoverlabel": {"align": "left", "font": {"size": 12}},
+        "font": {"family": "system-ui, sans-serif", "size": 13},
+    }
+
+
+def trace(mode: str, x: Sequence[float | None], y: Sequence[float | None], **more: Any) -> Trace:
+    """A scatter trace of plotly's; only one with a name is listed in the legend."""
+    unlisted = {} if "name" in more else {"showlegend": False}
+    return {"type": "scatter", "mode": mode, "x": x, "y": y, **unlisted, **more}
+
+
+def _budgets(fronts: Sequence[Front]) -> Iterator[Trace]:
+    heights = [y for front in fronts for y in front.coordinates(front.runs)[1]]
+    for budget in budgets_of(fronts):
+        yield trace(
+            "lines+text",
+            [budget, budget],
+            [min(heights), max(heights)],
+            line={"dash": "dot", "width": 1.5, "color": GREY},
+            text=["", f"budget {cost_text(budget)}"],
+            textposition="top center",
+            hoverinfo="skip",
+        )
+
+
+def _spread(series: Series, front: Front) -> Iterator[Trace]:
+    if (found := series.spread(front)) is not None:
+        bar = {"color": series.colour, "thickness": 1, "width": 3, "type": "data"}
+        yield trace(
+            "markers",
+            [found.cost],
+            [found.metric],
+            error_x={**bar, "array": [found.cost_sd]},
+            error_y={**bar, "array": [found.metric_sd]},
+            marker={"symbol": "line-ns", "size": 1, "color": series.colour},
+            opacity=0.6,
+            text=[f"{escape(series.label)}: mean and standard deviation over seeds"],
+            hoverinfo="text",
+            legendgroup=escape(series.label),
+        )
+
+
+def _swatch(series: Series) -> Trace:
+    """The legend's entry: the first point of a setting may be a dimmed one."""
+    name, marker = escape(series.label), {"size": 12, "color": series.colour}
+    return trace("markers", [None], [None], marker=marker, name=name, legendgroup=name)
+
+
+def _points(front: Front, series: Series, row_ids: RowIds | None) -> Iterator[Trace]:
+    """Traces of the front, of dominated runs and of small points; the legend switches them."""
+    group = escape(series.label)
+    looks = (("front", front.members, 12, 1.0), ("dominated", front.dominated, 8, 0.4))
+    for dominance, members, size, opacity in looks:
+        runs = [r for r in series.among(members) if row_ids is None or r in row_ids]
+        more: dict[str, Any] = {}
+        if row_ids is not None:
+            more["text"] = [hover(run, dominance) for run in runs]
+            more["customdata"] = [row_ids[run] for run in runs]
+        if runs:
+            marker = {"size": size, "color": series.colour, "opacity": opacity}
+            place = front.coordinates(runs)
+            yield trace(
+                "markers", *place, marker=marker, hoverinfo="text", legendgroup=group, **more
+            )
+    small = [r for r in series.among(front.runs) if row_ids is not None and r not in row_ids]
+    if small:
+        yield trace(
+            "markers",
+            # More digits are below a pixel.
+            *([float(f"{value:.5g}") for value in values] for values in front.coordinates(small)),
+            marker={"size": 5, "color": series.colour, "opacity": 0.3},
+            text=[escape(run.name) for run in small],
+            meta="bare",
+            hoverinfo="text",
+            legendgroup=group,
+        )
+
+
+def hover(run: RunRecord, dominance: str) -> str:
+    """The text of the box beside a point under the pointer."""
+    lines = [f"<b>{escape(run.name)}</b> ({dominance})"]
+    lines += [f"{escape(k)}: {escape(metric_text(k, v))}" for k, v in run.metrics.items()]
+    lines += [f"{escape(k)}: {escape(cost_text(v))}" for k, v in run.costs.items()]
+    lines += [f"{escape(k)}={escape(str(v))}" for k, v in run.overrides.items()]
+    decisions = [f"{escape(k)} → {escape(str(v))}" for k, v in run.arch.items()]
+    room = max(LINES - len(lines), 0)
+    lines += decisions[:room]
+    if len(decisions) > room:
+        lines.append(f"... and {plural(len(decisions) - room, 'decision')} more")
+    return "<br>".join(lines)
 
 
 def load_optional(module: str) -> Any:
@@ -55,69 +201,48 @@ def pictures(fronts: Sequence[Front], small: bool = False) -> tuple[bytes, bytes
     Raises:
         UserError: matplotlib is not installed.
     """
-    matplotlib = load_optional("matplotlib")
-    with matplotlib.rc_context(STYLE):
-        figure = _draw(fronts, small)
+    with load_optional("matplotlib").rc_context(STYLE):
+        # A Figure without pyplot: no window system, no global state, safe in a thread.
+        inches = SMALL if small else INCHES
+        figure = load_optional("matplotlib.figure").Figure(figsize=inches, layout="constrained")
+        axes = figure.add_subplot()
+        for one in chart(fronts)["data"]:
+            _draw(axes, one)
+        _label(axes, fronts, small)
         png, svg = io.BytesIO(), io.BytesIO()
         figure.savefig(png, format="png", dpi=DPI)
         figure.savefig(svg, format="svg", metadata={"Date": None})
     return png.getvalue(), svg.getvalue()
 
 
-def _draw(fronts: Sequence[Front], small: bool) -> "Figure":
-    # A Figure without pyplot: no window system, no global state, safe in a thread.
-    inches = SMALL if small else INCHES
-    figure: Figure = load_optional("matplotlib.figure").Figure(figsize=inches, layout="constrained")
-    axes = figure.add_subplot()
-    for index, front in enumerate(fronts):
-        # The best metric that any run reaches at up to a cost: constant up to the next member.
-        costs, metrics = front.coordinates(front.members)
-        colour = line_colour(fronts, index)
-        axes.plot(costs, metrics, drawstyle="steps-post", color=colour, linewidth=1.8, alpha=0.75)
-    every = series_of(fronts)
-    for series in every:
-        for front in fronts:
-            _points(axes, front, series)
-        if len(fronts) == 1:  # else colours stand for sweeps, whose runs repeat no setting
-            _spread(axes, series, fronts[0])
-        # A swatch of its own: the first point of a setting may be a dimmed one.
-        axes.scatter([], [], s=46, color=series.colour, label=series.label or None)
-    for budget in budgets_of(fronts):
-        axes.axvline(budget, color="0.55", linewidth=1, linestyle=":")
-    for front in fronts:
-        if (run := front.knee()) is not None:
-            place = front.coordinates([run])
-            axes.scatter(*place, s=170, facecolor="none", edgecolor="0.45", zorder=4)
-    _axes(axes, fronts, small)
-    if any(series.label for series in every):
-        axes.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=9, loc="best")
-    return figure
-
-
-def _points(axes: "Axes", front: Front, series: Series) -> None:
-    members: dict[str, Any] = {"s": 46, "alpha": 1.0, "edgecolor": "white", "zorder": 3}
-    dominated: dict[str, Any] = {"s": 24, "alpha": 0.35, "edgecolor": "none", "zorder": 2}
-    for group, look in ((front.members, members), (front.dominated, dominated)):
-        if runs := series.among(group):
-            axes.scatter(*front.coordinates(runs), color=series.colour, linewidth=0.8, **look)
-
-
-def _spread(axes: "Axes", series: Series, front: Front) -> None:
-    found = series.spread(front)
-    if found is not None:
-        axes.errorbar(
-            found.cost,
-            found.metric,
-            xerr=min(found.cost_sd, 0.9 * found.cost),  # a logarithmic axis has no 0
-            yerr=found.metric_sd,
-            color=series.colour,
-            elinewidth=1,
-            capsize=2,
-            zorder=1,
+def _draw(axes: "Axes", one: Trace) -> None:
+    """One of the traces that `chart` makes."""
+    x, y, line, marker = one["x"], one["y"], one.get("line"), one.get("marker", {})
+    if line:
+        (drawn,) = axes.plot(x, y, color=line["color"], linewidth=0.8 * line["width"], alpha=0.75)
+        drawn.set_linestyle(":" if "dash" in line else "-")
+        drawn.set_drawstyle("steps-post" if "shape" in line else "default")
+    elif "error_x" in one:
+        least = min(one["error_x"]["array"][0], 0.9 * x[0])  # a logarithmic axis has no 0
+        bars = {"xerr": least, "yerr": one["error_y"]["array"], "elinewidth": 1, "capsize": 2}
+        axes.errorbar(x, y, color=marker["color"], zorder=1, **bars)
+    else:
+        area, ring = (POINT * marker["size"]) ** 2, "symbol" in marker
+        placed = x != [None]  # else only the legend shows it
+        axes.scatter(
+            x if placed else [],
+            y if placed else [],
+            s=area,
+            facecolor="none" if ring else marker["color"],
+            edgecolor=marker["color"] if ring else "white",
+            linewidth=1.0 if ring else 0.6,
+            alpha=marker.get("opacity"),
+            zorder=2 + marker.get("opacity", 1),
+            label=None if ring else unescape(one.get("name", "")) or None,
         )
 
 
-def _axes(axes: "Axes", fronts: Sequence[Front], small: bool) -> None:
+def _label(axes: "Axes", fronts: Sequence[Front], small: bool) -> None:
     ticker = load_optional("matplotlib.ticker")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
@@ -129,3 +254,5 @@ def _axes(axes: "Axes", fronts: Sequence[Front], small: bool) -> None:
     text = title(fronts)
     # Where it is small, one line would be cut off.
     axes.set_title(text.replace(", hypervolume", "\nhypervolume") if small else text, loc="left")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=9, loc="best")

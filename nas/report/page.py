@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from nas.artifacts.reading import RECORD, read_bytes
-from nas.report.chart import RowIds, chart, curves, hover
 from nas.report.collect import RunRecord, Sweep, differing
-from nas.report.figure import load_optional
-from nas.report.fronts import Front, costs_of, fronts
-from nas.report.labels import cost_label, cost_text, metric_text
+from nas.report.figure import RowIds, chart, hover, load_optional
+from nas.report.fronts import Front, costs_of, fronts, left_out
 from nas.report.summary import costs_in, svg
-from nas.report.table import left_out
-from nas.report.templates import render
+from nas.report.templates import cost_label, cost_text, metric_text, render
+from nas.report.tensorboard import curves
 
 FULL = 2_500_000  # characters for rows, hovers and details: a page stays below 10 MB, half plotly
 DRAWINGS = 1_000_000  # characters of drawings on one page; the first runs have theirs

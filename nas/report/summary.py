@@ -20,8 +20,7 @@ from nas.decision import Decision, Searchable, decisions, sites
 from nas.discretization import discretize
 from nas.ops.blocks import SqueezeExcitation
 from nas.quantities import amount
-from nas.report.labels import COLOURS
-from nas.report.templates import render
+from nas.report.templates import COLOURS, render
 
 HEIGHT, FULL, GAP = 30, 200, 14  # of the SVG, in pixels: a row, a full bar, between columns
 LETTER = 7.2  # mean width of a letter of 12 pixels at most, in any sans-serif
@@ -114,9 +113,11 @@ def summarize(
     # Decisions inside of a block that a searched depth leaves out are in no network.
     present = {name for name, _ in network.named_modules()}
     present |= {name for decision, name in names.items() if not decision.active_if()}
-    # A block without a layer has a share where it stores something, e.g. a norm alone.
-    there = {b.name for b in blocks.values() if b.layers or any(b.costs.values())}
-    return [b for b in blocks.values() if b.name in there or (b.option and b.name in present)]
+    return [
+        block
+        for block in blocks.values()
+        if block.layers or any(block.costs.values()) or (block.option and block.name in present)
+    ]
 
 
 def _bare_leaders(supernet: nn.Module) -> Iterator[str]:

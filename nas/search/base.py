@@ -11,6 +11,8 @@ from torch import nn
 from nas.arch import Arch
 from nas.artifacts import RunDir
 from nas.cost.expected import Expected
+from nas.decision import decisions
+from nas.errors import UserError
 from nas.pareto import non_dominated
 from nas.ranks import told
 from nas.tasks.classification import task_of
@@ -209,6 +211,15 @@ def build_search(problem: SearchProblem) -> Search:
 def leaves_of(factory: Any) -> str:
     """What the search that `factory` makes leaves behind, see `Search`; no search is made."""
     return str(getattr(getattr(factory, "func", factory), "leaves", "nothing"))
+
+
+def check_searchable(supernet: nn.Module) -> None:
+    """Raises UserError where `supernet` holds no decision."""
+    if not any(decisions(supernet)):
+        raise UserError(
+            "this space has no decision to search: give some stage at least two ops, or train "
+            "the network as it is with `nas finetune`"
+        )
 
 
 def agreed(choose: Callable[[], Arch]) -> Arch:

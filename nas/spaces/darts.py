@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from nas.config.schema import Count, Layers, Positive, checked
 from nas.errors import UserError
-from nas.ops.blocks import Site
-from nas.ops.cells import FactorizedReduce, PartialChannels, relu_conv
+from nas.ops.blocks import FactorizedReduce, PartialChannels, Site
+from nas.ops.catalogue import relu_conv
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.edges import Edges, Node, StrongestEdges, pairs
 from nas.supernet.elastic_ops import build_op

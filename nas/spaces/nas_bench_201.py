@@ -9,7 +9,7 @@ from nas.arch import Arch
 from nas.config.schema import Count, Layers, Positive, checked
 from nas.errors import UserError
 from nas.ops.blocks import Site
-from nas.ops.cells import relu_conv
+from nas.ops.catalogue import relu_conv
 from nas.spaces.darts import check_cells, edge
 from nas.supernet.relax import Shared
 
@@ -197,15 +197,12 @@ def live(ops: Sequence[str]) -> tuple[bool, ...]:
 
     Only these change what the cell computes; a runtime that optimises leaves the others out.
     """
-    present = [edge for edge, op in zip(EDGES, ops, strict=True) if op != "none"]
-    fed, useful = {0}, {3}
-    for _ in range(3):
-        fed |= {to for source, to in present if source in fed}
-        useful |= {source for source, to in present if to in useful}
-    return tuple(
-        op != "none" and source in fed and to in useful
-        for (source, to), op in zip(EDGES, ops, strict=True)
-    )
+    fed = {0}
+    for (source, to), op in zip(EDGES, ops, strict=True):  # by rising target
+        if source in fed and op != "none":
+            fed.add(to)
+    ends = zip(EDGES, reaching(ops), strict=True)
+    return tuple(reaches and source in fed for (source, _), reaches in ends)
 
 
 def reaching(ops: Sequence[str]) -> tuple[bool, ...]:

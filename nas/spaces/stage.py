@@ -15,7 +15,7 @@ from nas.errors import UserError
 from nas.ops.blocks import Residual, Zero
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.elastic import Elastic, ElasticWidth, Number, options_of
-from nas.supernet.elastic_ops import build_op, op_obstacle
+from nas.supernet.elastic_ops import build_op, op_exclusion_reason
 from nas.supernet.relax import Shared
 
 Kernel = Annotated[int, Field(ge=1, le=999)]
@@ -253,12 +253,12 @@ class SharedChoices:
         channels = options_of(self.width)[-1]
         for texts in product(*(labels.values() for labels in self.labels.values())):
             # A first block may change both channels and size.
-            if reason := _obstacle(self._name(texts), channels + 1, channels, 2, self.ndim):
+            if reason := misfit(self._name(texts), channels + 1, channels, 2, self.ndim):
                 yield reason
         for name in self.skip:
             if name == "none":
                 continue
-            if reason := _obstacle(name, channels, channels, 1, self.ndim):
+            if reason := misfit(name, channels, channels, 1, self.ndim):
                 yield reason
             elif any(True for _ in build_op(name, channels, channels, 1, self.ndim).parameters()):
                 yield f"skip {name!r} has weights; there are none, identity, avgpool_k3"
@@ -278,8 +278,11 @@ def _plain(
     return made.branch if bare and isinstance(made, Residual) else made
 
 
-def _obstacle(name: str, in_channels: int, out_channels: int, stride: int, ndim: int) -> str | None:
+def misfit(
+    name: str, in_channels: Number, out_channels: Number, stride: int, ndim: int
+) -> str | None:
+    """As `op_exclusion_reason`, and what is wrong with a name that is no op's."""
     try:
-        return op_obstacle(name, in_channels, out_channels, stride, ndim)
+        return op_exclusion_reason(name, in_channels, out_channels, stride, ndim)
     except UserError as error:
         return str(error)

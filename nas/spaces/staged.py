@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from nas.config.schema import BelowOne, Count, Positive, checked
 from nas.errors import UserError
 from nas.ops.blocks import GlobalPool, Site, act
-from nas.spaces.stage import Head, SharedChoices, Stage, Stem, read_row, read_stages
+from nas.spaces.stage import Head, SharedChoices, Stage, Stem, misfit, read_row, read_stages
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.elastic import Elastic, ElasticDepth, ElasticResolution, Number, elastic
 from nas.supernet.elastic_layers import ElasticConv
-from nas.supernet.elastic_ops import build_op, op_obstacle
+from nas.supernet.elastic_ops import build_op, op_exclusion_reason
 
 
 @checked("space")
@@ -166,11 +166,7 @@ class StagedSpace(nn.Module):
     def _check_ops(self, stage: Stage, width: Number, where: str) -> None:
         # Only the shape of a first block is a reason to leave an op out without a word.
         for op in stage.ops:
-            try:
-                reason = op_obstacle(op, width, width, 1, self.ndim)
-            except UserError as error:
-                reason = str(error)
-            if reason is not None:
+            if reason := misfit(op, width, width, 1, self.ndim):
                 raise UserError(f"{where}: {reason}")
 
     def _block(
@@ -180,10 +176,10 @@ class StagedSpace(nn.Module):
         fitting = {
             name: self._op(name, *site, stage.activation)
             for name in names
-            if op_obstacle(name, *site, self.ndim) is None
+            if op_exclusion_reason(name, *site, self.ndim) is None
         }
         if not fitting:
-            reason = op_obstacle(names[0], *site, self.ndim)
+            reason = op_exclusion_reason(names[0], *site, self.ndim)
             raise UserError(f"{where}: none of {names} can stand here ({reason})")
         if len(fitting) == 1:
             return next(iter(fitting.values()))

@@ -14,7 +14,7 @@ from nas.config.schema import checked
 from nas.copying import copied
 from nas.decision import Decision
 from nas.errors import UserError
-from nas.ops.cells import FactorizedReduce
+from nas.ops.blocks import FactorizedReduce
 from nas.supernet.candidates import Outputs, call, check, chosen, mixable, named
 from nas.supernet.inplace import guard
 from nas.supernet.relax import RELAXATIONS, Relaxation, RelaxedDecision, Schedule, one_path, softmax

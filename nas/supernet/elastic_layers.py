@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas.arch import Option
 from nas.decision import Decision
-from nas.ops.blocks import CONV, NORM, Site, Stack
+from nas.ops.blocks import CONV, NORM, Site, Stack, sliced_norm, tensors_of
 from nas.supernet.elastic import (
     ElasticChannels,
     Number,
@@ -17,38 +17,10 @@ from nas.supernet.elastic import (
     prefix,
     taken,
     theta_of,
-    weighted,
 )
 
 Convolution = nn.Conv1d | nn.Conv2d
 CONVOLVE = {1: F.conv1d, 2: F.conv2d}
-
-
-def sliced_norm(norm: _BatchNorm, x: Tensor, scale: Tensor | None = None) -> Tensor:
-    """The first channels of `norm`, as many as x has, times `scale` ``(C,)``.
-
-    Statistics are used and updated as in any forward pass.
-    """
-    channels = x.shape[1]
-    if channels == norm.num_features and scale is None:
-        whole: Tensor = norm(x)
-        return whole
-    parts = {name: tensor[:channels] for name, tensor in tensors_of(norm) if tensor.ndim}
-    if scale is not None:
-        parts |= {name: weighted(parts[name], scale, 0) for name in ("weight", "bias")}
-    # As in `nas.ops.blocks.scaled_norm`.
-    vars(norm).update(parts)
-    try:
-        y: Tensor = norm(x)
-    finally:
-        for name in parts:
-            del vars(norm)[name]
-    return y
-
-
-def tensors_of(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """A module's own parameters and buffers, by name."""
-    return [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
 
 
 def plain_conv(conv: Convolution, weight: Tensor, bias: Tensor | None = None) -> Convolution:

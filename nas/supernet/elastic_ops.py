@@ -11,7 +11,7 @@ from nas.arch import Option
 from nas.decision import Decision
 from nas.errors import UserError
 from nas.ops import catalogue
-from nas.ops.blocks import CONV, NORM, Residual, Site, SqueezeExcitation, Stack
+from nas.ops.blocks import CONV, NORM, Residual, Site, SqueezeExcitation, Stack, sliced_norm
 from nas.supernet.elastic import (
     Elastic,
     ElasticChannels,
@@ -34,7 +34,6 @@ from nas.supernet.elastic_layers import (
     permute_inputs,
     plain_conv,
     plain_norm,
-    sliced_norm,
 )
 
 
@@ -226,12 +225,12 @@ ALL_OPS: catalogue.Ops = ChainMap(ELASTIC_OPS, catalogue.OPS)
 _TAKE_SEARCHED = (*ELASTIC_OPS.values(), catalogue.OPS["identity"])
 
 
-def op_obstacle(
+def op_exclusion_reason(
     name: str, in_channels: Number, out_channels: Number, stride: int = 1, ndim: int = 2
 ) -> str | None:
-    """As `catalogue.obstacle`, of all ops, also between searched numbers of channels."""
+    """As `catalogue.exclusion_reason`, of all ops, also between searched numbers of channels."""
     site = _largest(Site(in_channels, out_channels, stride, ndim))
-    reason = catalogue.obstacle(name, site, ALL_OPS)
+    reason = catalogue.exclusion_reason(name, site, ALL_OPS)
     if reason or (isinstance(in_channels, int) and isinstance(out_channels, int)):
         return reason
     op, _ = catalogue.parse(name, ALL_OPS)
@@ -260,8 +259,8 @@ def build_op(
             cannot change the channels or the size as asked.
     """
     site = Site(in_channels, out_channels, stride, ndim, activation, affine)
-    catalogue.check(name, _largest(site), ALL_OPS)
-    if reason := op_obstacle(name, in_channels, out_channels, stride, ndim):
+    catalogue.check(name, _largest(site))
+    if reason := op_exclusion_reason(name, in_channels, out_channels, stride, ndim):
         raise UserError(reason)
     op, numbers = catalogue.parse(name, ALL_OPS)
     return op.build(site, **numbers)

@@ -33,7 +33,7 @@ def growth(arguments: argparse.Namespace) -> None:
 def grown(name: str, count: int, out: Path) -> Sequence[object]:
     """Memory, files and threads after a tenth of the run, halfway, and at its end."""
     from nas.cli import run
-    from nas.search.gradient.differentiable import DifferentiableSearch
+    from nas.search.differentiable import DifferentiableSearch
     from nas.train import Training
 
     folder = out / "growth" / name

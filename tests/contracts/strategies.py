@@ -20,7 +20,7 @@ from nas.discretization import discretize
 from nas.ops.catalogue import known_names
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.elastic_ops import build_op as build
-from nas.supernet.elastic_ops import op_obstacle
+from nas.supernet.elastic_ops import op_exclusion_reason
 from nas.supernet.relax import softmax
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d}
@@ -94,7 +94,9 @@ def operation(draw: Draw, ndim: int, c_in: int, c_out: int, stride: int) -> nn.M
     kinds += ["channels_last"] if stride == 1 and c_in == c_out else []
     kind = draw(st.sampled_from(kinds))
     if kind == "catalogue":
-        names = [n for n in known_names() if op_obstacle(n, *site) is None and "_k7" not in n]
+        names = [
+            n for n in known_names() if op_exclusion_reason(n, *site) is None and "_k7" not in n
+        ]
         return build(draw(st.sampled_from(names)), *site)
     if kind == "transposed":
         return transposed(draw, ndim, c_in, c_out, stride)

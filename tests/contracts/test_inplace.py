@@ -20,7 +20,7 @@ from nas.errors import UserError
 from nas.export.to_python import python_source
 from nas.ops.catalogue import known_names
 from nas.supernet.choice import ChoiceBlock
-from nas.supernet.elastic_ops import ALL_OPS, op_obstacle
+from nas.supernet.elastic_ops import ALL_OPS, op_exclusion_reason
 from nas.supernet.elastic_ops import build_op as build
 from nas.supernet.inplace import guard_of
 from nas.supernet.proxyless import ExactPath, TwoPaths, draw_mixing, mixing
@@ -233,7 +233,7 @@ def test_who_does_not_write_gets_the_input_itself():
 
 def test_operations_of_the_catalogue_and_of_pytorch_need_no_guard():
     for name in known_names(ALL_OPS):
-        if op_obstacle(name, 4, 4, 1, 2) is None:
+        if op_exclusion_reason(name, 4, 4, 1, 2) is None:
             op, x = build(name, 4, 4), torch.randn(2, 4, 8, 8)
             op(x)
             assert x._version == 0, name

@@ -17,8 +17,8 @@ from nas.cost.trace import Trace, trace
 from nas.decision import decisions
 from nas.discretization import arch_of, discretize
 from nas.objective import Plain
-from nas.search.gradient.proxyless import ProxylessSearch
-from nas.search.gradient.reinforce import ReinforceSearch
+from nas.search.proxyless import ProxylessSearch
+from nas.search.reinforce import ReinforceSearch
 from nas.spaces.staged import StagedSpace
 from nas.supernet.proxyless import TwoPaths, draw_mixing, draw_path, mixing
 

@@ -12,7 +12,7 @@ import yaml
 from torch import nn
 
 import nas.objective
-from nas.config.compose import config_dir
+from nas.config.help import config_dir
 from nas.cost.analytic import MACs, Params
 from nas.cost.expected import ExpectedCost
 from nas.cost.trace import trace

@@ -13,7 +13,7 @@ from nas.decision import decisions
 from nas.discretization import discretize
 from nas.ops.catalogue import known_names
 from nas.supernet.candidates import Scalable
-from nas.supernet.elastic_ops import ALL_OPS, op_obstacle
+from nas.supernet.elastic_ops import ALL_OPS, op_exclusion_reason
 from nas.supernet.elastic_ops import build_op as build
 
 from .strategies import counted, randomized
@@ -21,7 +21,7 @@ from .strategies import counted, randomized
 SIDES = {1: (9,), 2: (7, 6)}
 SITES = [(8, 8, 1, 2), (8, 16, 2, 1)]  # in, out, stride, ndim
 NAMES = known_names(ALL_OPS)
-OPS = [(name, site) for name in NAMES for site in SITES if op_obstacle(name, *site) is None]
+OPS = [(name, site) for name in NAMES for site in SITES if op_exclusion_reason(name, *site) is None]
 SCALABLE = [(name, site) for name, site in OPS if isinstance(build(name, *site), Scalable)]
 every_op = pytest.mark.parametrize(("name", "site"), OPS)
 

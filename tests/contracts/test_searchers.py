@@ -9,20 +9,20 @@ from torch import nn
 
 from nas import ChoiceBlock, Params, build_op
 from nas.arch import Arch
-from nas.config.compose import config_dir
+from nas.config.help import config_dir
 from nas.cost.expected import expected
 from nas.errors import UserError
 from nas.pareto import hypervolume
-from nas.search.sampling.predictor import enlarged
-from nas.search.sampling.searchers import (
+from nas.search.predictor import enlarged
+from nas.search.searchers import (
     SEARCHERS,
     Enumerate,
     check_name,
     make,
     search,
 )
-from nas.search.sampling.space import SearchSpace
-from nas.search.sampling.trials import Trial, TrialLog
+from nas.search.space import SearchSpace
+from nas.search.trials import Trial, TrialLog
 
 OPS = ("conv_k3", "conv_k5", "sep_k3", "identity")
 OBJECTIVES = ("val_loss", "params")

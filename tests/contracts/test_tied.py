@@ -14,11 +14,11 @@ from nas.cost.memory import PeakMemory
 from nas.cost.trace import trace
 from nas.discretization import discretize
 from nas.export.loading import load_weights, state_bytes
+from nas.ops.blocks import tensors_of
 from nas.quantities import parse_budget
 from nas.report.summary import summarize
 from nas.selection import select
 from nas.supernet.choice import ChoiceBlock
-from nas.supernet.elastic_layers import tensors_of
 
 from .strategies import archs, counted, randomized
 from .test_size import folded_bytes, stored_bytes

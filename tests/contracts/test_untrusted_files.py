@@ -25,7 +25,7 @@ from torch.testing import assert_close
 from nas.arch import Arch
 from nas.artifacts import RunDir, reading
 from nas.artifacts.files import cell, csv_table
-from nas.data.folder import decode
+from nas.data.pixels import decode
 from nas.errors import UserError
 from nas.export.loading import check_checkpoint, load, load_supernet, load_weights
 from nas.export.to_python import python_source
@@ -38,7 +38,7 @@ from nas.report.collect import collect
 from nas.report.summary import BlockSummary, svg
 from nas.report.summary import csv_text as blocks_csv
 from nas.search.evaluate import paused
-from nas.search.sampling.trials import Trial, TrialLog, table_of
+from nas.search.trials import Trial, TrialLog, table_of
 
 NESTED = "[" * 1_000_000
 OBJECTS = '{"a":' * 1_000_000

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -19,9 +18,8 @@ import nas
 from nas.artifacts import RunDir
 from nas.cli import run
 from nas.config.check import target_of
-from nas.config.compose import config_dir
+from nas.config.compose import compose_config
 from nas.config.saved import saved_config
-from nas.config.schema import register
 from nas.config.trusted import _is_allowed, _shipped, foreign
 from nas.errors import UserError
 
@@ -114,9 +112,7 @@ VERBS: dict[str, list[str]] = {
 
 @pytest.fixture(scope="module")
 def config() -> dict[str, Any]:
-    register()
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        composed = compose("config", ["cost=[params,macs]", "guard=skips", "name=x"])
+    composed = compose_config(["cost=[params,macs]", "guard=skips", "name=x"])
     found = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
     assert isinstance(found, dict)
     return {str(key): value for key, value in found.items()}

@@ -3,11 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from nas.config.compose import config_dir, groups
-from nas.config.schema import register
+from nas.config.compose import compose_config
+from nas.config.help import groups
 
 # Words of `nas search` -> what the message names. `Hydra` says a few of them in its own words.
 SEARCH: dict[str, str] = {
@@ -66,11 +65,11 @@ SEARCH: dict[str, str] = {
     "search.alpha_optimizer.betas=[0.5]": "betas",
     "search.alpha_optimizer.betas=[0.5,1.5]": "below 1",
     "search.alpha_optimizer.betas=[nan,0.5]": "betas",
-    "search=random_search search.by=val_foo": "val_loss",
-    "search=random_search search.by=test_acc": "test_acc",
-    "search=random_search search.along=foo": "search.along=foo",
-    "search=spos search.ranking.along=foo": "along=foo",
-    "search=spos search.ranking.by=foo": "by=foo",
+    "search=random_search search.metric=val_foo": "val_loss",
+    "search=random_search search.metric=test_acc": "test_acc",
+    "search=random_search search.cost=foo": "search.cost=foo",
+    "search=spos search.ranking.cost=foo": "cost=foo",
+    "search=spos search.ranking.metric=foo": "metric=foo",
     "search=once_for_all search.phases=[{epochs:0}]": "at least 1",
     "search=once_for_all search.phases=[{epochs:1,lr:nan}]": "lr=nan",
     "search=once_for_all search.phases=[3]": "search.phases",
@@ -113,11 +112,11 @@ OF_RUN: dict[str, str] = {
     "extract {run} layers=2": "front",
     "extract {run} fine_tune=maybe": "true or false",
     "extract {run} fine_tune=1": "true or false",
-    "extract {run} along=": "along",
-    "extract {run} along=foo": "along=foo",
+    "extract {run} cost=": "cost",
+    "extract {run} cost=foo": "cost=foo",
     "extract {run} out=": "out",
     "extract {run} foo": "key=value",
-    "extract {run} --foo": "key=value",
+    "extract {run} --foo": "--foo",
     "extract {run} foo=1": "foo",
     "extract {run} budget.foo=3": "budget.foo",
     "extract {run} budget.params=0": "above 0",
@@ -140,7 +139,7 @@ OF_RUN: dict[str, str] = {
     "export {run} overwrite=maybe": "true or false",
     "export {run} qat=3": "true or false",
     "export {run} foo=1": "foo",
-    "export {run} --foo": "key=value",
+    "export {run} --foo": "--foo",
     "export {run} out=": "out",
     "export {run} weights=x": "weights",
     "report {run} cost=foo": "foo",
@@ -148,7 +147,7 @@ OF_RUN: dict[str, str] = {
     "report {run} cost=": "cost= is empty",
     "report {run} foo=1": "foo",
     "report {run} --foo": "--foo",
-    "draw {run} foo=1": "foo=1",
+    "draw {run} foo=1": "foo",
     "draw {run} --foo": "--foo",
     "finetune arch={run}/result.json": "result.json",
     "finetune arch={run}": "{run}",
@@ -193,22 +192,20 @@ OTHERS: dict[str, str] = {
     "profile --foo": "--foo",
 }
 
-_NEGATIVE = ("within", "beyond", "notes", "weight")  # below 0 is right
+_NEGATIVE = ("exponent_feasible", "exponent_infeasible", "notes", "weight")  # below 0 is right
 _OR_NULL = ("trials", "limit", "dtype", "resolution", "perturbation", "momentum")
 
 
 def configurations() -> dict[str, dict[str, Any]]:
     """``group=option`` -> the whole configuration with it, for every option that a run may take."""
-    register()
     found = {}
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        for group in ("search", "objective", "relax", "finetune", "space", "data", "guard"):
-            for option in groups()[group]:
-                chosen = f"guard=[{option}]" if group == "guard" else f"{group}={option}"
-                config = compose("config", [chosen, "name=x"])
-                resolved = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
-                assert isinstance(resolved, dict)
-                found[f"{group}={option}"] = {str(key): value for key, value in resolved.items()}
+    for group in ("search", "objective", "relax", "finetune", "space", "data", "guard"):
+        for option in groups()[group]:
+            chosen = f"guard=[{option}]" if group == "guard" else f"{group}={option}"
+            config = compose_config([chosen, "name=x"])
+            resolved = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+            assert isinstance(resolved, dict)
+            found[f"{group}={option}"] = {str(key): value for key, value in resolved.items()}
     return found
 
 

@@ -107,7 +107,7 @@ def test_a_budget_for_each_device_and_each_network_is_trained() -> None:
 def test_a_ranked_front_is_spread_over_each_devices_own_latency() -> None:
     """The run has recorded neither; what it has scored is not scored again."""
     before = RunDir(Path("runs/one")).trials.read_text()
-    words = ["profile=[left.json,right.json]", "front=3", "along=latency", "out=fronts"]
+    words = ["profile=[left.json,right.json]", "front=3", "cost=latency", "out=fronts"]
     assert extract("runs/one", *words) == 0
     assert RunDir(Path("runs/one")).trials.read_text() == before
     scored = [json.loads(line) for line in before.splitlines()]

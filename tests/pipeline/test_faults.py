@@ -18,7 +18,7 @@ import nas.artifacts.files
 from nas.artifacts import RunDir
 from nas.cli import run
 from nas.latency.measure import _Group
-from nas.search.gradient.darts import BilevelSearch
+from nas.search.darts import BilevelSearch
 from nas.train import Training
 
 Nas = Callable[..., int]

@@ -17,7 +17,7 @@ from nas.export import load_supernet
 from nas.pareto import non_dominated
 from nas.problem import Problem
 from nas.search.evaluate import WeightSharing
-from nas.search.sampling.trials import TrialLog
+from nas.search.trials import TrialLog
 from nas.verbs import plan_of
 
 Nas = Callable[..., int]
@@ -78,7 +78,7 @@ def test_a_one_shot_search_ends_with_a_network_and_a_front(name: str) -> None:
     [
         ("bilevel", ["search.epochs=3", "search.warmup_epochs=1"], "log_probability"),
         ("random", [], "log_probability"),
-        ("spos", [*ONE_SHOT, "search.ranking.by=val_acc"], "val_acc"),
+        ("spos", [*ONE_SHOT, "search.ranking.metric=val_acc"], "val_acc"),
         ("random_search", ["search.trials=3"], "val_acc"),
     ],
 )
@@ -133,7 +133,7 @@ def test_networks_are_extracted_by_their_rank_inside_a_budget(
 
 
 def test_a_killed_search_goes_on_without_repeating(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nas.search.sampling import scoring
+    from nas.search import scoring
 
     command = ["search=predictor", "search.trials=4", "weights=fresh"]
     scored, calls = scoring.scored, []
@@ -201,7 +201,7 @@ def test_a_supernet_sent_to_another_process_gives_the_same_scores() -> None:
     [
         (["search=spos", "search.ranking.searcher=nsga3"], "nsga3"),
         (["search=spos", "search.epochs=0"], "search.epochs=0"),
-        (["search=spos", "search.ranking.by=test_acc"], "val_acc or val_loss"),
+        (["search=spos", "search.ranking.metric=test_acc"], "val_acc or val_loss"),
         (["search=spos", "search.ranking.evaluate.calibration=-1"], "calibration=-1"),
         (["search=random_search", "search.trials=0"], "search.trials=0"),
         (["search=random_search", "search.workers=0"], "search.workers=0"),

@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from hydra import compose, initialize_config_dir
 from torch import nn
 
 from nas.config.check import check
-from nas.config.compose import config_dir
-from nas.config.schema import register
+from nas.config.compose import compose_config
+from nas.config.help import config_dir
 from nas.data import digits
 from nas.decision import split_parameters
 from nas.discretization import arch_of, discretize
@@ -29,9 +28,7 @@ SMALL = ["data=digits", "space.channels=4", "space.cells=1", "trainer.enable_pro
 
 def made(*words: str) -> tuple[pl.LightningModule, nn.Module]:
     """The search that the configuration describes, without costs, and its supernet."""
-    register()
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        config = compose("config", [*SMALL, *words])
+    config = compose_config([*SMALL, *words])
     check(config)
     plan = plan_of(config, {"command": ""})
     torch.manual_seed(0)
@@ -72,7 +69,7 @@ def test_the_family_is_found() -> None:
     }
 
 
-@pytest.mark.parametrize("recipe", [*FAMILY, "sdarts search.perturbation.by=ascent"])
+@pytest.mark.parametrize("recipe", [*FAMILY, "sdarts search.perturbation.kind=ascent"])
 def test_a_recipe_trains_weights_and_alphas_and_gives_a_network(recipe: str) -> None:
     name, *more = recipe.split()
     search, supernet = made(f"+experiment={name}", *more)

@@ -10,7 +10,7 @@ import torch
 
 from nas.artifacts import RunDir
 from nas.cli import run
-from nas.search.gradient.darts import BilevelSearch
+from nas.search.darts import BilevelSearch
 
 Nas = Callable[..., int]
 

@@ -22,7 +22,10 @@ TWO_STEPS = [
     "trainer.enable_progress_bar=false",
     "name=a",
 ]
-REWARD = "{_target_: nas.search.gradient.reinforce.CostAwareAccuracy, within: -0.1, beyond: -0.1}"
+REWARD = (
+    "{_target_: nas.search.reinforce.CostAwareAccuracy, exponent_feasible: -0.1, "
+    "exponent_infeasible: -0.1}"
+)
 SEARCHES = {
     "proxyless": ["search=proxyless"],
     "proxyless, budget": [

@@ -17,7 +17,7 @@ import torch
 from torch.testing import assert_close
 
 from nas.artifacts import RunDir
-from nas.config.compose import config_dir
+from nas.config.help import config_dir
 
 from .two_ranks import KINDS, carried_out, made, without_pictures
 

@@ -14,19 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
 import nas.pipeline
 from nas.artifacts import RunDir
-from nas.config.compose import config_dir
-from nas.config.schema import register
+from nas.config.compose import compose_config
 from nas.diagnostics import silence_third_party_warnings
 from nas.errors import InterruptedRunError
 from nas.pipeline import Run, TrainingStage
 from nas.ranks import together, told, world
 from nas.search.callbacks import LastCheckpoint
-from nas.search.sampling.trials import TrialLog
+from nas.search.trials import TrialLog
 from nas.supernet.choice import ChoiceBlock
 from nas.verbs import plan_of
 
@@ -72,12 +70,12 @@ KINDS: dict[str, list[str]] = {
     "mul_log": ["reinforce", *DESCENT, "objective=mul_log", "budget.params=70%"],
     "reward": [
         "reinforce", *DESCENT, "search.samples=3",
-        "+search.reward={_target_: nas.search.gradient.reinforce.CostAwareAccuracy}",
+        "+search.reward={_target_: nas.search.reinforce.CostAwareAccuracy}",
     ],
     "gdas": ["bilevel", *DESCENT, "relax=gdas"],
     "perturbed": [
         "bilevel", *DESCENT,
-        "+search.perturbation={_target_: nas.search.gradient.regularizers.Perturbing, by: ascent, "
+        "+search.perturbation={_target_: nas.search.regularizers.Perturbing, kind: ascent, "
         "steps: 2}",
     ],
     "eigenvalue": [
@@ -120,10 +118,8 @@ def made(kind: str, folder: Path, ranks: int, batch: int = BATCH) -> Run:
     """The run of a kind in a folder, as each of `ranks` processes makes it."""
     search, *words = KINDS[kind]
     words = [*EVERY, f"search={search}", *words]
-    register()
     words += [f"data.batch_size={batch // ranks}", f"trainer.devices={ranks}"]
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        plan = plan_of(compose("config", words), about={"overrides": {}})
+    plan = plan_of(compose_config(words), about={"overrides": {}})
     plan.space = Toy
     return Run(plan, RunDir(folder).create())
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from nas.ops.catalogue import known_names
 from nas.supernet.candidates import Scalable
-from nas.supernet.elastic_ops import ALL_OPS, op_obstacle
+from nas.supernet.elastic_ops import ALL_OPS, op_exclusion_reason
 from nas.supernet.elastic_ops import build_op as build
 
 SIDES = {1: (9,), 2: (9, 6)}
@@ -27,7 +27,7 @@ SCALABLE = [
     (name, *site)
     for name in NAMES
     for site in SITES
-    if op_obstacle(name, *site[1], stride=site[2], ndim=site[0]) is None
+    if op_exclusion_reason(name, *site[1], stride=site[2], ndim=site[0]) is None
 ]
 
 
@@ -48,7 +48,7 @@ def sample(ndim: int, channels: int) -> Tensor:
 
 @pytest.mark.parametrize("name", known_names(ALL_OPS))
 def test_every_op_gives_the_same_shape_and_leaves_its_input_alone(name):
-    fits = [s for s in SITES if op_obstacle(name, *s[1], stride=s[2], ndim=s[0]) is None]
+    fits = [s for s in SITES if op_exclusion_reason(name, *s[1], stride=s[2], ndim=s[0]) is None]
     assert fits
     for ndim, channels, stride in fits:
         x = sample(ndim, channels[0])

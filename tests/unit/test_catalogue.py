@@ -9,12 +9,12 @@ from torch import nn
 
 from nas.errors import UserError
 from nas.ops.catalogue import OPS, Op, Ops, known_names, parse
-from nas.supernet.elastic_ops import ALL_OPS, op_obstacle
+from nas.supernet.elastic_ops import ALL_OPS, op_exclusion_reason
 from nas.supernet.elastic_ops import build_op as build
 
 
 def allowed(name: str, *site: int, **more: int) -> bool:
-    return op_obstacle(name, *site, **more) is None
+    return op_exclusion_reason(name, *site, **more) is None
 
 
 def test_the_names_promised_are_known():

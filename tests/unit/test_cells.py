@@ -10,7 +10,7 @@ from nas.cost.expected import ExpectedCost
 from nas.decision import apply, decisions, free
 from nas.discretization import arch_of, discretize
 from nas.errors import UserError
-from nas.ops.cells import FactorizedReduce
+from nas.ops.blocks import FactorizedReduce
 from nas.spaces.darts import Darts
 from nas.spaces.nas_bench_201 import NasBench201, arch_of_cell, cell_of, render
 

@@ -13,7 +13,7 @@ from nas.errors import UserError
 from nas.export.python_code import constructor
 from nas.export.to_python import python_source
 from nas.ops.catalogue import known_names
-from nas.supernet.elastic_ops import ALL_OPS, op_obstacle
+from nas.supernet.elastic_ops import ALL_OPS, op_exclusion_reason
 from nas.supernet.elastic_ops import build_op as build
 
 CONSTANTS = {"INPUT_SHAPE": [4, 8, 8], "MEAN": [0.5], "STD": [0.25], "CLASSES": ['a "b"', "ü"]}
@@ -56,7 +56,7 @@ def inputs(ndim: int = 2) -> torch.Tensor:
 @pytest.mark.parametrize("stride", [1, 2])
 def test_every_operation(stride: int, ndim: int) -> None:
     for name in known_names(ALL_OPS):
-        if op_obstacle(name, 4, 4, stride, ndim) is None:
+        if op_exclusion_reason(name, 4, 4, stride, ndim) is None:
             check(discretize(nn.Sequential(build(name, 4, 4, stride, ndim))), inputs(ndim))
 
 

@@ -5,23 +5,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from nas.artifacts import RunDir, fingerprint
 from nas.config.check import check, target_of
-from nas.config.compose import config_dir, groups
+from nas.config.compose import compose_config
+from nas.config.help import config_dir, groups
 from nas.config.saved import read_saved
-from nas.config.schema import register, violation
+from nas.config.schema import violation
 from nas.config.trusted import foreign, moved
 from nas.errors import UserError
 
 
 def composed(*overrides: str) -> Any:
-    register()
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return compose("config", [*overrides, "name=x"])
+    return compose_config([*overrides, "name=x"])
 
 
 SHIPPED = [
@@ -66,6 +64,9 @@ def test_a_run_of_an_earlier_version_is_read_by_the_names_of_this_one(tmp_path: 
         assert read.b["_target_"] in shipped
     for name in shipped | {"torch.optim.SGD", "SGD"}:
         assert moved({"_target_": name}) == {"_target_": name}
+    kept = {"_target_": "nas.search.trial_search.TrialSearch", "metric": "val_acc", "cost": "macs"}
+    old = {"_target_": "nas.search.by_trials.TrialSearch", "by": "val_acc", "along": "macs"}
+    assert moved(old) == moved(kept) == kept
 
 
 def test_a_run_of_a_search_that_is_gone_says_what_to_take(tmp_path: Path) -> None:

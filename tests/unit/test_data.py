@@ -16,8 +16,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from nas.data import DataModule, Images, cifar10, digits, fashion_mnist, image_folder
-from nas.data.augment import AUGMENTS
-from nas.data.batches import EpochBatchSampler
+from nas.data.batches import AUGMENTS, EpochBatchSampler
 from nas.data.splits import split
 from nas.errors import UserError
 
@@ -374,12 +373,12 @@ def test_unreadable_images_are_named_and_skipped_or_refused(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"batch_size": 1}, r"data\.batch_size=1 .* at least 2 \(BatchNorm"),
+        ({"batch_size": 1}, r"data\.batch_size=1 .* at least 2"),
         ({"batch_size": 0}, r"data\.batch_size=0 "),
         ({"batch_size": "abc"}, r"data\.batch_size='abc' .* whole number"),
         ({"batch_size": 2.5}, r"data\.batch_size=2\.5 "),
         ({"eval_batch_size": 0}, r"data\.eval_batch_size=0 "),
-        ({"val_fraction": 0}, r"data\.val_fraction=0 .* between 0 and 1"),
+        ({"val_fraction": 0}, r"data\.val_fraction=0 .* above 0 and below 1"),
         ({"val_fraction": 1.0}, r"data\.val_fraction=1\.0 "),
         ({"val_fraction": "x"}, r"data\.val_fraction='x' "),
         ({"val_fraction": float("nan")}, r"data\.val_fraction=nan "),
@@ -417,7 +416,6 @@ def test_class_too_small_to_be_split_is_named():
         (lambda: fashion_mnist(root="no/such", download=False), r"data\.root=no/such is not"),
         (lambda: cifar10(root="no/such", download=False), r"data\.root=no/such is not a folder"),
         (lambda: cifar10(root=None), r"data\.root is not set"),
-        (lambda: cifar10(download="maybe"), r"data\.download='maybe' .* True, False"),
         (lambda: image_folder(root="x", size=0), r"data\.size=0 "),
         (lambda: image_folder(root="x", channels=4), r"data\.channels=4 .* 1, 3"),
         (lambda: image_folder(root="x", unreadable="no"), r"data\.unreadable='no' .* skip, refuse"),

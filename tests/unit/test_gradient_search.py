@@ -12,9 +12,9 @@ from torch import nn
 from nas import ChoiceBlock, Params, build_op
 from nas.cost.expected import expected
 from nas.errors import UserError
-from nas.search.sampling.alpha_descent import GradientSearch
-from nas.search.sampling.searchers import make
-from nas.search.sampling.space import SearchSpace
+from nas.search.alpha_descent import GradientSearch
+from nas.search.searchers import make
+from nas.search.space import SearchSpace
 
 X = torch.randn(32, 2, 6, 6, generator=torch.Generator().manual_seed(1))
 

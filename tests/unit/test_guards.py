@@ -12,7 +12,7 @@ from torch import nn
 from nas.decision import decisions
 from nas.errors import UserError
 from nas.search.callbacks import DiscretizationGap, LastCheckpoint
-from nas.search.gradient.guards import EigenvalueStop, SkipCount, count_taken, dominant_eigenvalue
+from nas.search.guards import EigenvalueStop, SkipCount, count_taken, dominant_eigenvalue
 from nas.supernet.choice import ChoiceBlock
 
 from .test_callbacks import KilledError, KillInEpoch, differences, fit, search
@@ -92,7 +92,7 @@ def test_a_skip_inside_what_is_not_taken_does_not_count() -> None:
     assert count_taken(net, ["skip"]) == 1
     net[0].alpha.data = torch.tensor([0.0, 1.0])
     assert count_taken(net, ["skip"]) == 2
-    assert count_taken(net, ["skip"], within="0.") == 1
+    assert count_taken(net, ["skip"], prefix="0.") == 1
 
 
 GUARDS = {

@@ -17,12 +17,12 @@ from nas.arch import Arch
 from nas.data import digits
 from nas.errors import NotFiniteError, UserError
 from nas.search.evaluate import TrainFromScratch, WeightSharing
-from nas.search.sampling.halving import Halving
-from nas.search.sampling.scoring import in_turn
-from nas.search.sampling.searchers import best, search
-from nas.search.sampling.space import SearchSpace
-from nas.search.sampling.trial_search import TrialSearch
-from nas.search.sampling.trials import Trial, TrialLog, front_of, table_of
+from nas.search.halving import Halving
+from nas.search.scoring import in_turn
+from nas.search.searchers import best, search
+from nas.search.space import SearchSpace
+from nas.search.trial_search import TrialSearch
+from nas.search.trials import Trial, TrialLog, front_of, table_of
 from nas.train import Training
 
 SPACE = SearchSpace("s", {"a": tuple(range(40))})

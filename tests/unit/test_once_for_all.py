@@ -19,7 +19,7 @@ from nas.decision import decisions
 from nas.discretization import discretize
 from nas.errors import UserError
 from nas.search.callbacks import LastCheckpoint
-from nas.search.oneshot.once_for_all import OnceForAll, Shrinking, kind_of, read_phases
+from nas.search.once_for_all import OnceForAll, Shrinking, kind_of, read_phases
 from nas.spaces.staged import StagedSpace
 
 SHAPE = (1, 6, 6)
@@ -143,11 +143,11 @@ def test_phases_open_their_decisions_and_the_teacher_is_the_first_phases_network
 
 
 def draws(phase: dict[str, object], count: int = 40) -> Iterator[dict[str, object]]:
-    scheme, net = Shrinking(read_phases([phase])), space()
-    scheme.start(net, macs(net))
+    shrinking, net = Shrinking(read_phases([phase])), space()
+    shrinking.start(net, macs(net))
     generator = torch.Generator().manual_seed(0)
     for _ in range(count):
-        for _ in scheme.paths(lambda logits: logits.sum(), generator):
+        for _ in shrinking.paths(lambda logits: logits.sum(), generator):
             yield {n: d.best() for n, d in decisions(net)}
 
 
@@ -161,12 +161,12 @@ def test_a_phase_draws_from_as_many_of_the_largest_options_as_it_says():
 
 
 def test_a_student_learns_from_labels_and_teacher():
-    scheme, net = Shrinking(read_phases([{"epochs": 1, "open": {"kernel": 2}}]), 0.5), space()
-    scheme.start(net, macs(net))
-    scheme.taught = torch.tensor([[2.0, 0.0, 1.0]])
+    shrinking, net = Shrinking(read_phases([{"epochs": 1, "open": {"kernel": 2}}]), 0.5), space()
+    shrinking.start(net, macs(net))
+    shrinking.taught = torch.tensor([[2.0, 0.0, 1.0]])
     logits = torch.tensor([[0.3, 0.1, 0.2]])
-    (loss,) = scheme.paths(lambda _: torch.tensor(7.0), torch.Generator())
-    soft = -(scheme.taught.softmax(-1) * logits.log_softmax(-1)).sum()
+    (loss,) = shrinking.paths(lambda _: torch.tensor(7.0), torch.Generator())
+    soft = -(shrinking.taught.softmax(-1) * logits.log_softmax(-1)).sum()
     assert loss(logits) == pytest.approx(7.0 + 0.5 * float(soft))
 
 

@@ -15,7 +15,7 @@ from nas.cost.analytic import Params
 from nas.cost.expected import ExpectedCost
 from nas.decision import Decision, decisions, split_parameters
 from nas.errors import UserError
-from nas.search.gradient.proxyless import exact_step, one_path_step, two_path_step
+from nas.search.proxyless import exact_step, one_path_step, two_path_step
 from nas.spaces.staged import StagedSpace
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.elastic_ops import build_op as build

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from nas.decision import decisions
 from nas.errors import UserError
-from nas.search.gradient.reinforce import (
+from nas.search.reinforce import (
     CostAwareAccuracy,
     draw_networks,
     evaluate_each,
@@ -137,4 +137,4 @@ def test_rewards_are_those_of_the_papers():
 @pytest.mark.parametrize("value", [0.1, float("nan"), -float("inf")])
 def test_a_reward_that_seeks_cost_is_refused(value):
     with pytest.raises(UserError, match="at most 0"):
-        CostAwareAccuracy(within=value)
+        CostAwareAccuracy(exponent_feasible=value)

@@ -16,13 +16,11 @@ import pytest
 import nas.report
 from nas.errors import UserError
 from nas.report import compare, follow, report
-from nas.report.chart import chart
 from nas.report.collect import Sweep, collect, differing, labelled
-from nas.report.figure import pictures
-from nas.report.fronts import costs_of, fronts
+from nas.report.figure import chart, pictures
+from nas.report.fronts import costs_of, fronts, series_of
 from nas.report.page import page
-from nas.report.series import series_of
-from nas.report.table import csv_text
+from nas.report.terminal import csv_text
 
 ATTACK = '</script><script>alert("x")</script><img src="https://example.org/a.png">'
 

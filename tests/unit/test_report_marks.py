@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from nas.report.chart import chart, curves
 from nas.report.collect import Sweep, collect
-from nas.report.fronts import Front, budgets_of, fronts
+from nas.report.figure import chart
+from nas.report.fronts import Front, budgets_of, fronts, series_of
 from nas.report.page import details, frequencies, page
-from nas.report.series import series_of
+from nas.report.tensorboard import curves
 
 PART = {"name": "a", "option": "conv_k3", "channels": 8, "size": [4, 4], "costs": {"params": 3.0}}
 

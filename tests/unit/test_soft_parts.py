@@ -15,7 +15,7 @@ from nas.decision import apply, decisions, free, split_parameters
 from nas.discretization import arch_of, discretize
 from nas.errors import UserError
 from nas.recalibrate import kept_statistics
-from nas.search.gradient.regularizers import DirichletKL, Entropy, Perturbing, ZeroOne
+from nas.search.regularizers import DirichletKL, Entropy, Perturbing, ZeroOne
 from nas.supernet.choice import AuxiliarySkip, ChoiceBlock, Relaxing
 from nas.supernet.relax import concentration, constant, cosine_fade, linear_fade
 

@@ -52,6 +52,8 @@ def test_a_shared_decision_is_told_where_it_is_carried_out():
     parts = summarize(supernet, arch_of(supernet), (3, 8, 8), COSTS)
     edges = [part for part in parts if ".edges." in part.name]
     assert len(edges) == 3 * 6
+    total = sum(p.numel() for p in discretize(supernet, arch_of(supernet)).parameters())
+    assert sum(part.costs.get("params", 0) for part in parts) == total  # "last" has norms alone
     assert all(part.option for part in edges)
     assert {part.name for part in parts if part.option} == {part.name for part in edges}
 

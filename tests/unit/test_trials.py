@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from nas.arch import Arch
 from nas.errors import UserError
-from nas.search.sampling.searchers import best
-from nas.search.sampling.trials import Trial, TrialLog, front_of, spread, table_of
+from nas.search.searchers import best
+from nas.search.trials import Trial, TrialLog, front_of, spread, table_of
 
 numbers = st.floats(-1e6, 1e6)
 

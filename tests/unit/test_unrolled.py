@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from nas.decision import decisions, split_parameters
-from nas.search.gradient.darts import unrolled_gradient
+from nas.search.darts import unrolled_gradient
 from nas.supernet.choice import ChoiceBlock
 
 OPTIMIZERS = {

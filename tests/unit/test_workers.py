@@ -12,16 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from nas.arch import Arch
-from nas.config.compose import config_dir, groups
-from nas.config.schema import register
+from nas.config.compose import compose_config
+from nas.config.help import groups
 from nas.data import digits
 from nas.errors import FailedRunError, UserError
-from nas.search.sampling.scoring import Workers, in_turn
-from nas.search.sampling.trials import TrialLog
+from nas.search.scoring import Workers, in_turn
+from nas.search.trials import TrialLog
 
 # Written to a file: a process that is spawned imports it by name, and nothing heavy with it.
 SCORING = """
@@ -58,11 +57,11 @@ import scored_elsewhere
 from contextlib import nullcontext
 from functools import partial
 from nas.arch import Arch
-from nas.search.sampling.scoring import in_turn, recorded
-from nas.search.sampling.searchers import search
-from nas.search.sampling.space import SearchSpace
-from nas.search.sampling.trials import TrialLog
-from nas.search.sampling.scoring import Workers
+from nas.search.scoring import in_turn, recorded
+from nas.search.searchers import search
+from nas.search.space import SearchSpace
+from nas.search.trials import TrialLog
+from nas.search.scoring import Workers
 from pathlib import Path
 
 class Listed:
@@ -155,7 +154,7 @@ def test_what_cannot_be_sent_to_a_process_is_named():
 
 @pytest.mark.parametrize("workers", [0, -1])
 def test_less_than_one_worker_is_refused(workers):
-    from nas.search.sampling.trial_search import TrialSearch
+    from nas.search.trial_search import TrialSearch
 
     with pytest.raises(UserError, match=f"workers={workers} must be at least 1"):
         TrialSearch(torch.nn.Identity(), "random", lambda _: None, workers=workers)
@@ -206,9 +205,7 @@ def test_data_travel_without_their_images():
 
 @pytest.mark.parametrize("group", ["relax", "space", "search", "data", "finetune", "trainer"])
 def test_whatever_a_search_is_made_of_can_be_sent(group):
-    register()
     left_out = {"data": "image_folder"}  # needs a folder
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        for option in set(groups()[group]) - {left_out.get(group)}:
-            part = instantiate(compose("config", [f"{group}={option}"])[group], _convert_="all")
-            assert ForkingPickler.dumps(part), option
+    for option in set(groups()[group]) - {left_out.get(group)}:
+        part = instantiate(compose_config([f"{group}={option}"])[group], _convert_="all")
+        assert ForkingPickler.dumps(part), option

@@ -12,12 +12,12 @@ import torch
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.ranks import told, world
+from nas.search.alpha_descent import GradientSearch
 from nas.search.base import SearchProblem
-from nas.search.sampling.alpha_descent import GradientSearch
-from nas.search.sampling.evolution import NSGA2, RegularisedEvolution
-from nas.search.sampling.predictor import Predictor
-from nas.search.sampling.space import SearchSpace
-from nas.search.sampling.trials import Trial, TrialLog, comparable
+from nas.search.evolution import NSGA2, RegularisedEvolution
+from nas.search.predictor import Predictor
+from nas.search.space import SearchSpace
+from nas.search.trials import Trial, TrialLog, comparable
 
 # Proposals in a row, all known already, before a search ends: small spaces run out.
 PATIENCE = 50
@@ -151,7 +151,7 @@ def search(
     return list(found.values())
 
 
-def best(trials: Sequence[Trial], by: str) -> Trial:
+def best(trials: Sequence[Trial], metric: str) -> Trial:
     """The trial of the best `by` among those `comparable`; of equal ones the first.
 
     Raises:
@@ -161,7 +161,7 @@ def best(trials: Sequence[Trial], by: str) -> Trial:
     if not scored:
         messages = {trial.message for trial in trials}
         raise UserError(f"no architecture could be scored: {messages or 'none was proposed'}")
-    return min(scored, key=lambda trial: trial.value(by))
+    return min(scored, key=lambda trial: trial.value(metric))
 
 
 class TPE:

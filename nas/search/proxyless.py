@@ -11,8 +11,8 @@ from nas.config.schema import Count, checked
 from nas.decision import decisions, free, sample_path, split_parameters
 from nas.errors import UserError
 from nas.ops.blocks import Zero
-from nas.search.gradient.darts import BilevelSearch
-from nas.search.gradient.differentiable import Options
+from nas.search.darts import BilevelSearch
+from nas.search.differentiable import Options
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.proxyless import Draws, ExactPath, TwoPaths, draw_mixing, draw_path, mixing
 from nas.supernet.relax import softmax

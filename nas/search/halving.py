@@ -12,9 +12,9 @@ from nas.arch import Arch
 from nas.config.schema import Count, checked
 from nas.errors import UserError
 from nas.search.evaluate import checkpoint_of
-from nas.search.sampling.scoring import Outcome, Outcomes
-from nas.search.sampling.space import SearchSpace
-from nas.search.sampling.trials import Rung, Trial, TrialLog
+from nas.search.scoring import Outcome, Outcomes
+from nas.search.space import SearchSpace
+from nas.search.trials import Rung, Trial, TrialLog
 
 Eta = Annotated[int, Field(ge=2, le=1000)]  # one in so many goes on
 
@@ -67,7 +67,7 @@ class Halving:
         space: SearchSpace,
         log: TrialLog,
         each: Callable[[Trial], None],
-        by: str,
+        metric: str,
         folder: Path,
     ) -> Callable[[Sequence[Arch]], None]:
         """Scores a batch; a line of `log` for each rung that a network reaches.
@@ -75,7 +75,7 @@ class Halving:
         What `log` knows of a network is not done again, so a batch may be scored a second time.
 
         Args:
-            by: the score that decides who goes on.
+            metric: the score that decides who goes on.
             folder: of the checkpoints; those no longer needed are removed.
         """
 
@@ -88,7 +88,7 @@ class Halving:
                     log.append(trial)
                     each(trial)
                 last = place == len(self.rungs) - 1
-                ahead = [] if last else self._best(racing, place, log, by)
+                ahead = [] if last else self._best(racing, place, log, metric)
                 for arch in set(racing) - set(ahead):
                     checkpoint_of(folder, arch).unlink(missing_ok=True)
                 racing = ahead
@@ -118,12 +118,12 @@ class Halving:
             (*rungs, Rung(epochs, outcome.metrics)),
         )
 
-    def _best(self, racing: Sequence[Arch], place: int, log: TrialLog, by: str) -> list[Arch]:
+    def _best(self, racing: Sequence[Arch], place: int, log: TrialLog, metric: str) -> list[Arch]:
         """Those that go on, in the order of `racing`."""
         scores = {}
         for arch in racing:
             trial = log.known[arch.hash]
-            value = replace(trial, metrics=trial.rungs[place].metrics).value(by)
+            value = replace(trial, metrics=trial.rungs[place].metrics).value(metric)
             if isfinite(value):
                 scores[arch] = value
         taken = sorted(scores, key=lambda arch: scores[arch])  # stable: of equals the first asked

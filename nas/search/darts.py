@@ -12,7 +12,7 @@ from torch.optim import SGD, Optimizer
 from nas.errors import UserError
 from nas.ranks import averaged
 from nas.recalibrate import kept_statistics
-from nas.search.gradient.differentiable import DifferentiableSearch
+from nas.search.differentiable import DifferentiableSearch
 from nas.train import Batch, check_finite, frozen
 
 
@@ -187,7 +187,7 @@ def _kept(weights: Sequence[Tensor]) -> Iterator[None]:
                 w.copy_(value)
 
 
-def _move(weights: Sequence[Tensor], along: Sequence[Tensor], by: float) -> None:
+def _move(weights: Sequence[Tensor], directions: Sequence[Tensor], factor: float) -> None:
     with torch.no_grad():
-        for w, direction in zip(weights, along, strict=True):
-            w.add_(direction, alpha=by)
+        for w, direction in zip(weights, directions, strict=True):
+            w.add_(direction, alpha=factor)

@@ -2,48 +2,49 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import pytorch_lightning as pl
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from nas.data.augment import AUGMENTS
-from nas.data.batches import EpochBatchSampler, InMemory, loader
-from nas.data.checks import fraction, one_of, whole_number
-from nas.data.images import Images, Levels, Part, Source
-from nas.data.seeding import generator
-from nas.data.splits import split
+from nas.config.schema import Count, Seed, checked
+from nas.data.batches import AUGMENTS, EpochBatchSampler, InMemory, loader
+from nas.data.splits import Images, Levels, Part, Source, generator, split
 from nas.errors import UserError
 from nas.ranks import rank_and_ranks
 
+BatchSize = Annotated[int, Field(ge=2, le=10**9)]  # BatchNorm cannot train on a single image
+Fraction = Annotated[float, Field(gt=0, lt=1)]
 
-class Options(TypedDict, total=False):
-    """What every data set takes; the meaning is given at `DataModule`."""
+
+class DataOptions(TypedDict, total=False):
+    """The arguments that every data set takes; `DataModule` says what they mean."""
 
     name: str
-    batch_size: int
-    eval_batch_size: int
-    val_fraction: float
-    test_fraction: float
-    limit: int | None
+    batch_size: BatchSize
+    eval_batch_size: Count
+    val_fraction: Fraction
+    test_fraction: Fraction
+    limit: Count | None
     augment: str
-    seed: int
+    seed: Seed
 
 
+@checked("data")
 class DataModule(pl.LightningDataModule):
-    """Train (weights), val (alpha) and test batches of one source.
+    """Batches of the three parts of one source: train (weights), val (alpha) and test.
 
     Batches are ``x`` float32 ``(N, C, H, W)``, normalised with the train part's mean and standard
-    deviation, and ``y`` int64 ``(N,)``. Orders and augmentations depend on the seed, the epoch and
-    the batch's place in it alone. The source is read at the first use of anything that needs it,
-    or by `setup`.
+    deviation, and ``y`` int64 ``(N,)``. Orders and augmentations depend only on the seed, the epoch
+    and the batch's place in it. The source is read when it is first needed, or by `setup`.
 
     Args:
         source: reads the images; called once.
         name: shown in results.
-        batch_size: images per training step (and rank).
+        batch_size: images per training step (and rank), at least 2.
         eval_batch_size: images per batch where nothing is trained.
         val_fraction: share of the training images kept for alpha.
         test_fraction: share of the images kept for the test, if the source has no test part.
@@ -63,27 +64,24 @@ class DataModule(pl.LightningDataModule):
         self,
         source: Source,
         name: str = "images",
-        batch_size: int = 64,
-        eval_batch_size: int = 512,
-        val_fraction: float = 0.25,
-        test_fraction: float = 0.15,
-        limit: int | None = None,
+        batch_size: BatchSize = 64,
+        eval_batch_size: Count = 512,
+        val_fraction: Fraction = 0.25,
+        test_fraction: Fraction = 0.15,
+        limit: Count | None = None,
         augment: str = "auto",
         auto_augment: str = "none",
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         self.source, self.name = source, name
-        self.batch_size = whole_number(
-            "batch_size", batch_size, 2, "BatchNorm cannot train on a single image"
-        )
-        self.eval_batch_size = whole_number("eval_batch_size", eval_batch_size, 1)
-        self.val_fraction = fraction("val_fraction", val_fraction)
-        self.test_fraction = fraction("test_fraction", test_fraction)
-        self.limit = None if limit is None else whole_number("limit", limit, 1)
-        one_of("augment", augment, ("auto", *AUGMENTS))
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self.limit, self.seed = limit, seed
+        if augment not in ("auto", *AUGMENTS):
+            known = ", ".join(AUGMENTS)
+            raise UserError(f"data.augment={augment!r} is not known: choose one of auto, {known}.")
         self.augment = auto_augment if augment == "auto" else augment
-        self.seed = whole_number("seed", seed, 0)
 
     def __getstate__(self) -> dict[str, Any]:
         # Read anew where it is needed: another process gets no copy of all images through a pipe.

@@ -15,9 +15,9 @@ from scipy.linalg import cho_solve, cholesky, solve_triangular
 from nas.arch import Arch
 from nas.config.schema import Count
 from nas.pareto import non_dominated
-from nas.search.sampling.evolution import FAILED, mutated, values
-from nas.search.sampling.space import SearchSpace
-from nas.search.sampling.trials import Trial
+from nas.search.evolution import FAILED, mutated, values
+from nas.search.space import SearchSpace
+from nas.search.trials import Trial
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -199,7 +199,7 @@ class Predictor:
                 for name in self.objectives
             ]
             table = np.stack(found, axis=1)
-            pick = int(np.where(free, self._worth(table, points), -np.inf).argmax())
+            pick = int(np.where(free, self._acquisition(table, points), -np.inf).argmax())
             free[pick] = False
             points = np.concatenate([points, table[pick : pick + 1]])
             asked.append(self._arch(picks[pick]))
@@ -230,7 +230,7 @@ class Predictor:
         picks = np.array(rows, dtype=np.int64).reshape(-1, len(self.space.options))
         return picks, self.encoding.places(picks)
 
-    def _worth(self, found: Floats, points: Floats) -> Floats:
+    def _acquisition(self, found: Floats, points: Floats) -> Floats:
         front = points[non_dominated(points)]
         if self.reference is not None:
             corner = self.reference

@@ -19,7 +19,7 @@ from nas.errors import UserError
 from nas.objective import Objective
 from nas.ranks import averaged, told
 from nas.recalibrate import kept_statistics
-from nas.search.base import ScoredArch, SearchProblem, SearchResult, Stage, agreed
+from nas.search.base import ScoredArch, SearchProblem, SearchResult, Stage, agreed, check_searchable
 from nas.search.callbacks import (
     DiscretizationGap,
     LastCheckpoint,
@@ -27,7 +27,7 @@ from nas.search.callbacks import (
     Stopwatch,
     StopWhenStable,
 )
-from nas.search.gradient.regularizers import Perturbing, Regularizer
+from nas.search.regularizers import Perturbing, Regularizer
 from nas.search.telemetry import SearchTelemetry
 from nas.selection import front, log_probabilities
 from nas.supernet.choice import AuxiliarySkip
@@ -99,11 +99,7 @@ class DifferentiableSearch(pl.LightningModule):
         task: Task | None = None,
     ) -> None:
         super().__init__()
-        if not any(decisions(supernet)):
-            raise UserError(
-                "this space has no decision to search: give some stage at least two ops, or train "
-                "the network as it is with `nas finetune`"
-            )
+        check_searchable(supernet)
         if warmup_epochs >= epochs:
             raise UserError(
                 f"search.warmup_epochs={warmup_epochs} must be below "

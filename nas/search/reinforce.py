@@ -12,8 +12,8 @@ from nas.config.schema import Count, checked
 from nas.decision import Decision, decisions
 from nas.errors import UserError
 from nas.ranks import averaged
-from nas.search.gradient.differentiable import Options
-from nas.search.gradient.proxyless import Optimizer, PathSearch
+from nas.search.differentiable import Options
+from nas.search.proxyless import Optimizer, PathSearch
 from nas.supernet.proxyless import draw_option
 from nas.train import Batch, check_finite
 
@@ -204,21 +204,25 @@ Power = Annotated[float, Field(le=0)]
 
 @checked("search.reward")
 class CostAwareAccuracy:
-    """``R = acc * prod_i (c_i / T_i)^w``, w = `within` where ``c_i <= T_i``, else `beyond`.
+    """``R = acc * prod_i (c_i / T_i)^w``, ``w = exponent_feasible`` where ``c_i <= T_i``,
+    else ``exponent_infeasible``.
 
     Both -0.07: the soft constraint of MnasNet (Tan et al. 2019, Eq. 2); 0 and -1: its hard one;
     both -0.1: ProxylessNAS-R (Cai et al. 2019, ``acc * (T / c)^0.1``). T is the budget of the
     cost or, without one, its mean over all architectures.
 
     Args:
-        within, beyond: the power of a cost inside and outside its target, at most 0.
+        exponent_feasible, exponent_infeasible: the power of a cost inside and outside its target,
+            at most 0.
 
     Raises:
         UserError: a power above 0, or not a number.
     """
 
-    def __init__(self, within: Power = -0.07, beyond: Power = -0.07) -> None:
-        self.within, self.beyond = within, beyond
+    def __init__(
+        self, exponent_feasible: Power = -0.07, exponent_infeasible: Power = -0.07
+    ) -> None:
+        self.exponent_feasible, self.exponent_infeasible = exponent_feasible, exponent_infeasible
 
     def __call__(
         self, accuracy: Tensor, costs: Mapping[str, Tensor], targets: Mapping[str, float]
@@ -226,8 +230,8 @@ class CostAwareAccuracy:
         """``(S,)`` accuracies and, by name, costs of S networks -> rewards ``(S,)``."""
         reward = accuracy
         for name, cost in costs.items():
-            # A cost of 0 would be of infinite worth.
+            # A cost of 0 would have an infinite reward.
             ratio = (cost / targets[name]).clamp_min(1e-6)
-            power = torch.where(ratio <= 1, self.within, self.beyond)
+            power = torch.where(ratio <= 1, self.exponent_feasible, self.exponent_infeasible)
             reward = reward * (ratio**power).to(reward)
         return reward

@@ -148,7 +148,7 @@ class Perturbing:
     """A perturbation whose radius grows linearly over the alpha epochs.
 
     Args:
-        by: "uniform" or "ascent".
+        kind: "uniform" or "ascent".
         start, end: epsilon at the beginning and at the end.
         steps: of the ascent.
 
@@ -156,7 +156,7 @@ class Perturbing:
         UserError: another name, or a negative radius.
     """
 
-    by: Literal["uniform", "ascent"] = "uniform"
+    kind: Literal["uniform", "ascent"] = "uniform"
     start: NonNegative = 0.03
     end: NonNegative = 0.3
     steps: Count = 7
@@ -172,7 +172,7 @@ class Perturbing:
         """`alphas` perturbed inside, and exactly as before afterwards."""
         before = [alpha.detach().clone() for alpha in alphas]
         radius = self.start + (self.end - self.start) * progress
-        move: Perturbation = uniform if self.by == "uniform" else Ascent(self.steps)
+        move: Perturbation = uniform if self.kind == "uniform" else Ascent(self.steps)
         try:
             move(alphas, slopes, radius, generator)
             yield

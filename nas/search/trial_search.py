@@ -19,15 +19,15 @@ from nas.errors import UserError
 from nas.ranks import apart, told, world
 from nas.search.base import ScoredArch, SearchProblem, SearchResult, Stage, agreed
 from nas.search.evaluate import Scoring, TrainFromScratch, WeightSharing
-from nas.search.sampling.halving import FOLDER, Halving
-from nas.search.sampling.scoring import (
+from nas.search.halving import FOLDER, Halving
+from nas.search.scoring import (
     Outcomes,
     Workers,
     in_turn,
     over_ranks,
     recorded,
 )
-from nas.search.sampling.searchers import (
+from nas.search.searchers import (
     Agreed,
     Searcher,
     best,
@@ -35,8 +35,8 @@ from nas.search.sampling.searchers import (
     make,
     search,
 )
-from nas.search.sampling.space import SearchSpace
-from nas.search.sampling.trials import Trial, TrialLog, comparable, table_of
+from nas.search.space import SearchSpace
+from nas.search.trials import Trial, TrialLog, comparable, table_of
 from nas.supernet.relax import gumbel_noise
 from nas.tasks.classification import task_of
 
@@ -47,11 +47,11 @@ class TrialSearch:
 
     Args:
         supernet: a model that holds decisions.
-        searcher: a name of `nas.search.sampling.searchers`; "auto": `Enumerate` where that is few.
+        searcher: a name of `nas.search.searchers`; "auto": `Enumerate` where that is few.
         evaluate: ``problem -> (arch -> scores)``, see `nas.search.evaluate`.
         trials: different architectures to score; None: all where they are enumerated, else 500.
-        by: the score that decides, an accuracy or a loss.
-        along: the cost that the front is drawn over.
+        metric: the score that decides, an accuracy or a loss.
+        cost: the cost that the front is drawn over.
         batch: architectures asked for at once; None: as many as there are workers, or as
             halving needs.
         workers: processes that score side by side; 1: this one. Of a distributed run, every rank
@@ -68,18 +68,20 @@ class TrialSearch:
         searcher: str | Callable[..., Searcher],
         evaluate: Callable[[SearchProblem], Scoring],
         trials: Count | None = None,
-        by: str = "val_acc",
-        along: str = "params",
+        metric: str = "val_acc",
+        cost: str = "params",
         batch: Count | None = None,
         workers: Processes = 1,
         halving: Halving | None = None,
         seed: Seed = 0,
     ) -> None:
-        if not by.startswith("val_"):
-            raise UserError(f"search.by={by}: a search may judge by val_acc or val_loss only")
+        if not metric.startswith("val_"):
+            raise UserError(
+                f"search.metric={metric}: a search may judge by val_acc or val_loss only"
+            )
         check_name(searcher)
         self.supernet, self.searcher, self.evaluate = supernet, searcher, evaluate
-        self.trials, self.by, self.along = trials, by, along
+        self.trials, self.metric, self.cost = trials, metric, cost
         self.halving = halving or Halving()
         self._batch, self.workers, self.seed = batch, workers, seed
         if self.halving.rungs:
@@ -110,16 +112,17 @@ class TrialSearch:
             UserError: a cost or a score that there is not; or see the searcher.
         """
         space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
-        if self.along not in space.costs:
-            raise UserError(f"search.along={self.along} is not one of {sorted(space.costs)}")
+        if self.cost not in space.costs:
+            raise UserError(f"search.cost={self.cost} is not one of {sorted(space.costs)}")
         scores = [f"val_{name}" for name in (*task_of(problem.plan.data).metrics(), "loss")]
-        if isinstance(self.evaluate, TrainFromScratch | WeightSharing) and self.by not in scores:
-            raise UserError(f"search.by={self.by} is not one of {', '.join(scores)}")
+        trained = isinstance(self.evaluate, TrainFromScratch | WeightSharing)
+        if trained and self.metric not in scores:
+            raise UserError(f"search.metric={self.metric} is not one of {', '.join(scores)}")
         self._made(problem, space)
 
     def _made(self, problem: SearchProblem, space: SearchSpace) -> tuple[Searcher, int | None]:
         trained = problem if isinstance(self.evaluate, WeightSharing) else None
-        return make(self.searcher, space, self.seed, (self.by, self.along), self.trials, trained)
+        return make(self.searcher, space, self.seed, (self.metric, self.cost), self.trials, trained)
 
     @property
     def ranking(self) -> "TrialSearch":
@@ -133,14 +136,14 @@ class TrialSearch:
             UserError: see the searcher, and `TrialLog`.
         """
         trials = self.rank(problem, stage.run)
-        table = table_of(trials, (self.by, self.along))
+        table = table_of(trials, (self.metric, self.cost))
         write_atomic(stage.run.trials.with_suffix(".csv"), table)
-        chosen = best(trials, self.by)
+        chosen = best(trials, self.metric)
         return SearchResult(
             chosen.arch,
-            [ScoredArch(t.arch, -t.value(self.by), t.costs) for t in comparable(trials)],
-            self.by,
-            self.along,
+            [ScoredArch(t.arch, -t.value(self.metric), t.costs) for t in comparable(trials)],
+            self.metric,
+            self.cost,
             {f"trial_{name}": value for name, value in chosen.metrics.items() if name[:3] == "val"},
             sum(trial.seconds for trial in trials),
             sum(trial.cpu_seconds for trial in trials),
@@ -168,7 +171,7 @@ class TrialSearch:
         for key, trial in log.known.items():
             if space.holds(trial.arch):
                 log.known[key] = replace(trial, costs=space.price(trial.arch))
-        each = Progress(self.by, self.along)
+        each = Progress(self.metric, self.cost)
         if not self.halving.rungs:
             with self._outcomes(self.evaluate, problem) as outcomes:
                 evaluate = recorded(outcomes, space, log, each)
@@ -177,7 +180,7 @@ class TrialSearch:
         remove_leftovers(folder)
         scoring = partial(cast(TrainFromScratch, self.evaluate).in_rungs, total, folder)
         with self._outcomes(scoring, problem) as outcomes:
-            evaluate = self.halving.evaluation(outcomes, space, log, each, self.by, folder)
+            evaluate = self.halving.evaluation(outcomes, space, log, each, self.metric, folder)
             found = search(searcher, evaluate, log, count, self.batch, whole=True)
         spent = sum(trial.epochs for trial in found)
         print(f"{len(found)} networks trained, {spent} epochs instead of {total * len(found)}")
@@ -198,19 +201,19 @@ class TrialSearch:
 class Progress:
     """One line for each trial, and for each rung that it reaches."""
 
-    by: str
-    along: str
+    metric: str
+    cost: str
     numbers: dict[str, int] = field(default_factory=dict)  # hash -> place
 
     def __call__(self, trial: Trial) -> None:
         number = self.numbers.setdefault(trial.arch.hash, len(self.numbers) + 1)
-        score = trial.metrics.get(self.by)
-        text = trial.message if score is None else f"{self.by} {score:.4f}"
+        score = trial.metrics.get(self.metric)
+        text = trial.message if score is None else f"{self.metric} {score:.4f}"
         if trial.epochs:
             text = f"{text} after {trial.epochs} epochs"
-        cost = trial.costs.get(self.along)
+        cost = trial.costs.get(self.cost)
         print(
-            f"trial {number}: {trial.arch.hash} {text}, {self.along} {cost}, {trial.seconds:.1f} s",
+            f"trial {number}: {trial.arch.hash} {text}, {self.cost} {cost}, {trial.seconds:.1f} s",
             flush=True,
         )
 

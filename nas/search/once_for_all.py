@@ -10,19 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from nas.arch import Arch
+from nas.arch import Arch, Option
 from nas.config.schema import Count, NonNegative, Positive, Seed, Share, checked
 from nas.cost.expected import Expected
-from nas.cost.integer_program import IntegerProgram
 from nas.decision import Decision, decisions, split_parameters
 from nas.discretization import discretize
 from nas.errors import UserError
-from nas.search.oneshot.oneshot import OneShot
-from nas.search.oneshot.path_sampling import Loss
-from nas.search.sampling.trial_search import TrialSearch
+from nas.search.oneshot import Choices, Loss, OneShot, PathSampling, choose, extremes
+from nas.search.trial_search import TrialSearch
 from nas.supernet.elastic_ops import sort_channels
 from nas.tasks import Task
-from nas.tasks.classification import Classification
 from nas.train import Batch, OptimizerFactory, warmup_cosine
 
 PHASES = "search.phases"
@@ -94,8 +91,8 @@ def kind_of(name: str, decision: Decision) -> str:
 
 
 @checked("search")
-class Shrinking:
-    """The paths of a step in each phase (Cai et al. 2020, Section 3.3), a `PathSampling`.
+class Shrinking(PathSampling):
+    """The paths of a step in each phase (Cai et al. 2020, Section 3.3).
 
     Where nothing is open, the largest network learns from the labels. Then each sampled network
     learns from the labels and, `distill` times, from the largest one as it was before:
@@ -105,8 +102,6 @@ class Shrinking:
         cost: that tells the largest of the options that have no order.
     """
 
-    task: Task = Classification()
-
     def __init__(
         self, phases: Sequence[Phase], distill: NonNegative = 1.0, cost: str = "macs"
     ) -> None:
@@ -115,6 +110,7 @@ class Shrinking:
         self.taught: Tensor | None = None  # logits of the teacher on the batch of this step
 
     def start(self, supernet: nn.Module, costs: Mapping[str, Expected]) -> None:
+        super().start(supernet, costs)
         if self.cost not in costs:
             raise UserError(f"search.cost={self.cost} is not one of {sorted(costs)}")
         self.own = dict(decisions(supernet))
@@ -127,20 +123,15 @@ class Shrinking:
                         f"{sorted(kinds)}: take an elastic space (space=ofa_mobilenet_small) or "
                         "phases of what there is"
                     )
-        self.largest = self._largest(costs[self.cost])
-
-    def _largest(self, cost: Expected) -> dict[str, Any]:
-        found = IntegerProgram(cost.options).maximise(cost.constraints)
-        assert found is not None  # without limits every program has a solution
-        best = {name: -1 if d.ordered else found.choices[name] for name, d in self.own.items()}
-        return {name: d.options[best[name]] for name, d in self.own.items()}
-
-    def epoch(self) -> None:
-        """Nothing to forget: what is drawn depends on the epoch's generator alone."""
+        _, largest = extremes(supernet, costs[self.cost])
+        self.largest: Choices = {
+            name: decision.options[-1] if decision.ordered else largest[name]
+            for name, decision in self.own.items()
+        }
 
     def paths(self, loss: Loss, generator: torch.Generator) -> Iterator[Loss]:
         if not self.phase.open:
-            self._choose(self.largest)
+            choose(self.supernet, self.largest)
             yield loss
             return
 
@@ -151,10 +142,11 @@ class Shrinking:
             return total + self.distill * self.task.distillation(logits, self.taught)
 
         for _ in range(self.phase.subnets):
-            self._choose({n: self._draw(n, d, generator) for n, d in self.own.items()})
+            drawn = {n: self._draw(n, d, generator) for n, d in self.own.items()}
+            choose(self.supernet, drawn)
             yield taught
 
-    def _draw(self, name: str, decision: Decision, generator: torch.Generator) -> Any:
+    def _draw(self, name: str, decision: Decision, generator: torch.Generator) -> Option:
         count = self.phase.open.get(kind_of(name, decision), 1)
         if count == 1:
             return self.largest[name]
@@ -162,10 +154,6 @@ class Shrinking:
         if decision.ordered and isinstance(count, int):
             options = options[-count:]
         return options[int(torch.randint(len(options), (), generator=generator))]
-
-    def _choose(self, choices: Mapping[str, Any]) -> None:
-        for name, decision in self.own.items():
-            decision.choose(choices[name])
 
 
 @checked("search")

@@ -21,8 +21,8 @@ from nas.diagnostics import silence_third_party_warnings
 from nas.errors import FailedRunError, InterruptedRunError, NotFiniteError, UserError
 from nas.ranks import gathered, world
 from nas.search.evaluate import Scoring
-from nas.search.sampling.space import SearchSpace
-from nas.search.sampling.trials import Trial, TrialLog
+from nas.search.space import SearchSpace
+from nas.search.trials import Trial, TrialLog
 
 Job = tuple[Any, ...]  # the arguments of one call
 

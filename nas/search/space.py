@@ -15,6 +15,7 @@ from nas.cost.expected import Expected
 from nas.cost.integer_program import IntegerProgram, worst
 from nas.decision import decisions
 from nas.errors import UserError
+from nas.search.base import check_searchable
 from nas.selection import check_feasible, limits
 
 TRIES = 50  # draws outside the budgets before one is repaired
@@ -49,12 +50,8 @@ class SearchSpace:
         Raises:
             UserError: no decision, or budgets that no network meets, with the least reachable.
         """
+        check_searchable(supernet)
         options = {path: decision.options for path, decision in decisions(supernet)}
-        if not options:
-            raise UserError(
-                "this space has no decision to search: give some stage at least two ops, or train "
-                "the network as it is with `nas finetune`"
-            )
         check_feasible(costs, budgets)
         return cls(name, options, costs, budgets)
 

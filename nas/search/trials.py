@@ -215,18 +215,18 @@ def front_of(trials: Sequence[Trial], objectives: Sequence[str], layers: int = 1
     return [trial for trial in comparable(trials) if trial.arch.hash in found]
 
 
-def spread(trials: Sequence[Trial], along: str, size: int) -> list[Trial]:
-    """At most `size` of the trials, from the least to the largest `along`, evenly in log scale.
+def spread(trials: Sequence[Trial], cost: str, size: int) -> list[Trial]:
+    """At most `size` of the trials, from the least to the largest `cost`, evenly in log scale.
 
     Raises:
         UserError: `size` below 1.
     """
     if size < 1:
         raise UserError(f"front={size} must be at least 1")
-    ordered = sorted(trials, key=lambda trial: trial.value(along))
+    ordered = sorted(trials, key=lambda trial: trial.value(cost))
     if size >= len(ordered):
         return ordered
-    places = np.log([max(trial.value(along), 1e-300) for trial in ordered])
+    places = np.log([max(trial.value(cost), 1e-300) for trial in ordered])
     wanted = np.linspace(places[-1], places[0], size)  # of one network, the largest
     taken = {int(np.abs(places - place).argmin()) for place in wanted}
     return [ordered[i] for i in sorted(taken)]

@@ -14,8 +14,8 @@ from pydantic import Field
 from nas.arch import Arch
 from nas.config.schema import Count, checked
 from nas.errors import UserError
-from nas.search.sampling.space import SearchSpace
-from nas.search.sampling.trials import Trial
+from nas.search.space import SearchSpace
+from nas.search.trials import Trial
 
 FAILED = 1e30  # stands for an infinite objective: libraries sort, and subtract
 

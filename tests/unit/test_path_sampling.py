@@ -1,17 +1,20 @@
 """Which paths a step of one-shot training runs, and what learns from it."""
 
 from collections import Counter
+from unittest.mock import patch
 
 import pytest
+import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from nas import ChoiceBlock, MACs, build_op
 from nas.cost.expected import expected
-from nas.decision import decisions
+from nas.decision import decisions, split_parameters
 from nas.errors import UserError
-from nas.search.oneshot.path_sampling import AllPaths, Sandwich, StrictFairness, UniformPath
+from nas.search.oneshot import AllPaths, OneShot, Sandwich, StrictFairness, UniformPath
 
 X = torch.randn(4, 2, 6, 6, generator=torch.Generator().manual_seed(1))
 Y = torch.tensor([0, 1, 1, 0])
@@ -31,10 +34,10 @@ class Small(nn.Module):
         return self.last(self.blocks(x).mean((2, 3)))
 
 
-def started(scheme):
+def started(sampling):
     torch.manual_seed(0)
     model = Small()
-    scheme.start(model, {"macs": expected(model, MACs(), (2, 6, 6))})
+    sampling.start(model, {"macs": expected(model, MACs(), (2, 6, 6))})
     return model
 
 
@@ -42,26 +45,26 @@ def by_labels(logits):
     return F.cross_entropy(logits, Y)
 
 
-def step(scheme, model, generator):
+def step(sampling, model, generator):
     """The option of each block on each path of one step; gradients are left on the weights."""
     model.zero_grad()
     taken = []
-    for loss in scheme.paths(by_labels, generator):
+    for loss in sampling.paths(by_labels, generator):
         loss(model(X)).backward()
         taken.append(tuple(str(d.best()) for _, d in decisions(model)))
     return taken
 
 
 def test_strict_fairness_trains_every_option_once_a_step():
-    scheme = StrictFairness()
-    model, generator = started(scheme), torch.Generator().manual_seed(0)
+    sampling = StrictFairness()
+    model, generator = started(sampling), torch.Generator().manual_seed(0)
     ran = Counter()
     for i, (_, decision) in enumerate(decisions(model)):
         for name, op in decision.candidates.items():
             op.register_forward_hook(lambda *_, key=(i, name): ran.update([key]))
     orders = set()
     for _ in range(6):
-        taken = step(scheme, model, generator)
+        taken = step(sampling, model, generator)
         orders.add(tuple(path[0] for path in taken))
         assert len(taken) == 4
         assert {path[0] for path in taken} == set(dict(decisions(model))["blocks.0"].options)
@@ -74,11 +77,11 @@ def test_strict_fairness_trains_every_option_once_a_step():
 
 
 def test_a_uniform_path_leaves_the_others_without_gradient():
-    scheme = UniformPath()
-    model, generator = started(scheme), torch.Generator().manual_seed(0)
+    sampling = UniformPath()
+    model, generator = started(sampling), torch.Generator().manual_seed(0)
     seen = Counter()
     for _ in range(150):
-        (path,) = step(scheme, model, generator)
+        (path,) = step(sampling, model, generator)
         seen.update([path])
         for (_, decision), option in zip(decisions(model), path, strict=True):
             for name, op in decision.candidates.items():
@@ -89,21 +92,21 @@ def test_a_uniform_path_leaves_the_others_without_gradient():
 
 
 def test_bins_train_large_and_small_as_often():
-    scheme = UniformPath(bins=4)
-    model, generator = started(scheme), torch.Generator().manual_seed(0)
+    sampling = UniformPath(bins=4)
+    model, generator = started(sampling), torch.Generator().manual_seed(0)
     counts = Counter()
     for _ in range(200):
-        for _ in scheme.paths(by_labels, generator):
-            cost = scheme.priced.of({n: d.best() for n, d in decisions(model)})
-            counts.update([sum(cost > edge for edge in scheme.edges[1:-1])])
+        for _ in sampling.paths(by_labels, generator):
+            cost = sampling.priced.of({n: d.best() for n, d in decisions(model)})
+            counts.update([sum(cost > edge for edge in sampling.edges[1:-1])])
     assert set(counts) == {0, 1, 2, 3}
     assert min(counts.values()) > 25
 
 
 def test_the_sandwich_learns_from_the_largest_network():
-    scheme = Sandwich(random=1)
-    model, generator = started(scheme), torch.Generator().manual_seed(0)
-    paths = scheme.paths(by_labels, generator)
+    sampling = Sandwich(random=1)
+    model, generator = started(sampling), torch.Generator().manual_seed(0)
+    paths = sampling.paths(by_labels, generator)
 
     by_truth = next(paths)
     assert [d.best() for _, d in decisions(model)] == ["conv_k5", "conv_k5", "conv_k5"]
@@ -120,9 +123,9 @@ def test_the_sandwich_learns_from_the_largest_network():
 
 
 def test_all_paths_is_the_mean_of_the_candidates():
-    scheme = AllPaths()
-    model = started(scheme).eval()
-    list(scheme.paths(by_labels, torch.Generator()))
+    sampling = AllPaths()
+    model = started(sampling).eval()
+    list(sampling.paths(by_labels, torch.Generator()))
     block = model.blocks[0]
     mean = torch.stack([op(X) for op in block.candidates.values()]).mean(0)
     torch.testing.assert_close(block(X), mean)
@@ -140,3 +143,35 @@ def test_all_paths_is_the_mean_of_the_candidates():
 def test_bad_values_are_named(make, said):
     with pytest.raises(UserError, match=said):
         make()
+
+
+@pytest.mark.parametrize("sampling", [AllPaths(), UniformPath(), StrictFairness(), Sandwich()])
+def test_no_gradient_is_computed_for_alphas_and_they_thaw_afterwards(sampling):
+    torch.manual_seed(0)
+    net = Small()
+    fixed, *searched = split_parameters(net).alphas
+    fixed.requires_grad_(False)  # by the user
+    costs = {"macs": expected(net, MACs(), (2, 6, 6))}
+    module = OneShot(
+        net, costs, sampling, lambda **_: None, lambda p: torch.optim.SGD(p, lr=0.1), epochs=1
+    )
+    seen, weights = [], [p.clone() for p in split_parameters(net).weights]
+    step = torch.optim.SGD.step
+
+    def look(self, *arguments, **options):
+        seen.extend(alpha.grad for alpha in (fixed, *searched))
+        return step(self, *arguments, **options)
+
+    data = TensorDataset(torch.randn(8, 2, 6, 6), torch.tensor([0, 1] * 4))
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    with patch.object(torch.optim.SGD, "step", look):
+        trainer.fit(module, DataLoader(data, batch_size=4))
+    assert seen
+    assert all(grad is None for grad in seen)
+    assert not fixed.requires_grad
+    assert all(alpha.requires_grad for alpha in searched)
+    pairs = zip(weights, split_parameters(net).weights, strict=True)
+    assert any(not torch.equal(before, now) for before, now in pairs)

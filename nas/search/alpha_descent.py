@@ -19,8 +19,8 @@ from nas.errors import UserError
 from nas.recalibrate import kept_statistics
 from nas.search.base import SearchProblem
 from nas.search.evaluate import quiet_trainer
-from nas.search.gradient.reinforce import draw_networks, evaluate_each, follow, reinforce_loss
-from nas.search.sampling.trials import Trial
+from nas.search.reinforce import draw_networks, evaluate_each, follow, reinforce_loss
+from nas.search.trials import Trial
 from nas.selection import front, select
 from nas.supernet.choice import Relaxing
 from nas.supernet.relax import exponential
@@ -71,9 +71,9 @@ class GradientSearch:
             raise UserError(
                 f"gradient: strengths={list(strengths)} must be two, above 0, ascending"
             )
-        self.along = objectives[1]
-        if self.along not in problem.costs:
-            raise UserError(f"search.along={self.along} is not one of {sorted(problem.costs)}")
+        self.cost = objectives[1]
+        if self.cost not in problem.costs:
+            raise UserError(f"search.cost={self.cost} is not one of {sorted(problem.costs)}")
         self.space, self.budgets = problem.space, problem.budgets
         # Together: costs read the alphas of the supernet that they belong to.
         pair: tuple[nn.Module, Mapping[str, Expected]]
@@ -124,21 +124,21 @@ class GradientSearch:
             alpha.data.zero_()
         optimizer = torch.optim.Adam(alphas, self.rate, betas=(0.5, 0.999))
         baseline = torch.tensor(torch.nan)
-        mean = float(self.costs[self.along].mean())
+        mean = float(self.costs[self.cost].mean())
         for step, batch in zip(range(1, self.steps + 1), self._batches(), strict=False):
             for _, decision in decisions(self.supernet):
                 decision.tau.fill_(self.tau(step / self.steps))
             optimizer.zero_grad()
             with frozen(split_parameters(self.supernet).weights), measuring(self.supernet):
                 loss = self._loss(*batch, baseline)
-                price = strength * (self.costs[self.along]() / mean).log()
+                price = strength * (self.costs[self.cost]() / mean).log()
                 torch.autograd.backward(check_finite(loss + price.to(loss), 0))
             optimizer.step()
             free(self.supernet)
             if step % self.every == 0:
                 yield select(self.supernet, self.space, self.costs, self.budgets)
         yield from front(
-            self.supernet, self.space, self.costs, self.budgets, self.along, self.points
+            self.supernet, self.space, self.costs, self.budgets, self.cost, self.points
         )
 
     def _loss(self, x: Tensor, labels: Tensor, baseline: Tensor) -> Tensor:

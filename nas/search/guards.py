@@ -150,7 +150,7 @@ class SkipCount(CollapseGuard):
     Args:
         most: skips that are still let through.
         options: what counts as one.
-        within: the beginning of the names of the decisions that count; "" counts in all.
+        prefix: count only decisions whose names begin so.
         first: alpha epochs at the beginning, in which alphas tell little, that do not count.
 
     Raises:
@@ -161,14 +161,14 @@ class SkipCount(CollapseGuard):
         self,
         most: Whole = 1,
         options: Sequence[str] = ("skip_connect", "identity"),
-        within: str = "",
+        prefix: str = "",
         first: Whole = 1,
     ) -> None:
         super().__init__()
-        self.most, self.options, self.within, self.first = most, tuple(options), within, first
+        self.most, self.options, self.prefix, self.first = most, tuple(options), prefix, first
 
     def collapsed(self, trainer: pl.Trainer, pl_module: Any) -> tuple[int, str] | None:
-        found = count_taken(pl_module.supernet, self.options, self.within)
+        found = count_taken(pl_module.supernet, self.options, self.prefix)
         pl_module.log("skips", float(found), logger=False)
         epoch = len(self.history) - 1
         if epoch < self.first or found <= self.most:
@@ -176,11 +176,11 @@ class SkipCount(CollapseGuard):
         return max(epoch - 1, 0), f"the best architecture has {found} skips, more than {self.most}"
 
 
-def count_taken(model: nn.Module, options: Sequence[str], within: str = "") -> int:
+def count_taken(model: nn.Module, options: Sequence[str], prefix: str = "") -> int:
     """Decisions, among those of the best architecture, that take one of `options`."""
     names = {decision: name for name, decision in decisions(model)}
     taken = {site.tied_to for site in _taken_sites(model)}
-    return sum(d.best() in options for d in taken if names[d].startswith(within))
+    return sum(d.best() in options for d in taken if names[d].startswith(prefix))
 
 
 def _taken_sites(module: nn.Module) -> list[Decision]:

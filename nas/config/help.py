@@ -1,0 +1,263 @@
+"""`nas --help` and `nas VERB --help`: keys with their defaults and meanings, 80 columns wide.
+
+Nothing is said twice: what a key means is the comment beside it in the YAML files of `configs/`, or
+its entry in the docstring of the verb's options.
+"""
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib import import_module
+from pathlib import Path
+from textwrap import fill, wrap
+from typing import Any
+
+WIDTH = 80
+_MEANING = 32  # column where the meanings begin
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of a YAML file.
+
+    Args:
+        name: with the keys above it, ``optimizer.lr``.
+        default: as it is written, shortened.
+        meaning: the comment beside it, or "".
+    """
+
+    name: str
+    default: str
+    meaning: str
+
+
+def config_dir() -> Path:
+    """The folder of the YAML files: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def groups() -> dict[str, list[str]]:
+    """Group name -> its options."""
+    return {
+        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
+        for folder in sorted(config_dir().iterdir())
+        if folder.is_dir()
+    }
+
+
+def keys_of(group: str, option: str) -> list[Key]:
+    """The keys of an option, those of the options it begins with (``defaults``) included."""
+    found: dict[str, Key] = {}
+    _read(config_dir() / group / f"{option}.yaml", found)
+    return list(found.values())
+
+
+def _read(path: Path, found: dict[str, Key]) -> None:
+    import yaml
+
+    lines = path.read_text(encoding="utf-8").splitlines()
+    root = yaml.compose("\n".join(lines), Loader=yaml.SafeLoader)
+    for name, node in _entries(root):
+        if name == "defaults":
+            own = [entry.value for entry in node.value if isinstance(entry, yaml.ScalarNode)]
+            for option in own:
+                if option != "_self_":
+                    _read(path.with_name(f"{option}.yaml"), found)
+            continue
+        after = lines[node.end_mark.line][node.end_mark.column :] if node.end_mark.column else ""
+        comment = re.match(r"[\]},\s]*#\s*(.*)", after)
+        meaning = comment[1] if comment else ""
+        old = found.get(name)
+        text = "\n".join(lines)[node.start_mark.index : node.end_mark.index]
+        short = " ".join(text.split())
+        found[name] = Key(name, short, meaning or (old.meaning if old else ""))
+
+
+def _entries(node: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Each (name, node) of a mapping that is no mapping itself; special keys are left out."""
+    for key, value in node.value if node is not None else ():
+        name = f"{above}{key.value}"
+        if key.value.startswith("_"):
+            continue
+        if value.id == "mapping" and name != "hydra":
+            yield from _entries(value, f"{name}.")
+        elif name != "hydra":
+            yield name, value
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb of `nas`.
+
+    Args:
+        usage: what follows it.
+        summary: what it does, one line.
+        groups: of the configuration, those whose keys it reads.
+        options: class in `nas.config.options` of its own keys; None: it takes Hydra's flags.
+        short: a group whose keys are also written without its name.
+        examples: commands, one a line.
+    """
+
+    usage: str
+    summary: str
+    groups: tuple[str, ...] = ()
+    options: str | None = None
+    short: str | None = None
+    examples: tuple[str, ...] = ()
+
+
+_TRAINED = ("data", "space", "relax", "search", "cost", "objective", "guard", "finetune", "trainer")
+VERBS: Mapping[str, Verb] = {
+    "search": Verb(
+        "[key=value ...]",
+        "search, fine-tune, test and export one network",
+        _TRAINED,
+        examples=(
+            "nas search data=image_folder data.root=photos",
+            "nas search -m objective.strength=0.03,0.1,0.3,1",
+        ),
+    ),
+    "finetune": Verb(
+        "arch=FILE [key=value ...]",
+        "train a known architecture (checkpoint=FILE inherits weights)",
+        ("data", "space", "cost", "finetune", "trainer"),
+        examples=("nas finetune arch=RUN/arch.json finetune.epochs=100",),
+    ),
+    "describe": Verb(
+        "[key=value ...]",
+        "decisions of a space, number of architectures, cost ranges",
+        ("data", "space", "cost"),
+        examples=("nas describe space=mobilenet_tiny data=cifar10",),
+    ),
+    "profile": Verb(
+        "[key=value ...]",
+        "measure a space on a device: the cost latency reads the result",
+        ("measure", "data", "space"),
+        short="measure",
+        examples=(
+            "nas profile space=mobilenet_tiny data=cifar10 runtime=onnxruntime out=here.json",
+            "nas search cost=[latency] profile=here.json budget.latency=3ms",
+        ),
+    ),
+    "extract": Verb(
+        "RUN [key=value ...]",
+        "other networks of a finished search: budget.params=20k, front=8",
+        options="ExtractOptions",
+        examples=("nas extract RUN front=8 fine_tune=true",),
+    ),
+    "report": Verb(
+        "DIR [DIR ...] [key=value ...]",
+        "all runs below a folder: front, table, CSV, pictures, HTML",
+        options="ReportOptions",
+        examples=("nas report runs/sweep cost=macs", "nas report runs --serve"),
+    ),
+    "draw": Verb(
+        "RUN [RUN ...]",
+        "the network block by block: here, as SVG and as CSV",
+        options="DrawOptions",
+    ),
+    "export": Verb(
+        "RUN|arch.json [key=value ...]",
+        "files that deploy, each checked, and a card: format=onnx,pte",
+        options="ExportOptions",
+        examples=("nas export RUN format=python,onnx,int8_onnx",),
+    ),
+}
+
+
+def usage() -> str:
+    """The text of `nas --help`."""
+    verbs = "\n".join(f"  nas {name:9}{verb.summary}" for name, verb in VERBS.items())
+    return f"""\
+nas: search for the network that fits your device
+
+{verbs}
+
+`nas VERB --help` lists the keys of a verb, with their defaults and meanings.
+  nas search                                        digits, a few minutes
+  nas search data=image_folder data.root=photos     your own images
+  nas search -m objective.strength=0.03,0.1,0.3,1   one run for each strength
+"""
+
+
+def help_of(name: str, arguments: Sequence[str] = ()) -> str:
+    """The text of `nas VERB --help`.
+
+    Args:
+        name: of the verb.
+        arguments: of these, ``group=option`` choose the options whose keys are listed.
+    """
+    verb = VERBS[name]
+    parts = [fill(f"nas {name} {verb.usage}: {verb.summary}", WIDTH)]
+    parts += _own(verb.options) if verb.options else _composed(verb, arguments)
+    if verb.examples:
+        parts.append("\n".join(f"  {example}" for example in verb.examples))
+    return "\n\n".join(parts)
+
+
+def _own(options: str) -> Iterator[str]:
+    made = getattr(import_module("nas.config.options"), options)
+    about, _, listed = inspect.cleandoc(made.__doc__).partition("\n\nArgs:\n")
+    yield from (fill(text, WIDTH) for text in about.split("\n\n"))
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", listed, re.MULTILINE)
+    meanings = {key: " ".join(text.split()) for key, text in entries}
+    keys = [Key(one.name, _yaml(one.default), meanings[one.name]) for one in fields(made)]
+    if keys:
+        yield "keys:\n" + "\n".join(_lines(key) for key in keys)
+
+
+def _yaml(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return "null" if value is None else str(value).lower()
+
+
+def _composed(verb: Verb, arguments: Sequence[str]) -> Iterator[str]:
+    chosen = {**_defaults(), **dict(word.split("=", 1) for word in arguments if "=" in word)}
+    options = groups()
+    yield (
+        "Arguments are group=option or key=value. Of each group the option chosen comes\n"
+        "first, and its keys are listed: to see those of another, nas search space=darts\n"
+        "--help."
+    )
+    for group in verb.groups:
+        names = [n for n in re.split(r"[\[\], ]+", chosen.get(group, "")) if n in options[group]]
+        others = [option for option in options[group] if option not in names]
+        text = fill(f"{group}: {', '.join([*names, *others])}", WIDTH, subsequent_indent="    ")
+        above = "" if group == verb.short else f"{group}."
+        keys = [key for name in names for key in keys_of(group, name)]
+        yield "\n".join([text, *(_lines(key, above) for key in keys)])
+    found: dict[str, Key] = {}
+    _read(config_dir() / "config.yaml", found)
+    trains = "finetune" in verb.groups
+    own = [key for key in found.values() if trains or key.name in ("seed", "profile")]
+    yield "of the run:\n" + "\n".join(map(_lines, own))
+    yield (
+        "--config-dir FOLDER adds options of your own to the groups\n"
+        "--cfg job           prints the whole configuration, runs nothing\n"
+        "-m                  sweeps: key=a,b,c; hydra/launcher=joblib side by side\n"
+        "+experiment=NAME    " + _indented(f"a recipe: {', '.join(options['experiment'])}", 20)
+    )
+
+
+def _defaults() -> dict[str, str]:
+    """Group -> what is chosen for it where nothing else is said."""
+    text = (config_dir() / "config.yaml").read_text(encoding="utf-8")
+    return dict(re.findall(r"^  - (\w+): (\S.*?)(?: *#.*)?$", text, re.MULTILINE))
+
+
+def _lines(key: Key, above: str = "") -> str:
+    default = key.default if len(key.default) <= 24 else f"{key.default[:21]}..."
+    left = f"  {above}{key.name}={default}"
+    if not key.meaning:
+        return left
+    if len(left) >= _MEANING:
+        return f"{left}\n{' ' * _MEANING}{_indented(key.meaning, _MEANING)}"
+    return f"{left:{_MEANING}}{_indented(key.meaning, _MEANING)}"
+
+
+def _indented(text: str, column: int) -> str:
+    return f"\n{' ' * column}".join(wrap(text, WIDTH - column))

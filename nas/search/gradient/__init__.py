@@ -1,1 +1,0 @@
-"""Searches that move alphas while weights are trained."""

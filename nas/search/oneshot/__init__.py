@@ -1,1 +1,0 @@
-"""Searches that train one supernet for all its networks, then rank these."""

@@ -1,1 +1,0 @@
-"""Searches that propose architectures, score them one by one, and take the best."""
