@@ -26,6 +26,32 @@ def kept_statistics(network: nn.Module) -> Iterator[None]:
             buffer.copy_(value)
 
 
+@contextmanager
+def batch_statistics(network: nn.Module) -> Iterator[None]:
+    """Let BatchNorm normalise by each batch, and all else work as in evaluation.
+
+    A mixture of candidates has no running statistics of its own. Statistics and modes are as before
+    afterwards; a backward pass must happen inside.
+    """
+    with kept_modes(network), kept_statistics(network):
+        network.eval()
+        for module in network.modules():
+            if isinstance(module, _BatchNorm):
+                module.train()
+        yield
+
+
+@contextmanager
+def kept_modes(network: nn.Module) -> Iterator[None]:
+    """Put the training flag of every module back afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
     """Set every running mean and variance of `network` to those of all `batches` together.
 
@@ -51,19 +77,16 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
     handles = [
         norm.register_forward_pre_hook(pool) for norm, pool in zip(norms, pools, strict=True)
     ]
-    modes = [(module, module.training) for module in network.modules()]
     seen = 0
-    network.eval()
     try:
-        with torch.no_grad():
+        with kept_modes(network), torch.no_grad():
+            network.eval()
             for x in batches:
                 network(x)
                 seen += 1
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes:
-            module.training = training
     if not seen:
         raise UserError(
             "recalibrating BatchNorm needs at least one batch of training inputs, got none"

@@ -1,14 +1,12 @@
 """Gradient descent on alphas over a trained supernet whose weights stay, as a searcher."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import count
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas.arch import Arch
 from nas.config.schema import Count, Positive, checked
@@ -16,7 +14,7 @@ from nas.copying import copied
 from nas.cost.expected import Expected
 from nas.decision import decisions, free, resample, split_parameters
 from nas.errors import UserError
-from nas.recalibrate import kept_statistics
+from nas.recalibrate import batch_statistics
 from nas.search.base import SearchProblem
 from nas.search.evaluate import quiet_trainer
 from nas.search.reinforce import draw_networks, evaluate_each, follow, reinforce_loss
@@ -129,7 +127,7 @@ class GradientSearch:
             for _, decision in decisions(self.supernet):
                 decision.tau.fill_(self.tau(step / self.steps))
             optimizer.zero_grad()
-            with frozen(split_parameters(self.supernet).weights), measuring(self.supernet):
+            with frozen(split_parameters(self.supernet).weights), batch_statistics(self.supernet):
                 loss = self._loss(*batch, baseline)
                 price = strength * (self.costs[self.cost]() / mean).log()
                 torch.autograd.backward(check_finite(loss + price.to(loss), 0))
@@ -162,22 +160,3 @@ class GradientSearch:
                 seen = True
                 yield x.to(self.device), labels.to(self.device)
         raise UserError("the searcher gradient needs validation images, and there are none")
-
-
-@contextmanager
-def measuring(supernet: nn.Module) -> Iterator[None]:
-    """BatchNorm by the batch (a mixture has no statistics of its own), all else as in evaluation.
-
-    Statistics and modes are as before afterwards; a backward pass must happen inside.
-    """
-    modes = [(module, module.training) for module in supernet.modules()]
-    supernet.eval()
-    for module, _ in modes:
-        if isinstance(module, _BatchNorm):
-            module.train()
-    try:
-        with kept_statistics(supernet):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -12,7 +12,6 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import MetricCollection
 
 from nas.arch import Option
@@ -21,7 +20,7 @@ from nas.decision import apply, decisions, free
 from nas.discretization import arch_of
 from nas.errors import UserError
 from nas.ranks import told
-from nas.recalibrate import kept_statistics
+from nas.recalibrate import batch_statistics
 from nas.supernet.speed import check, compiled, fastest, prepare, step
 from nas.train import frozen, shared
 
@@ -197,14 +196,9 @@ class DiscretizationGap(pl.Callback):
         if pl_module.warming_up:
             return
         (x, labels), supernet = batch, pl_module.supernet
-        norms = [m for m in supernet.modules() if isinstance(m, _BatchNorm) and not m.training]
-        with kept_statistics(supernet), torch.no_grad():
-            apply(supernet, arch_of(supernet))
-            for norm in norms:
-                norm.train()
+        apply(supernet, arch_of(supernet))
+        with batch_statistics(supernet), torch.no_grad():
             logits = supernet(x)
-        for norm in norms:
-            norm.eval()
         free(supernet)
         if self.metrics is None:
             self.metrics = pl_module.task.metrics().to(pl_module.device)

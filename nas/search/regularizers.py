@@ -1,4 +1,4 @@
-"""Regularizers and perturbations of alphas, each configured by name."""
+"""Regularizers of alphas, and their perturbation while weights learn."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +15,11 @@ from nas.supernet.relax import concentration
 
 
 class Regularizer(Protocol):
-    """A scalar of the alphas."""
+    """A term of the alphas' loss that depends on the alphas alone."""
 
-    def __call__(self, decisions: Sequence[Decision], progress: float) -> Tensor: ...
+    def __call__(self, decisions: Sequence[Decision], progress: float) -> Tensor:
+        """The term, a 0-dim tensor; `progress` is the share of the alpha epochs that is done."""
+        ...
 
 
 @checked("search.regularizers")
@@ -25,8 +27,8 @@ class Regularizer(Protocol):
 class Entropy:
     """``mu(t) sum_d H(softmax(alpha_d))``, mu from 0 at `start` to `weight` at the end.
 
-    Closes the gap between the supernet and its best network: towards the end every decision is
-    made to be certain.
+    Makes every decision certain towards the end, which closes the gap between the supernet and
+    its best network.
 
     Args:
         weight: mu at the end; a negative one keeps decisions open.
@@ -76,76 +78,17 @@ class DirichletKL:
         return self.weight * torch.stack(terms).mean()
 
 
-Slopes = Callable[[], Sequence[Tensor]]  # the gradient of the weights' loss for each alpha
-
-
-class Perturbation(Protocol):
-    """What is done to alphas during the weights' forward pass."""
-
-    def __call__(
-        self,
-        alphas: Sequence[nn.Parameter],
-        slopes: Slopes,
-        radius: float,
-        generator: torch.Generator,
-    ) -> None:
-        """Move `alphas` in place by at most `radius`."""
-        ...
-
-
-def uniform(
-    alphas: Sequence[nn.Parameter], slopes: Slopes, radius: float, generator: torch.Generator
-) -> None:
-    """``delta ~ U(-radius, radius)`` (SDARTS-RS)."""
-    for alpha in alphas:
-        draw = torch.rand(alpha.shape, generator=generator).to(alpha)
-        alpha.data.add_((2 * draw - 1) * radius)
-
-
-@checked("search.perturbation")
-@dataclass(frozen=True)
-class Ascent:
-    """The worst delta that `steps` steps of projected gradient ascent find (SDARTS-ADV).
-
-    Each goes ``2 radius / steps`` along the sign of the gradient, from a uniform start.
-    """
-
-    steps: Count = 7
-
-    def __call__(
-        self,
-        alphas: Sequence[nn.Parameter],
-        slopes: Slopes,
-        radius: float,
-        generator: torch.Generator,
-    ) -> None:
-        centres = [alpha.detach().clone() for alpha in alphas]
-        uniform(alphas, slopes, radius, generator)
-        for _ in range(self.steps):
-            with _thawed(alphas):
-                gradients = slopes()
-            for alpha, centre, gradient in zip(alphas, centres, gradients, strict=True):
-                moved = alpha.data + 2 * radius / self.steps * gradient.sign()
-                alpha.data.copy_(centre + (moved - centre).clamp(-radius, radius))
-
-
-@contextmanager
-def _thawed(alphas: Sequence[nn.Parameter]) -> Iterator[None]:
-    # In the weights' step they are frozen.
-    before = [alpha.requires_grad for alpha in alphas]
-    for alpha in alphas:
-        alpha.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for alpha, required in zip(alphas, before, strict=True):
-            alpha.requires_grad_(required)
+AlphaGradients = Callable[[], Sequence[Tensor]]  # of the weights' loss, one for each alpha
 
 
 @checked("search.perturbation")
 @dataclass(frozen=True)
 class Perturbing:
-    """A perturbation whose radius grows linearly over the alpha epochs.
+    """Perturb alphas while weights learn (SmoothDARTS, Chen and Hsieh 2020, Eq. 5 and 6).
+
+    ``delta ~ U(-epsilon, epsilon)`` (SDARTS-RS), or the worst delta that projected gradient ascent
+    finds from such a start, in `steps` steps of ``2 epsilon / steps`` along the sign of the
+    gradient (SDARTS-ADV). Epsilon grows linearly over the alpha epochs.
 
     Args:
         kind: "uniform" or "ascent".
@@ -165,17 +108,44 @@ class Perturbing:
     def around(
         self,
         alphas: Sequence[nn.Parameter],
-        slopes: Slopes,
+        gradients: AlphaGradients,
         progress: float,
         generator: torch.Generator,
     ) -> Iterator[None]:
-        """`alphas` perturbed inside, and exactly as before afterwards."""
+        """Perturb `alphas` in place; afterwards they are exactly as before.
+
+        Args:
+            gradients: of the weights' loss at the present alphas.
+            progress: share of the alpha epochs that is done.
+        """
         before = [alpha.detach().clone() for alpha in alphas]
         radius = self.start + (self.end - self.start) * progress
-        move: Perturbation = uniform if self.kind == "uniform" else Ascent(self.steps)
         try:
-            move(alphas, slopes, radius, generator)
+            for alpha in alphas:
+                draw = torch.rand(alpha.shape, generator=generator).to(alpha)
+                alpha.data.add_((2 * draw - 1) * radius)
+            for _ in range(self.steps if self.kind == "ascent" else 0):
+                self._ascend(alphas, before, gradients, radius)
             yield
         finally:
             for alpha, value in zip(alphas, before, strict=True):
                 alpha.data.copy_(value)
+
+    def _ascend(
+        self,
+        alphas: Sequence[nn.Parameter],
+        centres: Sequence[Tensor],
+        gradients: AlphaGradients,
+        radius: float,
+    ) -> None:
+        required = [alpha.requires_grad for alpha in alphas]
+        for alpha in alphas:
+            alpha.requires_grad_(True)  # in the weights' step they are frozen
+        try:
+            slopes = gradients()
+        finally:
+            for alpha, flag in zip(alphas, required, strict=True):
+                alpha.requires_grad_(flag)
+        for alpha, centre, slope in zip(alphas, centres, slopes, strict=True):
+            moved = alpha.data + 2 * radius / self.steps * slope.sign()
+            alpha.data.copy_(centre + (moved - centre).clamp(-radius, radius))

@@ -19,8 +19,9 @@ from nas.errors import UserError
 from nas.ranks import apart, told, world
 from nas.search.base import ScoredArch, SearchProblem, SearchResult, Stage, agreed
 from nas.search.evaluate import Scoring, TrainFromScratch, WeightSharing
-from nas.search.halving import FOLDER, Halving
 from nas.search.scoring import (
+    RUNGS,
+    Halving,
     Outcomes,
     Workers,
     in_turn,
@@ -176,7 +177,7 @@ class TrialSearch:
             with self._outcomes(self.evaluate, problem) as outcomes:
                 evaluate = recorded(outcomes, space, log, each)
                 return search(searcher, evaluate, log, count, self.batch)
-        folder, total = run.path / FOLDER, self.halving.rungs[-1]
+        folder, total = run.path / RUNGS, self.halving.rungs[-1]
         remove_leftovers(folder)
         scoring = partial(cast(TrainFromScratch, self.evaluate).in_rungs, total, folder)
         with self._outcomes(scoring, problem) as outcomes:

@@ -25,10 +25,16 @@ from nas.objective import AugmentedLagrangian, Constrained, PerCost, Plain
 from nas.search.callbacks import LastCheckpoint, StopWhenStable, mean_confidence
 from nas.search.darts import BilevelSearch, SingleLevelSearch
 from nas.search.differentiable import DifferentiableSearch
-from nas.search.heatmap import Block, colour, draw_block, draw_overview
 from nas.search.proxyless import ProxylessSearch
 from nas.search.reinforce import CostAwareAccuracy, ReinforceSearch
-from nas.search.telemetry import SearchTelemetry, TrainingTelemetry
+from nas.search.telemetry import (
+    Block,
+    SearchTelemetry,
+    TrainingTelemetry,
+    colour,
+    draw_block,
+    draw_overview,
+)
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.relax import exponential, softmax, straight_through
 from nas.train import Training

@@ -17,8 +17,7 @@ from nas.arch import Arch
 from nas.data import digits
 from nas.errors import NotFiniteError, UserError
 from nas.search.evaluate import TrainFromScratch, WeightSharing
-from nas.search.halving import Halving
-from nas.search.scoring import in_turn
+from nas.search.scoring import Halving, in_turn
 from nas.search.searchers import best, search
 from nas.search.space import SearchSpace
 from nas.search.trial_search import TrialSearch

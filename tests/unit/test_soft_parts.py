@@ -163,7 +163,7 @@ def test_alphas_are_restored_when_the_step_fails():
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"by": "chance"}, {"start": -1.0}, {"by": "ascent", "end": -1.0}]
+    "arguments", [{"kind": "chance"}, {"start": -1.0}, {"kind": "ascent", "end": -1.0}]
 )
 def test_a_senseless_perturbation_is_refused(arguments):
     with pytest.raises(UserError, match=r"search\.perturbation"):

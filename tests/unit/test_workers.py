@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -18,28 +19,47 @@ from nas.arch import Arch
 from nas.config.compose import compose_config
 from nas.config.help import groups
 from nas.data import digits
-from nas.errors import FailedRunError, UserError
+from nas.errors import FailedRunError, InterruptedRunError, UserError
 from nas.search.scoring import Workers, in_turn
 from nas.search.trials import TrialLog
 
 # Written to a file: a process that is spawned imports it by name, and nothing heavy with it.
 SCORING = """
-import os, signal, time
+import glob, os, signal, time
 import torch
+from nas.arch import Arch
 from nas.errors import NotFiniteError, UserError
+
+class Listed:
+    def __init__(self): self.left = [Arch("s", {"a": i}) for i in range(6)]; self.told = []
+    def ask(self, count): asked, self.left = self.left[:count], self.left[count:]; return asked
+    def tell(self, trials): self.told += [t.arch.choices["a"] for t in trials]
+
+def searched(outcomes, log, each):
+    from nas.search.scoring import recorded
+    from nas.search.searchers import search
+    from nas.search.space import SearchSpace
+    searcher = Listed()
+    evaluate = recorded(outcomes, SearchSpace("s", {"a": tuple(range(6))}), log, each)
+    found = search(searcher, evaluate, log, None, 2)
+    return [t.arch.choices["a"] for t in found], searcher.told
 
 def scoring(faults):
     def score(arch):
         fault = faults.get(arch.choices["a"])
-        if fault == "dies":
+        if fault in ("SIGKILL", "SIGTERM"):
             time.sleep(0.3)
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), getattr(signal, fault))
         if fault == "mends":
             raise UserError("mend it")
         if fault == "odd":
             raise KeyError("odd")
         if fault == "nan":
             raise NotFiniteError("the loss became nan")
+        if fault == "meets":  # goes on when two processes score
+            open(f"met{os.getpid()}", "w").close()
+            while len(glob.glob("met*")) < 2:
+                time.sleep(0.05)
         if fault == "sleeps":
             open(f"pid{os.getpid()}", "w").close()
             time.sleep(60)
@@ -49,39 +69,23 @@ def scoring(faults):
     return score
 """
 
-# A search over 6 architectures, in a process of its own that ends the hard way at the k-th line it
-# writes, while another trial is being scored; with k = 0 it goes to the end, without workers.
+# A search over 6 architectures by two workers, in a process of its own that ends the hard way at
+# the third line it writes, while another trial is being scored.
 SEARCH = """
-import os, signal, sys
+import os, signal
 import scored_elsewhere
-from contextlib import nullcontext
-from functools import partial
-from nas.arch import Arch
-from nas.search.scoring import in_turn, recorded
-from nas.search.searchers import search
-from nas.search.space import SearchSpace
-from nas.search.trials import TrialLog
 from nas.search.scoring import Workers
+from nas.search.trials import TrialLog
 from pathlib import Path
 
-class Listed:
-    def __init__(self): self.left = [Arch("s", {"a": i}) for i in range(6)]; self.told = []
-    def ask(self, count): asked, self.left = self.left[:count], self.left[count:]; return asked
-    def tell(self, trials): self.told += [t.arch.choices["a"] for t in trials]
-
 def each(trial):
-    if len(log) == int(sys.argv[1]):
+    if len(log) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 
 if __name__ == "__main__":
-    log, searcher = TrialLog(Path("trials.jsonl")), Listed()
-    make = scored_elsewhere.scoring
-    killed = Workers(make, {3: "sleeps"}, 2)
-    whole = nullcontext(partial(in_turn, make({})))
-    with whole if sys.argv[1] == "0" else killed as workers:
-        evaluate = recorded(workers, SearchSpace("s", {"a": tuple(range(6))}), log, each)
-        found = search(searcher, evaluate, log, None, 2)
-    print([t.arch.choices["a"] for t in found], searcher.told)
+    log = TrialLog(Path("trials.jsonl"))
+    with Workers(scored_elsewhere.scoring, {3: "sleeps"}, 2) as workers:
+        scored_elsewhere.searched(workers, log, each)
 """
 
 
@@ -102,7 +106,7 @@ def jobs(count: int) -> list[tuple[Arch]]:
 def test_scores_are_those_of_one_process_and_the_threads_are_shared(scoring):
     torch.set_num_threads(4)
     try:
-        with Workers(scoring, {3: "nan"}, 2) as workers:
+        with Workers(scoring, {0: "meets", 1: "meets", 3: "nan"}, 2) as workers:
             found = {o.arch: o for o in workers(jobs(6))}
             for process in workers.processes:
                 os.kill(process.pid, signal.SIGINT)  # Ctrl-C reaches all; the parent decides
@@ -125,11 +129,14 @@ def test_scores_are_those_of_one_process_and_the_threads_are_shared(scoring):
     assert not alive(pids)
 
 
-def test_a_worker_that_dies_is_an_error_that_names_its_trial(scoring):
+@pytest.mark.parametrize(
+    ("name", "error"), [("SIGKILL", FailedRunError), ("SIGTERM", InterruptedRunError)]
+)
+def test_a_worker_that_dies_is_an_error_that_names_its_trial(scoring, name, error):
     found, wanted = [], jobs(4)
-    with Workers(scoring, {1: "dies"}, 1) as workers:
+    with Workers(scoring, {1: name}, 1) as workers:
         arriving = (found.append(outcome.arch.choices["a"]) for outcome in workers(wanted))
-        with pytest.raises(FailedRunError, match=f"SIGKILL.*{wanted[1][0].hash}"):
+        with pytest.raises(error, match=f"{name}.*{wanted[1][0].hash}"):
             list(arriving)
     assert found == [0]  # what was finished before is handed over
     assert not alive({process.pid for process in workers.processes})
@@ -161,8 +168,7 @@ def test_less_than_one_worker_is_refused(workers):
 
 
 def test_a_search_killed_with_its_workers_goes_on_without_repeating(scoring):
-    command = [sys.executable, "search.py"]
-    assert subprocess.run([*command, "3"], check=False).returncode == -9
+    assert subprocess.run([sys.executable, "search.py"], check=False).returncode == -9
     before = Path("trials.jsonl").read_text()
     assert len(before.splitlines()) == 3
     (sleeping,) = [int(path.name[3:]) for path in Path.cwd().glob("pid*")]
@@ -170,8 +176,9 @@ def test_a_search_killed_with_its_workers_goes_on_without_repeating(scoring):
     while alive({sleeping}) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive({sleeping})  # workers end with the process that started them
-    done = subprocess.run([*command, "0"], check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == "[0, 1, 2, 3, 4, 5] [0, 1, 2, 3, 4, 5]"
+    log, outcomes = TrialLog(Path("trials.jsonl")), partial(in_turn, scoring({}))
+    searched = sys.modules["scored_elsewhere"].searched
+    assert searched(outcomes, log, lambda _: None) == (list(range(6)), list(range(6)))
     after = Path("trials.jsonl").read_text()
     assert set(before.splitlines()) <= set(after.splitlines())
     # In the order of one worker, whoever finished first.
