@@ -8,9 +8,10 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from nas.errors import UserError
 
-Inputs = tuple[Tensor, ...]
+Tensors = tuple[Tensor, ...]
 
 
 def required(module: str, extra: str) -> Any:
@@ -34,7 +35,7 @@ def required(module: str, extra: str) -> Any:
         raise UserError(f"{package} is not installed: pip install 'dnas[{extra}]'") from None
 
 
-def onnx_bytes(module: nn.Module, inputs: Inputs, free_batch: bool = True) -> bytes:
+def onnx_bytes(module: nn.Module, inputs: Tensors, free_batch: bool = True) -> bytes:
     """The content of an ONNX file; input "input" (or "input0", "input1", ...), output "logits".
 
     Args:
@@ -51,7 +52,7 @@ def onnx_bytes(module: nn.Module, inputs: Inputs, free_batch: bool = True) -> by
     return _onnx(module, pair, names, sizes)
 
 
-def _onnx(module: nn.Module, inputs: Inputs, names: list[str], shapes: Any) -> bytes:
+def _onnx(module: nn.Module, inputs: Tensors, names: list[str], shapes: Any) -> bytes:
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -87,7 +88,14 @@ def onnx_session(
     return onnxruntime.InferenceSession(content, options, providers=[provider])
 
 
-def pte_bytes(module: nn.Module, inputs: Inputs) -> bytes:
+def open_onnx(model: bytes | str | Path) -> Callable[[Tensor], Tensor]:
+    """A file, or its content, in onnxruntime on one thread of the CPU."""
+    content = model if isinstance(model, bytes) else str(model)
+    run = onnx_session(content).run
+    return lambda x: torch.from_numpy(run(None, {"input": x.numpy()})[0])
+
+
+def pte_bytes(module: nn.Module, inputs: Tensors) -> bytes:
     """The content of a .pte file for inputs of exactly these shapes, XNNPACK's part inside."""
     exir = required("executorch.exir", "executorch")
     xnnpack = required("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
@@ -95,6 +103,22 @@ def pte_bytes(module: nn.Module, inputs: Inputs) -> bytes:
         program = torch.export.export(module, inputs)
         edge = exir.to_edge_transform_and_lower(program, partitioner=[xnnpack.XnnpackPartitioner()])
         return bytes(edge.to_executorch().buffer)
+
+
+def open_pte(path: Path) -> Callable[[Tensor], Tensor]:
+    """The program in ExecuTorch's runtime, on one thread; a batch goes through image by image."""
+    from executorch.extension.pybindings import portable_lib
+
+    with executorch_silenced():
+        portable_lib._unsafe_reset_threadpool(1)
+        program = portable_lib._load_for_executorch(str(path))
+
+    def run(x: Tensor) -> Tensor:
+        # Cloned: the next image's output is written where this one's was.
+        outputs = [program.forward((image,))[0].clone() for image in torch.split(x, 1)]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    return run
 
 
 @contextmanager

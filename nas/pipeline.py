@@ -20,8 +20,9 @@ from nas.discretization import discretize
 from nas.errors import InterruptedRunError
 from nas.export import load_supernet, onnx, state_bytes
 from nas.export.loading import check_checkpoint
-from nas.latency.figure import NAME as LATENCY
-from nas.latency.figure import measured_fields, write_picture
+from nas.latency.figure import write_picture
+from nas.latency.job import NAME as LATENCY
+from nas.latency.job import measured_fields
 from nas.problem import Plan, Problem, check_logits
 from nas.ranks import apart, as_first, together, told
 from nas.recalibrate import recalibrate

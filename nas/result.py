@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from math import isclose
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
 from nas.arch import Arch
+from nas.artifacts.files import versions_of
 from nas.artifacts.reading import read_json as read_value
 from nas.cost.base import Expected
 from nas.errors import UserError
@@ -57,13 +57,7 @@ def _value_range(data: Any) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of what computed the result."""
-    found = {}
-    for package in ("dnas", "torch", "torchvision", "pytorch-lightning", "hydra-core"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return versions_of(("dnas", "torch", "torchvision", "pytorch-lightning", "hydra-core"))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -26,16 +26,20 @@ import torch
 
 from nas.artifacts.files import write_atomic, write_json
 from nas.errors import UserError
-from nas.latency.accuracy import accuracy
-from nas.latency.measured_networks import Choices, Encoding, MeasuredNetworks, read_networks
-from nas.latency.network_model import NETWORK_FITS, fit_network_model, fit_networks
-from nas.latency.predict import fit_nonnegative
+from nas.latency.exchange import read_networks
+from nas.latency.models import (
+    LEFT_OUT,
+    NETWORK_FITS,
+    Choices,
+    Encoding,
+    MeasuredNetworks,
+    fit_network_model,
+    fit_networks,
+)
+from nas.latency.predict import accuracy, fit_nonnegative
 
 COLUMNS = ("latency_raspi4", "latency_silver_4114", "latency_1080ti_1")
 SIZES = (50, 200, 900)
-# "dead" only where it costs nothing: it is worse than "unreachable" on every column.
-PRUNED = ("nothing", "unreachable")
-WAYS = dict.fromkeys(NETWORK_FITS, PRUNED) | dict.fromkeys(("counts", "onehot"), (*PRUNED, "dead"))
 # Multiply-accumulates of an operation of a cell, in units of those of a 1 x 1 convolution.
 MACS = {"nor_conv_1x1": 1.0, "nor_conv_3x3": 9.0}
 
@@ -65,7 +69,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--columns", nargs="+", default=COLUMNS)
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--quick", action="store_true", help="without the MLP, GP and boosting")
+    parser.add_argument("--quick", action="store_true", help="without slow models")
     return parser.parse_args()
 
 
@@ -75,8 +79,7 @@ def draw(
     """One row of figures for each model fitted to `size` random cells."""
     order = np.random.default_rng(seed).permutation(len(table.seconds)).tolist()
     train, test = table.subset(order[:size]), table.subset(order[size:])
-    kinds = [kind for kind in NETWORK_FITS if not (quick and kind == "mlp")]
-    report = fit_networks(train, kinds, seed=seed)
+    report = fit_networks(train, seed=seed)
     kept = train.subset(sorted(set(range(size)) - set(report.dropped)))
 
     def row(model: str, left_out: str, predict: Predict) -> dict[str, Any]:
@@ -91,10 +94,10 @@ def draw(
 
     print(f"        chosen: {report.chosen}", flush=True)
     yield row("chosen", "chosen", report.model.predict) | {"chosen": report.chosen}
-    for kind in kinds:
-        for way in WAYS[kind]:
+    for kind in NETWORK_FITS:
+        for way in LEFT_OUT:
             yield row(kind, way, fit_network_model(kept, kind, way).predict)
-    for way in PRUNED:
+    for way in LEFT_OUT:
         yield row("flops", way, flops(kept, way))
     extras = {"gaussian_process": gaussian_process, "boosting": boosting}
     for name, fit in {} if quick else extras.items():
@@ -128,7 +131,7 @@ def flops(table: MeasuredNetworks, left_out: str) -> Predict:
         return (encoding(choices) @ per_option)[:, None]
 
     model = fit_nonnegative(columns(table.choices), np.array(table.seconds))
-    return lambda choices: model.seconds(columns(choices))
+    return lambda choices: model(columns(choices))
 
 
 def gaussian_process(table: MeasuredNetworks, left_out: str, seed: int) -> Predict:

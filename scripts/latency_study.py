@@ -20,9 +20,9 @@ import nas
 from nas.arch import Arch
 from nas.artifacts import RunDir, find_runs
 from nas.artifacts.files import write_atomic
-from nas.latency.accuracy import Accuracy, accuracy, kendall, spearman
 from nas.latency.log import MeasurementLog
-from nas.latency.measure import Job, Schedule, measure, timing
+from nas.latency.measure import Schedule, measure, timing
+from nas.latency.predict import Accuracy, accuracy
 from nas.latency.profile import Profile
 from nas.latency.runtimes import copy_to_measure, inputs_like, runtime
 from nas.pareto import non_dominated
@@ -47,8 +47,8 @@ def table(*paths: str) -> None:
         print(row(path, "corrected sum", profile.validation.networks))
         print(row(path, "plain sum", profile.validation.sum_of_units))
         unseen = profile.of_role("validation")
-        macs, seconds = [n.macs for n in unseen], [n.seconds for n in unseen]
-        ranks = f"{kendall(macs, seconds):.3f} | {spearman(macs, seconds):.3f}"
+        alone = accuracy([n.macs for n in unseen], [n.seconds for n in unseen])
+        ranks = f"{alone.kendall:.3f} | {alone.spearman:.3f}"
         print(f"| {Path(path).stem} | MACs alone | {len(unseen)} | - | - | - | {ranks} |")
         for kind, score in profile.validation.units.items():
             print(row(path, f"units, {kind}", score))
@@ -100,7 +100,7 @@ def fronts(profile: str, out: str, *labelled: str) -> None:
         for run in find_runs(Path(runs)):
             if run.finished:
                 found[str(run.path)] = (label, run)
-    jobs = [Job(name, partial(prepared, ready, run, about)) for name, (_, run) in found.items()]
+    jobs = {name: partial(prepared, ready, run, about) for name, (_, run) in found.items()}
     with TemporaryDirectory() as scratch:
         log = MeasurementLog(Path(scratch) / "log", {})
         measure(jobs, log, SECONDS, Schedule(), lambda done, total: None, 16)

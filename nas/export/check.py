@@ -1,6 +1,8 @@
-"""Whether an exported file computes what the network computes, on real samples, and how fast."""
+"""An exported file on real samples: does it compute what the network does, how fast; its card."""
 
-from collections.abc import Iterable, Mapping
+import json
+import platform
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -8,10 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nas.artifacts.files import versions_of
 from nas.export.formats import Model
 from nas.latency.measure import timings
+from nas.latency.runtimes import machine_name
+from nas.report.templates import render
 
 Batch = tuple[Tensor, Tensor]
+_PACKAGES = ("dnas", "torch", "onnx", "onnxruntime", "executorch", "torchao")
 SECONDS = 20.0  # of measuring at most, for all runtimes of one network
 
 
@@ -108,3 +114,53 @@ def latencies(
     found = timings(calls, seconds)
     eager = found["eager"].seconds
     return {n: {**asdict(t), "ratio_to_eager": t.seconds / eager} for n, t in found.items()}
+
+
+def card(result: Mapping[str, Any], trained: bool, exported: Mapping[str, Any]) -> dict[str, Any]:
+    """The deployment card: what a network is, how to feed it, what it costs, and its files.
+
+    Args:
+        result: of the run, as in result.json; what a bare architecture lacks is null.
+        exported: what export.json holds.
+    """
+    return {
+        "schema": 1,
+        "task": "image classification",
+        "space": result["space"],
+        "data": result["data"],
+        "trained": trained,
+        "arch": result["arch"],
+        "input": {
+            **result["input"],
+            "layout": "NCHW float32",
+            "preparation": "scaled and centre-cropped to H x W, as 0..1, minus mean, over std"
+            + _depth(result["input"].get("value_range")),
+        },
+        "output": "logits (N, classes); softmax gives probabilities",
+        "metrics": result.get("metrics"),
+        "costs": result.get("costs"),
+        "budgets": result.get("budgets"),
+        "units": result.get("units"),
+        "found_by": result.get("command"),
+        "seed": result.get("seed"),
+        "found_with": result.get("versions"),
+        "exported_by": exported["command"],
+        "exported_with": {"python": platform.python_version(), **versions_of(_PACKAGES)},
+        "machine": machine_name(),
+        "eager_latency": exported["eager_latency"],
+        "formats": exported["formats"],
+    }
+
+
+def _depth(value_range: Sequence[float] | None) -> str:
+    if value_range is None:
+        return ""
+    black, white = value_range
+    return f"; images of more than 8 bits a channel: {black:g} is 0 and {white:g} is 1"
+
+
+def markdown(card: Mapping[str, Any]) -> str:
+    """The card as a page."""
+    samples = next((row["samples"] for row in card["formats"].values()), 0)
+    arch = json.dumps(card["arch"], indent=2)
+    return render("card.md", card=card, samples=samples, arch=arch)

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from nas.artifacts.files import write_atomic
 from nas.copying import copied
 from nas.errors import UserError
+from nas.export.int8 import int8_onnx_bytes, int8_pte_bytes
 from nas.export.loading import load_weights, state_bytes
-from nas.export.to_executorch import int8_pte_bytes, open_pte
-from nas.export.to_onnx import NEEDS, int8_onnx_bytes, open_onnx
-from nas.export.to_python import python_source
-from nas.lowering import onnx_bytes, pte_bytes
+from nas.export.python import python_source
+from nas.lowering import onnx_bytes, open_onnx, open_pte, pte_bytes
 
 FORMATS = ("state_dict", "python", "onnx", "pt2", "pte", "int8_onnx", "int8_pte")
 TOLERANCE = 1e-4  # largest |difference| of a logit in float32 that another order of sums explains
@@ -140,6 +139,7 @@ def _state_dict(network: nn.Module) -> Format:
     return Format(("network.pt",), "PyTorch", lambda s: [state_bytes(s.network)], opened, 0.0)
 
 
+_ONNX = ("onnx", "onnxscript", "onnxruntime")
 _PTE = "ExecuTorch (XNNPACK)"
 _KNOWN = {
     "python": Format(("network.py", "network.pt"), "PyTorch", _python, _open_python, 0.0),
@@ -149,7 +149,7 @@ _KNOWN = {
         lambda s: [onnx_bytes(s.network, (s.example,))],
         open_onnx,
         TOLERANCE,
-        NEEDS,
+        _ONNX,
         "onnx",
     ),
     "pt2": Format(("network.pt2",), "torch.export", _pt2, _open_pt2, TOLERANCE),
@@ -168,7 +168,7 @@ _KNOWN = {
         lambda s: [int8_onnx_bytes(s.network, s.example, s.calibration)],
         open_onnx,
         None,
-        NEEDS,
+        _ONNX,
         "onnx",
     ),
     "int8_pte": Format(

@@ -18,11 +18,10 @@ from nas.config.options import ExportOptions
 from nas.data import DataModule
 from nas.diagnostics import captured, reason, record
 from nas.errors import UserError
-from nas.export.card import card, markdown
-from nas.export.check import Batch, Parity, compare, complaint, latencies
+from nas.export.check import Batch, Parity, card, compare, complaint, latencies, markdown
 from nas.export.formats import Format, Model, Source, chosen
+from nas.export.int8 import fine_tune
 from nas.export.loading import state_bytes
-from nas.export.qat import fine_tune
 
 _EXAMPLE = 16  # samples that the exporters trace with
 

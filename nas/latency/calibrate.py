@@ -8,17 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import isfinite
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, FiniteFloat
 
 from nas.errors import UserError
+from nas.latency.models import Amount, Seconds, UnitTime
 from nas.latency.predict import Array, huber_weights
-from nas.latency.unit_model import Count, Seconds, UnitTime
 from nas.latency.units import weights_of
 
-Positive = Seconds  # above 0, finite
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Units = Mapping[str, UnitTime]
 Role = Literal["calibration", "validation"]
 
@@ -52,7 +52,7 @@ class MeasuredNetwork:
     timing: Mapping[str, Any] = field(default_factory=dict)
     total: FiniteFloat = 0.0
     predicted: FiniteFloat = 0.0
-    macs: Count = 0.0
+    macs: Amount = 0.0
 
     def __post_init__(self) -> None:
         if not (isfinite(self.seconds) and self.seconds > 0):
@@ -204,48 +204,20 @@ def _common(
     return Correction(**values)
 
 
-@dataclass(frozen=True)
-class _Ridge:
-    """A ridge regression of relative times, with an offset and a spill or without.
+class _Ridge(NamedTuple):
+    """A fit of relative times.
 
     Attributes:
         score: minus the leave-one-out error.
-        free: of scale, offset and spill, as far as there; shrunk: of each unit, beside the scale.
+        offset, room: what it was fitted with.
         fitted: relative time of each network; 1 is right.
     """
 
+    score: float
     offset: bool
     room: float | None
-    score: float
-    free: Array
-    shrunk: Array
     fitted: Array
-
-    @property
-    def physical(self) -> bool:
-        """Neither less time for longer units nor for more weights."""
-        return bool(self.free[0] > 0 and (self.room is None or self.free[-1] > 0))
-
-
-def _ridge(
-    parts: Array, weights: Array, seconds: Array, loads: Array, offset: bool, room: float | None
-) -> _Ridge:
-    """Shapes: parts ``(n, U)`` seconds of each unit alone; weights, seconds, loads ``(n,)``."""
-    from sklearn.linear_model import RidgeCV
-
-    columns = [parts.sum(1)]
-    if offset:
-        columns.append(np.full_like(seconds, seconds.mean()))
-    if room is not None:
-        columns.append(np.maximum(0, weights - room) * (seconds.mean() / weights.max()))
-    free = np.column_stack(columns)
-    design = np.hstack([_UNSHRUNK * free, parts]) / seconds[:, None]
-    model = RidgeCV(_STRENGTHS, fit_intercept=False)
-    model.fit(design, np.ones(len(seconds)), sample_weight=loads)
-    split = free.shape[1]
-    coefficients, shrunk = _UNSHRUNK * model.coef_[:split], model.coef_[split:]
-    score, fitted = float(model.best_score_), model.predict(design)
-    return _Ridge(offset, room, score, coefficients, shrunk, fitted)
+    correction: Correction
 
 
 def _factors(networks: Sequence[MeasuredNetwork], units: Units, spill: bool) -> Correction:
@@ -259,32 +231,56 @@ def _factors(networks: Sequence[MeasuredNetwork], units: Units, spill: bool) -> 
     Args:
         spill: with a `Spill`, its room among quantiles of the networks' weights.
     """
+    from sklearn.linear_model import RidgeCV
+
     names = sorted({key for network in networks for key in network.uses})
     counts = np.array([[network.uses.get(key, 0) for key in names] for network in networks])
-    parts = counts * np.array([units[key].seconds for key in names])
+    parts = counts * np.array([units[key].seconds for key in names])  # (n, U)
     weights = counts @ np.array([weights_of(units[key].features) for key in names])
     seconds = np.array([network.seconds for network in networks])
+
+    def ridge(loads: Array, offset: bool, room: float | None) -> _Ridge | None:
+        """None: longer units, or more weights, would make a faster network."""
+        columns = [parts.sum(1)]
+        if offset:
+            columns.append(np.full_like(seconds, seconds.mean()))
+        if room is not None:
+            columns.append(np.maximum(0, weights - room) * (seconds.mean() / weights.max()))
+        free = np.column_stack(columns)
+        design = np.hstack([_UNSHRUNK * free, parts]) / seconds[:, None]
+        model = RidgeCV(_STRENGTHS, fit_intercept=False)
+        model.fit(design, np.ones(len(seconds)), sample_weight=loads)
+        split = free.shape[1]
+        found, shrunk = (_UNSHRUNK * model.coef_[:split]).tolist(), model.coef_[split:]
+        scale = found[0]
+        if scale <= 0 or (room is not None and found[-1] <= 0):
+            return None
+        factors = np.clip(1 + shrunk / scale, *_FACTORS).tolist()
+        spilled = None
+        if room is not None:
+            spilled = Spill(room, found[-1] * float(seconds.mean() / weights.max()))
+        correction = Correction(
+            scale,
+            offset=found[1] * float(seconds.mean()) if offset else 0.0,
+            factors=dict(zip(names, factors, strict=True)),
+            spill=spilled,
+        )
+        return _Ridge(float(model.best_score_), offset, room, model.predict(design), correction)
+
     rooms: list[float | None] = [None]
     if spill and len(set(weights)) > 1:
         rooms = [float(q) for q in np.quantile(weights, _ROOMS)]
     shapes = [(offset, room) for offset in (False, True) for room in rooms]
-    loads, best = huber_weights(1 - _common(networks, units).scale * parts.sum(1) / seconds), None
+    loads = huber_weights(1 - _common(networks, units).scale * parts.sum(1) / seconds)
+    correction = Correction()
     for _ in range(_ROUNDS):
-        fits = [_ridge(parts, weights, seconds, loads, *shape) for shape in shapes]
-        best = max((fit for fit in fits if fit.physical), key=lambda f: f.score, default=None)
-        if best is None:
+        fits = [fit for shape in shapes if (fit := ridge(loads, *shape)) is not None]
+        if not fits:
             return Correction()
+        best = max(fits, key=lambda fit: fit.score)
         loads, shapes = huber_weights(1 - best.fitted), [(best.offset, best.room)]
-    assert best is not None
-    scale = float(best.free[0])
-    factors = np.clip(1 + best.shrunk / scale, *_FACTORS).tolist()
-    offset = float(best.free[1] * seconds.mean()) if best.offset else 0.0
-    found = None
-    if best.room is not None:
-        found = Spill(best.room, float(best.free[-1] * seconds.mean() / weights.max()))
-    return Correction(
-        scale, offset=offset, factors=dict(zip(names, factors, strict=True)), spill=found
-    )
+        correction = best.correction
+    return correction
 
 
 @dataclass(frozen=True)

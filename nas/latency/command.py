@@ -16,14 +16,13 @@ from nas.artifacts.files import claimed, write_atomic
 from nas.config.schema import Count, Name, checked
 from nas.decision import decisions
 from nas.errors import UserError
-from nas.latency.accuracy import Accuracy, kendall, spearman
 from nas.latency.calibrate import Correction
 from nas.latency.cost import LARGEST
-from nas.latency.exchange import export, is_times, read_times
+from nas.latency.exchange import export, fit_table, is_times, read_times
 from nas.latency.figure import picture, write_tensorboard
 from nas.latency.job import Measuring
 from nas.latency.log import quality_text
-from nas.latency.network_model import fit_table
+from nas.latency.predict import Accuracy, accuracy
 from nas.latency.profile import Profile
 from nas.latency.runtimes import runtime
 from nas.quantities import amount
@@ -132,8 +131,8 @@ def show(profile: Profile, console: Console) -> None:
         table.add_row("units left out", chosen, *_cells(score))
     unseen, right = profile.of_role("validation"), profile.validation
     if right.sum_of_units is not None:
-        seconds, macs = [n.seconds for n in unseen], [n.macs for n in unseen]
-        ranks = (f"{rank(macs, seconds):.3f}" for rank in (kendall, spearman))
+        alone = accuracy([n.macs for n in unseen], [n.seconds for n in unseen])
+        ranks = _cells(alone)[-2:]
         table.add_row("unseen networks", "MACs alone", str(len(unseen)), "-", "-", "-", *ranks)
         table.add_row("unseen networks", "plain sum of units", *_cells(right.sum_of_units))
     if right.networks is not None:

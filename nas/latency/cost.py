@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -15,8 +14,8 @@ from nas.cost.polynomial import reduced, weighted_sum
 from nas.cost.trace import Example, Trace, inputs_of
 from nas.decision import Decision, decisions
 from nas.errors import UserError
-from nas.latency.network_model import KIND, NetworkModel, NetworksProfile
-from nas.latency.profile import Profile, read_json
+from nas.latency.models import NetworkModel
+from nas.latency.profile import NetworksProfile, Profile, load_profile
 from nas.latency.units import Units, features, units_of, weights_of
 
 LARGEST = 2**15  # architectures that are written out for a model that does not add up
@@ -52,9 +51,9 @@ class Latency:
                 "cost=latency needs a profile of the device: make one with `nas profile "
                 "out=FILE`, and pass it as profile=FILE"
             )
-        given = isinstance(profile, Profile | NetworksProfile)
-        self.source = "the profile" if given else str(profile)
-        self.profile = profile if isinstance(profile, Profile | NetworksProfile) else load(profile)
+        self.source = str(profile) if isinstance(profile, str | Path) else "the profile"
+        read = load_profile(Path(profile)) if isinstance(profile, str | Path) else profile
+        self.profile: Profile | NetworksProfile = read
         self.fallback = fallback
         own = self.profile.device
         if expect_device is not None and expect_device != own:
@@ -71,48 +70,22 @@ class Latency:
             UserError: the profile is of another space or input, or lacks units of `model`.
         """
         if isinstance(self.profile, NetworksProfile):
-            return NetworkLatency(self.profile.model).expected(model, example)
-        return ExpectedLatency(model, UnitSum(self.profile, self.source, self.fallback), example)
+            return ExpectedNetworkLatency(model, self.profile.model)
+        inputs = example.inputs if isinstance(example, Trace) else inputs_of(example, model)
+        units = units_of(model, inputs, self.profile.about.conditions)
+        return ExpectedLatency(
+            model, self.profile, units, self._seconds(self.profile, model, units)
+        )
 
-
-def load(path: str | Path) -> Profile | NetworksProfile:
-    """Read a profile file, of units or of whole networks.
-
-    Raises:
-        UserError: no such file, or no profile.
-    """
-    raw = read_json(Path(path))
-    if isinstance(raw, dict) and raw.get("kind") == KIND:
-        return NetworksProfile.from_json(raw, str(path))
-    return Profile.from_json(raw, str(path))
-
-
-@dataclass(frozen=True)
-class UnitSum:
-    """The times of a model's units, from a profile of units.
-
-    Args:
-        source: the profile's file, for messages.
-        fallback: predict the units that the profile lacks.
-    """
-
-    profile: Profile
-    source: str = "the profile"
-    fallback: bool = False
-
-    def seconds(self, model: nn.Module, units: Units) -> dict[str, float]:
-        """Uncorrected seconds of every unit that is to be paid for.
-
-        Raises:
-            UserError: the profile is of another space or input, or lacks units of `model`.
-        """
-        found = {key: u.seconds for key, u in self.profile.units.items() if key in units.to_measure}
+    def _seconds(self, profile: Profile, model: nn.Module, units: Units) -> dict[str, float]:
+        """Uncorrected seconds of every unit that takes time."""
+        found = {key: u.seconds for key, u in profile.units.items() if key in units.to_measure}
         missing = [key for key in units.to_measure if key not in found]
         if not missing:
             return found
         if not self.fallback:
-            raise UserError(self._lacks(model, missing, len(units.to_measure)))
-        regression = self.profile.unit_model
+            raise UserError(self._lacks(profile, model, missing, len(units.to_measure)))
+        regression = profile.unit_model
         if regression is None:
             raise UserError(
                 f"{self.source} holds too few units for a regression, so there is nothing to fall "
@@ -123,20 +96,18 @@ class UnitSum:
             len(missing), len(units.to_measure), self.source, regression.kind,
         )  # fmt: skip
         for key in missing:
-            described = features(units.by_key[key].layers)
-            found[key] = float(regression.predict(described))
+            found[key] = regression.predict(features(units.by_key[key].layers))
         return found
 
-    def _lacks(self, model: nn.Module, missing: list[str], count: int) -> str:
-        about = self.profile.about
+    def _lacks(self, profile: Profile, model: nn.Module, missing: list[str], count: int) -> str:
         space = getattr(model, "name", type(model).__name__)
         shown = "; ".join(missing[:_LISTED])
         more = f"; and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
         return (
-            f"{self.source} is of space {about.space!r} with inputs "
-            f"{[list(shape) for shape in about.inputs]} and lacks {len(missing)} of the {count} "
-            f"units of space {space!r}: {shown}{more}. Profile this space with these inputs, or "
-            "let its regression predict them with cost.latency.fallback=true"
+            f"{self.source} is of space {profile.about.space!r} with inputs "
+            f"{[list(shape) for shape in profile.about.inputs]} and lacks {len(missing)} of the "
+            f"{count} units of space {space!r}: {shown}{more}. Profile this space with these "
+            "inputs, or let its regression predict them with cost.latency.fallback=true"
         )
 
 
@@ -148,16 +119,15 @@ class ExpectedLatency(ExpectedTerms):
     corrected sum over that network's units. With a spill, the cost is the larger of two sums: this
     one, and this one plus ``per_weight * (weights - room)``.
 
-    Raises:
-        UserError: as `Latency.expected`.
+    Args:
+        seconds: unit -> its time alone, not corrected.
     """
 
-    def __init__(self, model: nn.Module, cost: UnitSum, example: Example | Trace) -> None:
-        inputs = example.inputs if isinstance(example, Trace) else inputs_of(example, model)
-        self.profile = cost.profile
-        self.units = units_of(model, inputs, cost.profile.about.conditions)
-        sums = self._sums(cost.seconds(model, self.units))
-        super().__init__(model, Latency.name, Latency.unit, sums, self.units.options)
+    def __init__(
+        self, model: nn.Module, profile: Profile, units: Units, seconds: Mapping[str, float]
+    ) -> None:
+        self.profile, self.units = profile, units
+        super().__init__(model, Latency.name, Latency.unit, self._sums(seconds), units.options)
 
     def _sums(self, seconds: Mapping[str, float]) -> list[Polynomial]:
         correction = self.profile.correction
@@ -176,38 +146,24 @@ class ExpectedLatency(ExpectedTerms):
         return sums
 
 
-@dataclass(frozen=True)
-class NetworkLatency:
-    """Seconds of a whole network, by a model fitted to a table of them."""
-
-    model: NetworkModel
-    name: str = "latency"
-    unit: str = "s"
-
-    def expected(self, model: nn.Module, example: "Example | Trace") -> "ExpectedNetworkLatency":
-        """The latency of the supernet `model`; nothing is run.
-
-        Raises:
-            UserError: its decisions, or options, are not those of the table; or it has too many
-                architectures for a model that does not add up over decisions.
-        """
-        return ExpectedNetworkLatency(model, self)
-
-
 class ExpectedNetworkLatency(ExpectedTerms):
     """Mean over architectures, each with its probability; exact, and so differentiable.
 
     A model that adds up over decisions has one term for each option. For any other the
-    architectures are written out, up to 32,768 of them.
+    architectures are written out, up to 32,768 of them. Nothing is run.
+
+    Raises:
+        UserError: the decisions of `supernet`, or their options, are not those of the table; or it
+            has too many architectures for a model that does not add up over decisions.
     """
 
-    def __init__(self, supernet: nn.Module, cost: NetworkLatency) -> None:
-        self.cost = cost
+    def __init__(self, supernet: nn.Module, model: NetworkModel) -> None:
+        self.latency_model = model
         self._decisions = dict(decisions(supernet))
         self.options = {name: len(d.options) for name, d in self._decisions.items()}
-        self._order = _matched(self._decisions, cost.model.encoding.options)
-        terms = self._additive() if cost.model.additive else self._enumerated()
-        super().__init__(supernet, cost.name, cost.unit, [terms], self.options)
+        self._order = _matched(self._decisions, model.encoding.options)
+        terms = self._additive() if model.additive else self._enumerated()
+        super().__init__(supernet, Latency.name, Latency.unit, [terms], self.options)
 
     def _additive(self) -> dict[Term, float]:
         """The value of the first architecture, and what each other option adds to it."""
@@ -218,7 +174,7 @@ class ExpectedNetworkLatency(ExpectedTerms):
             for index, option in enumerate(texts[name][1:], start=1):
                 choices.append((name, index))
                 networks.append((*base[:place], option, *base[place + 1 :]))
-        first, *others = self.cost.model.predict(networks).tolist()
+        first, *others = self.latency_model.predict(networks).tolist()
         terms: dict[Term, float] = {frozenset(): first}
         for choice, value in zip(choices, others, strict=True):
             terms[frozenset({choice})] = value - first
@@ -234,7 +190,9 @@ class ExpectedNetworkLatency(ExpectedTerms):
             )
         options = [list(enumerate(map(str, self._decisions[n].options))) for n in self._order]
         every = list(product(*options))
-        values = self.cost.model.predict([tuple(o for _, o in taken) for taken in every]).tolist()
+        values = self.latency_model.predict(
+            [tuple(o for _, o in taken) for taken in every]
+        ).tolist()
         terms: dict[Term, float] = {
             frozenset((n, k) for n, (k, _) in zip(self._order, taken, strict=True)): value
             for taken, value in zip(every, values, strict=True)

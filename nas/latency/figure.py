@@ -1,4 +1,4 @@
-"""Predicted beside measured latencies: the picture of a profile, and the network that was found."""
+"""Predicted beside measured latencies, as a picture in the run's folder and in TensorBoard."""
 
 import io
 import logging
@@ -7,24 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
 from nas.artifacts.files import write_atomic
 from nas.cost.base import Expected
 from nas.errors import UserError
 from nas.latency.calibrate import MeasuredNetwork, Role
 from nas.latency.cost import ExpectedLatency
-from nas.latency.measure import Timing, timings
-from nas.latency.profile import About, Profile
-from nas.latency.runtimes import copy_to_measure, inputs_like, machine_name, runtime
+from nas.latency.profile import Profile
 from nas.report.figure import load_optional
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SECONDS = 20.0  # at most, for one network
-NAME = "latency_measured"  # beside the cost "latency" in result.json
 PICTURE = "latency.png"
 STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 BLUE, GREY, RED = "#2f6db5", "#9a9a9a", "#c0392b"
@@ -32,47 +25,6 @@ _MARKS: dict[Role, str] = {
     "calibration": "corrected, calibrated on",
     "validation": "corrected, unseen",
 }
-
-
-def measure_network(network: nn.Module, inputs: tuple[Tensor, ...], about: About) -> Timing | None:
-    """Time `network` in the way of its profile; None where this is another machine.
-
-    Args:
-        inputs: for one sample.
-    """
-    if not about.machine or about.machine != machine_name(about.accelerator):
-        return None
-    shapes, dtypes = [tuple(x.shape) for x in inputs], [x.dtype for x in inputs]
-    threads = torch.get_num_threads()
-    try:
-        ready = runtime(about.runtime, about.accelerator, about.conditions)
-        made = inputs_like(shapes, dtypes, about.conditions)
-        call = ready.prepare(copy_to_measure(network, about.conditions), made)
-        return timings({"found": call}, SECONDS, about.conditions.threads)["found"]
-    except UserError as error:
-        logging.getLogger("nas").warning("the network found was not measured: %s", error)
-        return None
-    finally:
-        torch.set_num_threads(threads)
-
-
-def measured_fields(
-    network: nn.Module, inputs: tuple[Tensor, ...], costs: Mapping[str, Expected], arch: Any
-) -> dict[str, Any]:
-    """Predicted and measured seconds and the device, for result.json; empty without the cost."""
-    cost = costs.get("latency")
-    if not isinstance(cost, ExpectedLatency):
-        return {}
-    about = cost.profile.about
-    found = measure_network(network, inputs, about)
-    return {
-        "predicted": cost.of(arch.choices),
-        "measured": None if found is None else found.seconds,
-        "timing": None if found is None else asdict(found),
-        "device": about.device,
-        "runtime": about.runtime,
-        "conditions": str(about.conditions),
-    }
 
 
 def write_picture(

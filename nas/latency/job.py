@@ -1,43 +1,52 @@
 """`nas profile`: measure a space on this machine, fit, validate, write the profile."""
 
+import logging
+import platform
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from math import prod
 from pathlib import Path
+from typing import Any
 
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+import torch
+from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 
 from nas.arch import Arch
+from nas.artifacts.files import versions_of
 from nas.config.schema import Count, Name, Positive, Seed, Threads, Whole, checked
 from nas.cost.analytic import MACs
+from nas.cost.base import Expected
 from nas.cost.schedule import tensors
 from nas.cost.trace import Example, inputs_of
 from nas.decision import Decision, decisions
 from nas.discretization import discretize
 from nas.errors import UserError
 from nas.latency.calibrate import MeasuredNetwork, Role
+from nas.latency.cost import ExpectedLatency
 from nas.latency.log import MeasurementLog, measurement_quality
-from nas.latency.measure import Job, Schedule, Tell, measure, timing
-from nas.latency.profile import About, Profile, fit_profile, uses_of
+from nas.latency.measure import Jobs, Schedule, Timing, measure, timing, timings
+from nas.latency.models import UnitTime
+from nas.latency.profile import About, Profile, fit_profile
 from nas.latency.runtimes import (
     Call,
-    Inputs,
     Runtime,
     copy_to_measure,
     inputs_like,
     machine_load,
     machine_name,
     runtime,
-    versions_of,
 )
-from nas.latency.unit_model import UnitTime
 from nas.latency.units import Conditions, Unit, Units, features, indices, units_of
+from nas.lowering import Tensors
 
+NAME = "latency_measured"  # beside the cost "latency" in result.json
+SECONDS = 20.0  # at most, for the network that a search found
 # Kept ready and interleaved: the more, the less a slow minute matters. Their weights are in memory.
 UNITS_AT_ONCE, NETWORKS_AT_ONCE = 256, 64
 BYTES_AT_ONCE = 2**31
@@ -108,108 +117,113 @@ class Work:
 
     def __init__(self, plan: Measuring, model: nn.Module, example: Example, ready: Runtime) -> None:
         self.plan, self.model, self.runtime = plan, model, ready
-        self.inputs = tensors(inputs_of(example, model))
-        self.units: Units = units_of(model, self.inputs, plan.conditions)
+        inputs = tensors(inputs_of(example, model))
+        self.shapes = tuple(tuple(x.shape) for x in inputs)
+        self.dtypes = tuple(x.dtype for x in inputs)
+        self.units: Units = units_of(model, inputs, plan.conditions)
         self.space = str(getattr(model, "name", type(model).__name__))
-        self.calibration, self.validation = draw(
-            model, self.space, self.units, plan.networks, plan.calibrate, plan.seed
+        archs = draw(model, self.space, self.units, plan.networks, plan.calibrate, plan.seed)
+        self.archs: Mapping[Role, list[Arch]] = dict(
+            zip(("calibration", "validation"), archs, strict=True)
         )
-        self.about = about_of(plan, self.space, self.inputs, ready)
 
     @property
-    def archs_of_role(self) -> dict[Role, list[Arch]]:
-        """The networks to calibrate on, and those to validate on."""
-        return {"calibration": self.calibration, "validation": self.validation}
-
-    @property
-    def archs(self) -> list[Arch]:
-        return [*self.calibration, *self.validation]
+    def about(self) -> About:
+        """Describes a profile that is measured on this machine."""
+        plan, machine = self.plan, machine_name(self.plan.accelerator)
+        return About(
+            self.space,
+            self.shapes,
+            plan.device or machine,
+            machine,
+            plan.runtime,
+            plan.accelerator,
+            plan.batch,
+            plan.dtype,
+            plan.threads,
+            {
+                "python": platform.python_version(),
+                "system": platform.platform(terse=True),
+                **versions_of(self.runtime.packages),
+            },
+            datetime.now().astimezone().isoformat(timespec="seconds"),
+        )
 
     @property
     def names(self) -> list[str]:
         """What is measured, as the log calls it."""
-        return [*self.units.to_measure, *map(name_of, self.archs)]
+        archs = [arch for archs in self.archs.values() for arch in archs]
+        return [*self.units.to_measure, *map(name_of, archs)]
+
+    def unit(self, unit: Unit) -> tuple[nn.Module, Tensors]:
+        """A unit as it is measured, and the inputs that it is run on."""
+        conditions = self.plan.conditions
+        inputs = inputs_like(unit.inputs, unit.dtypes, conditions)
+        return copy_to_measure(unit.module, conditions), inputs
+
+    def network(self, arch: Arch) -> tuple[nn.Module, Tensors]:
+        """The plain network of `arch` as it is measured, and the inputs that it is run on."""
+        conditions = self.plan.conditions
+        inputs = inputs_like(self.shapes, self.dtypes, conditions)
+        return copy_to_measure(discretize(self.model, arch), conditions), inputs
+
+    def keys(self, arch: Arch) -> tuple[str, ...]:
+        """The units that the network of `arch` executes, in order, repetitions included."""
+        own = dict(decisions(self.model))
+        return self.units.of(indices(own, arch.choices))
 
     def measure(self, log: MeasurementLog) -> None:
         """Time every unit, then every network, half of the time budget for each."""
         schedule = Schedule(most=self.plan.calls, least=min(20, self.plan.calls))
-        units = [
-            Job(key, lambda unit=unit: self.prepare_unit(unit))  # type: ignore[misc]
+        units: Jobs = {
+            key: partial(self._ready, partial(self.unit, unit))
             for key, unit in self.units.to_measure.items()
-        ]
-        networks = [
-            Job(name_of(arch), lambda arch=arch: self.prepare_network(arch))  # type: ignore[misc]
-            for arch in self.archs
-        ]
+        }
+        networks: Jobs = {
+            name_of(arch): partial(self._ready, partial(self.network, arch))
+            for archs in self.archs.values()
+            for arch in archs
+        }
         half = self.plan.seconds / 2 if networks else 0.0
-        with progress_bars() as bar:
-            left = measure(
-                units, log, self.plan.seconds - half, schedule, bar("units"), UNITS_AT_ONCE
-            )
-            bar_of_networks = bar("whole networks")
-            measure(networks, log, half + left, schedule, bar_of_networks, self._at_once())
+        left = self.plan.seconds - half
+        with Progress(disable=not sys.stderr.isatty(), transient=True) as progress:
+            for name, jobs, at_once in (
+                ("units", units, UNITS_AT_ONCE),
+                ("whole networks", networks, self._networks_at_once()),
+            ):
+                task = progress.add_task(name)
+
+                def tell(done: int, total: int, task: TaskID = task) -> None:
+                    progress.update(task, completed=done, total=total)
+
+                left = half + measure(jobs, log, left, schedule, tell, at_once)
+
+    def _ready(self, make: Callable[[], tuple[nn.Module, Tensors]]) -> Call:
+        return self.runtime.prepare(*make())
+
+    def _networks_at_once(self) -> int:
+        # The supernet is larger than any of its networks.
+        size = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        return max(4, min(NETWORKS_AT_ONCE, BYTES_AT_ONCE // max(1, size)))
 
     def fit(self, log: MeasurementLog, load_before: float | None) -> Profile:
         """The profile of what `log` holds."""
-        own = dict(decisions(self.model))
         units = {
             key: _unit_time(unit, log.normalized_times(key))
             for key, unit in self.units.to_measure.items()
         }
         networks = []
-        for role, archs in self.archs_of_role.items():
+        for role, archs in self.archs.items():
             for arch in archs:
                 found = timing(log.normalized_times(name_of(arch)))
-                uses = uses_of(self.units.of(indices(own, arch.choices)))
-                choices, times = dict(arch.choices), asdict(found)
-                networks.append(MeasuredNetwork(choices, found.seconds, uses, role, times))
+                choices, uses = dict(arch.choices), dict(Counter(self.keys(arch)))
+                networks.append(MeasuredNetwork(choices, found.seconds, uses, role, asdict(found)))
         timings = [*(u.timing for u in units.values()), *(n.timing for n in networks)]
         repeats = [ratio for name in self.names for ratio in _repeat(log, name)]
         quality = measurement_quality(log.references, load_before, repeats)
         quality |= {key: sum(t[key] for t in timings) for key in ("outliers", "calls")}
         quality["unstable"] = sum(not found["stable"] for found in timings)
         return fit_profile(self.about, units, networks, quality)
-
-    def _at_once(self) -> int:
-        # The supernet is larger than any of its networks.
-        size = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        return max(4, min(NETWORKS_AT_ONCE, BYTES_AT_ONCE // max(1, size)))
-
-    def prepare_unit(self, unit: Unit) -> Call:
-        """A unit in the runtime, ready to be called."""
-        inputs = inputs_like(unit.inputs, unit.dtypes, self.plan.conditions)
-        return self.runtime.prepare(copy_to_measure(unit.module, self.plan.conditions), inputs)
-
-    def prepare_network(self, arch: Arch) -> Call:
-        """A whole network in the runtime, ready to be called."""
-        return self.runtime.prepare(self.network(arch), self.network_inputs())
-
-    def network(self, arch: Arch) -> nn.Module:
-        """The plain network of `arch`, in eval mode and of the number format to measure in."""
-        return copy_to_measure(discretize(self.model, arch), self.plan.conditions)
-
-    def network_inputs(self) -> Inputs:
-        """The inputs that a whole network is run on."""
-        shapes = tuple(tuple(x.shape) for x in self.inputs)
-        return inputs_like(shapes, tuple(x.dtype for x in self.inputs), self.plan.conditions)
-
-
-def about_of(plan: Measuring, space: str, inputs: Sequence[Tensor], ready: Runtime) -> About:
-    """Describes a profile that is measured on this machine."""
-    machine = machine_name(plan.accelerator)
-    return About(
-        space,
-        tuple(tuple(x.shape) for x in inputs),
-        plan.device or machine,
-        machine,
-        plan.runtime,
-        plan.accelerator,
-        plan.batch,
-        plan.dtype,
-        plan.threads,
-        versions_of(ready.packages),
-        datetime.now().astimezone().isoformat(timespec="seconds"),
-    )
 
 
 def name_of(arch: Arch) -> str:
@@ -230,24 +244,6 @@ def _repeat(log: MeasurementLog, name: str) -> list[float]:
     return [timing(halves[0]).seconds / timing(halves[1]).seconds] if all(halves) else []
 
 
-@contextmanager
-def progress_bars() -> Iterator[Callable[[str], Tell]]:
-    """Progress bars with the time left; each is called with ``(done, total)``."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, disable=not sys.stderr.isatty(), transient=True) as progress:
-
-        def bar(description: str) -> Callable[[int, int], None]:
-            task = progress.add_task(description)
-            return lambda done, total: progress.update(task, completed=done, total=total)
-
-        yield bar
-
-
 def draw(
     model: nn.Module, space: str, units: Units, networks: int, calibrate: int, seed: int
 ) -> tuple[list[Arch], list[Arch]]:
@@ -260,11 +256,8 @@ def draw(
     Args:
         networks: of both sorts together; fewer where the space is small.
 
-    Raises:
-        UserError: `calibrate` is not between 0 and `networks`.
+        calibrate: how many to calibrate on, at most `networks`.
     """
-    if not 0 <= calibrate <= networks:
-        raise UserError(f"calibrate={calibrate} must be from 0 to networks={networks}")
     own, generator = dict(decisions(model)), random.Random(seed)
     pool = _different(own, space, 2 * networks + 10 * calibrate, generator)
     calibrate = min(calibrate, len(pool) // 2)
@@ -297,3 +290,44 @@ def _spread(ordered: Sequence[Arch], count: int) -> list[Arch]:
         return list(ordered[len(ordered) // 2 :][:count])
     last = len(ordered) - 1
     return [ordered[round(i * last / (count - 1))] for i in range(count)]
+
+
+def measure_network(network: nn.Module, inputs: tuple[Tensor, ...], about: About) -> Timing | None:
+    """Time `network` in the way of its profile; None where this is another machine.
+
+    Args:
+        inputs: for one sample.
+    """
+    if not about.machine or about.machine != machine_name(about.accelerator):
+        return None
+    shapes, dtypes = [tuple(x.shape) for x in inputs], [x.dtype for x in inputs]
+    threads = torch.get_num_threads()
+    try:
+        ready = runtime(about.runtime, about.accelerator, about.conditions)
+        made = inputs_like(shapes, dtypes, about.conditions)
+        call = ready.prepare(copy_to_measure(network, about.conditions), made)
+        return timings({"found": call}, SECONDS, about.conditions.threads)["found"]
+    except UserError as error:
+        logging.getLogger("nas").warning("the network found was not measured: %s", error)
+        return None
+    finally:
+        torch.set_num_threads(threads)
+
+
+def measured_fields(
+    network: nn.Module, inputs: tuple[Tensor, ...], costs: Mapping[str, Expected], arch: Any
+) -> dict[str, Any]:
+    """Predicted and measured seconds and the device, for result.json; empty without the cost."""
+    cost = costs.get("latency")
+    if not isinstance(cost, ExpectedLatency):
+        return {}
+    about = cost.profile.about
+    found = measure_network(network, inputs, about)
+    return {
+        "predicted": cost.of(arch.choices),
+        "measured": None if found is None else found.seconds,
+        "timing": None if found is None else asdict(found),
+        "device": about.device,
+        "runtime": about.runtime,
+        "conditions": str(about.conditions),
+    }

@@ -27,14 +27,6 @@ OUTLIER = 2.0  # times the median
 
 
 @dataclass(frozen=True)
-class Job:
-    """One thing to time: `prepare` makes it ready, and its result is called."""
-
-    name: str
-    prepare: Callable[[], Call]
-
-
-@dataclass(frozen=True)
 class Schedule:
     """How often things are timed.
 
@@ -81,11 +73,12 @@ def timing(nanoseconds: Sequence[float]) -> Timing:
     )
 
 
+Jobs = Mapping[str, Callable[[], Call]]  # name of a thing -> what makes it ready to be called
 Tell = Callable[[int, int], None]  # is told what is done, of how much; for a progress bar
 
 
 def measure(
-    jobs: Sequence[Job],
+    jobs: Jobs,
     log: MeasurementLog,
     seconds: float,
     schedule: Schedule,
@@ -102,10 +95,11 @@ def measure(
     Returns:
         What is left of `seconds`.
     """
-    left = [job for job in jobs if not log.done(job.name)]
+    left = [name for name in jobs if not log.done(name)]
     groups = [left[i : i + at_once] for i in range(0, len(left), at_once)]
     done = len(jobs) - len(left)
-    for index, group in enumerate(groups):
+    for index, names in enumerate(groups):
+        group = {name: jobs[name] for name in names}
         before, size = done, len(group)
 
         def progress(part: float, before: int = before, size: int = size) -> None:
@@ -129,7 +123,7 @@ def timings(calls: Mapping[str, Call], seconds: float, threads: int = 1) -> dict
     try:
         with TemporaryDirectory() as folder, torch.inference_mode():
             log = MeasurementLog(Path(folder) / "log", {})
-            jobs = [Job(name, partial(calls.__getitem__, name)) for name in calls]
+            jobs = {name: partial(calls.__getitem__, name) for name in calls}
             measure(jobs, log, seconds, Schedule(), lambda *_: None, len(jobs))
             return {name: timing(log.normalized_times(name)) for name in calls}
     finally:
@@ -151,7 +145,7 @@ def reference_kernel() -> Call:
 class _Group:
     """Jobs that are kept ready together."""
 
-    def __init__(self, jobs: Sequence[Job], log: MeasurementLog, schedule: Schedule) -> None:
+    def __init__(self, jobs: Jobs, log: MeasurementLog, schedule: Schedule) -> None:
         self.jobs, self.log, self.schedule = jobs, log, schedule
         self.kernel = reference_kernel()
         self.order = random.Random(0)
@@ -163,24 +157,24 @@ class _Group:
             progress: is told the share that is done.
         """
         prepared: dict[str, Call] = {}
-        for job in self.jobs:
-            prepared[job.name] = job.prepare()
+        for name, prepare in self.jobs.items():
+            prepared[name] = prepare()
             progress(0.3 * len(prepared) / len(self.jobs))
         start = time.monotonic()
         deadline = start + seconds
         estimates = {name: self._warm_up(call) for name, call in prepared.items()}
         rounds = self._planned(sum(estimates.values()), deadline)
         for index, calls in enumerate(rounds):
-            self._round(self.jobs, prepared, calls, sum(rounds))
+            self._round(prepared, calls, sum(rounds))
             progress(0.3 + 0.7 * (index + 1) / len(rounds))
         for _ in range(self.schedule.repeats):
-            unstable = [job for job in self.jobs if not self._timing(job).stable]
+            unstable = {n: c for n, c in prepared.items() if not self._is_stable(n)}
             if unstable and time.monotonic() < deadline:
-                self._round(unstable, prepared, rounds[0], sum(rounds))
+                self._round(unstable, rounds[0], sum(rounds))
         return time.monotonic() - start
 
-    def _timing(self, job: Job) -> Timing:
-        return timing(self.log.normalized_times(job.name))
+    def _is_stable(self, name: str) -> bool:
+        return timing(self.log.normalized_times(name)).stable
 
     def _warm_up(self, call: Call) -> float:
         """Seconds of a call, the quickest of the warm-ups."""
@@ -195,21 +189,19 @@ class _Group:
         rounds = max(1, calls // plan.together)
         return [calls // rounds + (index < calls % rounds) for index in range(rounds)]
 
-    def _round(
-        self, jobs: Sequence[Job], prepared: Mapping[str, Call], calls: int, of: int
-    ) -> None:
+    def _round(self, prepared: Mapping[str, Call], calls: int, of: int) -> None:
         rows = []
-        order = list(jobs)
+        order = list(prepared)
         with _undisturbed():
             self.order.shuffle(order)
             before = self._reference()
-            for job in order:
-                call = prepared[job.name]
+            for name in order:
+                call = prepared[name]
                 for _ in range(self.schedule.again):
                     call()
                 times = [_timed(call) for _ in range(calls)]
                 after = self._reference()
-                rows.append(Row(job.name, of, times, before + after))
+                rows.append(Row(name, of, times, before + after))
                 before = after
         self.log.add(rows)
 

@@ -1,4 +1,4 @@
-"""Models of latency: fitted by scikit-learn and scipy, stored as plain numbers, run by PyTorch.
+"""Regressions of latency: fitted by scikit-learn and scipy, stored as numbers; their accuracy.
 
 A row of numbers describes what is timed: the features of a unit, or the options that a network
 takes. The same fits and the same `Predictor` serve both.
@@ -7,18 +7,16 @@ takes. The same fits and the same `Predictor` serve both.
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations_with_replacement
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from pydantic import FiniteFloat
-from torch import Tensor
+from pydantic import Field, FiniteFloat
 
 from nas.errors import UserError
 
 Array = NDArray[np.float64]
+Figures = Sequence[float] | Array
 Fit = Callable[[Array, Array], "Predictor"]  # rows (n, F), seconds (n,) -> model
 
 # A time so far below what a fit of all others says is an interrupted or mistyped measurement.
@@ -43,16 +41,18 @@ class Net:
     shift: FiniteFloat
     logs: bool
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """``(n, F) -> (n,)``."""
-        z = x.log1p() if self.logs else x
-        into, bias, out = (torch.tensor(v, dtype=x.dtype) for v in (self.into, self.bias, self.out))
-        return torch.tanh(z @ into.reshape(x.shape[-1], len(bias)) + bias) @ out + self.shift
+    def __call__(self, x: Array) -> Array:
+        """The correction ``(n,)`` of rows ``(n, F)``."""
+        z = np.log1p(x) if self.logs else x
+        into = np.reshape(self.into, (x.shape[-1], len(self.bias)))
+        hidden: Array = np.tanh(z @ into + np.array(self.bias))
+        found: Array = hidden @ np.array(self.out) + self.shift
+        return found
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """Columns of numbers ``(n, F)`` -> seconds ``(n,)``; differentiable.
+    """Columns of numbers ``(n, F)`` -> seconds ``(n,)``.
 
     ``seconds = (intercept + basis(x) @ weights) * exp(net(x))``.
 
@@ -91,28 +91,22 @@ class Predictor:
         if len(net.into) != columns or sizes != {len(net.bias)}:
             raise UserError("the sizes of the parts of its net do not agree")
 
-    def __call__(self, x: Tensor) -> Tensor:
-        weights = torch.tensor(self.weights, dtype=x.dtype)
-        value = _basis(x.log1p() if self.logs else x, self.degree) @ weights + self.intercept
-        value = value.exp() if self.exponential else value
-        return value if self.net is None else value * self.net(x).exp()
-
-    def seconds(self, x: Array) -> Array:
-        """The same for arrays."""
-        found: Array = self(torch.tensor(x, dtype=torch.float64)).numpy()
-        return found
+    def __call__(self, x: Array) -> Array:
+        """Seconds ``(n,)`` of rows ``(n, F)``."""
+        columns = _basis(np.log1p(x) if self.logs else x, self.degree)
+        value: Array = columns @ np.array(self.weights) + self.intercept
+        value = np.exp(value) if self.exponential else value
+        return value if self.net is None else value * np.exp(self.net(x))
 
 
-def _basis(x: Tensor, degree: int) -> Tensor:
-    """``(*, F) -> (*, F + F (F + 1) / 2)`` for degree 2: the columns and products of all pairs.
+def _basis(x: Array, degree: int) -> Array:
+    """Rows ``(n, F)``; of degree 2 also the products of all pairs, ``(n, F + F (F + 1) / 2)``."""
+    from sklearn.preprocessing import PolynomialFeatures
 
-    In the order of scikit-learn's ``PolynomialFeatures(2, include_bias=False)``.
-    """
-    if degree == 1:
+    if degree == 1 or not x.shape[1]:
         return x
-    pairs = list(combinations_with_replacement(range(x.shape[-1]), 2))
-    i, j = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
-    return torch.cat([x, x[..., i] * x[..., j]], dim=-1)
+    columns: Array = PolynomialFeatures(degree, include_bias=False).fit_transform(x)
+    return columns
 
 
 def fit_nonnegative(x: Array, y: Array) -> Predictor:
@@ -169,7 +163,7 @@ def fit_ridge(
     from sklearn.linear_model import RidgeCV
     from sklearn.preprocessing import StandardScaler
 
-    columns = _basis(torch.tensor(np.log1p(x) if logs else x), degree).numpy()
+    columns = _basis(np.log1p(x) if logs else x, degree)
     scaler = StandardScaler().fit(columns)
     scaled, unit = scaler.transform(columns), float(np.median(y))
     target, weights = np.log(y / unit) if exponential else y / unit, np.ones(len(y))
@@ -207,7 +201,7 @@ def fit_mlp(
     from sklearn.preprocessing import StandardScaler
 
     plane = base(x, y)
-    residuals = np.log(y / np.maximum(plane.seconds(x), 1e-9 * np.median(y)))
+    residuals = np.log(y / np.maximum(plane(x), 1e-9 * np.median(y)))
     deviation = float(residuals.std())
     if deviation < 1e-6:  # nothing is left to explain
         return plane
@@ -249,7 +243,7 @@ def left_out(
     predicted = np.zeros(len(y))
     splits = GroupKFold(folds, shuffle=True, random_state=seed).split(x, y, labels)
     for train, test in splits:
-        predicted[test] = fit(x[train], y[train]).seconds(x[test])
+        predicted[test] = fit(x[train], y[train])(x[test])
     return predicted
 
 
@@ -261,3 +255,48 @@ def implausible(measured: Array, fitted: Array) -> NDArray[np.bool_]:
     logs = np.log(np.maximum(fitted, 1e-300) / measured)
     usual = 1.4826 * float(np.median(np.abs(logs)))
     return np.asarray(logs > max(-np.log(IMPLAUSIBLE), 6 * usual))
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How well predicted latencies, or other figures above 0, agree with measured ones.
+
+    Attributes:
+        count: how many were compared.
+        mape: mean of ``|predicted - measured| / measured``, as a share: 0.05 is 5 %.
+        within_5, within_10: share of predictions that are off by at most 5 or 10 %.
+        kendall, spearman: Kendall's tau-b and Spearman's rank correlation: 1 for the same order, 0
+            where all are equal.
+    """
+
+    count: Annotated[int, Field(ge=1)]
+    mape: FiniteFloat
+    within_5: FiniteFloat
+    within_10: FiniteFloat
+    kendall: FiniteFloat
+    spearman: FiniteFloat
+
+
+def accuracy(predicted: Figures, measured: Figures) -> Accuracy:
+    """Compare predictions with measurements of the same things in the same order.
+
+    Raises:
+        UserError: none, not as many, not finite, or a measurement that is not above 0.
+    """
+    from scipy.stats import kendalltau, spearmanr
+
+    p, m = np.asarray(predicted, dtype=np.float64), np.asarray(measured, dtype=np.float64)
+    if p.shape != m.shape or p.ndim != 1 or not p.size:
+        raise UserError(
+            f"{p.size} predictions cannot be compared with {m.size} measurements: there must be "
+            "as many, and at least one"
+        )
+    if not (np.isfinite(p).all() and np.isfinite(m).all() and (m > 0).all()):
+        raise UserError("predictions must be finite numbers, and measurements also above 0")
+    errors = np.abs(p - m) / m
+    # The small allowance: a prediction at the edge itself counts, whatever its rounding.
+    within = [float((errors <= share * (1 + 1e-9)).mean()) for share in (0.05, 0.1)]
+    # Constant figures have no order, and scipy says NaN with a warning.
+    ordered = (p != p[0]).any() and (m != m[0]).any()
+    ranks = [float(rank(p, m).statistic) if ordered else 0.0 for rank in (kendalltau, spearmanr)]
+    return Accuracy(len(m), float(errors.mean()), *within, *ranks)

@@ -1,7 +1,6 @@
 """The profile of a space on a device: what was measured, what was fitted to it, how right it is."""
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from nas.artifacts.files import write_json
 from nas.artifacts.reading import PROFILE
 from nas.artifacts.reading import read_json as read_value
 from nas.errors import UserError
-from nas.latency.accuracy import Accuracy, accuracy
 from nas.latency.calibrate import (
     Calibration,
     Correction,
@@ -22,10 +20,12 @@ from nas.latency.calibrate import (
     calibrate,
     sum_of,
 )
-from nas.latency.unit_model import FEWEST, UnitModel, UnitTime, fit_units
+from nas.latency.models import FEWEST, NetworkModel, UnitModel, UnitTime, fit_units
+from nas.latency.predict import Accuracy, accuracy
 from nas.latency.units import DTYPES, Conditions
 
 SCHEMA = 2
+KIND = "rows"  # in a file of whole networks; one of units has no such field
 Size = Annotated[int, Field(ge=1)]
 T = TypeVar("T")
 
@@ -121,12 +121,7 @@ class Profile:
         Raises:
             UserError: it cannot be written.
         """
-        try:
-            write_json(path, self.to_json())
-        except OSError as error:
-            raise UserError(
-                f"cannot write {path} ({error.strerror}); choose another out=FILE"
-            ) from None
+        _save(self.to_json(), path)
 
     @classmethod
     def load(cls, path: Path) -> "Profile":
@@ -158,6 +153,67 @@ def _of_schema_1(cls: type[Profile], raw: Mapping[str, Any], where: str) -> Prof
     quality = raw.get("quiet") or {}
     content = {**raw, "about": raw, "regression": None, "measurement_quality": quality}
     return decode(cls, content, where)
+
+
+@dataclass(frozen=True)
+class NetworksProfile:
+    """A profile file of whole networks: a model fitted to a table of them.
+
+    Attributes:
+        chosen, errors: see `nas.latency.models.NetworkFit`.
+        rows: how many of the table were used; `dropped` were implausible.
+    """
+
+    space: str
+    device: str
+    model: NetworkModel
+    chosen: str
+    errors: Mapping[str, FiniteFloat]
+    rows: Annotated[int, Field(ge=0)]
+    dropped: Annotated[int, Field(ge=0)]
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        _save({"schema": SCHEMA, "kind": KIND, "unit": "s", **asdict(self)}, path)
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any], where: str) -> "NetworksProfile":
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: another schema, or a field that is missing or of the wrong type.
+        """
+        if raw.get("schema") != SCHEMA:
+            raise UserError(
+                f"{where} has schema {raw.get('schema')!r}, this version of nas reads {SCHEMA}: "
+                "fit the table again with `nas profile import_csv=FILE`"
+            )
+        return decode(cls, raw, where)
+
+
+def load_profile(path: Path) -> Profile | NetworksProfile:
+    """Read a profile file, of units or of whole networks.
+
+    Raises:
+        UserError: no such file, or no profile.
+    """
+    raw = read_json(path)
+    if isinstance(raw, dict) and raw.get("kind") == KIND:
+        return NetworksProfile.from_json(raw, str(path))
+    return Profile.from_json(raw, str(path))
+
+
+def _save(content: Mapping[str, Any], path: Path) -> None:
+    try:
+        write_json(path, content)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path} ({error.strerror}); choose another out=FILE"
+        ) from None
 
 
 def decode(kind: type[T], raw: Any, where: str) -> T:
@@ -198,11 +254,6 @@ def read_json(path: Path) -> Any:
         ) from None
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); make it with `nas profile`") from None
-
-
-def uses_of(keys: Sequence[str]) -> dict[str, int]:
-    """Unit -> how often it stands in `keys`."""
-    return dict(Counter(keys))
 
 
 def fit_profile(

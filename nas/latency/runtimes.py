@@ -5,59 +5,55 @@ import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nas.copying import copied
 from nas.errors import UserError
 from nas.latency.units import Conditions
-from nas.lowering import executorch_silenced, onnx_bytes, onnx_session, pte_bytes, required
+from nas.lowering import (
+    Tensors,
+    executorch_silenced,
+    onnx_bytes,
+    onnx_session,
+    pte_bytes,
+    required,
+)
 
-Inputs = tuple[Tensor, ...]
 Call = Callable[[], object]  # runs a module once, to the end
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
-class Runtime(Protocol):
-    """What runs a network on a device."""
-
-    @property
-    def packages(self) -> tuple[str, ...]:
-        """Packages whose versions decide how fast it is."""
-        ...
-
-    def prepare(self, module: nn.Module, inputs: Inputs) -> Call:
-        """`module`, in eval mode and of the number format of `inputs`, ready to run on them."""
-        ...
-
-
 @dataclass(frozen=True)
-class Eager:
+class Runtime:
+    """What runs a network on a device.
+
+    Args:
+        packages: their versions decide how fast it is.
+        prepare: ``(module, inputs)`` -> what runs the module on them; the module is in eval mode
+            and of the number format of the inputs.
+    """
+
+    packages: tuple[str, ...]
+    prepare: Callable[[nn.Module, Tensors], Call]
+
+
+def _torch(accelerator: str, threads: int) -> Runtime:
     """PyTorch as it is."""
-
-    accelerator: str = "cpu"
-    packages: tuple[str, ...] = ("torch",)
-
-    def prepare(self, module: nn.Module, inputs: Inputs) -> Call:
-        return _on_device(module, inputs, self.accelerator)
+    return Runtime(("torch",), lambda module, inputs: _on_device(module, inputs, accelerator))
 
 
-@dataclass(frozen=True)
-class Compiled:
+def _torch_compile(accelerator: str, threads: int) -> Runtime:
     """PyTorch with `torch.compile`; a C++ compiler must be installed."""
 
-    accelerator: str = "cpu"
-    packages: tuple[str, ...] = ("torch",)
-
-    def prepare(self, module: nn.Module, inputs: Inputs) -> Call:
+    def prepare(module: nn.Module, inputs: Tensors) -> Call:
         # Each unit is compiled for its own shapes; the cache of one would fill up.
         torch.compiler.reset()
-        call = _on_device(torch.compile(module, dynamic=False), inputs, self.accelerator)
+        call = _on_device(torch.compile(module, dynamic=False), inputs, accelerator)
         try:
             call()
         except Exception as error:
@@ -67,51 +63,41 @@ class Compiled:
             ) from None
         return call
 
+    return Runtime(("torch",), prepare)
 
-class OnnxRuntime:
-    """ONNX Runtime with all its graph optimizations, on the file that `nas export` writes.
 
-    Raises:
-        UserError: it is not installed, or was built without this accelerator.
-    """
+def _onnxruntime(accelerator: str, threads: int) -> Runtime:
+    """ONNX Runtime with all its graph optimizations, on the file that `nas export` writes."""
+    check_onnx()
+    provider = PROVIDERS[accelerator]
+    if provider not in required("onnxruntime", "onnx").get_available_providers():
+        raise UserError(
+            f"this onnxruntime has no {provider}: pip install onnxruntime-gpu, or use "
+            "accelerator=cpu"
+        )
 
-    packages = ("onnxruntime", "torch")
-
-    def __init__(self, accelerator: str, threads: int) -> None:
-        check_onnx()
-        self.provider, self.threads = PROVIDERS[accelerator], threads
-        if self.provider not in required("onnxruntime", "onnx").get_available_providers():
-            raise UserError(
-                f"this onnxruntime has no {self.provider}: pip install onnxruntime-gpu, or use "
-                "accelerator=cpu"
-            )
-
-    def prepare(self, module: nn.Module, inputs: Inputs) -> Call:
-        session = onnx_session(onnx_file(module, inputs), self.threads, self.provider)
+    def prepare(module: nn.Module, inputs: Tensors) -> Call:
+        session = onnx_session(onnx_file(module, inputs), threads, provider)
         names = [node.name for node in session.get_inputs()]
         feed = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
         run: Callable[..., object] = session.run
         return lambda: run(None, feed)
 
+    return Runtime(("onnxruntime", "torch"), prepare)
 
-class ExecuTorch:
-    """ExecuTorch with all that XNNPACK knows delegated to it, on the file of `nas export`.
 
-    Raises:
-        UserError: it is not installed.
-    """
+def _executorch(accelerator: str, threads: int) -> Runtime:
+    """ExecuTorch with all that XNNPACK knows delegated to it, on the file of `nas export`."""
+    if accelerator != "cpu":
+        raise UserError("runtime=executorch runs on the CPU (XNNPACK): accelerator=cpu")
+    engine = required("executorch.runtime", "executorch").Runtime.get()
+    portable = required("executorch.extension.pybindings.portable_lib", "executorch")
+    portable._unsafe_reset_threadpool(threads)
 
-    packages = ("executorch", "torch")
-
-    def __init__(self, threads: int) -> None:
-        self.runtime = required("executorch.runtime", "executorch").Runtime.get()
-        portable = required("executorch.extension.pybindings.portable_lib", "executorch")
-        portable._unsafe_reset_threadpool(threads)
-
-    def prepare(self, module: nn.Module, inputs: Inputs) -> Call:
+    def prepare(module: nn.Module, inputs: Tensors) -> Call:
         content = pte_file(module, inputs)
         with executorch_silenced():
-            program = self.runtime.load_program(content)
+            program = engine.load_program(content)
             method = program.load_method("forward")
         arguments = list(inputs)
 
@@ -120,6 +106,8 @@ class ExecuTorch:
 
         return run
 
+    return Runtime(("executorch", "torch"), prepare)
+
 
 def check_onnx() -> None:
     """Raises UserError unless ONNX files can be written and run."""
@@ -127,7 +115,7 @@ def check_onnx() -> None:
         required(package, "onnx")
 
 
-def onnx_file(module: nn.Module, inputs: Inputs) -> bytes:
+def onnx_file(module: nn.Module, inputs: Tensors) -> bytes:
     """`nas.lowering.onnx_bytes`; for exactly these shapes where the batch cannot be free.
 
     Raises:
@@ -142,7 +130,7 @@ def onnx_file(module: nn.Module, inputs: Inputs) -> bytes:
     raise UserError(f"{type(module).__name__} cannot be written as ONNX: {'; '.join(reasons)}")
 
 
-def pte_file(module: nn.Module, inputs: Inputs) -> bytes:
+def pte_file(module: nn.Module, inputs: Tensors) -> bytes:
     """`nas.lowering.pte_bytes`.
 
     Raises:
@@ -177,7 +165,7 @@ def keep_memory() -> None:
     mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def _on_device(module: Any, inputs: Inputs, accelerator: str) -> Call:
+def _on_device(module: Any, inputs: Tensors, accelerator: str) -> Call:
     inputs = tuple(x.to(accelerator) for x in inputs)
     module.to(accelerator)
 
@@ -193,16 +181,10 @@ def _on_device(module: Any, inputs: Inputs, accelerator: str) -> Call:
     return run_and_wait if accelerator == "cuda" else run
 
 
-def _executorch(accelerator: str, threads: int) -> Runtime:
-    if accelerator != "cpu":
-        raise UserError("runtime=executorch runs on the CPU (XNNPACK): accelerator=cpu")
-    return ExecuTorch(threads)
-
-
 RUNTIMES: Mapping[str, Callable[[str, int], Runtime]] = {
-    "torch": lambda accelerator, threads: Eager(accelerator),
-    "torch_compile": lambda accelerator, threads: Compiled(accelerator),
-    "onnxruntime": OnnxRuntime,
+    "torch": _torch,
+    "torch_compile": _torch_compile,
+    "onnxruntime": _onnxruntime,
     "executorch": _executorch,
 }
 
@@ -232,7 +214,7 @@ def copy_to_measure(module: nn.Module, conditions: Conditions) -> nn.Module:
 
 def inputs_like(
     shapes: Sequence[tuple[int, ...]], dtypes: Sequence[torch.dtype], conditions: Conditions
-) -> Inputs:
+) -> Tensors:
     """A batch of these shapes for one sample: normal values, or zeros of a whole-number dtype."""
     made = []
     for shape, dtype in zip(shapes, dtypes, strict=True):
@@ -266,14 +248,3 @@ def machine_load() -> float | None:
     if not hasattr(os, "getloadavg"):
         return None
     return os.getloadavg()[0] / (os.cpu_count() or 1)
-
-
-def versions_of(packages: Sequence[str]) -> dict[str, str]:
-    """Installed versions of the packages, of Python and of the system."""
-    found = {"python": platform.python_version(), "system": platform.platform(terse=True)}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

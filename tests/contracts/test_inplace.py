@@ -17,7 +17,7 @@ from nas.arch import Arch
 from nas.decision import resample
 from nas.discretization import discretize
 from nas.errors import UserError
-from nas.export.to_python import python_source
+from nas.export.python import python_source
 from nas.ops.catalogue import known_names
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.elastic_ops import ALL_OPS, op_exclusion_reason

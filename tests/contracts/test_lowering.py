@@ -58,9 +58,8 @@ def test_the_profiled_file_of_a_network_is_the_exported_one(
     net = space()
     plan = Measuring(runtime=name, networks=1, calibrate=0)
     work = Work(plan, net, net.input_shape, runtime(name, "cpu", plan.conditions))
-    (arch,) = work.archs
-    call = work.prepare_network(arch)
-    call()
+    (arch,) = work.archs["validation"]
+    work.runtime.prepare(*work.network(arch))()
 
     example = torch.randn(16, *net.input_shape)  # other samples, and more of them
     source = Source(discretize(net, arch).eval(), example, "", {})

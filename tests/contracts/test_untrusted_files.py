@@ -28,10 +28,9 @@ from nas.artifacts.files import cell, csv_table
 from nas.data.pixels import decode
 from nas.errors import UserError
 from nas.export.loading import check_checkpoint, load, load_supernet, load_weights
-from nas.export.to_python import python_source
-from nas.latency.exchange import is_times
+from nas.export.python import python_source
+from nas.latency.exchange import is_times, read_networks
 from nas.latency.log import MeasurementLog
-from nas.latency.measured_networks import read_networks
 from nas.latency.profile import Profile
 from nas.report import report
 from nas.report.collect import collect

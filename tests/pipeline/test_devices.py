@@ -10,8 +10,8 @@ import pytest
 
 from nas.artifacts import RunDir, find_runs
 from nas.cli import run
+from nas.latency.models import fit_units
 from nas.latency.profile import Profile
-from nas.latency.unit_model import fit_units
 
 Nas = Callable[..., int]
 BRIEF = [

@@ -16,8 +16,8 @@ import torch
 from nas.artifacts import RunDir
 from nas.cli import run
 from nas.latency import exchange
+from nas.latency.models import fit_units
 from nas.latency.profile import Profile
-from nas.latency.unit_model import fit_units
 
 SPACE = ["space.width=0.25"]
 # Each file takes the exporter about a second.
@@ -52,7 +52,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _without_mlp(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one kind that takes seconds to fit is in the first profile alone."""
-    kinds = ("linear", "polynomial")
+    kinds = ("linear",)
     monkeypatch.setattr("nas.latency.profile.fit_units", partial(fit_units, kinds=kinds))
 
 
@@ -77,7 +77,7 @@ def test_a_profile_holds_its_measurements_and_their_check(profiled: Path) -> Non
     assert [n.role for n in profile.networks] == ["calibration"] * 3 + ["validation"] * 3
     assert profile.validation.networks is not None
     assert profile.validation.networks.count == 3
-    assert set(profile.validation.units) == {"linear", "polynomial", "mlp", "power"}
+    assert set(profile.validation.units) == {"linear", "mlp", "power"}
     assert "reasons" in profile.measurement_quality
     assert (profiled / "here.png").read_bytes()[:4] == b"\x89PNG"
     assert list((profiled / "here.tensorboard").iterdir())
@@ -89,7 +89,7 @@ def test_the_same_command_measures_nothing_twice(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = (profiled / "here.jsonl").read_text()
-    monkeypatch.setattr("nas.latency.runtimes.Eager.prepare", None)  # would fail
+    monkeypatch.setattr("nas.latency.runtimes._on_device", None)  # would fail
     assert run(["profile", *BRIEF, f"out={profiled}/here.json"]) == 0
     assert (profiled / "here.jsonl").read_text() == before
     assert not list(tmp_path.iterdir()) or not list((tmp_path / "runs").iterdir())
@@ -249,12 +249,12 @@ def test_an_exported_file_is_the_unit(exported: Path) -> None:
 
 
 SPOILED = {
-    "missing figure": (lambda rows: rows[2].__setitem__(1, ""), "line 3: 'unit_.*' has no figure"),
-    "negative": (lambda rows: rows[3].__setitem__(1, "-2"), "line 4: -2 must be above 0"),
-    "zero": (lambda rows: rows[3].__setitem__(1, "0"), "line 4: 0 must be above 0"),
-    "nan": (lambda rows: rows[3].__setitem__(1, "nan"), "line 4: nan must be above 0"),
-    "text": (lambda rows: rows[4].__setitem__(1, "fast"), "line 5: 'fast' is not a number"),
-    "double": (lambda rows: rows.append(list(rows[1])), r"line 11: 'unit_.*' stands there twice"),
+    "missing figure": (lambda rows: rows[2].__setitem__(1, ""), "line 3: latency '' is missing"),
+    "negative": (lambda rows: rows[3].__setitem__(1, "-2"), "line 4: latency -2 must be above 0"),
+    "zero": (lambda rows: rows[3].__setitem__(1, "0"), "line 4: latency 0 must be above 0"),
+    "nan": (lambda rows: rows[3].__setitem__(1, "nan"), "line 4: latency nan must be above 0"),
+    "text": (lambda rows: rows[4].__setitem__(1, "fast"), "line 5: latency 'fast' is no number"),
+    "double": (lambda rows: rows.append(list(rows[1])), r"line 11: the same as line 2"),
     "unknown": (lambda rows: rows[1].__setitem__(0, "unit_x"), "line 2: 'unit_x' is not in the"),
     "no line": (lambda rows: rows.pop(1), "no line for unit_"),
     "no column": (lambda rows: rows[0].__setitem__(1, "time"), "line 1: .*milliseconds"),

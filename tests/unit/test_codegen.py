@@ -10,8 +10,7 @@ from torch import nn
 
 from nas.discretization import discretize
 from nas.errors import UserError
-from nas.export.python_code import constructor
-from nas.export.to_python import python_source
+from nas.export.python import constructor, python_source
 from nas.ops.catalogue import known_names
 from nas.supernet.elastic_ops import ALL_OPS, op_exclusion_reason
 from nas.supernet.elastic_ops import build_op as build

@@ -27,8 +27,6 @@ LAYERS = (
     "recalibrate selection train",
     "search",
     "report",
-    "export.slim",
-    "export.to_onnx export.to_executorch",
     "latency",
     "export",
     "problem",
@@ -88,7 +86,7 @@ def at_import_time(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def part_of(dotted: str) -> str:
-    """The part of nas that "arch.Arch" or "export.to_onnx.onnx_bytes" is in, as in LAYERS."""
+    """The part of nas that "arch.Arch" or "export.int8.slim" is in, as in LAYERS."""
     parts = dotted.split(".")
     return next((p for p in (".".join(parts[:2]), parts[0]) if p in RANK), parts[0])
 
@@ -162,7 +160,7 @@ def test_imports_go_one_way(module):
         ("nas.report", "try:\n    import plotly.express\nexcept ImportError:\n    pass"),
         ("nas.utils", "import math"),
         ("nas.latency.profile", "from nas.export.job import Export"),
-        ("nas.export.to_onnx", "from nas.artifacts import RunDir\nfrom nas.export import job"),
+        ("nas.lowering", "from nas.artifacts import RunDir\nfrom nas.export import job"),
     ],
 )
 def test_a_wrong_arrow_is_found(module, source):
@@ -180,8 +178,8 @@ def test_a_wrong_arrow_is_found(module, source):
         ),
         ("nas.cli", "from nas import __version__, report"),
         ("nas.report", "def draw():\n    import plotly.express"),
-        ("nas.latency.profile", "from nas.export.to_onnx import onnx_bytes"),
-        ("nas.export.job", "from nas.export import to_onnx"),
+        ("nas.latency.profile", "from nas.lowering import onnx_bytes"),
+        ("nas.export.job", "from nas.export import int8"),
         ("nas.report", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import plotly"),
     ],
 )

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nas.errors import UserError
-from nas.latency.accuracy import accuracy, kendall, mape, spearman, within
 from nas.latency.calibrate import Correction, MeasuredNetwork, Spill, calibrate
+from nas.latency.models import UnitTime
+from nas.latency.predict import accuracy
 from nas.latency.profile import decode
-from nas.latency.unit_model import UnitTime
 
 POSITIVE = st.lists(st.floats(0.1, 10), min_size=2, max_size=20)
 
@@ -27,12 +27,13 @@ def test_a_perfect_prediction_has_no_error(values):
 
 def test_figures_of_a_known_case():
     predicted, measured = [1.1, 1.5, 4.0, 3.0], [1.0, 2.0, 4.0, 5.0]
-    assert mape(predicted, measured) == pytest.approx((0.1 + 0.25 + 0 + 0.4) / 4)
-    assert within(predicted, measured) == 0.5  # the edge belongs to it
-    assert within(predicted, measured, 0.05) == 0.25
-    assert kendall(predicted, measured) == pytest.approx((5 - 1) / 6)
-    assert spearman(predicted, measured) == pytest.approx(0.8)
-    assert kendall([1.0, 1.0], [1.0, 2.0]) == 0
+    found = accuracy(predicted, measured)
+    assert found.mape == pytest.approx((0.1 + 0.25 + 0 + 0.4) / 4)
+    assert found.within_10 == 0.5  # the edge belongs to it
+    assert found.within_5 == 0.25
+    assert found.kendall == pytest.approx((5 - 1) / 6)
+    assert found.spearman == pytest.approx(0.8)
+    assert accuracy([1.0, 1.0], [1.0, 2.0]).kendall == 0
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,10 @@ def drawn_networks(true, n=10, seed=0, noise=0.0):
 
 def predictions(correction, networks):
     return [correction(n.uses, UNITS) for n in networks]
+
+
+def mape(predicted, measured):
+    return accuracy(predicted, measured).mape
 
 
 def weights(network):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -19,8 +20,8 @@ from nas.decision import decisions
 from nas.errors import UserError
 from nas.latency.calibrate import Correction, MeasuredNetwork, Spill
 from nas.latency.cost import Latency
-from nas.latency.profile import About, Profile, fit_profile, uses_of
-from nas.latency.unit_model import UNIT_FITS, UnitTime, fit_units
+from nas.latency.models import UNIT_FITS, UnitTime, fit_units
+from nas.latency.profile import About, Profile, fit_profile
 from nas.latency.units import features, indices, units_of
 from nas.selection import largest_of, least_of
 from nas.supernet.choice import ChoiceBlock
@@ -87,7 +88,7 @@ def test_one_network_costs_the_corrected_sum_of_its_units_and_their_mean_is_the_
     units, own, mean = units_of(net, net.input_shape), dict(decisions(net)), 0.0
     for arch in archs(net):
         keys = units.of(indices(own, arch.choices))
-        by_hand = correction(uses_of(keys), profile.units) if keys else correction.offset
+        by_hand = correction(dict(Counter(keys)), profile.units) if keys else correction.offset
         assert cost.of(arch.choices) == pytest.approx(by_hand, rel=1e-12)
         mean += probability(net, arch) * by_hand
     assert cost().item() == pytest.approx(mean, rel=1e-6)
@@ -151,7 +152,7 @@ def fitted():
         seconds = 0.7 * sum(units[k].seconds for k in keys) + 4e-6
         role = "calibration" if index % 2 else "validation"
         seconds *= noise.normal(1, 1e-3)
-        networks.append(MeasuredNetwork(dict(arch.choices), seconds, uses_of(keys), role))
+        networks.append(MeasuredNetwork(dict(arch.choices), seconds, dict(Counter(keys)), role))
     return fit_profile(ABOUT, units, networks, {"trusted": True})
 
 

@@ -9,7 +9,7 @@ import torch
 
 from nas.errors import UserError
 from nas.latency.log import MeasurementLog, Row, measurement_quality
-from nas.latency.measure import Job, Schedule, measure, timing, timings
+from nas.latency.measure import Schedule, measure, timing, timings
 from nas.latency.runtimes import machine_name
 
 ABOUT = {"space": "small", "runtime": "torch", "date": "today"}
@@ -29,7 +29,7 @@ class Device:
 
     def __init__(self, names, interrupt_after=None):
         self.order, self.prepared, self.left = [], [], interrupt_after
-        self.jobs = [Job(name, lambda name=name: self.prepare(name)) for name in names]
+        self.jobs = {name: lambda name=name: self.prepare(name) for name in names}
 
     def prepare(self, name):
         self.prepared.append(name)
@@ -126,8 +126,8 @@ def test_what_is_unstable_is_measured_again(tmp_path):
         while time.perf_counter_ns() < end:
             pass
 
-    device.jobs[0] = Job("a", lambda: shaky)
-    device.jobs[1] = Job("b", lambda: lambda: time.sleep(1e-3))
+    device.jobs["a"] = lambda: shaky
+    device.jobs["b"] = lambda: lambda: time.sleep(1e-3)
     run(device, log, schedule=Schedule(8, 8, 4, 1, 0, 2))
     assert len(log.calls("a")) == 8 + 2 * 4
     assert log.done("a")
@@ -171,8 +171,8 @@ def test_a_slow_moment_is_told_by_the_reference(tmp_path):
 def test_making_ready_takes_no_time_from_the_measuring(tmp_path):
     log = MeasurementLog(tmp_path / "log", ABOUT)
     device = Device("ab")
-    prepare = device.jobs[0].prepare
-    device.jobs[0] = Job("a", lambda: time.sleep(0.3) or prepare())
+    prepare = device.jobs["a"]
+    device.jobs["a"] = lambda: time.sleep(0.3) or prepare()
     schedule = Schedule(most=20, least=5, together=5, warm_ups=1, again=0, repeats=0)
     left = measure(device.jobs, log, 0.25, schedule, lambda *_: None, 8)
     assert 0 < left < 0.25

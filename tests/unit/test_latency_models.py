@@ -12,9 +12,9 @@ from nas.cost.analytic import MACs
 from nas.cost.base import LayerSpec
 from nas.cost.trace import trace
 from nas.errors import UserError
+from nas.latency.models import UNIT_FITS, UnitModel, UnitTime, fit_units
 from nas.latency.predict import fit_mlp, fit_nonnegative, left_out
 from nas.latency.profile import decode
-from nas.latency.unit_model import UNIT_FITS, UnitModel, UnitTime, fit_units
 from nas.latency.units import KINDS, NAMES, features
 from nas.supernet.elastic_ops import build_op as build
 
@@ -96,9 +96,7 @@ def test_a_linear_latency_is_recovered():
         assert FITTED["linear"].predict(unit.features) == pytest.approx(unit.seconds, rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("kind", "limit"), [("linear", 0.02), ("polynomial", 0.1), ("mlp", 0.1), ("power", 0.1)]
-)
+@pytest.mark.parametrize(("kind", "limit"), [("linear", 0.02), ("mlp", 0.1), ("power", 0.1)])
 def test_unseen_units_are_predicted_from_noisy_measurements(kind, limit):
     model = fitted(kind, drawn_units(120, noise=0.05))
     unseen = drawn_units(40, seed=1).values()
@@ -123,27 +121,8 @@ def test_one_wrong_row_moves_the_linear_fit_by_little(factor):
     y = 1e-3 + x @ np.array([1e-4, 3e-4])
     y[7] *= factor
     right = np.arange(60) != 7
-    error = np.abs(fit_nonnegative(x, y).seconds(x[right]) / y[right] - 1)
+    error = np.abs(fit_nonnegative(x, y)(x[right]) / y[right] - 1)
     assert error.mean() < 0.01
-
-
-@pytest.mark.parametrize("kind", UNIT_FITS)
-def test_the_gradient_reaches_features_that_are_tensors(kind):
-    model = fitted(kind, drawn_units(noise=0.1))
-    point = next(u.features for u in drawn_units().values() if u.features["dense_macs"])
-    macs = torch.tensor(float(point["dense_macs"]), dtype=torch.float64, requires_grad=True)
-
-    def seconds(value):
-        return model.predict({**point, "dense_macs": value})
-
-    value = seconds(macs)
-    value.backward()
-    step = 1e-4 * point["dense_macs"]
-    here = point["dense_macs"]
-    slope = (seconds(here + step) - seconds(here - step)) / (2 * step)
-    assert float(value.detach()) == pytest.approx(seconds(here))
-    assert float(macs.grad) == pytest.approx(slope, rel=1e-4)
-    assert macs.grad != 0
 
 
 @pytest.mark.parametrize("kind", UNIT_FITS)
@@ -165,11 +144,11 @@ def test_the_stored_numbers_predict_what_the_networks_of_scikit_learn_do(monkeyp
     x = draw.uniform(1, 100, (40, 3))
     y = np.prod(x, axis=1) ** 0.4 * 1e-5
     model = fit_mlp(x, y)
-    logs = np.log(y / fit_nonnegative(x, y).seconds(x))
+    logs = np.log(y / fit_nonnegative(x, y)(x))
     scaled = (x - x.mean(0)) / x.std(0)
     factor = np.exp(np.mean([net.predict(scaled) for net in made], axis=0) * logs.std())
-    expected = fit_nonnegative(x, y).seconds(x) * factor
-    assert model.seconds(x) == pytest.approx(expected, rel=1e-9)
+    expected = fit_nonnegative(x, y)(x) * factor
+    assert model(x) == pytest.approx(expected, rel=1e-9)
 
 
 def changed(**change):
@@ -230,15 +209,15 @@ def test_the_least_error_on_units_left_out_wins():
     assert report.scores["linear"].mape < 0.02
 
 
-def test_where_latency_is_no_sum_the_polynomial_wins():
+def test_where_latency_is_no_sum_the_product_of_powers_wins():
     draw = np.random.default_rng(0)
     units = {}
     for i in range(80):
         a, b = np.exp(draw.uniform(3, 9, 2))
         units[str(i)] = UnitTime(1e-6 * a**0.6 * b**0.8, {"a": a, "b": b})
-    report = fit_units(units, kinds=("linear", "polynomial"))
-    assert report.model.kind == "polynomial"
-    assert report.scores["polynomial"].mape < 0.02 < 0.1 < report.scores["linear"].mape
+    report = fit_units(units, kinds=("linear", "power"))
+    assert report.model.kind == "power"
+    assert report.scores["power"].mape < 0.02 < 0.1 < report.scores["linear"].mape
 
 
 def test_all_rows_of_a_group_are_left_out_together():

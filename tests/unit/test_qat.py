@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from nas.export.qat import fine_tune, rounded_input, rounded_weight
+from nas.export.int8 import fine_tune, rounded_input, rounded_weight
 
 
 @given(st.integers(0, 2**16), st.sampled_from([(3, 5), (4, 2, 3), (2, 3, 3, 3)]))

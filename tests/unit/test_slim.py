@@ -12,8 +12,7 @@ onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 
 from nas.discretization import arch_of, discretize  # noqa: E402
-from nas.export.slim import slim  # noqa: E402
-from nas.export.to_onnx import quantized  # noqa: E402
+from nas.export.int8 import quantized, slim  # noqa: E402
 from nas.spaces.staged import StagedSpace  # noqa: E402
 
 OPS = ["mb_k3_e3", "mb_k5_e3", "sep_k3", "conv_k3", "identity"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas.export.card import markdown
+from nas.export.check import markdown
 from nas.report.templates import FOLDER, render
 
 ROOT = Path(__file__).parents[2]
