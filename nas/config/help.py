@@ -60,24 +60,25 @@ def _read(path: Path, found: dict[str, Key]) -> None:
 
     lines = path.read_text(encoding="utf-8").splitlines()
     root = yaml.compose("\n".join(lines), Loader=yaml.SafeLoader)
-    for name, node in _entries(root):
+    for name, key, node in _entries(root):
         if name == "defaults":
             own = [entry.value for entry in node.value if isinstance(entry, yaml.ScalarNode)]
             for option in own:
                 if option != "_self_":
                     _read(path.with_name(f"{option}.yaml"), found)
             continue
-        after = lines[node.end_mark.line][node.end_mark.column :] if node.end_mark.column else ""
-        comment = re.match(r"[\]},\s]*#\s*(.*)", after)
-        meaning = comment[1] if comment else ""
+        below = node.start_mark.line > key.end_mark.line  # what follows a key: a block, a value
+        mark = key.end_mark if below else node.end_mark
+        comment = re.search(r"(?:^|\s)#\s*(.*)", lines[mark.line][mark.column :])
         old = found.get(name)
+        meaning = comment[1] if comment else old.meaning if old else ""
         text = "\n".join(lines)[node.start_mark.index : node.end_mark.index]
-        short = " ".join(text.split())
-        found[name] = Key(name, short, meaning or (old.meaning if old else ""))
+        default = "[...]" if below else " ".join(text.split())
+        found[name] = Key(name, default, meaning)
 
 
-def _entries(node: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Each (name, node) of a mapping that is no mapping itself; special keys are left out."""
+def _entries(node: Any, above: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(name, node of the name, node) of each value that is no mapping, but of special keys."""
     for key, value in node.value if node is not None else ():
         name = f"{above}{key.value}"
         if key.value.startswith("_"):
@@ -85,7 +86,7 @@ def _entries(node: Any, above: str = "") -> Iterator[tuple[str, Any]]:
         if value.id == "mapping" and name != "hydra":
             yield from _entries(value, f"{name}.")
         elif name != "hydra":
-            yield name, value
+            yield name, key, value
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ VERBS: Mapping[str, Verb] = {
         ("measure", "data", "space"),
         short="measure",
         examples=(
-            "nas profile space=mobilenet_tiny data=cifar10 runtime=onnxruntime out=here.json",
+            "nas profile space=mobilenet_tiny runtime=onnxruntime out=here.json",
             "nas search cost=[latency] profile=here.json budget.latency=3ms",
         ),
     ),

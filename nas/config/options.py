@@ -31,7 +31,7 @@ class ExtractOptions:
         trust: run code from outside this package that the run's config.yaml names.
 
     Raises:
-        UserError: several layers of no front.
+        UserError: several layers of no front, or an empty list of profiles.
     """
 
     front: Whole = 0
@@ -43,6 +43,8 @@ class ExtractOptions:
     trust: bool = False
 
     def __post_init__(self) -> None:
+        if self.profile == ():
+            raise UserError("profile=[] names no file; e.g. profile=[A.json,B.json]")
         if self.layers > 1 and not self.front:
             raise UserError(
                 f"layers={self.layers} is of a front: say of how many networks, e.g. front=40"

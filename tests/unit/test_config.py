@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 
 from nas.artifacts import RunDir, fingerprint
 from nas.config.check import check, target_of
-from nas.config.compose import compose_config
-from nas.config.help import config_dir, groups
-from nas.config.saved import read_saved
+from nas.config.compose import compose_config, parse
+from nas.config.help import VERBS, config_dir, groups, help_of, keys_of
+from nas.config.saved import change, read_saved
 from nas.config.schema import violation
 from nas.config.trusted import foreign, moved
 from nas.errors import UserError
@@ -131,3 +131,45 @@ def test_unknown_keys_and_wrong_types_are_named_with_their_path() -> None:
         check(config)
     with pytest.raises(UserError, match=r"search\.weight_optimizer\.momentum='high'.*float"):
         check(composed("search.weight_optimizer.momentum=high"))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_is_80_columns_wide(verb: str) -> None:
+    text = help_of(verb, ["search=once_for_all", "space=ofa_mobilenet", "cost=[latency,energy]"])
+    assert max(map(len, text.splitlines())) <= 80
+    assert "Args" not in text
+
+
+def test_every_key_of_every_option_has_a_meaning() -> None:
+    for group, options in groups().items():
+        for option in options if group not in ("experiment", "device") else ():
+            assert not [key.name for key in keys_of(group, option) if not key.meaning]
+
+
+def test_help_lists_the_keys_of_the_option_that_is_chosen() -> None:
+    text = help_of("search", ["search=darts"])
+    assert "search.epochs=50 " in text
+    assert "search.alpha_optimizer.lr=3.0e-4" in text  # darts.yaml's own
+    assert "search.alpha_optimizer.fused=true" in text  # of bilevel.yaml, its default
+    assert re.search(r"front=0 +0: the most probable network", help_of("extract"))
+
+
+def test_the_verbs_share_one_grammar() -> None:
+    for words in (["front=8", "fine_tune=true"], ["--front", "8", "--fine-tune"], ["--front=8"]):
+        given = parse("extract", ["RUN", *words, "budget.macs=30%"])
+        assert (given.places, given.options.front) == (["RUN"], 8)
+        assert given.overrides == ["budget.macs=30%"]
+    assert parse("export", ["RUN", "format=onnx,pt2"]).options.format == ("onnx", "pt2")
+    assert parse("export", ["RUN", "--format", "[onnx,pt2]"]).options.format == ("onnx", "pt2")
+    assert parse("profile", ["runtime=torch"]).overrides == ["measure.runtime=torch"]
+    assert parse("search", ["a=1", "-m"]).flags == ["-m"]
+    for verb in ("search", "extract", "export", "report"):
+        with pytest.raises(UserError, match=r"^out=\{: .*input"):
+            parse(verb, ["out={", *([] if verb == "search" else ["RUN"])])
+
+
+def test_a_saved_run_takes_an_option_with_its_defaults(tmp_path: Path) -> None:
+    config = composed()
+    change(config, ["search=darts_second_order", "relax=gdas", "search.epochs=3"])
+    expected = composed("search=darts_second_order", "relax=gdas", "search.epochs=3")
+    assert config == expected

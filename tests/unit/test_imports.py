@@ -209,7 +209,10 @@ def heavy_after(code: str, cwd: Path) -> set[str]:
         "import nas",
         "import nas.cli",
         "sys.argv[1:] = ['--help']; import runpy; runpy.run_module('nas.cli', run_name='__main__')",
-        "sys.argv[1:] = ['search', '--help']; import nas.cli; nas.cli.main()",
+        *(
+            f"sys.argv[1:] = ['{verb}', '--help']; import nas.cli; nas.cli.main()"
+            for verb in ("search", "profile", "extract", "export", "report", "draw")
+        ),
     ],
 )
 def test_light_entry_points_load_nothing_heavy(code, tmp_path):
