@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
@@ -41,6 +41,7 @@ class BlockSummary:
     costs: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
+        """As result.json lists it."""
         return asdict(self) | {"size": list(self.size)}
 
     @property
@@ -194,27 +195,19 @@ def svg(blocks: Blocks, costs: Sequence[str], title: str = "", alone: bool = Fal
     Args:
         alone: as a file: with its title, its size and colours for light and dark.
     """
-    names, labels = [_short(b.name) for b in blocks], [_label(b) for b in blocks]
+    rows = [(_short(b.name), _short(b.option or "fixed", 36), b) for b in blocks]
+    names, labels, outputs = (
+        [r[0] for r in rows],
+        [r[1] for r in rows],
+        [b.output for b in blocks],
+    )
     box, box_width = _width(names) + GAP, _width(labels) + GAP
     output = box + box_width + GAP
-    bars = output + _width([b.output for b in blocks]) + GAP
+    bars = output + _width(outputs) + GAP
     width = bars + FULL + 40  # the figure behind a full bar
     if alone:
         width = max(width, _width([title])) + 2 * GAP
     head = 50 if alone else 26
-    coloured = list(zip(costs, COLOURS, strict=False))
-    thickness = (HEIGHT - 8) / max(1, len(coloured))
-    rows = [
-        {
-            "top": head + HEIGHT * i,
-            "name": name,
-            "label": label,
-            "output": block.output,
-            "chosen": bool(block.option),
-            "bars": _bars(blocks, block, coloured, head + HEIGHT * i, thickness),
-        }
-        for i, (block, name, label) in enumerate(zip(blocks, names, labels, strict=True))
-    ]
     drawn = render(
         "network.svg",
         title=title,
@@ -222,16 +215,17 @@ def svg(blocks: Blocks, costs: Sequence[str], title: str = "", alone: bool = Fal
         left=-GAP if alone else 0,
         width=width,
         height=head + HEIGHT * len(blocks) + 6,
-        legend=_legend(coloured, bars),
-        legend_top=head - 26,
+        head=head,
+        row_height=HEIGHT,
         box=box,
         box_width=box_width,
-        box_height=HEIGHT - 8,
-        centre=box + box_width / 2,
         output=output,
         bars=bars,
-        thickness=thickness,
+        full=FULL,
+        letter=LETTER,
         rows=rows,
+        costs=list(zip(costs, COLOURS, strict=False)),
+        share=partial(share, blocks),
     )
     return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", drawn)
 
@@ -250,39 +244,9 @@ def write_drawing(run: RunDir, result: Mapping[str, Any]) -> None:
     write_atomic(run.drawing.with_suffix(".csv"), csv_text(blocks))
 
 
-def _bars(
-    blocks: Blocks,
-    block: BlockSummary,
-    coloured: Sequence[tuple[str, str]],
-    top: int,
-    thickness: float,
-) -> list[dict[str, Any]]:
-    shares = [share(blocks, block, cost) for cost, _ in coloured]
-    return [
-        {
-            "cost": cost,
-            "colour": colour,
-            "share": value,
-            "y": top + i * thickness,
-            "width": max(0.5, value * FULL),
-        }
-        for i, ((cost, colour), value) in enumerate(zip(coloured, shares, strict=True))
-    ]
-
-
-def _legend(coloured: Sequence[tuple[str, str]], left: int) -> Iterator[dict[str, Any]]:
-    for name, colour in coloured:
-        yield {"x": left, "name": name, "colour": colour}
-        left += 24 + round(LETTER * len(name))
-
-
 def _width(texts: Sequence[str]) -> int:
     """Pixels that the longest text takes at most."""
     return round(LETTER * max((len(text) for text in texts), default=0))
-
-
-def _label(block: BlockSummary) -> str:
-    return _short(block.option or "fixed", 36)
 
 
 def _short(text: str, most: int = 20) -> str:

@@ -274,7 +274,6 @@ def _print_left_out(out: Console, sweeps: Sequence[Sweep], front: Front) -> None
     for sweep, run, reason in excluded:
         prefix = f"{sweep.label}/" if len(sweeps) > 1 else ""
         status = "left out" if run.status == "finished" else run.status
-        given = " ".join(f"{name}={value}" for name, value in run.overrides.items())
-        about = f" ({given})" if given else ""
+        about = f" ({run.settings})" if run.overrides else ""
         line = f"  {prefix}{run.name}{about} {status}: {' '.join(reason.split())}"
         out.print(Text(line, style="red" if status in ("failed", "unreadable") else "yellow"))
