@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from nas.arch import Arch
 from nas.config.schema import Count, NonNegative, Seed, Share, Whole, checked
-from nas.cost.base import Expected
+from nas.cost.expected import Expected
 from nas.decision import decisions, free, resample, sample_path, split_parameters
 from nas.errors import UserError
 from nas.objective import Objective
@@ -108,7 +108,7 @@ class DifferentiableSearch(pl.LightningModule):
             )
         self.automatic_optimization = False
         self.supernet, self.costs, self.targets = supernet, dict(costs), dict(targets or {})
-        self.objective = cast(nn.Module, objective)
+        self.objective = objective
         # Here, where a wrong budget ends the run before it has begun; a checkpoint is loaded later.
         objective.start({name: cost.mean() for name, cost in self.costs.items()}, self.targets)
         self.weight_factory, self.alpha_factory = weight_optimizer, alpha_optimizer
@@ -194,8 +194,7 @@ class DifferentiableSearch(pl.LightningModule):
         batches = self.trainer.num_training_batches
         if (batch_idx + 1) * often // batches > batch_idx * often // batches:
             with torch.no_grad():
-                objective = cast(Objective, self.objective)
-                objective.update(self.noise_free_costs(), self.progress(batch_idx + 1))
+                self.objective.update(self.noise_free_costs(), self.progress(batch_idx + 1))
 
     def on_train_epoch_end(self) -> None:
         cast(Any, self.lr_schedulers()).step()
@@ -272,7 +271,7 @@ class DifferentiableSearch(pl.LightningModule):
         But a budget is for the distribution: the draws around it, some of which exceed it, would
         be penalised for ever.
         """
-        if cast(Objective, self.objective).needs_targets:
+        if self.objective.needs_targets:
             costs = self.noise_free_costs()
         else:
             costs = {name: cost() for name, cost in self.costs.items()}

@@ -21,7 +21,7 @@ from nas.cost.expected import ExpectedCost
 from nas.data import digits
 from nas.decision import decisions
 from nas.errors import UserError
-from nas.objective import AugmentedLagrangian, Constrained, PerCost, Plain
+from nas.objective import AugmentedLagrangian, Constrained, Objective, Plain
 from nas.search.callbacks import LastCheckpoint, StopWhenStable, mean_confidence
 from nas.search.darts import BilevelSearch, SingleLevelSearch
 from nas.search.differentiable import DifferentiableSearch
@@ -79,7 +79,7 @@ def search(
     warmup: int = 0,
     alpha_lr: float = 0.1,
     epochs: int = EPOCHS,
-    objective: Callable[[], PerCost] = Plain,
+    objective: Callable[[], Objective] = Plain,
     budget: float | None = None,  # in parts of the mean network
 ) -> DifferentiableSearch:
     model = supernet(relax, gumbel)
@@ -292,7 +292,7 @@ def test_the_objectives_state_is_written_and_follows_the_budget(tmp_path: Path) 
     fit(module, SearchTelemetry(), logger=TensorBoardLogger(tmp_path, "", ""))
 
     events = written(tmp_path)
-    state = cast(PerCost, module.objective).state()
+    state = cast(Objective, module.objective).state()
     assert set(state) == {f"{name}/params" for name in ("multiplier", "strength", "budget")}
     for name, value in state.items():
         assert series(events, f"objective/{name}")[-1] == pytest.approx(value)
