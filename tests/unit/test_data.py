@@ -8,10 +8,10 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 from PIL import Image
 from torch.testing import assert_close
 
@@ -449,7 +449,8 @@ def test_images_that_cannot_fit_into_memory_are_refused_before_reading(tmp_path)
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_configuration_makes_the_data_set_of_its_name(config):
-    data = instantiate(OmegaConf.load(config))(seed=7)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        data = instantiate(compose(config.stem))(seed=7)
 
     assert isinstance(data, DataModule)
     assert (data.name, data.seed) == (config.stem, 7)
