@@ -26,7 +26,6 @@ _REFERENCE = re.compile(r"\$\{oc\.select:(\w+),null\}")  # `device: ${oc.select:
 _MOVED = {
     "nas.search.by_trials": "nas.search.trial_search",
     "nas.search.differentiable": "nas.search.darts",
-    "nas.search.halving": "nas.search.scoring",
     "nas.search.perturbation": "nas.search.regularizers",
     "nas.search.reward": "nas.search.reinforce",
     "nas.search.sampling": "nas.search.trial_search",
