@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from nas.arch import Arch
 from nas.cost.analytic import MACs, Params
-from nas.cost.base import LayerCost, NetworkCost
-from nas.cost.dry_run import dry_run, init_lazy, run
-from nas.cost.expected import expected
-from nas.cost.trace import inputs_of, trace
+from nas.cost.dry_run import dry_run, init_lazy, inputs_of, run
+from nas.cost.expected import NetworkCost, expected
+from nas.cost.layer import LayerCost
+from nas.cost.trace import trace
 from nas.data import DataModule
 from nas.decision import apply, free
 from nas.errors import UserError

@@ -13,7 +13,7 @@ from torch import nn
 from nas.arch import Arch
 from nas.artifacts.files import versions_of
 from nas.artifacts.reading import read_json as read_value
-from nas.cost.base import Expected
+from nas.cost.expected import Expected
 from nas.errors import UserError
 from nas.problem import Plan, Problem
 from nas.selection import largest_of, least_of

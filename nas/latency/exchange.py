@@ -15,7 +15,7 @@ from torch import nn
 
 from nas.artifacts.files import write_atomic, write_json
 from nas.artifacts.reading import read_csv
-from nas.cost.trace import Example
+from nas.cost.dry_run import Example
 from nas.errors import UserError
 from nas.latency.calibrate import MeasuredNetwork, Role
 from nas.latency.job import Measuring, Work, name_of

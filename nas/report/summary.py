@@ -12,8 +12,10 @@ from torch import nn
 from nas.arch import Arch
 from nas.artifacts import RunDir
 from nas.artifacts.files import csv_table, write_atomic
-from nas.cost.base import LayerCost, LayerSpec, NetworkCost
-from nas.cost.trace import Example, trace
+from nas.cost.dry_run import Example
+from nas.cost.expected import NetworkCost, entries
+from nas.cost.layer import LayerCost
+from nas.cost.trace import trace
 from nas.decision import Decision, Searchable, decisions, sites
 from nas.discretization import discretize
 from nas.ops.blocks import SqueezeExcitation
@@ -99,9 +101,16 @@ def summarize(
     gates = tuple(
         f"{name}." for name, m in network.named_modules() if isinstance(m, SqueezeExcitation)
     )
-    for layer in trace(network, example).layers:
-        block = blocks.setdefault(*_owner(layer.spec.module, blocks))
-        _add(block, layer.spec, additive, shapes=not layer.spec.module.startswith(gates))
+    traced = trace(network, example)
+    for spec in (layer.spec for layer in traced.layers if layer.spec.is_call):
+        block = blocks.setdefault(*_owner(spec.module, blocks))
+        block.layers += 1
+        if not spec.module.startswith(gates):
+            block.channels, block.size = spec.out_channels, spec.out_size
+    for name, cost in additive.items():
+        for layer in entries(traced, cost):
+            block = blocks.setdefault(*_owner(layer.spec.module, blocks))
+            block.costs[name] = block.costs.get(name, 0.0) + float(cost(layer.spec))
     # Decisions inside of a block that a searched depth leaves out are in no network.
     present = {name for name, _ in network.named_modules()}
     present |= {name for decision, name in names.items() if not decision.active_if()}
@@ -150,16 +159,6 @@ def _owner(module: str, blocks: Mapping[str, BlockSummary]) -> tuple[str, BlockS
     fitting = [n for n in blocks if n and (module == n or module.startswith(f"{n}."))]
     name = max(fitting, key=len, default=module.partition(".")[0])
     return name, BlockSummary(name)
-
-
-def _add(
-    block: BlockSummary, spec: LayerSpec, costs: Mapping[str, LayerCost], shapes: bool
-) -> None:
-    if spec.is_call and shapes:
-        block.channels, block.size = int(spec.out_channels), spec.out_size
-    block.layers += spec.is_call
-    for name, cost in costs.items():
-        block.costs[name] = block.costs.get(name, 0.0) + float(cost(spec))
 
 
 def costs_in(blocks: Blocks) -> list[str]:

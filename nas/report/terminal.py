@@ -17,9 +17,10 @@ from torch import nn
 from nas.artifacts import RunDir
 from nas.artifacts.files import csv_table, display_path, is_main
 from nas.cost.analytic import MACs, Params
-from nas.cost.base import Expected, LayerCost, NetworkCost
-from nas.cost.expected import expected
-from nas.cost.trace import Example, trace
+from nas.cost.dry_run import Example
+from nas.cost.expected import Expected, NetworkCost, expected
+from nas.cost.layer import LayerCost
+from nas.cost.trace import trace
 from nas.decision import decisions
 from nas.errors import UserError
 from nas.quantities import amount

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nas.arch import Arch
 from nas.config.schema import Count, Positive, checked
 from nas.copying import copied
-from nas.cost.base import Expected
+from nas.cost.expected import Expected
 from nas.decision import decisions, free, resample, split_parameters
 from nas.errors import UserError
 from nas.recalibrate import batch_statistics

@@ -10,7 +10,7 @@ from torch import nn
 
 from nas.arch import Arch
 from nas.artifacts import RunDir
-from nas.cost.base import Expected
+from nas.cost.expected import Expected
 from nas.decision import decisions
 from nas.errors import UserError
 from nas.pareto import non_dominated

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from nas.arch import Arch
 from nas.config.schema import Count, NonNegative, Seed, Share, Whole, checked
-from nas.cost.base import Expected
+from nas.cost.expected import Expected
 from nas.decision import decisions, free, resample, sample_path, split_parameters
 from nas.errors import UserError
 from nas.objective import Objective

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from nas.arch import Option
 from nas.config.schema import Count, NonNegative, Seed, Share, Whole, checked
-from nas.cost.base import Expected
+from nas.cost.expected import Expected
 from nas.cost.integer_program import IntegerProgram
 from nas.decision import Decision, decisions, free, sample_path, split_parameters
 from nas.errors import UserError

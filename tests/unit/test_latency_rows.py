@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from nas.cost.base import NetworkCost
-from nas.cost.expected import expected
+from nas.cost.expected import NetworkCost, expected
 from nas.decision import decisions
 from nas.errors import UserError
 from nas.latency.cost import Latency
