@@ -16,8 +16,8 @@ from nas.artifacts.reading import read_tensors
 from nas.config.schema import Count, Whole, checked
 from nas.discretization import discretize
 from nas.errors import InterruptedRunError, NotFiniteError
+from nas.problem import SearchProblem
 from nas.recalibrate import recalibrate
-from nas.search.base import SearchProblem, TrainingRecipe
 from nas.search.callbacks import LastCheckpoint
 from nas.tasks import Task
 from nas.tasks.classification import task_of
@@ -45,14 +45,13 @@ class TrainFromScratch:
 
     def __call__(self, problem: SearchProblem) -> Scoring:
         """The function that scores architectures of `problem`."""
-        made: TrainingRecipe = problem.plan
         fresh = problem.build()
 
         def score(arch: Arch) -> Mapping[str, float]:
-            module = self._module(made, fresh, arch, self.epochs)
-            trainer = quiet_trainer(made, module.epochs)
-            fit(trainer, module, made.data.weight_loader())
-            return self._evaluated(made, trainer, module)
+            module = self._module(problem, fresh, arch, self.epochs)
+            trainer = quiet_trainer(problem, module.epochs)
+            fit(trainer, module, problem.data.weight_loader())
+            return self._evaluated(problem, trainer, module)
 
         return score
 
@@ -61,42 +60,45 @@ class TrainFromScratch:
 
         Each goes on from its own checkpoint in `folder`, where there is one.
         """
-        made: TrainingRecipe = problem.plan
         fresh = problem.build()
 
         def score(arch: Arch, until: int) -> Mapping[str, float]:
-            module = self._module(made, fresh, arch, epochs)
+            module = self._module(problem, fresh, arch, epochs)
             checkpoint = checkpoint_of(folder, arch)
             checkpoint.parent.mkdir(parents=True, exist_ok=True)
             done, state = paused(checkpoint, until)
-            trainer = quiet_trainer(made, epochs, [PauseAfter(until), LastCheckpoint(checkpoint)])
+            trainer = quiet_trainer(
+                problem, epochs, [PauseAfter(until), LastCheckpoint(checkpoint)]
+            )
             if done == until:  # and what it gave was not recorded, because the run was killed
                 module.load_state_dict(state)
             else:
-                loader = made.data.weight_loader()
+                loader = problem.data.weight_loader()
                 fit(trainer, module, loader, checkpoint if done else None)
-            return self._evaluated(made, trainer, module)
+            return self._evaluated(problem, trainer, module)
 
         return score
 
     def _module(
-        self, made: TrainingRecipe, fresh: nn.Module, arch: Arch, epochs: int | None
+        self, problem: SearchProblem, fresh: nn.Module, arch: Arch, epochs: int | None
     ) -> Training:
         options = {} if epochs is None else {"epochs": epochs}
-        network, known = discretize(fresh, arch), {"task": task_of(made.data)}
-        module: Training = called(made.finetune, known, network=network, seed=made.seed, **options)
+        network, known = discretize(fresh, arch), {"task": task_of(problem.data)}
+        module: Training = called(
+            problem.finetune, known, network=network, seed=problem.seed, **options
+        )
         return module
 
     def _evaluated(
-        self, made: TrainingRecipe, trainer: pl.Trainer, module: Training
+        self, problem: SearchProblem, trainer: pl.Trainer, module: Training
     ) -> dict[str, float]:
         with interruptible():
-            trainer.validate(module, made.data.val_dataloader(), verbose=False)
+            trainer.validate(module, problem.data.val_dataloader(), verbose=False)
             metrics = dict(trainer.callback_metrics)
             if self.test:
-                trainer.test(module, made.data.test_dataloader(), verbose=False)
+                trainer.test(module, problem.data.test_dataloader(), verbose=False)
                 metrics |= trainer.callback_metrics
-        wanted = (*task_of(made.data).metrics(), "loss")
+        wanted = (*task_of(problem.data).metrics(), "loss")
         names = [f"{split}_{name}" for split in ("val", "test") for name in wanted]
         return {name: float(metrics[name]) for name in names if name in metrics}
 
@@ -117,24 +119,23 @@ class WeightSharing:
 
     def __call__(self, problem: SearchProblem) -> Scoring:
         """The function that scores architectures of `problem`."""
-        made: TrainingRecipe = problem.plan
-        task = task_of(made.data)
-        device = quiet_trainer(made, 1).strategy.root_device
+        task = task_of(problem.data)
+        device = quiet_trainer(problem, 1).strategy.root_device
         supernet = problem.supernet.to(device)
         batches: list[Tensor] = []
         if self.calibration:
-            loader = made.data.calibration_loader(self.calibration)
+            loader = problem.data.calibration_loader(self.calibration)
             batches = [x.to(device) for x, _ in loader]
 
         def score(arch: Arch) -> Mapping[str, float]:
             network = discretize(supernet, arch).eval()
             metrics: dict[str, float] = {}
             if self.raw:
-                raw = validated(network, task, made.data.val_dataloader(), device)
+                raw = validated(network, task, problem.data.val_dataloader(), device)
                 metrics = {f"raw_{name}": value for name, value in raw.items()}
             if batches:
                 recalibrate(network, batches)
-            return {**validated(network, task, made.data.val_dataloader(), device), **metrics}
+            return {**validated(network, task, problem.data.val_dataloader(), device), **metrics}
 
         return score
 
@@ -177,14 +178,14 @@ def fit(
 
 
 def quiet_trainer(
-    made: TrainingRecipe, epochs: int, callbacks: Sequence[pl.Callback] = ()
+    problem: SearchProblem, epochs: int, callbacks: Sequence[pl.Callback] = ()
 ) -> pl.Trainer:
     """A trainer that leaves nothing behind, but for what `callbacks` do, and shows nothing.
 
     It is of one device: of a distributed run, this process's own.
     """
-    return made.trainer(
-        **_own_device(made.trainer),
+    return problem.trainer(
+        **_own_device(problem.trainer),
         max_epochs=epochs,
         logger=False,
         callbacks=list(callbacks),
