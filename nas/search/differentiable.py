@@ -26,8 +26,8 @@ from nas.search.callbacks import (
     LastCheckpoint,
     SpeedUp,
     Stopwatch,
-    StopWhenStable,
 )
+from nas.search.guards import StopWhenStable
 from nas.search.regularizers import Perturbing, Regularizer
 from nas.search.telemetry import SearchTelemetry
 from nas.selection import front, log_probabilities

@@ -20,15 +20,8 @@ from nas.problem import SearchProblem
 from nas.ranks import apart, told, world
 from nas.search.base import ScoredArch, SearchResult, Stage, agreed
 from nas.search.evaluate import Scoring, TrainFromScratch, WeightSharing
-from nas.search.scoring import (
-    RUNGS,
-    Halving,
-    Outcomes,
-    Workers,
-    in_turn,
-    over_ranks,
-    recorded,
-)
+from nas.search.halving import FOLDER, Halving, in_rungs
+from nas.search.scoring import Outcomes, Workers, in_turn, over_ranks, recorded
 from nas.search.searchers import (
     Agreed,
     Searcher,
@@ -178,9 +171,9 @@ class TrialSearch:
             with self._outcomes(self.evaluate, problem) as outcomes:
                 evaluate = recorded(outcomes, space, log, each)
                 return search(searcher, evaluate, log, count, self.batch)
-        folder, total = run.path / RUNGS, self.halving.rungs[-1]
+        folder, total = run.path / FOLDER, self.halving.rungs[-1]
         remove_leftovers(folder)
-        scoring = partial(cast(TrainFromScratch, self.evaluate).in_rungs, total, folder)
+        scoring = partial(in_rungs, cast(TrainFromScratch, self.evaluate), total, folder)
         with self._outcomes(scoring, problem) as outcomes:
             evaluate = self.halving.evaluation(outcomes, space, log, each, self.metric, folder)
             found = search(searcher, evaluate, log, count, self.batch, whole=True)

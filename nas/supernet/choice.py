@@ -34,8 +34,8 @@ class ChoiceBlock(RelaxedDecision):
 
     ``y = sum_k theta[k] * op_k(x)``, ``theta = relax((alpha + noise) / tau)``. Every candidate gets
     the arguments of the block, positional and by keyword. `nas.supernet.candidates` says how
-    outputs of several tensors are mixed, `nas.supernet.inplace` what an op that writes on its input
-    gets.
+    outputs of several tensors are mixed, `nas.supernet.inplace` how an op that writes on its input
+    is kept from changing that of the others.
 
     A candidate whose theta is exactly zero (hard sample, `choose`) is not part of the output, and
     its weights get no gradient (None, so that no optimizer moves them). If it is open, it runs in

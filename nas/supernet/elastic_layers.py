@@ -1,4 +1,4 @@
-"""Layers that run a slice of their weights: norms, convolutions of searched kernel and channels."""
+"""Convolutions of searched kernel and channels, and the plain layers that they become."""
 
 from collections.abc import Iterator, Mapping
 

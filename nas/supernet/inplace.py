@@ -1,9 +1,9 @@
 """Candidates that write on their input get a copy of it; all others get the input itself.
 
-The candidates of a block share one input, and modules around the block may read it again. Whether a
-module writes is tried before its first call, on a copy of it on the meta device, since afterwards
-the input would be lost. A hook of the module itself keeps the finding, so that a network extracted
-from the supernet computes what the supernet did.
+The candidates of a block share one input, and modules around the block may read it again. Before
+its first call, a copy of the module runs on the meta device, which shows whether it writes. A hook
+of the module keeps the answer, so that a network extracted from the supernet computes what the
+supernet did.
 """
 
 import copy

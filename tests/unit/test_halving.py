@@ -16,7 +16,8 @@ from nas.arch import Arch
 from nas.data import digits
 from nas.errors import NotFiniteError, UserError
 from nas.search.evaluate import TrainFromScratch, WeightSharing
-from nas.search.scoring import Halving, in_turn
+from nas.search.halving import Halving, in_rungs
+from nas.search.scoring import in_turn
 from nas.search.searchers import best, search
 from nas.search.space import SearchSpace
 from nas.search.trial_search import TrialSearch
@@ -211,13 +212,13 @@ def test_going_on_ends_where_unbroken_training_does_and_trains_no_epoch_twice(tm
         return module
 
     problem.finetune = counted
-    score = TrainFromScratch().in_rungs(4, tmp_path, problem)
+    score = in_rungs(TrainFromScratch(), 4, tmp_path, problem)
     assert score(arch, 1) != expected
     assert ran == [0]
     second = score(arch, 3)
     assert ran == [0, 1, 2]
     # Killed before the outcome was on record: it is there already.
-    again = TrainFromScratch().in_rungs(4, tmp_path, problem)
+    again = in_rungs(TrainFromScratch(), 4, tmp_path, problem)
     assert again(arch, 3) == second
     assert ran == [0, 1, 2]
     assert again(arch, 4) == expected
