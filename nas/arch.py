@@ -44,6 +44,7 @@ class Arch:
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
 
     def to_json(self) -> str:
+        """The content of an arch.json."""
         return json.dumps(
             {"schema": SCHEMA, "space": self.space, "choices": dict(self.choices)}, indent=1
         )
@@ -74,6 +75,7 @@ class Arch:
         return cls(raw["space"], choices)
 
     def save(self, path: Path) -> None:
+        """Write an arch.json, whole or not at all."""
         write_atomic(path, self.to_json() + "\n")
 
     @classmethod
