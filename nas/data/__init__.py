@@ -9,8 +9,8 @@ To add a data set, write one function in this module and one file in ``configs/d
 3. a YAML file of the data set's name, with ``_target_: nas.data.<function>``,
    ``_partial_: true`` and the values of its options.
 
-``nas search data=<name>`` then takes it, and so do the tests of data. A function in a package of your own works as well: a
-configuration may name anything that can be imported.
+``nas search data=<name>`` then takes it, and so do the tests of data. A function in a package of
+your own works as well: a configuration may name anything that can be imported.
 """
 
 from collections.abc import Callable
