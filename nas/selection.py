@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from nas.arch import Arch
-from nas.cost.base import Expected
+from nas.cost.expected import Expected
 from nas.cost.integer_program import IntegerProgram, Limit, Optimum, worst
 from nas.decision import decisions
 from nas.discretization import arch_of

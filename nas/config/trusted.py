@@ -24,9 +24,10 @@ _SHOWN = 5  # findings in one message
 _REFERENCE = re.compile(r"\$\{oc\.select:(\w+),null\}")  # `device: ${oc.select:device,null}`
 # Module that a configuration of version 0.1.0 may name -> where its classes are now.
 _MOVED = {
+    "nas.cost.roofline": "nas.cost.device",
+    "nas.cost.size": "nas.cost.analytic",
     "nas.search.by_trials": "nas.search.trial_search",
     "nas.search.differentiable": "nas.search.darts",
-    "nas.search.halving": "nas.search.scoring",
     "nas.search.perturbation": "nas.search.regularizers",
     "nas.search.reward": "nas.search.reinforce",
     "nas.search.sampling": "nas.search.trial_search",

@@ -1,9 +1,13 @@
-"""Costs in closed form: parameters, multiply-accumulates and operations."""
+"""Costs in closed form: parameters, multiply-accumulates, operations and bytes."""
 
+import re
 from dataclasses import dataclass
 from math import prod
 
-from nas.cost.base import LayerSpec, Scalar
+from nas.cost.layer import LayerSpec
+from nas.errors import UserError
+
+_FLOATS = {"float32": 32, "float16": 16, "bfloat16": 16}
 
 
 @dataclass(frozen=True)
@@ -13,7 +17,7 @@ class Params:
     name: str = "params"
     unit: str = "parameters"
 
-    def __call__(self, layer: LayerSpec) -> Scalar:
+    def __call__(self, layer: LayerSpec) -> int:
         return layer.numel if layer.kind == "parameter" else 0
 
 
@@ -29,17 +33,14 @@ class MACs:
     name: str = "macs"
     unit: str = "MAC"
 
-    def __call__(self, layer: LayerSpec) -> Scalar:
+    def __call__(self, layer: LayerSpec) -> int:
         if not layer.is_call:
             return 0
         # A transposed convolution applies its kernel at every input position.
         places = layer.in_size if layer.kind == "conv_transpose" else layer.out_size
         taps = prod(layer.kernel) * prod(places) * layer.batch
-        pairs = layer.in_channels * layer.out_channels
         # Whole numbers stay whole: they are compared with an exact count.
-        return (
-            pairs // layer.groups * taps if isinstance(pairs, int) else pairs * taps / layer.groups
-        )
+        return layer.in_channels * layer.out_channels // layer.groups * taps
 
 
 @dataclass(frozen=True)
@@ -52,5 +53,67 @@ class FLOPs:
     name: str = "flops"
     unit: str = "FLOP"
 
-    def __call__(self, layer: LayerSpec) -> Scalar:
+    def __call__(self, layer: LayerSpec) -> int:
         return 2 * MACs()(layer)
+
+
+def bits_of(dtype: str, key: str = "dtype") -> int:
+    """Width of a number format, named "float32", "float16", "bfloat16" or "int2" ... "int16".
+
+    Raises:
+        UserError: an unknown format; `key` names what it was given for.
+    """
+    integer = re.fullmatch(r"int([2-9]|1[0-6])", dtype) if isinstance(dtype, str) else None
+    if integer:
+        return int(integer[1])
+    if dtype not in _FLOATS:
+        raise UserError(
+            f"{key}={dtype!r} is not a number format known here: choose float32, float16, "
+            "bfloat16, or int2 to int16, e.g. int8"
+        )
+    return _FLOATS[dtype]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes of all stored tensors, each once.
+
+    For float formats every floating-point tensor counts in that format. For integer formats those
+    of two or more dimensions do, and the others (biases, norms) count 32 bits, as the common
+    int8 runtimes store them; scales and zero points are left out. Tensors that are not floating
+    point, such as a norm's `num_batches_tracked` (8 bytes), keep their width, so that float32
+    without folding is exactly what a `state_dict` holds.
+
+    Args:
+        dtype: number format of the weights, see `bits_of`.
+        fold_norm: a BatchNorm's tensors vanish, and the convolution (or linear layer) in front
+            gains one bias per channel if it has none. A norm that cannot be folded, because
+            something else stands in front or reads the same output, counts as it is.
+
+    Raises:
+        UserError: an unknown `dtype`.
+    """
+
+    dtype: str = "float32"
+    fold_norm: bool = False
+    name: str = "size"
+    unit: str = "B"
+
+    def __post_init__(self) -> None:
+        bits_of(self.dtype, "size.dtype")
+
+    @property
+    def extra_kinds(self) -> tuple[str, ...]:
+        """What it must see besides stored tensors, see `LayerCost`."""
+        return ("folded", "gained") if self.fold_norm else ()
+
+    def __call__(self, layer: LayerSpec) -> float:
+        sign = {"parameter": 1, "buffer": 1, "gained": 1, "folded": -1}
+        return sign.get(layer.kind, 0) * layer.numel * self._bits(layer) / 8
+
+    def _bits(self, layer: LayerSpec) -> int:
+        if not layer.dtype.startswith(("float", "bfloat")):
+            return int(re.sub(r"\D", "", layer.dtype) or 8)  # "int64", "bool"
+        if self.dtype.startswith("int") and layer.ndim < 2:
+            return 32
+        return bits_of(self.dtype)

@@ -1,13 +1,20 @@
-"""What a device can do, as read from its file in `configs/device`."""
+"""What a device can do, as its file in `configs/device` says, and bounds on time and energy there.
+
+Both bounds share one traffic model. Weights come from the main memory once per call. The input and
+the output of a layer stay on the chip if they fit there together; else both travel to and from the
+main memory, once. Layers between (norms, activations, additions, pooling) are taken as fused into
+the convolutions and products; biases are left out.
+"""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from math import isfinite
+from math import inf, isfinite, prod
 from pathlib import Path
 
 import yaml
 
-from nas.cost.size import bits_of
+from nas.cost.analytic import MACs, bits_of
+from nas.cost.layer import LayerSpec
 from nas.errors import UserError
 
 _WHERE = "configs/device/*.yaml, or a file of your own in FOLDER/device with --config-dir FOLDER"
@@ -149,3 +156,130 @@ def load(path: Path) -> Device:
         return Device(**given)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """How a network is run on a device, and what it moves there.
+
+    Args:
+        device: see `Device`; in a config `${device}`, chosen with ``device=NAME``.
+        dtype: number format of the arithmetic; by default the device's native one.
+        weight_bits: width of a stored weight; by default that of `dtype`.
+        activation_bits: width of an activation; by default that of `dtype`.
+
+    Raises:
+        UserError: no device, or it lacks a figure for `dtype`, or a width is not above 0.
+    """
+
+    device: Device | None = None
+    dtype: str | None = None
+    weight_bits: int | None = None
+    activation_bits: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.device, Device):
+            raise UserError(
+                f"the cost {type(self).__name__.lower()} needs a device, got {self.device!r}: "
+                "choose one with device=NAME, or nas.cost.device.load(FILE) in Python"
+            )
+        if self.dtype is not None:
+            bits_of(self.dtype)
+        for key in ("weight_bits", "activation_bits"):
+            value = getattr(self, key)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if value is not None and not (whole and value > 0):
+                raise UserError(f"{key}={value!r} must be a whole number above 0, or null")
+
+    @property
+    def target(self) -> Device:
+        assert self.device is not None
+        return self.device
+
+    @property
+    def format(self) -> str:
+        """Number format of the arithmetic."""
+        return self.dtype or self.target.native_dtype
+
+    def weight_bytes(self, layer: LayerSpec) -> float:
+        """Bytes of weights that one call reads."""
+        if not layer.is_call or layer.kind == "matmul":
+            return 0
+        pairs = layer.in_channels * layer.out_channels / layer.groups
+        return pairs * prod(layer.kernel) * (self.weight_bits or bits_of(self.format)) / 8
+
+    def activation_bytes(self, layer: LayerSpec) -> float:
+        """Bytes of the input (of both, for a product of activations) and of the output."""
+        if not layer.is_call:
+            return 0
+        values = layer.in_channels * prod(layer.in_size) + layer.out_channels * prod(layer.out_size)
+        if layer.kind == "matmul":
+            values = values + layer.in_channels * layer.out_channels
+        return values * layer.batch * (self.activation_bits or bits_of(self.format)) / 8
+
+    def main_bytes(self, layer: LayerSpec) -> float:
+        """Bytes between the chip and the main memory."""
+        activations = self.activation_bytes(layer)
+        fits = activations <= self.target.on_chip_bytes
+        return self.weight_bytes(layer) + (0 if fits else activations)
+
+
+@dataclass(frozen=True)
+class Roofline(OnDevice):
+    """Lower bound on the seconds for one sample, layer by layer.
+
+    ``max(operations / peak, bytes from and to the main memory / bandwidth)``, summed over calls
+    (Williams, Waterman, Patterson: Roofline, CACM 52(4), 2009); the traffic is in `OnDevice`.
+    Measured times are longer, by how much depends on the kernels.
+
+    Raises:
+        UserError: as `OnDevice`.
+    """
+
+    name: str = "roofline"
+    unit: str = "s"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.target.peak(self.format)
+
+    def __call__(self, layer: LayerSpec) -> float:
+        compute = 2 * MACs()(layer) / self.target.peak(self.format)
+        return max(compute, self.main_bytes(layer) / self.target.bandwidth_bytes_per_s)
+
+    def intensity(self, layer: LayerSpec) -> float:
+        """Operations per byte of main memory traffic; infinite where there is none."""
+        moved = self.main_bytes(layer)
+        return 2 * MACs()(layer) / moved if moved > 0 else inf
+
+    @property
+    def ridge(self) -> float:
+        """The intensity, in operations per byte, from which on arithmetic is the bound."""
+        return self.target.peak(self.format) / self.target.bandwidth_bytes_per_s
+
+
+@dataclass(frozen=True)
+class Energy(OnDevice):
+    """Joules for one sample: arithmetic, on-chip memory and main memory.
+
+    Every byte of weights and activations is taken once through the on-chip memory; those that
+    come from the main memory, see `OnDevice`, pay for that too. Leakage and idle time are left out
+    unless the device's figures contain them.
+
+    Raises:
+        UserError: as `OnDevice`, or the device's file has no energies.
+    """
+
+    name: str = "energy"
+    unit: str = "J"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.target.mac_energy(self.format)
+        self.target.byte_energies()
+
+    def __call__(self, layer: LayerSpec) -> float:
+        on_chip, main = self.target.byte_energies()
+        touched = self.weight_bytes(layer) + self.activation_bytes(layer)
+        arithmetic = MACs()(layer) * self.target.mac_energy(self.format)
+        return (arithmetic + touched * on_chip + self.main_bytes(layer) * main) * 1e-12

@@ -1,7 +1,8 @@
-"""Running a copy of a model once to see what it does, without the work where that is possible."""
+"""A copy of a supernet that runs every option, and a run of it without the work where possible."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -11,7 +12,9 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nas.copying import copied
-from nas.decision import sites
+from nas.cost.polynomial import Condition
+from nas.decision import Decision, Searchable, decisions, sites
+from nas.discretization import outermost
 from nas.errors import UserError
 
 T = TypeVar("T")
@@ -140,3 +143,98 @@ def _plain_kernels() -> Iterator[None]:
     finally:
         torch.backends.mha.set_fastpath_enabled(encoders)
         torch.backends.mkldnn.enabled = recurrent
+
+
+class Unrolled(nn.Module):
+    """All plain modules that one `Searchable` may become, each with the condition of its options.
+
+    Runs them one after another on the channels that each uses, and gives zeros of their largest
+    shape: values do not matter in a dry run, and whoever reads them takes what it needs.
+    """
+
+    def __init__(self, variants: Sequence[tuple[Condition, nn.Module, int | None]]) -> None:
+        super().__init__()
+        self.conditions = [condition for condition, _, _ in variants]
+        self.channels = [channels for _, _, channels in variants]
+        self.candidates = nn.ModuleDict()
+        for i, (condition, module, _) in enumerate(variants):
+            label = "_".join(f"{name}.{k}" for name, k in sorted(condition)).replace(".", "_")
+            self.candidates[f"{i}_{label}"] = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        outs = [
+            variant(x if channels is None or channels == x.shape[1] else x[:, :channels])
+            for channels, variant in zip(self.channels, self.candidates.values(), strict=True)
+        ]
+        shape = [max(sizes) for sizes in zip(*(out.shape for out in outs), strict=True)]
+        # Of no tensor: recorders would take an operator on an output for a reader of it.
+        return torch.zeros(shape, dtype=outs[0].dtype, device=outs[0].device)
+
+
+@dataclass(frozen=True)
+class ChoiceNode:
+    """A module of the unrolled supernet that runs candidates.
+
+    Attributes:
+        candidates: name below `path`, the condition under which it is active, and the module.
+    """
+
+    path: str
+    module: nn.Module
+    candidates: Sequence[tuple[str, Condition, nn.Module]]
+
+
+def unroll(model: nn.Module) -> tuple[nn.Module, list[ChoiceNode]]:
+    """A supernet like `model`, copied if numbers are searched, and its choice nodes.
+
+    In the copy every plain module that a `Searchable` may become is a module of its own. Conditions
+    name decisions as in `model`. Tensors that variants slice are slices here too, each with its own
+    identity, but a variant that stands in several places is one module.
+    """
+    names = {decision: name for name, decision in decisions(model)}
+    memo: dict[int, Any] = {}
+    numbers = any(
+        isinstance(m, Searchable) and not isinstance(m, Decision) for m in model.modules()
+    )
+    made = _unrolled(model, names, memo) if numbers else model
+    own = {id(memo.get(id(decision), decision)): name for decision, name in names.items()}
+    return made, list(_nodes(made, own))
+
+
+def _unrolled(module: nn.Module, names: Mapping[Decision, str], memo: dict[int, Any]) -> Any:
+    for searchable in _unrollable(module):
+        if id(searchable) not in memo:
+            memo[id(searchable)] = Unrolled(list(_variants(searchable, names, memo)))
+    return copied(module, memo)
+
+
+def _unrollable(module: nn.Module) -> Iterator[Searchable]:
+    """As `outermost`, but a decision runs its options itself: they are looked into."""
+    for searchable in outermost(module):
+        if isinstance(searchable, Decision):
+            for child in searchable.children():
+                yield from _unrollable(child)
+        else:
+            yield searchable
+
+
+def _variants(
+    searchable: Searchable, names: Mapping[Decision, str], memo: dict[int, Any]
+) -> Iterator[tuple[Condition, nn.Module, int | None]]:
+    for options in searchable.combinations():
+        condition = frozenset((names[d], d.options.index(option)) for d, option in options.items())
+        module = _unrolled(searchable.materialize(options), names, memo)
+        yield condition, module, searchable.in_channels_used(options)
+
+
+def _nodes(model: nn.Module, names: Mapping[int, str]) -> Iterator[ChoiceNode]:
+    for path, module in model.named_modules():
+        if isinstance(module, Unrolled):
+            found = zip(
+                module.candidates, module.conditions, module.candidates.values(), strict=True
+            )
+            yield ChoiceNode(path, module, list(found))
+        elif isinstance(module, Decision) and module.active_if():
+            name, options = names[id(module.tied_to)], enumerate(module.active_if().items())
+            made = [(str(option), frozenset({(name, k)}), m) for k, (option, m) in options]
+            yield ChoiceNode(path, module, made)

@@ -1,41 +1,41 @@
 """Expected cost of a supernet: layers weighted by the probability that they are in the network."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import isfinite
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from nas.cost.base import Expected, LayerCost, LayerSpec, NetworkCost, Polynomial, Term
-from nas.cost.maximum import ExpectedMaximum
-from nas.cost.polynomial import Polynomials, probability, weighted_sum
-from nas.cost.trace import Example, Trace, trace
+from nas.cost.dry_run import Example
+from nas.cost.folding import folds
+from nas.cost.layer import LayerCost
+from nas.cost.polynomial import (
+    ExpectedMaximum,
+    Polynomial,
+    Polynomials,
+    Term,
+    probability,
+    reduced,
+    weighted_sum,
+)
+from nas.cost.trace import Layer, Trace, accesses, trace
 from nas.decision import Decision, decisions
 from nas.errors import UserError
 
 
-def expected(model: nn.Module, cost: LayerCost | NetworkCost, example: Example | Trace) -> Expected:
-    """The cost of `model` under its thetas, whether it adds up over layers or not.
+class Expected:
+    """A cost of one supernet under the thetas that its decisions have at the time of a call.
 
-    Args:
-        example: as for `nas.cost.trace.trace`; or a `Trace` made before.
-
-    Raises:
-        UserError: as `trace` does, or the cost cannot be told of this model.
-    """
-    if isinstance(cost, NetworkCost):
-        return cost.expected(model, example)
-    return ExpectedCost(model, cost, example)
-
-
-class ExpectedTerms:
-    """A cost that is one polynomial in the thetas of `model`, or the largest of several.
+    One polynomial in the thetas, or the largest of several; exact where thetas are one-hot.
 
     Args:
         model: holds the decisions; their theta is read at every call.
         name, unit: of the cost.
-        rows: the polynomials. Of several the mean of the largest is taken, see
-            `nas.cost.maximum` for what is approximated.
+        rows: the polynomials. Of several the mean of the largest is taken, see `ExpectedMaximum`
+            for what is approximated.
         options: decision name -> number of its options.
+        added: a polynomial that is added to the largest.
     """
 
     def __init__(
@@ -45,9 +45,12 @@ class ExpectedTerms:
         unit: str,
         rows: Sequence[Polynomial],
         options: Mapping[str, int],
+        added: Polynomial | None = None,
     ) -> None:
         self.name, self.unit, self.rows, self.options = name, unit, tuple(rows), dict(options)
+        self.added = added or {}
         self._decisions = dict(decisions(model))
+        self._added = Polynomials([self.added], self.options)
         self._value: Callable[[Mapping[str, Tensor]], Tensor]
         if len(self.rows) == 1:
             polynomial = Polynomials(self.rows, self.options)
@@ -57,11 +60,20 @@ class ExpectedTerms:
 
     @property
     def constraints(self) -> tuple[Polynomial, ...]:
-        """Polynomials that are all at most a budget where the cost is; the cost is the largest."""
-        return self.rows
+        """Polynomials whose largest is the cost, exactly, where thetas are one-hot.
+
+        Thus the cost is at most a budget where each of them is.
+        """
+        if not self.added:
+            return self.rows
+        sums = (weighted_sum([(1, row), (1, self.added)]) for row in self.rows)
+        return tuple(reduced(terms, self.options) for terms in sums)
 
     def __call__(self) -> Tensor:
-        """Expected cost, a float64 scalar (float32 where the device has no float64)."""
+        """Expected cost, a float64 scalar (float32 where the device has no float64).
+
+        It is differentiable in every alpha.
+        """
         return self.at({name: d.theta for name, d in self._decisions.items()})
 
     def mean(self) -> Tensor:
@@ -76,11 +88,35 @@ class ExpectedTerms:
 
     def at(self, thetas: Mapping[str, Tensor]) -> Tensor:
         """Expected cost under these thetas ``(K_d,)``."""
-        return self._value(thetas)
+        value = self._value(thetas)
+        return value + self._added(thetas)[0] if self.added else value
 
 
-class ExpectedCost(ExpectedTerms):
-    """The cost of `model` under its present theta, differentiable in every alpha.
+@runtime_checkable
+class NetworkCost(Protocol):
+    """A cost that is no sum over layers or activations, such as the peak of live memory."""
+
+    @property
+    def name(self) -> str:
+        """Key of the cost in configurations and results."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """Unit of its values, e.g. "B"."""
+        ...
+
+    def expected(self, model: nn.Module, example: Example | Trace) -> Expected:
+        """The cost of the supernet `model`, see `Expected`.
+
+        Args:
+            example: as for `nas.cost.trace.trace`; or a `Trace` made before.
+        """
+        ...
+
+
+class ExpectedCost(Expected):
+    """The cost of `model` under its present theta, as a sum over layers.
 
     ``E[c] = sum_layers P(layer exists) * c(layer)``, where the probability of a layer inside
     nested choices is the product of their thetas, and that of a weight shared by several options
@@ -99,9 +135,21 @@ class ExpectedCost(ExpectedTerms):
 
     def __init__(self, model: nn.Module, cost: LayerCost, example: Example | Trace) -> None:
         traced = example if isinstance(example, Trace) else trace(model, example)
-        self.cost = cost
-        terms = layer_terms(traced, cost)
-        super().__init__(model, cost.name, cost.unit, [terms], traced.options)
+        super().__init__(model, cost.name, cost.unit, [layer_terms(traced, cost)], traced.options)
+
+
+def expected(model: nn.Module, cost: LayerCost | NetworkCost, example: Example | Trace) -> Expected:
+    """The cost of `model` under its thetas, whether it adds up over layers or not.
+
+    Args:
+        example: as for `nas.cost.trace.trace`; or a `Trace` made before.
+
+    Raises:
+        UserError: as `trace` does, or the cost cannot be told of this model.
+    """
+    if isinstance(cost, NetworkCost):
+        return cost.expected(model, example)
+    return ExpectedCost(model, cost, example)
 
 
 def one_hot(own: Mapping[str, Decision], choices: Mapping[str, object]) -> dict[str, Tensor]:
@@ -112,20 +160,33 @@ def one_hot(own: Mapping[str, Decision], choices: Mapping[str, object]) -> dict[
     }
 
 
+def entries(traced: Trace, cost: LayerCost) -> Iterator[Layer]:
+    """The layers that `cost` prices: calls, stored tensors, and what it asks for by `extra_kinds`.
+
+    See `LayerCost`.
+    """
+    extra = set(getattr(cost, "extra_kinds", ()))
+    yield from traced.layers
+    if extra & {"folded", "gained"}:
+        yield from folds(traced)
+    if extra & {"read", "write"}:
+        yield from accesses(traced)
+
+
 def layer_terms(traced: Trace, cost: LayerCost) -> dict[Term, float]:
-    """``sum_layers P(layer exists) * cost(layer)`` as a polynomial."""
+    """``sum_layers P(layer exists) * cost(layer)`` as a polynomial.
+
+    Raises:
+        UserError: `cost` gives a layer a value that is not finite.
+    """
     parts: list[tuple[float, Polynomial]] = []
-    for layer in traced.layers:
+    for layer in entries(traced, cost):
         value = float(cost(layer.spec))
-        _check_finite(value, cost, layer.spec)
+        if not isfinite(value):
+            raise UserError(
+                f"cost {cost.name!r} gives {value} for the {layer.spec.kind} layer "
+                f"{layer.spec.module!r}; a cost must be a finite number"
+            )
         if value:
             parts.append((value, probability(layer.active_if)))
     return weighted_sum(parts)
-
-
-def _check_finite(value: float, cost: LayerCost, spec: LayerSpec) -> None:
-    if value != value or value in (float("inf"), float("-inf")):
-        raise UserError(
-            f"cost {cost.name!r} gives {value} for the {spec.kind} layer {spec.module!r}; "
-            "a cost must be a finite number"
-        )

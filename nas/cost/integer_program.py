@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
 
-from nas.cost.base import Choice, Polynomial, Term
+from nas.cost.polynomial import Choice, Polynomial, Term
 
 Floats = NDArray[np.float64]
 

@@ -1,17 +1,38 @@
-"""Peak memory: the bytes of the largest set of activations that are live at once."""
+"""Peak memory: the bytes of the largest set of activations that are live at once.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+Whether a buffer is needed at a step depends on what is taken later: it is a disjunction of
+conditions, whose probability is a polynomial. The peak of a network is the largest of the
+polynomials of `peak_terms` at its one-hot thetas.
+"""
 
-from torch import Tensor, nn
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+from torch import nn
 
 from nas.cost.analytic import Params
-from nas.cost.base import Polynomial, Term
-from nas.cost.expected import ExpectedTerms, layer_terms
-from nas.cost.liveness import peak_terms
-from nas.cost.polynomial import Polynomials, reduced, weighted_sum
-from nas.cost.trace import Example, Trace, trace
+from nas.cost.dry_run import Example
+from nas.cost.expected import Expected, layer_terms
+from nas.cost.polynomial import (
+    AnyOf,
+    Choice,
+    Condition,
+    Polynomial,
+    Term,
+    consistent,
+    reduced,
+    times,
+    upper_bound,
+    weighted_sum,
+)
+from nas.cost.recorder import Operator
+from nas.cost.trace import Trace, trace
 from nas.errors import UserError
+
+Probability = Callable[[AnyOf], Polynomial]
 
 
 @dataclass(frozen=True)
@@ -43,16 +64,21 @@ class PeakMemory:
     unit: str = "B"
 
     def __post_init__(self) -> None:
-        for field in ("bits", "weight_bits"):
-            value = getattr(self, field)
+        for key in ("bits", "weight_bits"):
+            value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UserError(
-                    f"{self.name}: {field} must be a whole number of bits, at least 1 "
+                    f"{self.name}: {key} must be a whole number of bits, at least 1 "
                     f"(32: float32, 8: int8), got {value!r}"
                 )
 
-    def expected(self, model: nn.Module, example: Example | Trace) -> "ExpectedPeak":
-        """The peak memory of the supernet `model`.
+    def expected(self, model: nn.Module, example: Example | Trace) -> Expected:
+        """The peak memory of `model` under its thetas, differentiable in every alpha.
+
+        ``E[max_r p_r]``: the mean over architectures, each with its probability, of the exact peak,
+        which is the maximum of polynomials in thetas; see `ExpectedMaximum` for what is
+        approximated where many decisions act on one step. One-hot thetas give the exact peak of
+        that network.
 
         Args:
             example: as for `nas.cost.trace.trace`; or a `Trace` made before.
@@ -60,46 +86,169 @@ class PeakMemory:
         Raises:
             UserError: as `trace` does.
         """
-        return ExpectedPeak(model, self, example)
+        traced = example if isinstance(example, Trace) else trace(model, example)
+        sizes = [-(-buffer.numel * self.bits // 8) for buffer in traced.buffers]
+        peaks = peak_terms(traced, sizes, self.fuse)
+        # Stored weights depend on every decision: added afterwards, they leave the tables small.
+        stored = {
+            term: c * self.weight_bits / 8 for term, c in layer_terms(traced, Params()).items()
+        }
+        added = stored if self.weights else None
+        return Expected(model, self.name, self.unit, peaks, traced.options, added)
 
 
-class ExpectedPeak(ExpectedTerms):
-    """The peak memory of `model` under its present thetas, differentiable in every alpha.
+def peak_terms(traced: Trace, sizes: Sequence[int], fuse: bool) -> list[dict[Term, float]]:
+    """Polynomials whose largest, at one-hot thetas, is the peak of live memory of that network.
 
-    ``E[max_r p_r]``: the mean over architectures, each with its probability, of the exact peak,
-    which is the maximum of polynomials in thetas; see `nas.cost.maximum` for what is approximated
-    where many decisions act on one step. One-hot thetas give the exact peak of that network.
+    Each is 0 where its step does not exist. Steps of different options of one decision share a
+    polynomial, as no network has two of them.
 
     Args:
-        model: holds the decisions; their theta is read at every call.
-        example: as for `nas.cost.trace.trace`; or a `Trace` made before.
-
-    Raises:
-        UserError: as `trace` does.
+        sizes: of each buffer, in the unit of the result.
+        fuse: a pointwise step writes over its input where nothing needs that any more.
     """
-
-    def __init__(self, model: nn.Module, cost: PeakMemory, example: Example | Trace) -> None:
-        traced = example if isinstance(example, Trace) else trace(model, example)
-        self.cost = cost
-        sizes = [-(-size * cost.bits // 8) for size in traced.schedule.sizes]
-        peaks = peak_terms(traced.schedule, sizes, traced.options, cost.fuse)
-        self._stored = _stored(traced, cost.weight_bits) if cost.weights else {}
-        self._weights = Polynomials([self._stored], traced.options)
-        # Stored weights depend on every decision: added afterwards, they leave the tables small.
-        super().__init__(model, cost.name, cost.unit, peaks, traced.options)
-
-    @property
-    def constraints(self) -> tuple[Polynomial, ...]:
-        """Polynomials that are all at most a budget where the cost is; the cost is the largest."""
-        sums = (weighted_sum([(1, peak), (1, self._stored)]) for peak in self.rows)
-        return tuple(reduced(terms, self.options) for terms in sums)
-
-    def at(self, thetas: Mapping[str, Tensor]) -> Tensor:
-        """Expected cost under these thetas ``(K_d,)``."""
-        peak = super().at(thetas)
-        return peak + self._weights(thetas)[0] if self._stored else peak
+    root, options = _Node(), traced.options
+    for path, terms in _live(traced, sizes, fuse, _probabilities(options)):
+        node = root
+        for choice in path:
+            node = node.children[choice]
+        node.steps.append(reduced(terms, options))
+    return _combined(root, options)
 
 
-def _stored(traced: Trace, bits: int) -> dict[Term, float]:
-    """Bytes of the parameters that are stored."""
-    return weighted_sum([(bits / 8, layer_terms(traced, Params()))])
+@dataclass
+class _Node:
+    """The steps directly under some choices, and the nodes one choice further in."""
+
+    steps: list[dict[Term, float]] = field(default_factory=list)
+    children: dict[Choice, "_Node"] = field(default_factory=lambda: defaultdict(_Node))
+
+
+def _combined(node: _Node, options: Mapping[str, int]) -> list[dict[Term, float]]:
+    """The polynomials of `node`: its steps, and for each decision below the options' i-th ones.
+
+    Sums over options rather than one polynomial for each: as a relaxation they bound the cost more
+    tightly, and three options at a third each do not look like a third of the memory.
+    """
+    inner: dict[str, list[tuple[Choice, list[dict[Term, float]]]]] = defaultdict(list)
+    for choice, child in node.children.items():
+        inner[choice[0]].append((choice, _combined(child, options)))
+    found = list(node.steps)
+    for branches in inner.values():
+        for i in range(max(len(terms) for _, terms in branches)):
+            joined = [times(choice, terms[min(i, len(terms) - 1)]) for choice, terms in branches]
+            found.append(reduced(weighted_sum((1, terms) for terms in joined), options))
+    return _undominated(found, options)
+
+
+def _undominated(
+    found: Sequence[dict[Term, float]], options: Mapping[str, int]
+) -> list[dict[Term, float]]:
+    """Without those that another is never below; the largest at uniform thetas first."""
+    unique = {frozenset(terms.items()): terms for terms in found}
+    kept: list[dict[Term, float]] = []
+    for terms in sorted(unique.values(), key=lambda terms: -_at_uniform(terms, options)):
+        excess = (weighted_sum([(1, terms), (-1, other)]) for other in kept)
+        if all(upper_bound(difference, options) > 0 for difference in excess):
+            kept.append(terms)
+    return kept
+
+
+def _at_uniform(terms: Polynomial, options: Mapping[str, int]) -> float:
+    total = 0.0
+    for term, value in terms.items():
+        for name, _ in term:
+            value /= options[name]
+        total += value
+    return total
+
+
+def _live(
+    traced: Trace, sizes: Sequence[int], fuse: bool, probability: Probability
+) -> Iterator[tuple[tuple[Choice, ...], Polynomial]]:
+    """The choices that each step stands under, and the memory that lives while it runs."""
+    steps = [operator for operator in traced.operators if not operator.view]
+    uses = _uses(traced, steps, sizes, fuse)
+    last = {buffer: times_[-1] for buffer, (times_, _) in uses.items()}
+    alive: dict[int, None] = dict.fromkeys(b for b in traced.starts if b in uses)
+    # Steps of one candidate mostly see the same of what was made outside it.
+    seen: dict[tuple[int, int, Condition], Polynomial] = {}
+    # At the end the outputs are there, even of a network without an operator.
+    for now, step in enumerate((*steps, Operator("output", "", ()))):
+        given = step.condition
+        parts: list[tuple[float, Polynomial]] = []
+        for buffer in alive:
+            first = bisect_left(uses[buffer][0], now)
+            key = (buffer, first, given)
+            if key not in seen:
+                # The condition of a use implies that under which the buffer is made.
+                seen[key] = probability(_given(uses[buffer][1][first:], given))
+            parts.append((sizes[buffer], seen[key]))
+        parts += [(sizes[buffer], {frozenset(): 1.0}) for buffer in step.makes]
+        yield step.choices, weighted_sum(parts)
+        alive.update(dict.fromkeys(b for b in step.makes if b in uses))
+        alive = {buffer: None for buffer in alive if last[buffer] > now}
+
+
+def _uses(
+    traced: Trace, steps: Sequence[Operator], sizes: Sequence[int], fuse: bool
+) -> dict[int, tuple[list[int], list[Condition]]]:
+    """Buffer -> until which steps it is needed, in order, and under which conditions."""
+    found: dict[int, tuple[list[int], list[Condition]]] = defaultdict(lambda: ([], []))
+    uses: list[tuple[int, int, Condition]] = []
+    for now, step in enumerate(steps):
+        for condition, buffer in step.reads:
+            over = fuse and _written_over(step, buffer, sizes)
+            uses.append((now - over, buffer, condition.union(step.choices)))
+    uses += [(len(steps), buffer, condition) for condition, buffer in traced.outputs]
+    for until, buffer, condition in uses:
+        if consistent(condition):
+            found[buffer][0].append(until)
+            found[buffer][1].append(condition)
+    return found
+
+
+def _written_over(step: Operator, buffer: int, sizes: Sequence[int]) -> bool:
+    """Whether `step` may put its output where its input is."""
+    return step.pointwise and [sizes[made] for made in step.makes] == [sizes[buffer]]
+
+
+def _given(conjunctions: Iterable[Condition], given: Condition) -> AnyOf:
+    """The disjunction of `conjunctions`, each possible in itself, where `given` holds."""
+    taken = dict(given)
+    return frozenset(
+        condition - given
+        for condition in set(conjunctions)
+        if all(taken.get(name, option) == option for name, option in condition)
+    )
+
+
+def _probabilities(options: Mapping[str, int]) -> Probability:
+    """The probability that any of some conditions holds: one decision after the other is expanded.
+
+    Inclusion and exclusion would take time exponential in the number of conditions; here equal
+    alternatives are expanded once, and options that lead to the same alternatives stay together.
+    """
+    order = {name: place for place, name in enumerate(options)}
+
+    @cache
+    def probability(active_if: AnyOf) -> Polynomial:
+        if not active_if or frozenset() in active_if:
+            return {frozenset(): 1.0} if active_if else {}
+        name = min(
+            (name for condition in active_if for name, _ in condition), key=order.__getitem__
+        )
+        cases = [
+            probability(_given(active_if, frozenset({(name, option)})))
+            for option in range(options[name])
+        ]
+        most = Counter(frozenset(case.items()) for case in cases).most_common(1)[0][0]
+        usual = dict(most)
+        parts: list[tuple[float, Polynomial]] = [(1, usual)]
+        for option, case in enumerate(cases):
+            if case != usual:
+                difference = weighted_sum([(1, case), (-1, usual)])
+                parts.append((1, times((name, option), difference)))
+        return weighted_sum(parts)
+
+    return probability

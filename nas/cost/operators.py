@@ -1,14 +1,13 @@
-"""Reads layers off the operators a model runs: which tensor operator is which kind of layer."""
+"""Which tensor operator is which kind of layer, or costs nothing."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from nas.cost.schedule import ScheduleRecorder, key_of, tensors
 from nas.errors import UserError
 
 Fields = dict[str, Any]  # the fields of a LayerSpec, without `module`
@@ -33,7 +32,7 @@ def _uncounted(func: Any) -> bool:
 
 
 def _conv(args: tuple[Any, ...], out: Any) -> Fields:
-    x, weight, transposed, groups = args[0], args[1], args[6], args[8]
+    x, weight, _, stride, padding, dilation, transposed, _, groups = args[:9]
     kind, out_channels = "conv", weight.shape[0]
     if transposed:
         kind, out_channels = "conv_transpose", weight.shape[1] * groups
@@ -43,6 +42,9 @@ def _conv(args: tuple[Any, ...], out: Any) -> Fields:
         "out_channels": out_channels,
         "groups": groups,
         "kernel": tuple(weight.shape[2:]),
+        "stride": tuple(stride),
+        "padding": tuple(padding),
+        "dilation": tuple(dilation),
         "in_size": tuple(x.shape[2:]),
         "out_size": tuple(out.shape[2:]),
         "batch": x.shape[0],
@@ -124,12 +126,41 @@ def register(operator: str, layers: Callable[[tuple[Any, ...], Any], Fields] | N
         _CALLS[operator] = layers
 
 
-def _run(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def layers_of(func: Any, args: tuple[Any, ...], out: Any) -> list[Fields] | None:
+    """The calls that an operator stands for, as fields of `LayerSpec`; None if it is none known."""
+    name = func.overloadpacket.__name__
+    if name not in _CALLS:
+        return None
+    found = _CALLS[name](args, out)
+    return found if isinstance(found, list) else [found]
+
+
+def check_known(func: Any, weights: Sequence[Tensor], data: Sequence[Tensor], path: str) -> None:
+    """Refuse an operator that may multiply a matrix of weights with data, at a cost not known.
+
+    Raises:
+        UserError: naming the operator and `path`, the module that runs it.
+    """
+    # With whole numbers a row is looked up, with truth values one is picked.
+    multiplied = any(x.is_floating_point() or x.is_complex() for x in data)
+    if not multiplied or all(x.ndim < 2 for x in weights) or _uncounted(func):
+        return
+    name = func.overloadpacket.__name__
+    raise UserError(
+        f"module {path!r} puts a weight into the operator {name!r}, whose cost "
+        f"is not known. Say what it costs: nas.cost.operators.register({name!r}, "
+        "lambda args, out: {'kind': 'linear', ...}), or None in place of the function "
+        "if it multiplies nothing"
+    )
+
+
+def run_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What `func` returns; of some operators without memory, its shapes alone.
 
     PyTorch derives those through decompositions that take more time than all other operators of
     a network together, and an elastic supernet has thousands of norms.
     """
+    name = func.overloadpacket.__name__
     if name in ("hardswish", "hardsigmoid") and args[0].is_meta:
         return torch.empty_like(args[0])
     if name == "native_batch_norm" and args[0].is_meta and not args[5]:
@@ -138,99 +169,29 @@ def _run(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return func(*args, **kwargs)
 
 
-class OperatorRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Calls `on_call` with the fields of each layer that runs inside its `with` block.
+def text_of(func: Any, args: Sequence[Any], out: Any) -> str:
+    """An operator with the shapes and whole numbers that go in, and the shapes that come out.
 
-    What an operator makes of weights and constants alone is a weight again, at no cost unless the
-    operator is a product, which counts where it runs. What it makes of data is data.
-
-    Args:
-        on_call: told the fields of a `LayerSpec`, `module` left out.
-        where: the path of the module that runs now.
-        model: whose parameters are the weights.
-        data: what the model is run on.
-        schedule: told every operator that runs.
-
-    Raises:
-        UserError: a matrix of weights goes, with data, into an operator whose cost is not known.
+    Equal for equal work. Epsilons and the like are left out: they take no time.
     """
-
-    def __init__(
-        self,
-        on_call: Callable[[Fields], None],
-        where: Callable[[], str],
-        model: nn.Module,
-        data: Any,
-        schedule: ScheduleRecorder,
-    ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.on_call, self.where, self.schedule = on_call, where, schedule
-        # By storage: views, and tensors that share one with a weight, are of the same sort.
-        self._weights = {key_of(x) for x in model.parameters()}
-        self._data: set[int] = set()
-        self._kept: list[torch.UntypedStorage] = []  # so that no storage gets the address of one
-        self.add(self._data, tensors(data))
-
-    def add(self, sort: set[int], made: list[Tensor]) -> None:
-        """Take `made` for data, or for weights."""
-        for x in made:
-            storage = x.untyped_storage()
-            if storage._cdata not in sort:
-                sort.add(storage._cdata)
-                self._kept.append(storage)
-
-    def passes(self, out: Any) -> Any:
-        """Take for data what a module gives that stands for several and makes it of nothing."""
-        self.add(self._data, tensors(out))
-        return out
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        name = func.overloadpacket.__name__
-        out = _run(func, name, args, kwargs or {})
-        data: list[Tensor] = []
-        weights: list[Tensor] = []
-        for x in tensors((args, kwargs)):
-            key = key_of(x)
-            if key in self._data:  # also where data was written over what was a weight
-                data.append(x)
-            elif key in self._weights:
-                weights.append(x)
-        if name in _CALLS:
-            found = _CALLS[name](args, out)
-            for fields in found if isinstance(found, list) else [found]:
-                self.on_call(fields)
-        elif data and weights:
-            self._check(func, weights, data)
-        out = self.schedule.operator(func, args, kwargs, out)
-        if data or weights:
-            made = tensors(out)
-            if func._schema.is_mutable:
-                made += tensors(list(_written(func, args, kwargs or {})))
-            self.add(self._data if data else self._weights, made)
-        return out
-
-    def _check(self, func: Any, weights: list[Tensor], data: list[Tensor]) -> None:
-        # With whole numbers a row is looked up, with truth values one is picked.
-        multiplied = any(x.is_floating_point() or x.is_complex() for x in data)
-        if not multiplied or all(x.ndim < 2 for x in weights) or _uncounted(func):
-            return
-        name = func.overloadpacket.__name__
-        raise UserError(
-            f"module {self.where()!r} puts a weight into the operator {name!r}, whose cost "
-            f"is not known. Say what it costs: nas.cost.operators.register({name!r}, "
-            "lambda args, out: {'kind': 'linear', ...}), or None in place of the function "
-            "if it multiplies nothing"
-        )
+    given = ",".join(filter(None, map(_text, args)))
+    made = ",".join(_shape(x) for x in tree_leaves(out) if isinstance(x, Tensor))
+    return f"{func.overloadpacket.__name__}({given})->{made}"
 
 
-def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
-    """The arguments that an operator writes to."""
-    for index, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            yield args[index] if index < len(args) else kwargs.get(argument.name)
+def is_view(func: Any) -> bool:
+    """Whether an operator computes nothing: its outputs are its inputs, looked at differently."""
+    aliases = [returned.alias_info for returned in func._schema.returns]
+    return bool(aliases) and all(a is not None and not a.is_write for a in aliases)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return _shape(value)
+    if isinstance(value, list | tuple):
+        return f"[{','.join(filter(None, map(_text, value)))}]"
+    return "" if isinstance(value, float) else str(value)
+
+
+def _shape(x: Tensor) -> str:
+    return "x".join(map(str, x.shape)) or "scalar"

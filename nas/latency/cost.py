@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torch import nn
 
-from nas.cost.base import Expected, Polynomial, Term
-from nas.cost.expected import ExpectedTerms
-from nas.cost.polynomial import reduced, weighted_sum
-from nas.cost.trace import Example, Trace, inputs_of
+from nas.cost.dry_run import Example
+from nas.cost.expected import Expected
+from nas.cost.polynomial import Polynomial, Term, reduced, weighted_sum
+from nas.cost.trace import Trace
 from nas.decision import Decision, decisions
 from nas.errors import UserError
 from nas.latency.models import NetworkModel
@@ -71,8 +71,7 @@ class Latency:
         """
         if isinstance(self.profile, NetworksProfile):
             return ExpectedNetworkLatency(model, self.profile.model)
-        inputs = example.inputs if isinstance(example, Trace) else inputs_of(example, model)
-        units = units_of(model, inputs, self.profile.about.conditions)
+        units = units_of(model, example, self.profile.about.conditions)
         return ExpectedLatency(
             model, self.profile, units, self._seconds(self.profile, model, units)
         )
@@ -111,7 +110,7 @@ class Latency:
         )
 
 
-class ExpectedLatency(ExpectedTerms):
+class ExpectedLatency(Expected):
     """The latency of `model` under its present thetas, differentiable in every alpha.
 
     ``E = offset + sum_uses P(use) * (scale * factor * seconds + per_unit)``, P the product
@@ -146,7 +145,7 @@ class ExpectedLatency(ExpectedTerms):
         return sums
 
 
-class ExpectedNetworkLatency(ExpectedTerms):
+class ExpectedNetworkLatency(Expected):
     """Mean over architectures, each with its probability; exact, and so differentiable.
 
     A model that adds up over decisions has one term for each option. For any other the

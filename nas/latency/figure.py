@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas.artifacts.files import write_atomic
-from nas.cost.base import Expected
+from nas.cost.expected import Expected
 from nas.errors import UserError
 from nas.latency.calibrate import MeasuredNetwork, Role
 from nas.latency.cost import ExpectedLatency

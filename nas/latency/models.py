@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from nas.cost.base import Scalar
 from nas.errors import UserError
 from nas.latency.predict import (
     Accuracy,
@@ -74,9 +73,9 @@ class UnitModel:
     def __post_init__(self) -> None:
         self.predictor.check(len(self.names))
 
-    def predict(self, described: Mapping[str, Scalar]) -> float:
+    def predict(self, described: Mapping[str, float]) -> float:
         """Seconds of the unit with these features."""
-        row = np.array([float(described.get(name, 0.0)) for name in self.names])
+        row = np.array([described.get(name, 0.0) for name in self.names])
         return float(self.predictor(row[None])[0])
 
 

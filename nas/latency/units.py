@@ -1,14 +1,17 @@
 """What is measured of a supernet: its candidate ops, and the pieces between its choices.
 
 A *unit* is a module without a choice inside, as large as can be: an option of a decision (of an
-option with choices of its own, the pieces around them and their options), or what lies outside
-choices, such as stem, head and classifier. Functions that a forward calls between modules (a mean,
+option with choices of its own, the pieces around them and their options), the plain module that an
+elastic one becomes under each combination of its numbers, or what lies outside choices, such as
+stem, head and classifier. Functions that a forward calls between modules (a mean,
 an addition) belong to no unit; the correction for whole networks stands for them.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from math import prod
 from typing import Any
 
@@ -17,13 +20,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from nas.cost.analytic import MACs
-from nas.cost.base import Condition, LayerSpec, Scalar, stored
-from nas.cost.dry_run import dry_run
-from nas.cost.polynomial import consistent
-from nas.cost.trace import Example, inputs_of
-from nas.decision import Decision, decisions
+from nas.cost.dry_run import Example, unroll
+from nas.cost.layer import LayerSpec
+from nas.cost.polynomial import Condition, consistent
+from nas.cost.recorder import Operator, Piece
+from nas.cost.trace import Trace, trace
+from nas.decision import Decision
 from nas.errors import UserError
-from nas.latency.recorder import Call, record
 
 DTYPES = ("float32", "float16", "bfloat16")
 # Kernels of runtimes differ by these, and so does their time for one multiply-accumulate.
@@ -69,18 +72,22 @@ class Unit:
 
     Attributes:
         key: see `key_of`; modules that do the same work have the same.
-        module: takes the tensors of `inputs`; shares its weights with the model.
         inputs: shapes for one sample, batch dimension included; and their number formats.
         layers: its calls and its stored tensors.
         free: it computes nothing (an identity, a view), so it needs no measurement.
     """
 
     key: str
-    module: nn.Module
     inputs: tuple[tuple[int, ...], ...]
     dtypes: tuple[torch.dtype, ...]
     layers: tuple[LayerSpec, ...]
     free: bool
+    make: Callable[[], nn.Module] = field(repr=False)
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """Takes the tensors of `inputs`; its weights are those of the model, or copies of them."""
+        return self.make()
 
 
 @dataclass(frozen=True)
@@ -123,48 +130,78 @@ def indices(own: Mapping[str, Decision], choices: Mapping[str, object]) -> dict[
     return {name: decision.options.index(choices[name]) for name, decision in own.items()}
 
 
-def units_of(model: nn.Module, example: Example, conditions: Conditions | None = None) -> Units:
-    """Find the units of `model` by one dry forward in which every option takes part.
+def units_of(
+    model: nn.Module, example: Example | Trace, conditions: Conditions | None = None
+) -> Units:
+    """Find the units of `model`, by one forward pass in which every option takes part.
 
     Args:
-        example: as for `nas.cost.trace.trace`.
+        example: as for `nas.cost.trace.trace`; or a `Trace` made before.
 
     Raises:
-        UserError: the forward fails, or a decision has no modules to measure.
+        UserError: the forward fails.
     """
+    traced = example if isinstance(example, Trace) else trace(model, example)
     conditions = conditions or Conditions()
-    for name, decision in decisions(model):
-        if not decision.active_if():
-            raise UserError(
-                f"decision {name!r} ({type(decision).__name__}) has no candidate modules, so "
-                "its latency cannot be put together from measured units"
-            )
-    calls = dry_run(model, inputs_of(example, model), record)
-    names = {name: len(decision.options) for name, decision in decisions(model)}
-    made = [_unit(model, call, conditions) for call in calls]
+    parameters: dict[str, list[LayerSpec]] = defaultdict(list)
+    for tensor in traced.stored:
+        if tensor.spec.kind == "parameter":
+            for path in tensor.holders:
+                parameters[path].append(tensor.spec)
+    unrolled = cache(lambda: unroll(model)[0])
     by_key: dict[str, Unit] = {}
-    for unit in made:
+    uses: list[Use] = []
+    for group in _groups(traced.pieces):
+        unit = _unit(group, traced, parameters, unrolled, conditions)
         by_key.setdefault(unit.key, unit)
-    uses = (
-        Use(unit.key, call.condition)
-        for unit, call in zip(made, calls, strict=True)
-        if consistent(call.condition)
-    )
-    return Units(by_key, tuple(uses), names)
+        if consistent(group[0].condition):
+            uses.append(Use(unit.key, group[0].condition))
+    return Units(by_key, tuple(uses), traced.options)
 
 
-def _unit(model: nn.Module, call: Call, conditions: Conditions) -> Unit:
-    leaves, spec = tree_flatten((call.args, call.kwargs))
+def _groups(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+    """Pieces in a row that no choice separates: runtimes join a convolution and what follows it."""
+    group: list[Piece] = []
+    for piece in pieces:
+        if group and not (piece.follows and group[-1].condition == piece.condition):
+            yield group
+            group = []
+        group.append(piece)
+    if group:
+        yield group
+
+
+def _unit(
+    group: Sequence[Piece],
+    traced: Trace,
+    parameters: Mapping[str, Sequence[LayerSpec]],
+    unrolled: Callable[[], nn.Module],
+    conditions: Conditions,
+) -> Unit:
+    args, kwargs = group[0].args, group[0].kwargs
+    leaves, spec = tree_flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     shapes = tuple(tuple(x.shape) for x in tensors)
-    modules = [model.get_submodule(path) for path in call.paths]
-    module = modules[0] if len(modules) == 1 else nn.Sequential(*modules)
-    if leaves != tensors or len(call.args) != len(tensors):
+
+    def make() -> nn.Module:
+        modules = [unrolled().get_submodule(piece.path) for piece in group]
+        module = modules[0] if len(modules) == 1 else nn.Sequential(*modules)
+        if leaves == tensors and len(args) == len(tensors):
+            return module
         others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        module = _Bound(module, [not isinstance(leaf, Tensor) for leaf in leaves], others, spec)
-    layers = tuple(call.layers) + tuple(_stored(modules))
-    key = key_of(call.layers, call.operators, shapes, conditions)
-    return Unit(key, module, shapes, tuple(x.dtype for x in tensors), layers, call.free)
+        return _Bound(module, [not isinstance(leaf, Tensor) for leaf in leaves], others, spec)
+
+    operators: list[Operator] = []
+    for piece in group:
+        # Not the copies that only the trace makes.
+        operators += (o for o in traced.operators[piece.first : piece.end] if o.text)
+    calls = [layer for operator in operators for layer in operator.layers]
+    key = key_of(calls, [operator.text for operator in operators], shapes, conditions)
+    inside = tuple(f"{piece.path}." for piece in group)
+    held = (specs for path, specs in parameters.items() if f"{path}.".startswith(inside))
+    layers = (*calls, *(spec for specs in held for spec in specs))
+    free = all(operator.free for operator in operators)
+    return Unit(key, shapes, tuple(x.dtype for x in tensors), layers, free, make)
 
 
 class _Bound(nn.Module):
@@ -187,13 +224,6 @@ class _Bound(nn.Module):
         ]
         args, kwargs = tree_unflatten(leaves, self.spec)
         return self.module(*args, **kwargs)
-
-
-def _stored(modules: list[nn.Module]) -> Iterator[LayerSpec]:
-    for module in modules:
-        for path, part in module.named_modules():
-            for name, parameter in part.named_parameters(recurse=False):
-                yield stored("parameter", path, part, name, parameter)
 
 
 def key_of(
@@ -226,32 +256,31 @@ def _layer_text(layer: LayerSpec) -> str:
     return f"{layer.kind}{kernel}{stride}{groups} {channels}@{size}"
 
 
-def features(layers: Sequence[LayerSpec]) -> dict[str, Scalar]:
+def features(layers: Sequence[LayerSpec]) -> dict[str, float]:
     """The sum of each of `NAMES` over the layers of one unit: what its latency is a function of.
 
-    All are counts of 0 or more for one input sample. Where a count of the layers is a 0-dim
-    tensor, so is the feature, and differentiable. A unit without layers, such as an identity or a
-    pool, has zeros only.
+    All are counts of 0 or more for one input sample. A unit without layers, such as an identity or
+    a pool, has zeros only.
     """
-    total: dict[str, Scalar] = dict.fromkeys(NAMES, 0.0)
+    total: dict[str, float] = dict.fromkeys(NAMES, 0.0)
     for layer in layers:
         for name, value in _features_of(layer).items():
             total[name] = total[name] + value
     return total
 
 
-def weights_of(described: Mapping[str, Scalar]) -> float:
+def weights_of(described: Mapping[str, float]) -> float:
     """Numbers that the layers of a unit read besides their inputs, from its features."""
     return float(sum(described.get(f"{kind}_weights", 0.0) for kind in KINDS))
 
 
-def _features_of(layer: LayerSpec) -> dict[str, Scalar]:
+def _features_of(layer: LayerSpec) -> dict[str, float]:
     if layer.kind == "parameter" and "Norm" in layer.role:
         return {"norm_weights": layer.numel}
     if not layer.is_call:
         return {}
     taps, places = prod(layer.kernel), prod(layer.out_size) * layer.batch
-    values: dict[str, Scalar] = {
+    values: dict[str, float] = {
         "macs": MACs()(layer),
         "weights": layer.in_channels * layer.out_channels * taps / layer.groups,
         "inputs": layer.in_channels * prod(layer.in_size) * layer.batch,
@@ -264,11 +293,10 @@ def _features_of(layer: LayerSpec) -> dict[str, Scalar]:
 
 
 def _kind_of(layer: LayerSpec) -> str:
-    # As many groups as input channels are depthwise, even where channels are masked.
     if layer.kind == "linear":
         return "linear"
     if layer.kind != "conv":
         return "other"
     if layer.groups > 1:
-        return "depthwise" if float(layer.in_channels) <= layer.groups else "grouped"
+        return "depthwise" if layer.in_channels <= layer.groups else "grouped"
     return "pointwise" if prod(layer.kernel) == 1 else "dense"

@@ -58,6 +58,11 @@ class RunRecord:
         return ""
 
     @property
+    def settings(self) -> str:
+        """All its overrides, as on the command line."""
+        return " ".join(f"{name}={value}" for name, value in self.overrides.items())
+
+    @property
     def folder(self) -> str:
         """The run's path relative to the working folder, absolute if it lies elsewhere."""
         path, here = self.path.resolve(), Path.cwd()

@@ -47,6 +47,7 @@ class Front:
 
     @property
     def runs(self) -> tuple[RunRecord, ...]:
+        """All of them, those on the front first."""
         return self.members + self.dominated
 
     def dominance(self, run: RunRecord) -> str:

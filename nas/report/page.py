@@ -6,6 +6,7 @@ from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,10 @@ def page(sweeps: Sequence[Sweep], shown: Sequence[Front]) -> str:
         rest=len(runs) - len(detailed),
         columns=_columns(by_cost, list(row_ids), cost),
         table=[_row(run, row, by_cost) for run, row in row_ids.items()],
-        left_out=[_excluded(*row, several) for row in excluded[:LEFT_OUT]],
+        left_out=[
+            [*[sweep.label] * several, run.name, run.status, run.settings or "-", reason]
+            for sweep, run, reason in excluded[:LEFT_OUT]
+        ],
         left_out_count=len(excluded),
         left_out_columns=["sweep"] * several + ["run", "status", "settings", "reason"],
         pictures=pictures[:PICTURES],
@@ -152,8 +156,8 @@ def _columns(
         Column("place", lambda run: _dominance(run, by_cost[cost]), follows_cost=True),
         Column("seed", lambda r: "-" if r.seed is None else str(r.seed), lambda r: _key(r.seed)),
         *(_override(name, runs) for name in differing(runs)),
-        *(_metric(name) for name in metrics),
-        *(_cost(name) for name in costs),
+        *(_numbers("metrics", name, partial(metric_text, name)) for name in metrics),
+        *(_numbers("costs", name, cost_text) for name in costs),
         Column("arch", lambda run: run.arch_hash),
     ]
 
@@ -168,18 +172,14 @@ def _override(name: str, runs: Sequence[RunRecord]) -> Column:
     )
 
 
-def _metric(name: str) -> Column:
-    return Column(
-        name,
-        lambda run: metric_text(name, run.metrics.get(name)),
-        lambda run: _key(run.metrics.get(name)),
-    )
+def _numbers(table: str, name: str, text: Callable[[float | None], str]) -> Column:
+    """The column of one key of a run's `metrics` or `costs`."""
 
+    def value(run: RunRecord) -> float | None:
+        found: float | None = getattr(run, table).get(name)
+        return found
 
-def _cost(name: str) -> Column:
-    return Column(
-        name, lambda run: cost_text(run.costs.get(name)), lambda run: _key(run.costs.get(name))
-    )
+    return Column(name, lambda run: text(value(run)), lambda run: _key(value(run)))
 
 
 def _key(value: float | None) -> float | str:
@@ -193,11 +193,6 @@ def _row(run: RunRecord, row_id: str, by_cost: Mapping[str, Sequence[Front]]) ->
 
 def _dominance(run: RunRecord, found: Sequence[Front]) -> str:
     return next(filter(None, (front.dominance(run) for front in found)), "")
-
-
-def _excluded(sweep: Sweep, run: RunRecord, reason: str, several: bool) -> list[str]:
-    given = " ".join(f"{name}={value}" for name, value in run.overrides.items())
-    return [*[sweep.label] * several, run.name, run.status, given or "-", reason]
 
 
 def details(runs: Sequence[RunRecord], row_ids: RowIds) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
@@ -12,8 +12,10 @@ from torch import nn
 from nas.arch import Arch
 from nas.artifacts import RunDir
 from nas.artifacts.files import csv_table, write_atomic
-from nas.cost.base import LayerCost, LayerSpec, NetworkCost
-from nas.cost.trace import Example, trace
+from nas.cost.dry_run import Example
+from nas.cost.expected import NetworkCost, entries
+from nas.cost.layer import LayerCost
+from nas.cost.trace import trace
 from nas.decision import Decision, Searchable, decisions, sites
 from nas.discretization import discretize
 from nas.ops.blocks import SqueezeExcitation
@@ -41,6 +43,7 @@ class BlockSummary:
     costs: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
+        """As result.json lists it."""
         return asdict(self) | {"size": list(self.size)}
 
     @property
@@ -85,9 +88,9 @@ def summarize(
     """
     additive = {n: cost for n, cost in costs.items() if not isinstance(cost, NetworkCost)}
     names = {decision: name for name, decision in decisions(supernet)}
-    leaders = set(_bare_leaders(supernet))
+    bare = set(_bare_decisions(supernet))
     every = _chosen(supernet, "", arch, names)
-    chosen = {path: option for path, option in every if path not in leaders}
+    chosen = {path: option for path, option in every if path not in bare}
     found = {name: BlockSummary(name, option) for name, option in chosen.items()}
     for name, _ in supernet.named_children():
         if not any(choice == name or choice.startswith(f"{name}.") for choice in chosen):
@@ -98,9 +101,16 @@ def summarize(
     gates = tuple(
         f"{name}." for name, m in network.named_modules() if isinstance(m, SqueezeExcitation)
     )
-    for layer in trace(network, example).layers:
-        block = blocks.setdefault(*_owner(layer.spec.module, blocks))
-        _add(block, layer.spec, additive, shapes=not layer.spec.module.startswith(gates))
+    traced = trace(network, example)
+    for spec in (layer.spec for layer in traced.layers if layer.spec.is_call):
+        block = blocks.setdefault(*_owner(spec.module, blocks))
+        block.layers += 1
+        if not spec.module.startswith(gates):
+            block.channels, block.size = spec.out_channels, spec.out_size
+    for name, cost in additive.items():
+        for layer in entries(traced, cost):
+            block = blocks.setdefault(*_owner(layer.spec.module, blocks))
+            block.costs[name] = block.costs.get(name, 0.0) + float(cost(layer.spec))
     # Decisions inside of a block that a searched depth leaves out are in no network.
     present = {name for name, _ in network.named_modules()}
     present |= {name for decision, name in names.items() if not decision.active_if()}
@@ -111,7 +121,7 @@ def summarize(
     ]
 
 
-def _bare_leaders(supernet: nn.Module) -> Iterator[str]:
+def _bare_decisions(supernet: nn.Module) -> Iterator[str]:
     """Paths of decisions that others are tied to and that hold no module: the others are listed."""
     followed = {site.tied_to for _, site in sites(supernet) if site.tied_to is not site}
     for path, site in sites(supernet):
@@ -151,16 +161,6 @@ def _owner(module: str, blocks: Mapping[str, BlockSummary]) -> tuple[str, BlockS
     return name, BlockSummary(name)
 
 
-def _add(
-    block: BlockSummary, spec: LayerSpec, costs: Mapping[str, LayerCost], shapes: bool
-) -> None:
-    if spec.is_call and shapes:
-        block.channels, block.size = int(spec.out_channels), spec.out_size
-    block.layers += spec.is_call
-    for name, cost in costs.items():
-        block.costs[name] = block.costs.get(name, 0.0) + float(cost(spec))
-
-
 def costs_in(blocks: Blocks) -> list[str]:
     """The additive costs that the blocks have shares of."""
     return list(dict.fromkeys(name for block in blocks for name in block.costs))
@@ -194,27 +194,19 @@ def svg(blocks: Blocks, costs: Sequence[str], title: str = "", alone: bool = Fal
     Args:
         alone: as a file: with its title, its size and colours for light and dark.
     """
-    names, labels = [_short(b.name) for b in blocks], [_label(b) for b in blocks]
+    rows = [(_short(b.name), _short(b.option or "fixed", 36), b) for b in blocks]
+    names, labels, outputs = (
+        [r[0] for r in rows],
+        [r[1] for r in rows],
+        [b.output for b in blocks],
+    )
     box, box_width = _width(names) + GAP, _width(labels) + GAP
     output = box + box_width + GAP
-    bars = output + _width([b.output for b in blocks]) + GAP
+    bars = output + _width(outputs) + GAP
     width = bars + FULL + 40  # the figure behind a full bar
     if alone:
         width = max(width, _width([title])) + 2 * GAP
     head = 50 if alone else 26
-    coloured = list(zip(costs, COLOURS, strict=False))
-    thickness = (HEIGHT - 8) / max(1, len(coloured))
-    rows = [
-        {
-            "top": head + HEIGHT * i,
-            "name": name,
-            "label": label,
-            "output": block.output,
-            "chosen": bool(block.option),
-            "bars": _bars(blocks, block, coloured, head + HEIGHT * i, thickness),
-        }
-        for i, (block, name, label) in enumerate(zip(blocks, names, labels, strict=True))
-    ]
     drawn = render(
         "network.svg",
         title=title,
@@ -222,16 +214,17 @@ def svg(blocks: Blocks, costs: Sequence[str], title: str = "", alone: bool = Fal
         left=-GAP if alone else 0,
         width=width,
         height=head + HEIGHT * len(blocks) + 6,
-        legend=_legend(coloured, bars),
-        legend_top=head - 26,
+        head=head,
+        row_height=HEIGHT,
         box=box,
         box_width=box_width,
-        box_height=HEIGHT - 8,
-        centre=box + box_width / 2,
         output=output,
         bars=bars,
-        thickness=thickness,
+        full=FULL,
+        letter=LETTER,
         rows=rows,
+        costs=list(zip(costs, COLOURS, strict=False)),
+        share=partial(share, blocks),
     )
     return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", drawn)
 
@@ -250,39 +243,9 @@ def write_drawing(run: RunDir, result: Mapping[str, Any]) -> None:
     write_atomic(run.drawing.with_suffix(".csv"), csv_text(blocks))
 
 
-def _bars(
-    blocks: Blocks,
-    block: BlockSummary,
-    coloured: Sequence[tuple[str, str]],
-    top: int,
-    thickness: float,
-) -> list[dict[str, Any]]:
-    shares = [share(blocks, block, cost) for cost, _ in coloured]
-    return [
-        {
-            "cost": cost,
-            "colour": colour,
-            "share": value,
-            "y": top + i * thickness,
-            "width": max(0.5, value * FULL),
-        }
-        for i, ((cost, colour), value) in enumerate(zip(coloured, shares, strict=True))
-    ]
-
-
-def _legend(coloured: Sequence[tuple[str, str]], left: int) -> Iterator[dict[str, Any]]:
-    for name, colour in coloured:
-        yield {"x": left, "name": name, "colour": colour}
-        left += 24 + round(LETTER * len(name))
-
-
 def _width(texts: Sequence[str]) -> int:
     """Pixels that the longest text takes at most."""
     return round(LETTER * max((len(text) for text in texts), default=0))
-
-
-def _label(block: BlockSummary) -> str:
-    return _short(block.option or "fixed", 36)
 
 
 def _short(text: str, most: int = 20) -> str:

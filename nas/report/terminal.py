@@ -17,9 +17,10 @@ from torch import nn
 from nas.artifacts import RunDir
 from nas.artifacts.files import csv_table, display_path, is_main
 from nas.cost.analytic import MACs, Params
-from nas.cost.base import Expected, LayerCost, NetworkCost
-from nas.cost.expected import expected
-from nas.cost.trace import Example, trace
+from nas.cost.dry_run import Example
+from nas.cost.expected import Expected, NetworkCost, expected
+from nas.cost.layer import LayerCost
+from nas.cost.trace import trace
 from nas.decision import decisions
 from nas.errors import UserError
 from nas.quantities import amount
@@ -274,7 +275,6 @@ def _print_left_out(out: Console, sweeps: Sequence[Sweep], front: Front) -> None
     for sweep, run, reason in excluded:
         prefix = f"{sweep.label}/" if len(sweeps) > 1 else ""
         status = "left out" if run.status == "finished" else run.status
-        given = " ".join(f"{name}={value}" for name, value in run.overrides.items())
-        about = f" ({given})" if given else ""
+        about = f" ({run.settings})" if run.overrides else ""
         line = f"  {prefix}{run.name}{about} {status}: {' '.join(reason.split())}"
         out.print(Text(line, style="red" if status in ("failed", "unreadable") else "yellow"))

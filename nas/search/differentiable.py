@@ -13,20 +13,21 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from nas.arch import Arch
 from nas.config.schema import Count, NonNegative, Seed, Share, Whole, checked
-from nas.cost.base import Expected
+from nas.cost.expected import Expected
 from nas.decision import decisions, free, resample, sample_path, split_parameters
 from nas.errors import UserError
 from nas.objective import Objective
+from nas.problem import SearchProblem
 from nas.ranks import averaged, told
 from nas.recalibrate import kept_statistics
-from nas.search.base import ScoredArch, SearchProblem, SearchResult, Stage, agreed, check_searchable
+from nas.search.base import ScoredArch, SearchResult, Stage, agreed, check_searchable
 from nas.search.callbacks import (
     DiscretizationGap,
     LastCheckpoint,
     SpeedUp,
     Stopwatch,
-    StopWhenStable,
 )
+from nas.search.guards import StopWhenStable
 from nas.search.regularizers import Perturbing, Regularizer
 from nas.search.telemetry import SearchTelemetry
 from nas.selection import front, log_probabilities
@@ -108,7 +109,7 @@ class DifferentiableSearch(pl.LightningModule):
             )
         self.automatic_optimization = False
         self.supernet, self.costs, self.targets = supernet, dict(costs), dict(targets or {})
-        self.objective = cast(nn.Module, objective)
+        self.objective = objective
         # Here, where a wrong budget ends the run before it has begun; a checkpoint is loaded later.
         objective.start({name: cost.mean() for name, cost in self.costs.items()}, self.targets)
         self.weight_factory, self.alpha_factory = weight_optimizer, alpha_optimizer
@@ -131,26 +132,26 @@ class DifferentiableSearch(pl.LightningModule):
 
     def prepare(self, problem: SearchProblem) -> None:
         """See `nas.search.base.Search`; the constructor has checked the rest."""
-        self.loaders(problem.plan.data)  # a batch larger than a split is an error now
+        self.loaders(problem.data)  # a batch larger than a split is an error now
 
     def run(self, problem: SearchProblem, stage: Stage) -> SearchResult:
         """Train weights and alphas; the result is the front read off the alphas."""
-        plan, data, watch = problem.plan, problem.plan.data, Stopwatch()
+        data, watch = problem.data, Stopwatch()
         kept = (f"supernet_val_{self.task.primary}", "supernet_val_loss")
         saving = LastCheckpoint(stage.run.checkpoint, kept)
         callbacks = [
             watch,
             DiscretizationGap(),
-            StopWhenStable(plan.stable_epochs),
-            *plan.guards.values(),
-            SpeedUp(plan.speed, (data.batch_size, *data.input_shape)),
+            StopWhenStable(problem.stable_epochs),
+            *problem.guards.values(),
+            SpeedUp(problem.speed, (data.batch_size, *data.input_shape)),
             SearchTelemetry(),
             saving,
         ]
         trainer = stage.trainer(self.epochs, callbacks)
         stage.fit(trainer, self, self.loaders(data), stage.run.checkpoint)
         free(self.supernet)
-        cost = next(iter(plan.costs), "params")
+        cost = next(iter(problem.cost_models), "params")
         selected = agreed(problem.select)
         return SearchResult(
             selected,
@@ -194,8 +195,7 @@ class DifferentiableSearch(pl.LightningModule):
         batches = self.trainer.num_training_batches
         if (batch_idx + 1) * often // batches > batch_idx * often // batches:
             with torch.no_grad():
-                objective = cast(Objective, self.objective)
-                objective.update(self.noise_free_costs(), self.progress(batch_idx + 1))
+                self.objective.update(self.noise_free_costs(), self.progress(batch_idx + 1))
 
     def on_train_epoch_end(self) -> None:
         cast(Any, self.lr_schedulers()).step()
@@ -272,7 +272,7 @@ class DifferentiableSearch(pl.LightningModule):
         But a budget is for the distribution: the draws around it, some of which exceed it, would
         be penalised for ever.
         """
-        if cast(Objective, self.objective).needs_targets:
+        if self.objective.needs_targets:
             costs = self.noise_free_costs()
         else:
             costs = {name: cost() for name, cost in self.costs.items()}

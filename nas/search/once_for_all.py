@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from nas.arch import Arch, Option
 from nas.config.schema import Count, NonNegative, Positive, Seed, Share, checked
-from nas.cost.base import Expected
+from nas.cost.expected import Expected
 from nas.decision import Decision, decisions, split_parameters
 from nas.discretization import discretize
 from nas.errors import UserError

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nas.arch import Arch, Option
-from nas.cost.base import Expected
+from nas.cost.expected import Expected
 from nas.cost.integer_program import IntegerProgram, worst
 from nas.decision import decisions
 from nas.errors import UserError

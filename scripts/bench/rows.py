@@ -21,9 +21,9 @@ from bench.networks import (
 from bench.timing import Row, Step, compare, interleave, quartiles
 from nas.cost import device
 from nas.cost.analytic import MACs, Params
+from nas.cost.device import Energy, Roofline
 from nas.cost.expected import expected
 from nas.cost.memory import PeakMemory
-from nas.cost.roofline import Energy, Roofline
 from nas.cost.trace import trace
 from nas.decision import free
 from nas.supernet.relax import one_path, softmax

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import nas.cost
-from nas.cost.base import LayerSpec
 from nas.cost.device import Device
 from nas.cost.expected import ExpectedCost
+from nas.cost.layer import LayerSpec
 from nas.cost.trace import trace
 from nas.decision import apply, decisions
 from nas.discretization import discretize

@@ -334,8 +334,8 @@ def test_a_candidate_that_holds_a_choice_is_not_taken_for_one_that_writes() -> N
 
     inner = ChoiceBlock([nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1)])
     block = ChoiceBlock([Residual(inner), nn.Conv2d(4, 4, 1)]).eval()
-    steps = nas.trace(nn.Sequential(block), (4, 3, 3)).schedule.steps
-    assert {step.operator for step in steps} == {"convolution", "add"}
+    steps = nas.trace(nn.Sequential(block), (4, 3, 3)).operators
+    assert {step.name for step in steps} == {"convolution", "add"}
     # What was found while it was traced is known to the network that is taken out.
     network = nas.discretize(block)
     hook = guard_of(network)

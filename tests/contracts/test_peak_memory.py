@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nas.arch import Arch
-from nas.cost.base import Polynomial
 from nas.cost.memory import PeakMemory
+from nas.cost.polynomial import Polynomial
 from nas.cost.trace import trace
 from nas.decision import apply, decisions, free, sample_path
 from nas.discretization import arch_of, discretize

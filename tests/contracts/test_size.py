@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from torch import fx, nn
 from torch.fx.experimental.optimization import fuse
 
-from nas.cost.analytic import MACs, Params
-from nas.cost.expected import ExpectedCost
-from nas.cost.size import Size
+from nas.cost.analytic import MACs, Params, Size
+from nas.cost.expected import ExpectedCost, entries
 from nas.cost.trace import trace
 from nas.decision import apply
 from nas.discretization import discretize
@@ -272,11 +271,15 @@ def test_integer_weights_and_wide_biases():
     assert price["float16", True] == 2 * (weights + biases)
 
 
-def test_buffers_and_folds_are_nothing_to_other_costs():
+def test_buffers_are_nothing_to_other_costs_and_folds_are_shown_to_those_that_ask():
     net = nn.Sequential(build("mb_k3_e3", 8, 8), nn.BatchNorm2d(8, affine=False))
     net.input_shape = (8, 4, 4)
     traced = trace(net, net.input_shape)
-    assert {"buffer", "folded", "gained"} <= {layer.spec.kind for layer in traced.layers}
+    assert "buffer" in {layer.spec.kind for layer in traced.layers}
+    folds = {"folded", "gained"}
+    for cost in (Params(), MACs(), Size(), Size(fold_norm=True)):
+        shown = {layer.spec.kind for layer in entries(traced, cost)}
+        assert shown & folds == (folds if getattr(cost, "fold_norm", False) else set())
     values = {c.name: ExpectedCost(net, c, traced)().item() for c in (Params(), MACs())}
     assert values == counted(net.eval())
 

@@ -24,13 +24,16 @@ CONFIGS = {
 }
 CLASSES = 3
 SMALLER = {"darts": {"cells": 3}, "nas_bench_201": {"cells": 1}}  # all cells of a kind are alike
+STAGES = {"mnasnet": (1, 3), "ofa": (0, 3)}  # and so are the other stages; test_mnasnet.py has all
 
 
 def built(name: str, shape: tuple[int, ...], **overrides: float) -> nn.Module:
     table = yaml.safe_load(CONFIGS[name].read_text(encoding="utf-8")) | overrides
     table |= SMALLER.get(name, {})
-    if name.startswith("mnasnet"):
-        table["stages"] = table["stages"][1:3]  # as the others; test_mnasnet.py takes all of them
+    if (family := name.partition("_")[0]) in STAGES:
+        table["stages"] = table["stages"][slice(*STAGES[family])]
+        for stage in table["stages"]:
+            stage.update({"depth": stage["depth"][:2]} if "depth" in stage else {})
     module, _, attribute = table["_target_"].rpartition(".")
     arguments = {key: value for key, value in table.items() if not key.startswith("_")}
     make = getattr(import_module(module), attribute)

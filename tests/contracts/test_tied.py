@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nas.cost.analytic import MACs, Params
+from nas.cost.analytic import MACs, Params, Size
 from nas.cost.expected import ExpectedCost
 from nas.cost.memory import PeakMemory
-from nas.cost.size import Size
 from nas.cost.trace import trace
 from nas.discretization import discretize
 from nas.export.loading import load_weights, state_bytes

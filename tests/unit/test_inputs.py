@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 import nas
+from nas.cost.analytic import Size
 from nas.cost.memory import PeakMemory
-from nas.cost.size import Size
 from nas.errors import UserError
 from nas.latency.units import units_of
 from nas.recalibrate import recalibrate

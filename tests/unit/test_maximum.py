@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nas.cost import maximum
-from nas.cost.maximum import ExpectedMaximum
+from nas.cost import polynomial
+from nas.cost.polynomial import ExpectedMaximum
 
 OPTIONS = {"a": 2, "b": 3, "c": 2, "d": 1}
 PAIRS = [(name, k) for name, count in OPTIONS.items() for k in range(count)]
@@ -54,7 +54,7 @@ def test_it_is_the_mean_of_the_maximum(rows, seed):
 @given(several, st.sampled_from([1, 2, 4, 6]))
 def test_at_corners_it_is_exact_however_small_tables_must_be(rows, table):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(maximum, "_TABLE", table)
+        patch.setattr(polynomial, "_TABLE", table)
         expected = ExpectedMaximum(rows, OPTIONS)
     for choice in CHOICES:
         assert expected(one_hot(choice)).item() == largest(rows, choice)
@@ -72,7 +72,7 @@ def test_its_gradient_is_that_of_its_value(rows, seed):
 
 
 def test_what_cannot_be_one_table_is_taken_for_independent(monkeypatch):
-    monkeypatch.setattr(maximum, "_TABLE", 6)
+    monkeypatch.setattr(polynomial, "_TABLE", 6)
     rows = [{frozenset({("a", 0)}): 4.0, frozenset({("b", 0)}): 2.0}]
     rows += [{frozenset({("a", 0)}): 4.0, frozenset({("c", 0)}): 2.0}]
     even = {name: torch.full((count,), 1 / count) for name, count in OPTIONS.items()}

@@ -145,13 +145,13 @@ def test_a_forward_that_looks_at_values_is_traced_on_the_cpu():
 
 def test_the_mixing_of_candidates_is_in_no_network():
     net = nn.Sequential(conv(2, 2), ChoiceBlock([conv(2, 2), conv(2, 2), nn.Identity()]))
-    steps = trace(net, SHAPE).schedule.steps
+    steps = trace(net, SHAPE).operators
     assert [step.module for step in steps] == [
         "0",
         "1.candidates.0_Conv1d",
         "1.candidates.1_Conv1d",
     ]
-    assert [step.path for step in steps] == [(), (("1", 0),), (("1", 1),)]
+    assert [step.choices for step in steps] == [(), (("1", 0),), (("1", 1),)]
 
 
 def test_an_option_that_passes_its_input_on_keeps_it():

@@ -16,18 +16,18 @@ from nas.objective import (
     FBNet,
     Hinge,
     MulLog,
-    PerCost,
+    Objective,
     Plain,
 )
 
-P = TypeVar("P", bound=PerCost)
+P = TypeVar("P", bound=Objective)
 
 
 def tensors(values: dict[str, float]) -> dict[str, Tensor]:
     return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
 
 
-def loss(objective: PerCost, task: float = 2.0, **costs: float) -> float:
+def loss(objective: Objective, task: float = 2.0, **costs: float) -> float:
     return float(objective(torch.tensor(task), tensors(costs)))
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas.cost.liveness import _probabilities, _undominated
+from nas.cost.memory import _probabilities, _undominated
 from nas.cost.polynomial import Polynomials, consistent, probability, reduced, upper_bound
 
 OPTIONS = {"a": 2, "b": 3, "c": 1}

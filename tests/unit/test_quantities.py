@@ -8,11 +8,9 @@ from torch import nn
 
 from nas.arch import Arch
 from nas.artifacts import RunDir
-from nas.cost.analytic import Params
-from nas.cost.device import Device
+from nas.cost.analytic import Params, Size
+from nas.cost.device import Device, Roofline
 from nas.cost.expected import ExpectedCost
-from nas.cost.roofline import Roofline
-from nas.cost.size import Size
 from nas.errors import UserError
 from nas.quantities import amount, parse_budget
 from nas.report.terminal import announce, describe

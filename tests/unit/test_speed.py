@@ -117,8 +117,7 @@ def test_the_compiled_graph_is_used_where_every_candidate_runs(monkeypatch):
 def test_a_compiled_step_is_an_eager_one():
     torch.manual_seed(0)
     net = nn.Sequential(
-        ChoiceBlock({name: build(name, 3, 4) for name in ("conv_k3", "sep_k3", "mb_k3_e3")}),
-        nn.Flatten(),
+        ChoiceBlock({name: build(name, 3, 3) for name in ("conv_k3", "identity")}), nn.Flatten()
     )
     x, other = torch.randn(8, 3, 4, 4), copy.deepcopy(net)
     prepare(other, "compile")

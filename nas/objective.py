@@ -1,44 +1,162 @@
-"""What a search minimises: the task loss joined with the expected costs."""
+"""Objectives: how a search joins the task loss and the expected costs to what it minimises."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas.config.schema import NonNegative, Positive, Share, checked
 from nas.errors import UserError
-from nas.objective.base import Objective, PerCost, wide
 from nas.ranks import averaged
 
-__all__ = [
-    "AddLinear",
-    "AugmentedLagrangian",
-    "Constrained",
-    "FBNet",
-    "Hinge",
-    "MulLog",
-    "Objective",
-    "PerCost",
-    "Plain",
-]
+
+class Objective(nn.Module):
+    """Base of the objectives: joins a task loss and costs to the scalar that alphas descend.
+
+    A subclass defines `penalty`, or `forward` where the loss is no sum. The state is in buffers of
+    one entry per cost, in the order of `names`. Constructors raise UserError for a number out of
+    its range.
+
+    Args:
+        buffers: names of the buffers besides `reference` and `target`.
+
+    Attributes:
+        needs_targets: whether it holds costs to budgets; then it is given costs without noise.
+    """
+
+    needs_targets: ClassVar[bool] = True
+    reference: Tensor  # (I,) mean cost over all architectures; empty until `start`
+    target: Tensor  # (I,) budgets; empty where none are needed
+
+    def __init__(self, *buffers: str) -> None:
+        super().__init__()
+        self.names: tuple[str, ...] = ()
+        for name in ("reference", "target", *buffers):
+            self.register_buffer(name, torch.zeros(0))
+
+    def start(self, reference: Mapping[str, Tensor], targets: Mapping[str, float]) -> None:
+        """Called once, before the first step, with what the costs are measured against.
+
+        Args:
+            reference: name -> mean cost over all architectures.
+            targets: name -> budget; may lack costs or be empty.
+
+        Raises:
+            UserError: a mean cost of 0, or a target that is missing or makes no sense.
+        """
+        values = {name: float(value) for name, value in reference.items()}
+        _check_reference(values)
+        self.names = tuple(values)
+        self.reference = self._entries(values.values())
+        if self.needs_targets:
+            _check_targets(values, targets)
+            self.target = self._entries(targets[name] for name in self.names)
+
+    def forward(self, task: Tensor, costs: Mapping[str, Tensor]) -> Tensor:
+        """The loss ``task + penalty``; task, costs and loss are all ``()``."""
+        task = wide(task)
+        return task + self.penalty(costs).to(task)
+
+    def penalty(self, costs: Mapping[str, Tensor]) -> Tensor:
+        """What the costs add to the task loss, ``()``."""
+        raise NotImplementedError
+
+    def update(self, costs: Mapping[str, Tensor], progress: float) -> None:
+        """Adapt strengths, at equal intervals of the steps in which alphas move.
+
+        Args:
+            costs: name -> expected cost of the thetas without noise.
+            progress: in (0, 1], of all steps in which alphas move.
+        """
+
+    def state(self) -> Mapping[str, float]:
+        """The values to draw as curves, by readable names: ``multiplier/params``, ..."""
+        return {}
+
+    def vector(self, costs: Mapping[str, Tensor]) -> Tensor:
+        """Costs ``(I,)`` in the order of `names`."""
+        found = [costs[name] for name in self.names]
+        return torch.stack(found) if found else self.reference
+
+    def excess(self, costs: Mapping[str, Tensor]) -> Tensor:
+        """``g_i = c_i / T_i - 1`` ``(I,)``: above 0 where a budget is exceeded, without a unit."""
+        return self.vector(costs) / self.target - 1
+
+    def by_name(self, label: str, values: Tensor) -> dict[str, float]:
+        """Entries of `state`: ``label/<cost>``."""
+        pairs = zip(self.names, values.tolist(), strict=True) if len(values) else ()
+        return {f"{label}/{name}": value for name, value in pairs}
+
+    def _entries(self, values: Iterable[float]) -> Tensor:
+        # Where the other buffers are; not all devices have float64.
+        return torch.tensor(list(values), dtype=torch.float32, device=self.reference.device)
+
+    # Buffers carry no names, and `start` is not called again when a run is resumed.
+    def get_extra_state(self) -> dict[str, Any]:
+        """The names of the costs, for a checkpoint."""
+        return {"names": list(self.names)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take the names back."""
+        self.names = tuple(state["names"])
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: object) -> None:
+        # Buffers have as many entries as there are costs, known only once a search starts.
+        for name, buffer in list(self.named_buffers(recurse=False)):
+            saved = state.get(f"{prefix}{name}")
+            if saved is not None and saved.shape != buffer.shape:
+                setattr(self, name, buffer.new_zeros(saved.shape))
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def wide(task: Tensor) -> Tensor:
+    """The task loss in float32 at least: in half precision a small penalty would round away."""
+    return task.to(torch.promote_types(task.dtype, torch.float32))
+
+
+def _check_reference(reference: Mapping[str, float]) -> None:
+    for name, value in reference.items():
+        if not 0 < value < float("inf"):
+            raise UserError(
+                f"cost {name!r} is {value:g} in the mean over all networks of this space, so it "
+                "tells them apart by nothing: leave it out of cost=[...]"
+            )
+
+
+def _check_targets(reference: Mapping[str, float], targets: Mapping[str, float]) -> None:
+    for name, value in reference.items():
+        example = f"budget.{name}={value / 2:.2g}"
+        if targets.get(name) is None:
+            raise UserError(
+                f"this objective needs a budget for every cost, and {name!r} has none: give it "
+                f"one, such as {example} (half of the mean network), or leave it out of cost=[...]"
+            )
+        if not 0 < targets[name] < float("inf"):
+            raise UserError(
+                f"budget.{name}={targets[name]} must be a finite number above 0, in the unit of "
+                f"the cost, such as {example} (half of the mean network)"
+            )
+    if unknown := sorted(targets.keys() - reference.keys()):
+        raise UserError(
+            f"budget.{unknown[0]}={targets[unknown[0]]} is the budget of no cost searched for: "
+            f"add it to cost=[...], which holds {sorted(reference)} now"
+        )
 
 
 @checked("objective")
-class Plain(PerCost):
+class Plain(Objective):
     """``L = task + strength * sum_i c_i`` (relative: ``c_i / c_i(start)``; log: ``log`` of it).
 
     Relative costs are 1 at the start of every search, whatever the space and the unit, so that one
-    default strength is sensible everywhere. In log scale a strength is the loss that a cost smaller
-    by a factor e is worth, at any size: a sweep of strengths then spreads over a whole front.
+    default strength is sensible everywhere. In log scale a cost smaller by a factor e is as good as
+    a loss smaller by `strength`, at any size: a sweep of strengths then spreads over a whole front.
     Targets are ignored.
 
     Args:
         strength: lambda; 0 searches for accuracy alone.
         relative: divide each cost by its value for the untrained supernet.
         log: penalise the logarithm of the cost.
-
-    Raises:
-        UserError: a negative strength, or one that is not a number.
     """
 
     needs_targets = False
@@ -50,38 +168,33 @@ class Plain(PerCost):
         self.strength, self.relative, self.log = strength, relative, log
 
     def forward(self, task: Tensor, costs: Mapping[str, Tensor]) -> Tensor:
-        if not self.strength:
-            return task
-        task, penalties = wide(task), self.vector(costs)
+        return super().forward(task, costs) if self.strength else task
+
+    def penalty(self, costs: Mapping[str, Tensor]) -> Tensor:
+        values = self.vector(costs)
         if self.relative:
-            penalties = penalties / self.reference
-        if self.log:
-            penalties = penalties.log()
-        return task + self.strength * penalties.sum().to(task)
+            values = values / self.reference
+        return self.strength * (values.log() if self.log else values).sum()
 
 
 @checked("objective")
-class Hinge(PerCost):
+class Hinge(Objective):
     """``L = task + strength * sum_i max(c_i / T_i - 1, 0)``: nothing is gained below a budget.
 
     Args:
-        strength: lambda, the loss that twice the budget is worth.
-
-    Raises:
-        UserError: a negative strength, or one that is not a number; in `start`, no target.
+        strength: lambda, the loss added by a cost of twice its budget.
     """
 
     def __init__(self, strength: NonNegative = 1.0) -> None:
         super().__init__()
         self.strength = strength
 
-    def forward(self, task: Tensor, costs: Mapping[str, Tensor]) -> Tensor:
-        task = wide(task)
-        return task + self.strength * self.excess(costs).relu().sum().to(task)
+    def penalty(self, costs: Mapping[str, Tensor]) -> Tensor:
+        return self.strength * self.excess(costs).relu().sum()
 
 
 @checked("objective")
-class AddLinear(PerCost):
+class AddLinear(Objective):
     """``L = task + strength * sum_i (c_i - T_i) / T_i`` (ProxylessNAS, Cai et al. 2019).
 
     `add#linear` of the reference code. The target only scales the price: below it, a smaller cost
@@ -89,22 +202,18 @@ class AddLinear(PerCost):
 
     Args:
         strength: lambda.
-
-    Raises:
-        UserError: a negative strength, or one that is not a number; in `start`, no target.
     """
 
     def __init__(self, strength: NonNegative = 0.1) -> None:
         super().__init__()
         self.strength = strength
 
-    def forward(self, task: Tensor, costs: Mapping[str, Tensor]) -> Tensor:
-        task = wide(task)
-        return task + self.strength * self.excess(costs).sum().to(task)
+    def penalty(self, costs: Mapping[str, Tensor]) -> Tensor:
+        return self.strength * self.excess(costs).sum()
 
 
-class Logarithmic(PerCost):
-    """Base of the forms that take the logarithm of a cost, which depends on its unit.
+class Logarithmic(Objective):
+    """Base of the objectives with the logarithm of a cost, which in the papers depends on its unit.
 
     Here a cost counts as ``n_i = scale * c_i / r_i``, r the mean over all architectures, and its
     logarithm as ``log(1 + n_i)``: a number without a unit, and never negative. Where n is large
@@ -131,9 +240,6 @@ class MulLog(Logarithmic):
     Args:
         a, b: as in the reference code.
         scale: the number that the mean network's cost counts as; a smaller one prices cost higher.
-
-    Raises:
-        UserError: an argument that is negative or not a number; in `start`, no target.
     """
 
     def __init__(self, a: Positive = 0.2, b: NonNegative = 0.3, scale: Positive = 100.0) -> None:
@@ -155,9 +261,6 @@ class FBNet(Logarithmic):
     Args:
         a, b: as in the paper; the logarithm is raised to b, not its argument.
         scale: the number that the mean network's cost counts as; a smaller one prices cost higher.
-
-    Raises:
-        UserError: an argument that is negative or not a number.
     """
 
     needs_targets = False
@@ -171,7 +274,7 @@ class FBNet(Logarithmic):
 
 
 @checked("objective")
-class Constrained(PerCost):
+class Constrained(Objective):
     """``L = task + sum_i s_i(t) * max(c_i / T_i - 1, 0)`` (Burrello et al. 2023, arXiv 2310.07217).
 
     At the end of warm-up the final strengths make each excess as bad as the task loss (Eq. 13), and
@@ -186,9 +289,6 @@ class Constrained(PerCost):
 
     Args:
         margin: the least excess, in parts of the budget, that a strength is derived from.
-
-    Raises:
-        UserError: a margin that is not above 0; in `start`, no target.
     """
 
     final: Tensor  # (I,) strengths at the end of the ramp; NaN until the first call
@@ -205,14 +305,15 @@ class Constrained(PerCost):
         self.ramp.fill_(0.01)
 
     def forward(self, task: Tensor, costs: Mapping[str, Tensor]) -> Tensor:
-        task = wide(task)
         if self.final.isnan().any():
             # The reference is the cost of alphas that have not moved, and has no noise.
             excess = (self.reference / self.target - 1).clamp_min(self.margin)
-            (mean,) = averaged([task])  # each rank has its own part of the batch
+            (mean,) = averaged([wide(task)])  # each rank has its own part of the batch
             self.final = (mean / excess).to(self.final)
-        penalties = self.ramp * self.final * self.excess(costs).relu()
-        return task + penalties.sum().to(task)
+        return super().forward(task, costs)
+
+    def penalty(self, costs: Mapping[str, Tensor]) -> Tensor:
+        return (self.ramp * self.final * self.excess(costs).relu()).sum()
 
     def update(self, costs: Mapping[str, Tensor], progress: float) -> None:
         self.ramp.fill_(min(1.0, 0.01 + 0.99 * 2 * progress))
@@ -222,7 +323,7 @@ class Constrained(PerCost):
 
 
 @checked("objective")
-class AugmentedLagrangian(PerCost):
+class AugmentedLagrangian(Objective):
     """Accuracy within budgets: prices rise while a budget is exceeded, and fall to 0 inside.
 
     ::
@@ -236,10 +337,10 @@ class AugmentedLagrangian(PerCost):
     ``B_i`` goes from the mean network's cost r_i to the budget T_i, if that is smaller, along
     ``log B_i = log r_i + s (log T_i - log r_i)`` with s from 0.05 to 1 at the share `ramp` of the
     search. Put in force at once, a far budget drives every decision to its cheapest option, where a
-    decided softmax stays, long before the task loss has a say.
+    decided softmax stays, long before the task loss has any influence.
 
     Args:
-        rho: strength at the start, the loss that each factor e of excess is worth at first.
+        rho: strength at the start: the loss added by each factor e of excess.
         rho_max: its largest value.
         ramp: share of the search until the budgets themselves are in force; 0: from the start.
 
@@ -266,11 +367,9 @@ class AugmentedLagrangian(PerCost):
         self.budget = self._in_force(0.0)
         self.last = (self.reference / self.budget).log()
 
-    def forward(self, task: Tensor, costs: Mapping[str, Tensor]) -> Tensor:
-        task = wide(task)
+    def penalty(self, costs: Mapping[str, Tensor]) -> Tensor:
         force = (self.multiplier + self.quadratic * self._violation(costs)).relu()
-        penalties = (force**2 - self.multiplier**2) / (2 * self.quadratic)
-        return task + penalties.sum().to(task)
+        return ((force**2 - self.multiplier**2) / (2 * self.quadratic)).sum()
 
     def update(self, costs: Mapping[str, Tensor], progress: float) -> None:
         now = self._violation(costs).detach().to(self.last)
