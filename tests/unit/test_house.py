@@ -1,5 +1,8 @@
-"""The house rules that a reader relies on: everything public is documented, no two modules need each
-other, nothing asks which kind of search it has, and no file is a paragraph of another one."""
+"""The rules of the house.
+
+Everything public is documented, no modules import each other in a ring, nothing asks which kind of
+search it has, and few files are so small that they belong into the one that imports them.
+"""
 
 import ast
 import importlib
@@ -87,9 +90,11 @@ def test_everything_public_is_documented(module):
 
 
 def test_what_is_undocumented_is_found():
-    source = 'class A:\n    "A."\n    def f(self): ...\nclass B(A):\n    def f(self): ...\ndef g(): ...'
+    source = (
+        'class A:\n    "A."\n    def f(self): ...\nclass B(A):\n    def f(self): ...\ndef g(): ...'
+    )
     made = type(pytest)("made")
-    exec(source, vars(made))  # noqa: S102
+    exec(source, vars(made))
     for value in (made.A, made.B, made.g):
         value.__module__ = "made"
     for value in (made.A.f, made.B.f):
@@ -127,7 +132,10 @@ def test_nothing_asks_which_search_it_has():
     asking = []
     for name, path in modules().items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "isinstance",
+                "issubclass",
+            ):
                 named = {n.id for n in ast.walk(node.args[1]) if isinstance(n, ast.Name)}
                 if named & kinds:
                     asking.append(f"{name}:{node.lineno}")

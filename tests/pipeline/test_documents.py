@@ -1,4 +1,4 @@
-"""The walkthroughs of CONTRIBUTING.md work as they are written, in a copy of the project."""
+"""What the documents say works: walkthroughs in a copy of the project, code blocks, links."""
 
 import os
 import re
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -18,7 +19,9 @@ def walkthroughs() -> dict[str, str]:
     """Title -> text of each section that holds an edit."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     sections = (part.partition("\n") for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:])
-    return {title: body for title, _, body in sections if re.search(r"^```\w+ \w+/", body, re.MULTILINE)}
+    return {
+        title: body for title, _, body in sections if re.search(r"^```\w+ \w+/", body, re.MULTILINE)
+    }
 
 
 def edits(section: str) -> Iterator[tuple[str, str]]:
@@ -49,7 +52,9 @@ def apply(words: str, body: str, root: Path) -> None:
 @pytest.mark.parametrize("title", walkthroughs())
 def test_walkthrough(title, tmp_path):
     for folder in ("nas", "configs", "tests"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
+        )
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     programs = Path(sys.executable).parent
     environment = {
@@ -78,3 +83,26 @@ def test_walkthrough(title, tmp_path):
 
 def test_there_are_five():
     assert len(walkthroughs()) >= 5
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_code_of_a_page_runs(page):
+    names: dict[str, object] = {}
+    blocks = [
+        body
+        for language, _, body in FENCE.findall(page.read_text(encoding="utf-8"))
+        if language == "python"
+    ]
+    assert blocks
+    for body in blocks:
+        exec(compile(body, str(page), "exec"), names)
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))],
+)
+def test_links_lead_somewhere(page):
+    path = ROOT / page
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
+    assert [link for link in links if not (path.parent / link).exists()] == []
