@@ -22,6 +22,7 @@ from nas.export.check import Batch, Parity, card, compare, complaint, latencies,
 from nas.export.formats import Format, Model, Source, chosen
 from nas.export.int8 import fine_tune
 from nas.export.loading import state_bytes
+from nas.tasks.classification import task_of
 
 _EXAMPLE = 16  # samples that the exporters trace with
 
@@ -178,10 +179,10 @@ class Export:
         options = self.options
         if not options.qat or not any(form.int8 for form in formats.values()):
             return plain
-        loader = self.subject.data.weight_loader()
-        trained = fine_tune(
-            plain.network, loader, options.qat_epochs, options.qat_lr, self.subject.data.seed
-        )
+        data = self.subject.data
+        epochs, lr = options.qat_epochs, options.qat_lr
+        loader = data.weight_loader()
+        trained = fine_tune(plain.network, task_of(data), loader, epochs, lr, data.seed)
         after = compare(plain.network, trained, self.batches)
         made.qat = {
             "epochs": options.qat_epochs,

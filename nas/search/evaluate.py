@@ -15,8 +15,8 @@ from nas.arch import Arch
 from nas.config.schema import Count, Whole, checked
 from nas.discretization import discretize
 from nas.errors import InterruptedRunError, NotFiniteError
+from nas.problem import SearchProblem
 from nas.recalibrate import recalibrate
-from nas.search.base import SearchProblem, TrainingRecipe
 from nas.tasks import Task
 from nas.tasks.classification import task_of
 from nas.train import Training, called, interruptible, strategy_of
@@ -43,37 +43,36 @@ class TrainFromScratch:
 
     def __call__(self, problem: SearchProblem) -> Scoring:
         """The function that scores architectures of `problem`."""
-        recipe: TrainingRecipe = problem.plan
         fresh = problem.build()
 
         def score(arch: Arch) -> Mapping[str, float]:
-            module = self.training_of(recipe, fresh, arch, self.epochs)
-            trainer = quiet_trainer(recipe, module.epochs)
-            fit(trainer, module, recipe.data.weight_loader())
-            return self.scores(recipe, trainer, module)
+            module = self.training_of(problem, fresh, arch, self.epochs)
+            trainer = quiet_trainer(problem, module.epochs)
+            fit(trainer, module, problem.data.weight_loader())
+            return self.scores(problem, trainer, module)
 
         return score
 
     def training_of(
-        self, recipe: TrainingRecipe, fresh: nn.Module, arch: Arch, epochs: int | None
+        self, problem: SearchProblem, fresh: nn.Module, arch: Arch, epochs: int | None
     ) -> Training:
         """The training of `arch` from the weights of the supernet `fresh`; None: own epochs."""
         options = {} if epochs is None else {"epochs": epochs}
-        network, known = discretize(fresh, arch), {"task": task_of(recipe.data)}
-        made = called(recipe.finetune, known, network=network, seed=recipe.seed, **options)
+        network, known = discretize(fresh, arch), {"task": task_of(problem.data)}
+        made = called(problem.finetune, known, network=network, seed=problem.seed, **options)
         return cast(Training, made)
 
     def scores(
-        self, recipe: TrainingRecipe, trainer: pl.Trainer, module: Training
+        self, problem: SearchProblem, trainer: pl.Trainer, module: Training
     ) -> dict[str, float]:
         """Validation scores, and with `test` those of the test part."""
         with interruptible():
-            trainer.validate(module, recipe.data.val_dataloader(), verbose=False)
+            trainer.validate(module, problem.data.val_dataloader(), verbose=False)
             metrics = dict(trainer.callback_metrics)
             if self.test:
-                trainer.test(module, recipe.data.test_dataloader(), verbose=False)
+                trainer.test(module, problem.data.test_dataloader(), verbose=False)
                 metrics |= trainer.callback_metrics
-        wanted = (*task_of(recipe.data).metrics(), "loss")
+        wanted = (*task_of(problem.data).metrics(), "loss")
         names = [f"{split}_{name}" for split in ("val", "test") for name in wanted]
         return {name: float(metrics[name]) for name in names if name in metrics}
 
@@ -94,13 +93,12 @@ class WeightSharing:
 
     def __call__(self, problem: SearchProblem) -> Scoring:
         """The function that scores architectures of `problem`."""
-        recipe: TrainingRecipe = problem.plan
-        task, validation = task_of(recipe.data), recipe.data.val_dataloader
-        device = quiet_trainer(recipe, 1).strategy.root_device
+        task, validation = task_of(problem.data), problem.data.val_dataloader
+        device = quiet_trainer(problem, 1).strategy.root_device
         supernet = problem.supernet.to(device)
         batches: list[Tensor] = []
         if self.calibration:
-            loader = recipe.data.calibration_loader(self.calibration)
+            loader = problem.data.calibration_loader(self.calibration)
             batches = [x.to(device) for x, _ in loader]
 
         def score(arch: Arch) -> Mapping[str, float]:
@@ -154,14 +152,14 @@ def fit(
 
 
 def quiet_trainer(
-    recipe: TrainingRecipe, epochs: int, callbacks: Sequence[pl.Callback] = ()
+    problem: SearchProblem, epochs: int, callbacks: Sequence[pl.Callback] = ()
 ) -> pl.Trainer:
     """A trainer on one device that prints nothing and writes no files but those of `callbacks`.
 
     In a distributed run the device is this process's own.
     """
-    return recipe.trainer(
-        **_own_device(recipe.trainer),
+    return problem.trainer(
+        **_own_device(problem.trainer),
         max_epochs=epochs,
         logger=False,
         callbacks=list(callbacks),

@@ -13,7 +13,7 @@ from nas.arch import Arch
 from nas.artifacts.reading import read_tensors
 from nas.config.schema import Count, checked
 from nas.errors import UserError
-from nas.search.base import SearchProblem
+from nas.problem import SearchProblem
 from nas.search.callbacks import LastCheckpoint
 from nas.search.evaluate import Scoring, TrainFromScratch, fit, quiet_trainer
 from nas.search.scoring import Outcome, Outcomes
@@ -145,20 +145,20 @@ def in_rungs(
     Args:
         epochs: of an unbroken training, which the schedule of the learning rate is for.
     """
-    recipe, fresh = problem.plan, problem.build()
+    fresh = problem.build()
 
     def score(arch: Arch, until: int) -> Any:
-        module = evaluate.training_of(recipe, fresh, arch, epochs)
+        module = evaluate.training_of(problem, fresh, arch, epochs)
         checkpoint = checkpoint_of(folder, arch)
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         done, state = paused(checkpoint, until)
-        trainer = quiet_trainer(recipe, epochs, [PauseAfter(until), LastCheckpoint(checkpoint)])
+        trainer = quiet_trainer(problem, epochs, [PauseAfter(until), LastCheckpoint(checkpoint)])
         if done == until:  # and its scores were not recorded, because the run was killed
             module.load_state_dict(state)
         else:
-            loader = recipe.data.weight_loader()
+            loader = problem.data.weight_loader()
             fit(trainer, module, loader, checkpoint if done else None)
-        return evaluate.scores(recipe, trainer, module)
+        return evaluate.scores(problem, trainer, module)
 
     return score
 

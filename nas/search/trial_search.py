@@ -16,8 +16,9 @@ from nas.artifacts.files import remove_leftovers, write_atomic
 from nas.config.schema import Count, Processes, Seed, checked
 from nas.decision import decisions
 from nas.errors import UserError
+from nas.problem import SearchProblem
 from nas.ranks import apart, told, world
-from nas.search.base import ScoredArch, SearchProblem, SearchResult, Stage, agreed
+from nas.search.base import ScoredArch, SearchResult, Stage, agreed
 from nas.search.evaluate import Scoring, TrainFromScratch, WeightSharing
 from nas.search.halving import FOLDER, Halving, in_rungs
 from nas.search.scoring import Outcomes, Workers, in_turn, over_ranks, recorded
@@ -109,7 +110,7 @@ class TrialSearch:
         space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
         if self.cost not in space.costs:
             raise UserError(f"search.cost={self.cost} is not one of {sorted(space.costs)}")
-        scores = [f"val_{name}" for name in (*task_of(problem.plan.data).metrics(), "loss")]
+        scores = [f"val_{name}" for name in (*task_of(problem.data).metrics(), "loss")]
         trained = isinstance(self.evaluate, TrainFromScratch | WeightSharing)
         if trained and self.metric not in scores:
             raise UserError(f"search.metric={self.metric} is not one of {', '.join(scores)}")
@@ -151,7 +152,7 @@ class TrialSearch:
         network is trained by one process: networks are small, scores must not depend on the number
         of processes, and no process has to wait for another.
         """
-        with apart(problem.plan.data):
+        with apart(problem.data):
             return self._ranked(problem, run)
 
     def _ranked(self, problem: SearchProblem, run: RunDir) -> list[Trial]:
@@ -234,7 +235,7 @@ class RandomArch:
 
     def run(self, problem: SearchProblem, stage: Stage) -> SearchResult:
         """Draw; the score is the logarithm of the probability, budgets aside."""
-        cost, arch = next(iter(problem.plan.costs), "params"), agreed(lambda: self.draw(problem))
+        cost, arch = next(iter(problem.cost_models), "params"), agreed(lambda: self.draw(problem))
         costs = {name: priced.of(arch.choices) for name, priced in problem.costs.items()}
         score = -sum(log(len(d.options)) for _, d in decisions(self.supernet))
         return SearchResult(arch, [ScoredArch(arch, score, costs)], "log_probability", cost)

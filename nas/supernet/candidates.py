@@ -112,7 +112,7 @@ def _check_signature(
 
 
 def _versions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
-    """How often each tensor has been written on; nothing in compiled graphs, which do not count."""
+    """How often each tensor has been written on; [] in compiled graphs, which do not count it."""
     if torch.compiler.is_compiling():
         return []
     leaves = args if len(args) == 1 and not kwargs else tree_leaves((args, kwargs))
@@ -157,11 +157,11 @@ class Outputs:
         return leaves
 
     def whole(self, leaves: Sequence[Any]) -> Any:
-        """The structure with other leaves."""
+        """Put other leaves into the structure."""
         return tree_unflatten(leaves, self.spec)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Any:
-        """The structure with other `tensors`."""
+        """Put other tensors into the structure, in place of those that are mixed."""
         given = iter(tensors)
         return self.whole([next(given) if mixable(leaf) else leaf for leaf in self.leaves])
 
@@ -177,7 +177,7 @@ class Outputs:
 
 
 def mixable(leaf: Any) -> bool:
-    """Whether it is a tensor that can be weighted."""
+    """Whether a leaf is a tensor that can be weighted."""
     return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
 
 
@@ -187,7 +187,7 @@ def by_place(out: Any) -> dict[str, Any]:
 
 
 def chosen(leaves: Sequence[Any], theta: Tensor) -> Any:
-    """The value at one place that is not mixed, given the leaves of all candidates there."""
+    """The value of a leaf that is not mixed, given that leaf of every candidate."""
     if not isinstance(leaves[0], Tensor):
         return leaves[0]
     return torch.stack(list(leaves))[theta.argmax()]

@@ -94,7 +94,7 @@ def _all_run(block: ChoiceBlock) -> bool:
 
 
 def fastest(model: nn.Module, x: Tensor) -> tuple[str, dict[str, float]]:
-    """The speed to train `model` at, by a few steps of a copy; and the seconds of a step of each.
+    """Measure a few steps of a copy at each speed: the speed to train at, and seconds of a step.
 
     Nothing of `model` or of the global generator changes. A speed that fails is not chosen.
     """

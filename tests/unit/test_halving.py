@@ -3,7 +3,6 @@
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -177,7 +176,7 @@ class Problem:
         data = digits(limit=200)
         data.setup()
         trainer = partial(pl.Trainer, accelerator="cpu", devices=1)
-        self.plan = SimpleNamespace(data=data, finetune=trained, trainer=trainer, seed=0)
+        self.data, self.finetune, self.trainer, self.seed = data, trained, trainer, 0
         self.supernet = self.build()
 
     def build(self) -> nn.Module:
@@ -212,7 +211,7 @@ def test_going_on_ends_where_unbroken_training_does_and_trains_no_epoch_twice(tm
         module.__class__ = Counted
         return module
 
-    problem.plan.finetune = counted
+    problem.finetune = counted
     score = in_rungs(TrainFromScratch(), 4, tmp_path, problem)
     assert score(arch, 1) != expected
     assert ran == [0]
