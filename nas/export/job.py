@@ -24,6 +24,7 @@ from nas.export.int8 import fine_tune
 from nas.export.loading import state_bytes
 from nas.tasks.classification import task_of
 
+_ASKED = ("out", "weights", "config_dir", "trust")  # where from and to, not what is made
 _EXAMPLE = 16  # samples that the exporters trace with
 
 
@@ -243,7 +244,7 @@ class Export:
             "schema": 1,
             "network": network,
             "command": self.subject.command,
-            "options": asdict(self.options),
+            "options": {k: v for k, v in asdict(self.options).items() if k not in _ASKED},
             "samples": sum(len(y) for _, y in self.batches),
             "eager_latency": made.eager_latency,
             "formats": {**self._earlier(network), **made.rows},
