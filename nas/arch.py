@@ -9,12 +9,21 @@ from types import MappingProxyType
 from typing import Any
 
 from nas.artifacts.files import write_atomic
-from nas.artifacts.reading import RECORD, parse_json, read_text
+from nas.artifacts.reading import RECORD, decode, parse_json, read_text
 from nas.errors import UserError
 
 Option = str | int | tuple[int, ...]
 
 SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The content of an arch.json."""
+
+    schema: int
+    space: str
+    choices: dict[str, Option]
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,7 @@ class Arch:
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
 
     def to_json(self) -> str:
+        """The content of an arch.json."""
         return json.dumps(
             {"schema": SCHEMA, "space": self.space, "choices": dict(self.choices)}, indent=1
         )
@@ -59,21 +69,16 @@ class Arch:
             raw = parse_json(text)
         except ValueError as error:
             raise UserError(f"{source} is not JSON ({error}); expected an arch.json") from None
-        if not isinstance(raw, dict) or not {"schema", "space", "choices"} <= set(raw):
+        found = raw.get("schema") if isinstance(raw, dict) else None
+        if found is not None and found != SCHEMA:
             raise UserError(
-                f"{source} is not an arch.json: it must be an object with "
-                "'schema', 'space' and 'choices'"
+                f"{source} has schema {found!r}; this version of nas reads schema {SCHEMA}"
             )
-        if raw["schema"] != SCHEMA:
-            raise UserError(
-                f"{source} has schema {raw['schema']!r}; this version of nas reads schema {SCHEMA}"
-            )
-        if not isinstance(raw["space"], str) or not isinstance(raw["choices"], dict):
-            raise UserError(f"{source}: 'space' must be a string and 'choices' an object")
-        choices = {name: _option(value, name, source) for name, value in raw["choices"].items()}
-        return cls(raw["space"], choices)
+        record = decode(_Record, raw, source)
+        return cls(record.space, record.choices)
 
     def save(self, path: Path) -> None:
+        """Write an arch.json, whole or not at all."""
         write_atomic(path, self.to_json() + "\n")
 
     @classmethod
@@ -84,14 +89,3 @@ class Arch:
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read the architecture file {path}: {error}") from None
         return cls.from_json(text, str(path))
-
-
-def _option(value: object, name: str, source: str) -> Option:
-    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    if isinstance(value, list) and all(type(item) is int for item in value):
-        return tuple(value)
-    raise UserError(
-        f"{source}: option {value!r} of decision {name!r} must be a string, an integer or a "
-        "list of integers"
-    )

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from nas.diagnostics import silence_third_party_warnings
 from nas.errors import FailedRunError, InterruptedRunError, UserError, is_full, refusal
 from nas.export import load_supernet
 from nas.pipeline import Run
-from nas.problem import Plan, Problem
+from nas.problem import SearchProblem
 from nas.quantities import amount
 from nas.report.terminal import announce, console
 from nas.search.base import build_search, leaves_of
@@ -29,7 +29,7 @@ from nas.search.searchers import best
 from nas.search.trial_search import TrialSearch
 from nas.search.trials import front_of, spread
 from nas.selection import front
-from nas.verbs import cores, one_voice, plan_of, values_by_key
+from nas.verbs import components_of, cores, one_voice, values_by_key
 
 COST = "latency"
 TABLE = "devices.csv"
@@ -49,7 +49,7 @@ class Device:
 
     name: str
     folder: Path
-    problem: Problem
+    problem: SearchProblem
     config: str
 
 
@@ -152,31 +152,31 @@ class Extraction:
     options: ExtractOptions
     source: RunDir
 
-    def problem(self, plan: Plan) -> Problem:
-        """The search's supernet with its weights, priced as `plan` says.
+    def problem(self, components: dict[str, Any]) -> SearchProblem:
+        """The search's supernet with its weights, and the costs and budgets of `components`.
 
         Raises:
             UserError: the search has left no weights, or no network meets the budgets.
         """
         options, source = self.options, self.source
-        priced = {"params", "macs", *plan.costs}
+        priced = {"params", "macs", *components["cost_models"]}
         if options.cost not in priced:
             raise UserError(f"cost={options.cost} is not one of {', '.join(sorted(priced))}")
-        if leaves_of(plan.search) == "trials":
+        if leaves_of(components["search"]) == "trials":
             if not options.fine_tune:
                 raise UserError(
                     f"the search of {source.path} trained its networks one by one and kept no "
                     "weights: pass fine_tune=true to train those you take out"
                 )
-            plan = replace(plan, inherit=False)
+            components = {**components, "inherit": False}
         elif not source.checkpoint.is_file():
             raise UserError(
                 f"{source.path} has no last.ckpt, the weights of a finished search: extract from "
                 "a run of `nas search` with search=bilevel, single_level, spos, fairnas, ..."
             )
         elif not options.fine_tune:
-            plan = replace(plan, inherit=True)
-        problem = Problem(plan)
+            components = {**components, "inherit": True}
+        problem = SearchProblem(**components)
         if source.checkpoint.is_file():
             load_supernet(problem.supernet, source.checkpoint)
         return problem
@@ -186,7 +186,7 @@ class Extraction:
         archs = self.archs(device.problem)
         return [self._carry_out(device, arch) for arch in archs]
 
-    def archs(self, problem: Problem) -> list[Arch]:
+    def archs(self, problem: SearchProblem) -> list[Arch]:
         """The architectures to take, the smallest first.
 
         Where networks have scores of their own instead of alphas, those that the run has scored
@@ -207,7 +207,7 @@ class Extraction:
 
     def _carry_out(self, device: Device, arch: Arch) -> RunDir:
         problem, run = device.problem, RunDir(device.folder / arch.hash)
-        stages = Run(problem.plan, run, arch, problem, train=self.options.fine_tune)
+        stages = Run(problem, run, arch, train=self.options.fine_tune)
         run.create()
         with run.claimed(wait=True):
             known: Mapping[str, Any] = run.read_result() or {}
@@ -219,9 +219,9 @@ class Extraction:
         return run
 
 
-def _ranking(problem: Problem) -> TrialSearch | None:
+def _ranking(problem: SearchProblem) -> TrialSearch | None:
     """What ranks the networks of a search that moves no alphas; None for one that does."""
-    if leaves_of(problem.plan.search) not in ("supernet", "trials"):
+    if leaves_of(problem.search) not in ("supernet", "trials"):
         return None
     ranking: TrialSearch = cast(Any, build_search(problem)).ranking
     return ranking
@@ -282,19 +282,19 @@ def _devices(
     configs: Sequence[DictConfig],
     command: str,
 ) -> list[Device]:
-    plans = []
+    each = []
     for given, config in zip(words, configs, strict=True):
         overrides = {"profile": config.profile} if extraction.options.profile else {}
         about = {"seed": config.seed, "overrides": overrides | values_by_key(given)}
-        plans.append(plan_of(config, {**about, "command": command}))
+        each.append({**components_of(config), "about": {**about, "command": command}})
     names, places = [""], [folder]
-    if len(plans) > 1:
-        names = [plan.costs[COST].profile.device for plan in plans]
+    if len(each) > 1:
+        names = [one["cost_models"][COST].profile.device for one in each]
         places = [folder / name for name in folders(names, extraction.options.profile or ())]
     found = []
-    for name, place, plan, config in zip(names, places, plans, configs, strict=True):
+    for name, place, components, config in zip(names, places, each, configs, strict=True):
         try:
-            problem = extraction.problem(plan)
+            problem = extraction.problem(components)
         except UserError as error:
             raise UserError(f"{name}: {error}" if name else str(error)) from None
         found.append(Device(name, place, problem, OmegaConf.to_yaml(config, resolve=True)))

@@ -23,7 +23,7 @@ from nas.export.loading import check_checkpoint
 from nas.latency.figure import write_picture
 from nas.latency.job import NAME as LATENCY
 from nas.latency.job import measured_fields
-from nas.problem import Plan, Problem, check_logits
+from nas.problem import SearchProblem, check_logits
 from nas.ranks import apart, as_first, together, told
 from nas.recalibrate import recalibrate
 from nas.report.summary import summarize, write_drawing
@@ -49,19 +49,19 @@ class TrainingStage:
     """How the stages of a run train, a `nas.search.base.Stage`.
 
     Args:
-        plan: of the run.
+        problem: of the run.
         run: its folder.
         logger: of what is trained.
     """
 
-    plan: Plan
+    problem: SearchProblem
     run: RunDir
     logger: TensorBoardLogger | bool = False
 
     def trainer(self, epochs: int, callbacks: list[pl.Callback]) -> pl.Trainer:
         """A trainer as the run is configured."""
-        given = getattr(self.plan.trainer, "keywords", {})
-        return self.plan.trainer(
+        given = getattr(self.problem.trainer, "keywords", {})
+        return self.problem.trainer(
             **strategy_of(given.get("strategy", "auto"), given.get("devices", 1)),
             max_epochs=epochs,
             callbacks=callbacks,
@@ -88,7 +88,7 @@ class TrainingStage:
             trainer.fit(
                 module,
                 loaders,
-                self.plan.data.val_dataloader() if validate else None,
+                self.problem.data.val_dataloader() if validate else None,
                 ckpt_path=saved,
                 weights_only=True,
             )
@@ -98,15 +98,14 @@ class TrainingStage:
 
 
 class Run:
-    """One run of a `Plan` in a run directory; finished stages are read back, not repeated.
+    """One run of a `SearchProblem` in a run directory; finished stages are read back, not repeated.
 
     Everything that can be wrong with the input is found in the constructor, before any training.
 
     Args:
-        plan: what the run is made of.
+        problem: what the run is made of.
         run: where its files go.
         arch: the architecture, where it is known and nothing is searched.
-        problem: of this plan, where it has been built before.
         train: train the network found; else it is evaluated as the supernet leaves it.
 
     Raises:
@@ -115,23 +114,21 @@ class Run:
 
     def __init__(
         self,
-        plan: Plan,
+        problem: SearchProblem,
         run: RunDir,
         arch: Arch | None = None,
-        problem: Problem | None = None,
         train: bool = True,
     ) -> None:
-        self.plan, self.run, self.arch, self.train = plan, run, arch, train
+        self.problem, self.run, self.arch, self.train = problem, run, arch, train
         self.attempts = Attempts(run.path)
-        self.problem = problem or Problem(plan)
         self.supernet = self.problem.supernet
-        self.task = task_of(plan.data)
+        self.task = task_of(problem.data)
         if arch is not None:
             self.problem.check(arch)
         self.search = None if arch else self._searcher()
         network = discretize(self.supernet, arch)
         if self.task.outputs is not None:
-            check_logits(network, plan.data.input_shape, self.task.outputs)
+            check_logits(network, problem.data.input_shape, self.task.outputs)
         self._training(network)
 
     def _searcher(self) -> Search:
@@ -141,7 +138,9 @@ class Run:
 
     def _training(self, network: nn.Module) -> Training:
         known = {"task": self.task}
-        made: Training = called(self.plan.finetune, known, network=network, seed=self.plan.seed)
+        made: Training = called(
+            self.problem.finetune, known, network=network, seed=self.problem.seed
+        )
         return made
 
     def __call__(self) -> dict[str, Any]:
@@ -150,11 +149,11 @@ class Run:
         Of the processes of a distributed run, the first writes and has a result; the others' is
         empty.
         """
-        with together(TrainingStage(self.plan, self.run).trainer(1, [])):
+        with together(TrainingStage(self.problem, self.run).trainer(1, [])):
             return self._carried_out()
 
     def _carried_out(self) -> dict[str, Any]:
-        logger = logger_of(self.plan, self.problem, self.run.path)
+        logger = logger_of(self.problem, self.run.path)
         try:
             return self._stages(logger)
         except BaseException:
@@ -165,7 +164,7 @@ class Run:
 
     def _stages(self, logger: TensorBoardLogger) -> dict[str, Any]:
         started = time.monotonic()
-        stage = TrainingStage(self.plan, self.run, logger)
+        stage = TrainingStage(self.problem, self.run, logger)
         found = self._find(stage)
         network, trained = self._finetune(stage)
         if not is_main():
@@ -185,15 +184,15 @@ class Run:
         attempt = self.attempts.attempt
         with attempt("latency", "the latency of the network was not measured"):
             self._measure(network, result, logger)
-        if self.plan.onnx:
+        if self.problem.onnx:
             with attempt("onnx", "no ONNX file"):
-                example = next(iter(self.plan.data.test_dataloader()))[0][:16]
+                example = next(iter(self.problem.data.test_dataloader()))[0][:16]
                 result["onnx_max_abs_diff"] = onnx(network, example, self.run.onnx)
         if result["parts"]:
             with attempt("drawing", "no drawing of the network"):
                 write_drawing(self.run, result)
         with attempt("graph", "no graph of the network in TensorBoard"):
-            log_graph(logger, network, self.plan)
+            log_graph(logger, network, self.problem.data.input_shape)
         with attempt("tensorboard", "no final figures in TensorBoard"):
             log_final(logger, result, self.problem)
         write_json(self.run.result, result)
@@ -223,15 +222,15 @@ class Run:
     def _finetune(self, stage: "TrainingStage") -> tuple[nn.Module, dict[str, Any]]:
         assert self.arch is not None
         metrics: dict[str, float] = {}
-        source = self.supernet if self.plan.inherit else self.problem.build()
+        source = self.supernet if self.problem.inherit else self.problem.build()
         module = self._training(discretize(source, self.arch))
-        data, watch = self.plan.data, Stopwatch()
+        data, watch = self.problem.data, Stopwatch()
         checkpoint = self.run.finetune_checkpoint
         callbacks = [watch, TrainingTelemetry(), LastCheckpoint(checkpoint)]
         trainer = stage.trainer(module.epochs, callbacks)
-        if self.plan.inherit:
+        if self.problem.inherit:
             self._recalibrate(module.network, trainer.strategy.root_device)
-        if self.plan.inherit and self._has_trained_supernet:
+        if self.problem.inherit and self._has_trained_supernet:
             with interruptible():
                 trainer.validate(module, data.val_dataloader(), verbose=False)
             name = f"val_{self.task.primary}"
@@ -251,7 +250,7 @@ class Run:
     def _recalibrate(self, network: nn.Module, device: torch.device) -> None:
         """The statistics inherited are those of a mixture of architectures."""
         network.to(device)
-        data = self.plan.data
+        data = self.problem.data
         with apart(data):  # the same statistics on every rank
             recalibrate(network, (x.to(device) for x, _ in data.calibration_loader()))
         network.cpu()
@@ -260,7 +259,7 @@ class Run:
         self, network: nn.Module, result: dict[str, Any], logger: TensorBoardLogger
     ) -> None:
         """Where latency is a cost: that of the network itself, beside the prediction."""
-        inputs = (torch.zeros(1, *self.plan.data.input_shape),)
+        inputs = (torch.zeros(1, *self.problem.data.input_shape),)
         fields = measured_fields(network, inputs, self.problem.costs, self.arch)
         if not fields:
             return
@@ -272,7 +271,7 @@ class Run:
 
     def _parts(self) -> list[dict[str, Any]]:
         assert self.arch is not None
-        shape = self.plan.data.input_shape
+        shape = self.problem.data.input_shape
         parts: list[dict[str, Any]] = []
         with self.attempts.attempt("parts", "no list of the network's parts"):
             found = summarize(self.supernet, self.arch, shape, self.problem.priced)
@@ -288,16 +287,16 @@ class Run:
             "status": "finished",
             "message": None,
             "space": self.problem.space,
-            "data": self.plan.data.name,
-            "seed": self.plan.seed,
-            **self.plan.about,
+            "data": self.problem.data.name,
+            "seed": self.problem.seed,
+            **self.problem.about,
             "arch": dict(self.arch.choices),
             "arch_hash": self.arch.hash,
             "parts": self._parts(),
             "trained": self.train,
             "metrics": {**found["metrics"], **trained["metrics"]},
             **cost_fields(self.problem.costs, self.problem.budgets, self.arch),
-            "input": input_fields(self.plan.data),
+            "input": input_fields(self.problem.data),
             "seconds": {
                 "search": found["seconds"],
                 "search_cpu": found.get("cpu_seconds"),  # of this process
@@ -306,5 +305,5 @@ class Run:
             },
             "versions": versions(),
             "warnings": self.attempts.warnings,
-            **({"onnx_max_abs_diff": None} if self.plan.onnx else {}),
+            **({"onnx_max_abs_diff": None} if self.problem.onnx else {}),
         }

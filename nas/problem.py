@@ -4,7 +4,7 @@ import inspect
 import io
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from nas.arch import Arch
 from nas.cost.analytic import MACs, Params
 from nas.cost.dry_run import dry_run, init_lazy, inputs_of, run
-from nas.cost.expected import NetworkCost, expected
+from nas.cost.expected import Expected, NetworkCost, expected
 from nas.cost.layer import LayerCost
 from nas.cost.trace import trace
 from nas.data import DataModule
 from nas.decision import apply, free
 from nas.errors import UserError
-from nas.export.loading import state_bytes
 from nas.quantities import amount, parse_budget
 from nas.selection import check_feasible, check_known, largest_of, select
 from nas.supernet.choice import Relaxing
@@ -31,31 +30,33 @@ Amount = str | float
 
 
 @dataclass
-class Plan:
-    """All that a run is made of, instantiated but for what needs data or a model first."""
+class SearchProblem:
+    """What a run is made of: data, a supernet with its costs and budgets, and how it is trained.
 
-    data: DataModule
-    space: Callable[..., nn.Module]
-    relax: Relaxing
-    search: Callable[..., Any]
-    costs: Mapping[str, LayerCost | NetworkCost]  # what the objective joins to the loss
-    budgets: Mapping[str, Amount]  # name of a cost -> at most so much
-    objective: Any
-    finetune: Callable[..., Training]
-    trainer: Callable[..., pl.Trainer]
-    seed: int
-    inherit: bool
-    onnx: bool
-    stable_epochs: int | None
-    guards: Mapping[str, pl.Callback] = field(default_factory=dict)  # against collapse
-    speed: str = "kernels"  # see `nas.supernet.speed`
-    about: Mapping[str, Any] = field(default_factory=dict)  # goes into result.json as it is
+    The arguments are the groups and keys of a configuration, instantiated but for what needs data
+    or a model first.
 
-
-class Problem:
-    """A plan's supernet with its costs and budgets.
+    Args:
+        data: the images.
+        make_supernet: called with `input_shape` and `num_outputs`.
+        relax: how alphas weigh the candidates.
+        search: called by `nas.search.base.build_search`.
+        cost_models: what the objective joins to the loss, by name.
+        amounts: name of a cost -> at most so much, "50k" or "60%"; None: no budget.
+        objective: of the search.
+        finetune: called with `network` and `seed`, the training of a network.
+        trainer: called with what a stage adds.
+        seed: of the supernet's weights, the batches and the draws.
+        inherit: whether networks start with the supernet's weights.
+        onnx: write network.onnx.
+        stable_epochs: end the search once the architecture is the same for so many; None: never.
+        guards: against collapse, by name.
+        speed: see `nas.supernet.speed`.
+        about: goes into result.json as it is.
 
     Attributes:
+        supernet: as `seed` initialises it.
+        space: the name of the space.
         priced: every cost that is reported, params and MACs among them.
         costs: the same, of this supernet.
         budgets: cost name -> at most so much, in the unit of the cost.
@@ -65,40 +66,62 @@ class Problem:
             `nas.selection.check_feasible`.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        read(plan.data)
-        data = plan.data
-        check_memory(
-            partial(plan.space, input_shape=data.input_shape, num_outputs=data.num_outputs)
-        )
+    data: DataModule
+    make_supernet: Callable[..., nn.Module]
+    relax: Relaxing
+    search: Callable[..., Any]
+    cost_models: Mapping[str, LayerCost | NetworkCost]
+    amounts: Mapping[str, Amount | None]
+    objective: Any
+    finetune: Callable[..., Training]
+    trainer: Callable[..., pl.Trainer]
+    seed: int
+    inherit: bool
+    onnx: bool
+    stable_epochs: int | None
+    guards: Mapping[str, pl.Callback] = field(default_factory=dict)
+    speed: str = "kernels"
+    about: Mapping[str, Any] = field(default_factory=dict)
+    supernet: nn.Module = field(init=False)
+    space: str = field(init=False)
+    priced: Mapping[str, LayerCost | NetworkCost] = field(init=False)
+    costs: Mapping[str, Expected] = field(init=False)
+    budgets: Mapping[str, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        read(self.data)
+        shape, outputs = self.data.input_shape, self.data.num_outputs
+        check_memory(partial(self.make_supernet, input_shape=shape, num_outputs=outputs))
         self.supernet = self.build()
         self.space = str(getattr(self.supernet, "name", type(self.supernet).__name__))
-        traced = trace(self.supernet, plan.data.input_shape)
-        self.priced = {"params": Params(), "macs": MACs(), **plan.costs}
+        traced = trace(self.supernet, shape)
+        self.priced = {"params": Params(), "macs": MACs(), **self.cost_models}
         self.costs = {n: expected(self.supernet, c, traced) for n, c in self.priced.items()}
         self.budgets = self._budgets()
 
     def __getstate__(self) -> dict[str, Any]:
         # As bytes: tensors would be shared between the processes, and choosing writes to buffers.
-        return {"plan": self.plan, "weights": state_bytes(self.supernet)}
+        weights = io.BytesIO()
+        torch.save(self.supernet.state_dict(), weights)
+        given = {one.name: getattr(self, one.name) for one in fields(self) if one.init}
+        return {"given": given, "weights": weights.getvalue()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["plan"])  # type: ignore[misc]
+        self.__init__(**state["given"])  # type: ignore[misc]
         weights = torch.load(io.BytesIO(state["weights"]), map_location="cpu", weights_only=True)
         self.supernet.load_state_dict(weights)
 
     def build(self) -> nn.Module:
         """A supernet as `seed` initialises it."""
-        torch.manual_seed(self.plan.seed)
-        data = self.plan.data
-        supernet = self.plan.space(input_shape=data.input_shape, num_outputs=data.num_outputs)
-        self.plan.relax(supernet)
-        init_lazy(supernet, inputs_of(data.input_shape, supernet))
+        torch.manual_seed(self.seed)
+        shape = self.data.input_shape
+        supernet = self.make_supernet(input_shape=shape, num_outputs=self.data.num_outputs)
+        self.relax(supernet)
+        init_lazy(supernet, inputs_of(shape, supernet))
         return supernet
 
     def _budgets(self) -> dict[str, float]:
-        given = {name: text for name, text in self.plan.budgets.items() if text is not None}
+        given = {name: text for name, text in self.amounts.items() if text is not None}
         check_known(self.costs, given)
         found = {
             name: parse_budget(name, text, self.costs[name].unit, largest_of(self.costs[name]))

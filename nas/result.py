@@ -15,7 +15,7 @@ from nas.artifacts.files import versions_of
 from nas.artifacts.reading import read_json as read_value
 from nas.cost.expected import Expected
 from nas.errors import UserError
-from nas.problem import Plan, Problem
+from nas.problem import SearchProblem
 from nas.selection import largest_of, least_of
 
 SCHEMA = 1
@@ -78,33 +78,33 @@ def read_json(path: Path) -> dict[str, Any]:
 ACCURACIES = ("test_acc", "val_acc")
 
 
-def logger_of(plan: Plan, problem: Problem, folder: Path) -> TensorBoardLogger:
+def logger_of(problem: SearchProblem, folder: Path) -> TensorBoardLogger:
     """The logger of a run, with the row of its hyper-parameters begun."""
     logger = TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)
     metrics = {f"final/{name}": float("nan") for name in (*ACCURACIES, *problem.costs)}
-    logger.log_hyperparams(_hyper_parameters(plan, problem.space), metrics)
+    logger.log_hyperparams(_hyper_parameters(problem), metrics)
     return logger
 
 
-def _hyper_parameters(plan: Plan, space: str) -> dict[str, Any]:
-    shown = {"space": space, "data": plan.data.name, "seed": plan.seed}
-    shown["objective"] = type(plan.objective).__name__
-    strength = getattr(plan.objective, "strength", None)
+def _hyper_parameters(problem: SearchProblem) -> dict[str, Any]:
+    shown = {"space": problem.space, "data": problem.data.name, "seed": problem.seed}
+    shown["objective"] = type(problem.objective).__name__
+    strength = getattr(problem.objective, "strength", None)
     if isinstance(strength, float):  # of the others it changes while they search
         shown["strength"] = strength
-    return {**shown, **plan.about.get("overrides", {})}
+    return {**shown, **problem.about.get("overrides", {})}
 
 
-def log_graph(logger: TensorBoardLogger, network: nn.Module, plan: Plan) -> None:
+def log_graph(logger: TensorBoardLogger, network: nn.Module, shape: tuple[int, ...]) -> None:
     """The network as a graph; any error of tracing where it cannot be followed."""
     with warnings.catch_warnings():
         # Drawn by tracing with TorchScript, which torch has deprecated without a successor that
         # TensorBoard reads.
         warnings.simplefilter("ignore")
-        logger.experiment.add_graph(network, torch.zeros(1, *plan.data.input_shape))
+        logger.experiment.add_graph(network, torch.zeros(1, *shape))
 
 
-def log_final(logger: TensorBoardLogger, result: Mapping[str, Any], problem: Problem) -> None:
+def log_final(logger: TensorBoardLogger, result: Mapping[str, Any], problem: SearchProblem) -> None:
     """The metrics of the run's row."""
     final = {**result["metrics"], **result["costs"]}
     names = (*ACCURACIES, *problem.costs)

@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import (
     AbstractContextManager,
     contextmanager,
@@ -20,14 +20,13 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nas.artifacts import RunDir
 from nas.artifacts.files import display_path, is_main, write_atomic, write_json
 from nas.config.check import check, check_keys
-from nas.config.compose import Arguments, hydra_message
+from nas.config.compose import Arguments, hydra_message, made
 from nas.config.help import config_dir
 from nas.config.saved import COMMAND, check_same, how_to_go_on, remove_if_empty, resumed
 from nas.diagnostics import interrupting, silence_third_party_warnings
@@ -214,11 +213,12 @@ def _run(config: DictConfig, run: RunDir) -> None:
     from nas.arch import Arch
     from nas.export import load_supernet
     from nas.pipeline import Run
+    from nas.problem import SearchProblem
     from nas.report.terminal import announce
 
     torch.set_num_threads(config.threads or _threads())
     arch = Arch.load(Path(config.arch)) if config.get("arch") else None
-    pipeline = Run(plan_of(config), run, arch)
+    pipeline = Run(SearchProblem(**components_of(config), about=_about(config)), run, arch)
     if config.get("checkpoint"):
         load_supernet(pipeline.supernet, Path(config.checkpoint))
     run.create()
@@ -233,40 +233,29 @@ def _run(config: DictConfig, run: RunDir) -> None:
     announce(run, result)
 
 
-def plan_of(config: DictConfig, about: Mapping[str, Any] | None = None) -> Any:
-    """The `Plan` that a configuration describes.
-
-    Args:
-        about: goes into result.json; by default what the command line asked for.
+def components_of(config: DictConfig) -> dict[str, Any]:
+    """What a configuration describes: the arguments of `nas.problem.SearchProblem` but `about`.
 
     Raises:
         UserError: a component refuses its values.
     """
-    from nas.problem import Plan
-
-    try:
-        return Plan(
-            data=instantiate(config.data)(seed=config.seed),
-            space=instantiate(config.space, _convert_="all"),
-            relax=instantiate(config.relax),
-            search=instantiate(config.search, _convert_="all"),
-            costs=instantiate(config.cost, _convert_="all"),
-            budgets=dict(config.budget),
-            objective=instantiate(config.objective),
-            finetune=instantiate(config.finetune, _convert_="all"),
-            trainer=instantiate(config.trainer, _convert_="all"),
-            seed=config.seed,
-            inherit=config.weights == "inherited",
-            onnx=config.onnx,
-            stable_epochs=config.stable_epochs,
-            guards=instantiate(config.get("guard") or {}, _convert_="all"),
-            speed=config.speed,
-            about=about or _about(config),
-        )
-    except hydra.errors.InstantiationException as error:
-        # Hydra wraps what a constructor raised; its own words are the useful ones.
-        cause = error.__cause__
-        raise cause if isinstance(cause, UserError) else UserError(hydra_message(error)) from None
+    return {
+        "data": made(config.data)(seed=config.seed),
+        "make_supernet": made(config.space),
+        "relax": made(config.relax),
+        "search": made(config.search),
+        "cost_models": made(config.cost),
+        "amounts": dict(config.budget),
+        "objective": made(config.objective),
+        "finetune": made(config.finetune),
+        "trainer": made(config.trainer),
+        "seed": config.seed,
+        "inherit": config.weights == "inherited",
+        "onnx": config.onnx,
+        "stable_epochs": config.stable_epochs,
+        "guards": made(config.get("guard") or {}),
+        "speed": config.speed,
+    }
 
 
 def _about(config: DictConfig) -> dict[str, Any]:
@@ -309,36 +298,32 @@ def _describe(config: DictConfig) -> None:
     from nas.problem import build, read
     from nas.report.terminal import describe
 
-    plan = plan_of(config)
-    read(plan.data)
-    shape = plan.data.input_shape
-    describe(build(plan.space, shape, plan.data.num_outputs), shape, plan.costs)
+    data = made(config.data)(seed=config.seed)
+    read(data)
+    supernet = build(made(config.space), data.input_shape, data.num_outputs)
+    describe(supernet, data.input_shape, made(config.cost))
 
 
 def _profile(config: DictConfig) -> None:
     check(config)
     silence_third_party_warnings()
     remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
-    try:
-        profiling = instantiate(config.measure, _convert_="all")
-    except hydra.errors.InstantiationException as error:
-        cause = error.__cause__
-        raise cause if isinstance(cause, UserError) else UserError(hydra_message(error)) from None
+    profiling = made(config.measure)
 
-    def made(size: tuple[tuple[int, ...], int] | None) -> tuple[Any, tuple[int, ...]]:
+    def supernet(size: tuple[tuple[int, ...], int] | None) -> tuple[Any, tuple[int, ...]]:
         import torch
 
         from nas.problem import build, read
 
-        plan = plan_of(config)
         if size is None:
-            read(plan.data)
-            size = plan.data.input_shape, plan.data.num_outputs
+            data = made(config.data)(seed=config.seed)
+            read(data)
+            size = data.input_shape, data.num_outputs
         torch.manual_seed(config.seed)
-        return build(plan.space, *size), size[0]
+        return build(made(config.space), *size), size[0]
 
     try:
-        profiling(made)
+        profiling(supernet)
     except OSError as error:
         if not is_full(error):
             raise

@@ -145,12 +145,12 @@ def of_alphas(run: RunDir, size: int) -> list[Arch]:
     """At most `size` networks, from the smallest to the most probable."""
     from nas.config.saved import saved_config
     from nas.export import load_supernet
-    from nas.problem import Problem
+    from nas.problem import SearchProblem
     from nas.selection import front
-    from nas.verbs import plan_of
+    from nas.verbs import components_of
 
     config = saved_config(run)
-    problem = Problem(plan_of(config, {"seed": config.seed}))
+    problem = SearchProblem(**components_of(config), about={"seed": config.seed})
     load_supernet(problem.supernet, run.checkpoint)
     return front(problem.supernet, problem.space, problem.costs, {}, "params", size)
 

@@ -14,61 +14,51 @@ from nas.artifacts.reading import read_json
 from nas.errors import UserError, is_full
 
 
+class _Entry:
+    """A file or folder of a run directory, an attribute with its path."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: "RunDir", kind: type) -> Path:
+        return run.path / self.name
+
+
 @dataclass(frozen=True)
 class RunDir:
-    """A folder with the artefacts of one run; each stage reads what an earlier one wrote."""
+    """A folder with the artefacts of one run; each stage reads what an earlier one wrote.
+
+    Args:
+        path: of the folder.
+
+    Attributes:
+        config: the configuration, resolved.
+        checkpoint: of the search.
+        finetune_checkpoint: of the training of the network; it is removed at the very end.
+        trials: a line for each architecture that was scored.
+        arch: the architecture found.
+        network, onnx: the network found.
+        result: costs, metrics, versions and the rest.
+        drawing: the network block by block; beside it the same as a table, with the suffix .csv.
+        tensorboard: folder of the curves.
+        extracts: folder of the runs that `nas extract` makes of this one.
+        report: the page of `nas report`.
+    """
 
     path: Path
 
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.path / "last.ckpt"
-
-    @property
-    def finetune_checkpoint(self) -> Path:
-        return self.path / "finetune.ckpt"
-
-    @property
-    def trials(self) -> Path:
-        return self.path / "trials.jsonl"
-
-    @property
-    def arch(self) -> Path:
-        return self.path / "arch.json"
-
-    @property
-    def network(self) -> Path:
-        return self.path / "network.pt"
-
-    @property
-    def onnx(self) -> Path:
-        return self.path / "network.onnx"
-
-    @property
-    def result(self) -> Path:
-        return self.path / "result.json"
-
-    @property
-    def drawing(self) -> Path:
-        """The network block by block; beside it the same as a table, with the suffix .csv."""
-        return self.path / "network.svg"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
-    def extracts(self) -> Path:
-        """Folder of the runs that `nas extract` makes of this one."""
-        return self.path / "extracts"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
+    config = _Entry("config.yaml")
+    checkpoint = _Entry("last.ckpt")
+    finetune_checkpoint = _Entry("finetune.ckpt")
+    trials = _Entry("trials.jsonl")
+    arch = _Entry("arch.json")
+    network = _Entry("network.pt")
+    onnx = _Entry("network.onnx")
+    result = _Entry("result.json")
+    drawing = _Entry("network.svg")
+    tensorboard = _Entry("tensorboard")
+    extracts = _Entry("extracts")
+    report = _Entry("report.html")
 
     def create(self) -> "RunDir":
         """Make the folder, check that it can be written to, remove what killed runs left half done.
@@ -109,12 +99,12 @@ class RunDir:
 
     @property
     def finished(self) -> bool:
+        """Whether result.json says so."""
         return (self.read_result() or {}).get("status") == "finished"
 
     @property
     def complete(self) -> bool:
         """Finished, with its other files made."""
-        # The checkpoint of the training is removed at the very end.
         return self.finished and not self.finetune_checkpoint.exists()
 
 

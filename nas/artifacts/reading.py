@@ -1,6 +1,7 @@
 """Files that somebody else may have made, read within bounds: their size, their depth, their form.
 
-Every function raises OSError or ValueError, for the caller to say what the file should have been.
+Functions raise OSError or ValueError, for the caller to say what the file should have been, but for
+`decode`, which says it.
 """
 
 import csv
@@ -9,9 +10,14 @@ import json
 import os
 import stat
 import zipfile
+from functools import cache
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
+
+from nas.errors import UserError
+
+T = TypeVar("T")
 
 MB = 1 << 20
 CONFIG, RECORD, PROFILE, TABLE = MB // 2, 16 * MB, 64 * MB, 256 * MB  # bytes of a file of each kind
@@ -63,6 +69,40 @@ def parse_json(text: str, finite: bool = True) -> Any:
     if "\\u" in text:
         json.dumps(value, ensure_ascii=False).encode()
     return value
+
+
+def decode(kind: type[T], value: Any, where: str) -> T:
+    """A dataclass, or another typed object, from JSON values, every field checked.
+
+    Args:
+        where: the name of the file, for messages.
+
+    Raises:
+        UserError: names the first field that is missing or wrong, its value, and what it must be.
+    """
+    from pydantic import ValidationError
+
+    try:
+        # From text: there a list may become a tuple, and yet "1" is no number.
+        found: T = _adapter(cast(Any, kind)).validate_json(json.dumps(value), strict=True)
+        return found
+    except ValidationError as error:
+        first = error.errors()[0]
+        keys = [f"[{part!r}]" if i else str(part) for i, part in enumerate(first["loc"])]
+        given = "" if first["type"] == "missing" else f"={_short(first['input'])}"
+        raise UserError(f"{where}: {''.join(keys)}{given}: {first['msg']}") from None
+
+
+@cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:57]}..."
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

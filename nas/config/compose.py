@@ -17,7 +17,8 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Transformer
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from nas.config import options as own_options
@@ -251,6 +252,20 @@ def apply(config: DictConfig, overrides: Sequence[Override]) -> None:
     except HydraException as error:
         raise UserError(hydra_message(error, config=config)) from None
     OmegaConf.set_struct(config, False)
+
+
+def made(node: Any) -> Any:
+    """What a node of a configuration describes, Hydra's own lists and mappings as Python's.
+
+    Raises:
+        UserError: a constructor refuses its values.
+    """
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        # Hydra wraps what a constructor raised; its own words are the useful ones.
+        cause = error.__cause__
+        raise cause if isinstance(cause, UserError) else UserError(hydra_message(error)) from None
 
 
 def hydra_message(

@@ -28,7 +28,6 @@ _MOVED = {
     "nas.cost.size": "nas.cost.analytic",
     "nas.search.by_trials": "nas.search.trial_search",
     "nas.search.differentiable": "nas.search.darts",
-    "nas.search.halving": "nas.search.scoring",
     "nas.search.perturbation": "nas.search.regularizers",
     "nas.search.reward": "nas.search.reinforce",
     "nas.search.sampling": "nas.search.trial_search",

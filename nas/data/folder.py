@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from nas.config.schema import Count, Finite, checked, violation
-from nas.data.pixels import Decoded, Pixels, common_range, decode, read_picture
+from nas.data.pixels import Decoded, Pixels, common_range, decode
 from nas.data.splits import Images, Levels, Part
 from nas.errors import UserError
 
@@ -194,18 +194,6 @@ def list_images(root: Path, classes: Sequence[str]) -> list[Sample]:
             f"{', '.join(endings)}."
         )
     return cast(list[Sample], samples)
-
-
-def read_image(path: str, size: int, channels: int, value_range: Levels | None = None) -> Pixels:
-    """One image ``(C, size, size)`` with values 0..255, as a data set of this file alone has it.
-
-    Args:
-        value_range: black and white in a file of more than 8 bits a channel; None: found out.
-    """
-    picture = read_picture(path, size, channels)
-    known = not picture.deep or value_range is not None
-    pixels = picture.bright(value_range if known else common_range([picture], 1))
-    return np.repeat(pixels, channels, 0) if picture.deep else pixels
 
 
 def _subfolders(root: Path) -> list[str]:

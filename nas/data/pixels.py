@@ -7,10 +7,10 @@ floating point) give float32, as 8 bits would lose what lies within few of their
 import os
 import stat
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from rich.progress import track
 from nas.data.splits import Levels
 from nas.errors import UserError
 
-T = TypeVar("T")
 Pixels = NDArray[Any]  # uint8, or float32 of files with more depth
 
 # What the endings stand for. Pillow goes by the content: a "photo.png" of PostScript would be given
@@ -232,7 +231,12 @@ def decode(paths: Sequence[str], size: int, channels: int) -> Decoded:
         with warnings.catch_warnings():
             # A small file may hold an image that fills the memory: Pillow warns, and goes on.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            for _ in _with_bar(pool.map(fill, chunks), len(chunks)):
+            done = pool.map(fill, chunks)
+            bar = Console(stderr=True)
+            for _ in track(
+                done, "reading images", len(chunks), console=bar, transient=True,
+                disable=not bar.is_terminal,
+            ):  # fmt: skip
                 pass
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the images still queued
@@ -257,12 +261,6 @@ def _read(path: str, i: int, decoded: Decoded) -> None:
     if not decoded.deep:
         _check_memory(images, size, channels, np.float32)
     decoded.deep[i] = picture
-
-
-def _with_bar(steps: Iterable[T], total: int) -> Iterable[T]:
-    console = Console(stderr=True)
-    shown = console.is_terminal
-    return track(steps, "reading images", total, console=console, transient=True, disable=not shown)
 
 
 def _check_memory(images: int, size: int, channels: int, kind: type[np.generic]) -> None:

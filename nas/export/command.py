@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from nas.arch import Arch
 from nas.artifacts import RunDir
 from nas.config.check import check
-from nas.config.compose import Arguments, compose_config, hydra_message, nearest
+from nas.config.compose import Arguments, compose_config, made, nearest
 from nas.config.help import groups
 from nas.config.options import ExportOptions
 from nas.config.saved import change, saved_config
@@ -59,7 +57,7 @@ def _of_run(run: RunDir, given: Arguments) -> Subject:
         raise UserError(f"unknown key {strange[0]!r}.{nearest(strange[0], own)}")
     change(config, given.overrides)
     check(config)
-    network = load(run.path, _made(config.space) if trust else None)
+    network = load(run.path, made(config.space) if trust else None)
     if "value_range" in config.data and config.data.value_range is None:
         config.data.value_range = result["input"].get("value_range")  # as the network was trained
     data = _data(config)
@@ -70,17 +68,9 @@ def _of_run(run: RunDir, given: Arguments) -> Subject:
 
 def _data(config: DictConfig) -> Any:
     check(config)
-    data = _made(config.data)(seed=config.seed)
+    data = made(config.data)(seed=config.seed)
     data.setup()
     return data
-
-
-def _made(node: Any) -> Any:
-    try:
-        return instantiate(node, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__  # Hydra wraps what a constructor raised
-        raise cause if isinstance(cause, UserError) else UserError(hydra_message(error)) from None
 
 
 def _check_fits(data: Any, known: Mapping[str, Any]) -> None:
@@ -106,7 +96,7 @@ def _bare(path: Path, given: Arguments) -> Subject:
     config = compose_config(words, given.options.config_dir)
     data = _data(config)
     torch.manual_seed(config.seed)
-    space = _made(config.space)
+    space = made(config.space)
     supernet = space(input_shape=data.input_shape, num_outputs=data.num_outputs)
     network = discretize(supernet, arch).eval()
     if weights is not None:

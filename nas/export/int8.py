@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from nas.copying import copied
 from nas.lowering import executorch_silenced, onnx_bytes, pte_bytes
+from nas.tasks import Task
 from nas.train import check_finite
 
 QUANTIZED = (nn.Conv1d, nn.Conv2d, nn.Linear)
@@ -70,7 +70,12 @@ class _Input:
 
 
 def fine_tune(
-    network: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], epochs: int, lr: float, seed: int
+    network: nn.Module,
+    task: Task,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    epochs: int,
+    lr: float,
+    seed: int,
 ) -> nn.Module:
     """A copy of `network` trained on with int8's rounding; in eval mode, of the same layers.
 
@@ -79,6 +84,7 @@ def fine_tune(
     a scale per output channel, which the weight's own scale takes up, so nothing is folded here.
 
     Args:
+        task: gives the loss.
         loader: batches of one epoch, anew at each iteration.
         lr: of SGD with momentum, falling to 0 along a cosine.
         seed: of random draws in the network (dropout).
@@ -89,7 +95,7 @@ def fine_tune(
         parametrize.register_parametrization(layer, "weight", _Weight())
     hooks = [layer.register_forward_pre_hook(_Input()) for layer in layers]
     torch.manual_seed(seed)
-    _train(trained, loader, epochs, lr)
+    _train(trained, task, loader, epochs, lr)
     for hook in hooks:
         hook.remove()
     for layer in layers:
@@ -98,15 +104,15 @@ def fine_tune(
 
 
 def _train(
-    network: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], epochs: int, lr: float
+    network: nn.Module, task: Task, loader: Iterable[tuple[Tensor, Tensor]], epochs: int, lr: float
 ) -> None:
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=lr, momentum=0.9)
     for epoch in range(epochs):
         for group in optimizer.param_groups:
             group["lr"] = lr * (1 + cos(pi * epoch / epochs)) / 2
-        for x, labels in loader:
-            loss = check_finite(F.cross_entropy(network(x), labels), epoch)
+        for x, targets in loader:
+            loss = check_finite(task.loss(network(x), targets), epoch)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters, 5.0)

@@ -22,7 +22,9 @@ from nas.export.check import Batch, Parity, card, compare, complaint, latencies,
 from nas.export.formats import Format, Model, Source, chosen
 from nas.export.int8 import fine_tune
 from nas.export.loading import state_bytes
+from nas.tasks.classification import task_of
 
+_ASKED = ("out", "weights", "config_dir", "trust")  # where from and to, not what is made
 _EXAMPLE = 16  # samples that the exporters trace with
 
 
@@ -178,10 +180,10 @@ class Export:
         options = self.options
         if not options.qat or not any(form.int8 for form in formats.values()):
             return plain
-        loader = self.subject.data.weight_loader()
-        trained = fine_tune(
-            plain.network, loader, options.qat_epochs, options.qat_lr, self.subject.data.seed
-        )
+        data = self.subject.data
+        epochs, lr = options.qat_epochs, options.qat_lr
+        loader = data.weight_loader()
+        trained = fine_tune(plain.network, task_of(data), loader, epochs, lr, data.seed)
         after = compare(plain.network, trained, self.batches)
         made.qat = {
             "epochs": options.qat_epochs,
@@ -242,7 +244,7 @@ class Export:
             "schema": 1,
             "network": network,
             "command": self.subject.command,
-            "options": asdict(self.options),
+            "options": {k: v for k, v in asdict(self.options).items() if k not in _ASKED},
             "samples": sum(len(y) for _, y in self.batches),
             "eager_latency": made.eager_latency,
             "formats": {**self._earlier(network), **made.rows},

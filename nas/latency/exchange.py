@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from nas.artifacts.files import write_atomic, write_json
-from nas.artifacts.reading import read_csv
+from nas.artifacts.reading import decode, read_csv
 from nas.cost.dry_run import Example
 from nas.errors import UserError
 from nas.latency.calibrate import MeasuredNetwork, Role
@@ -27,7 +27,7 @@ from nas.latency.models import (
     edge_names,
     fit_networks,
 )
-from nas.latency.profile import About, NetworksProfile, Profile, decode, fit_profile, read_json
+from nas.latency.profile import About, NetworksProfile, Profile, fit_profile, read_json
 from nas.latency.runtimes import check_onnx, onnx_file, pte_file, runtime
 from nas.latency.units import features
 from nas.lowering import Tensors, required

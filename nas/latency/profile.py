@@ -1,15 +1,14 @@
 """The profile of a space on a device: what was measured, what was fitted to it, how right it is."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import Field, FiniteFloat
 
 from nas.artifacts.files import write_json
-from nas.artifacts.reading import PROFILE
+from nas.artifacts.reading import PROFILE, decode
 from nas.artifacts.reading import read_json as read_value
 from nas.errors import UserError
 from nas.latency.calibrate import (
@@ -27,7 +26,6 @@ from nas.latency.units import DTYPES, Conditions
 SCHEMA = 2
 KIND = "rows"  # in a file of whole networks; one of units has no such field
 Size = Annotated[int, Field(ge=1)]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -214,30 +212,6 @@ def _save(content: Mapping[str, Any], path: Path) -> None:
         raise UserError(
             f"cannot write {path} ({error.strerror}); choose another out=FILE"
         ) from None
-
-
-def decode(kind: type[T], raw: Any, where: str) -> T:
-    """A dataclass from JSON values, every field checked.
-
-    Args:
-        where: the name of the file, for messages.
-
-    Raises:
-        UserError: names the first field that is missing or wrong, its value, and what it must be.
-    """
-    try:
-        # From text: there a list may become a tuple, and yet "1" is no number.
-        return TypeAdapter(kind).validate_json(json.dumps(raw), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        keys = [f"[{part!r}]" if i else str(part) for i, part in enumerate(first["loc"])]
-        given = "" if first["type"] == "missing" else f"={_short(first['input'])}"
-        raise UserError(f"{where}: {''.join(keys)}{given}: {first['msg']}") from None
-
-
-def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) < 60 else f"{shown[:57]}..."
 
 
 def read_json(path: Path) -> Any:

@@ -32,7 +32,7 @@ Channels = TypeVar("Channels")
 
 @dataclass(frozen=True)
 class Site(Generic[Channels]):
-    """Where an op is to stand. `Channels` is int, or a number that is searched.
+    """Where an op stands in a network. `Channels` is int, or a number that is searched.
 
     Args:
         ndim: 2 for images ``(N, C, H, W)``, 1 for sequences ``(N, C, L)``.
@@ -80,7 +80,7 @@ class Site(Generic[Channels]):
         return NORM[self.ndim](channels, affine=self.affine)
 
     def act(self, default: str = "relu") -> nn.Module:
-        """The activation, or `default` where none is given, as `act`."""
+        """The activation of the site, `default` where it has none; see `act`."""
         return act(self.activation or default)
 
     def first_act(self) -> nn.Module:
@@ -89,7 +89,7 @@ class Site(Generic[Channels]):
 
 
 def act(name: str) -> nn.Module:
-    """The activation of that name to stand after a BatchNorm, in place where autograd allows it."""
+    """An activation by name, to follow a BatchNorm: it works in place where autograd allows it."""
     made = ACTIVATIONS[name]()
     if isinstance(made, nn.ReLU | nn.ReLU6):  # BatchNorm keeps only its own input
         made.inplace = True
@@ -159,7 +159,7 @@ class Stack(nn.Sequential):
 
 
 class Residual(nn.Module):
-    """A branch of layers, and the input added to its output where `residual`."""
+    """A branch of layers; where `residual`, the input is added to its output."""
 
     def __init__(self, branch: Stack, residual: bool) -> None:
         super().__init__()
@@ -213,14 +213,14 @@ class ChannelShuffle(nn.Module):
 
 
 class GlobalPool(nn.Module):
-    """Mean over all places: ``(N, C, *S) -> (N, C)``."""
+    """Mean over all positions: ``(N, C, *S) -> (N, C)``."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(2).mean(-1)
 
 
 class Zero(nn.Module):
-    """Zeros of the shape that any other op of this stride and width gives: no path.
+    """No path: zeros of the shape that any other op of this stride and width gives.
 
     Without `out_channels`, as many as the input has.
     """

@@ -89,7 +89,7 @@ def spatially_separable(site: Site[int], kernel: int) -> Stack:
 
 
 def average_pool(site: Site[int], kernel: int) -> nn.Module:
-    """Mean over the values that are there: padding is not counted."""
+    """Mean over the window, without its padding."""
     pool = nn.AvgPool1d if site.ndim == 1 else nn.AvgPool2d
     return pool(kernel, site.stride, kernel // 2, count_include_pad=False)
 
@@ -127,14 +127,14 @@ def separable_twice(site: Site[int], kernel: int) -> Stack:
 
 
 def skip(site: Site[int]) -> nn.Module:
-    """The input itself; where the size must halve, `FactorizedReduce`."""
+    """Identity, or `FactorizedReduce` where the size must halve."""
     if site.stride == 1:
         return nn.Identity()
     return FactorizedReduce(site.in_channels, site.out_channels, site.affine)
 
 
 def pool_norm(pool: Callable[[Site[int], int], nn.Module], site: Site[int], kernel: int) -> Stack:
-    """Pooling and a BatchNorm without parameters, as a pooled value may be of any scale."""
+    """Pooling and a BatchNorm without parameters: pooled values may be of any scale."""
     return Stack(pool(site, kernel), NORM[site.ndim](site.out_channels, affine=False))
 
 

@@ -17,7 +17,7 @@ FEW_POSITIONS = 4
 
 
 class Conv2d(nn.Conv2d):
-    """`torch.nn.Conv2d`, in training optionally by other kernels, equal within rounding.
+    """`torch.nn.Conv2d` with, if wanted, faster kernels in training; equal within rounding.
 
     With `quick` set (see `nas.supernet.speed`), in training mode, in float32 on a CPU:
 
@@ -44,7 +44,7 @@ class Conv2d(nn.Conv2d):
         return y
 
     def _simple(self, x: Tensor) -> bool:
-        """Whether this is one of the convolutions that gain."""
+        """Whether this is one of the convolutions that the other kernels make faster."""
         if (
             x.device.type != "cpu"
             or x.dtype != torch.float32

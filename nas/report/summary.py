@@ -88,9 +88,9 @@ def summarize(
     """
     additive = {n: cost for n, cost in costs.items() if not isinstance(cost, NetworkCost)}
     names = {decision: name for name, decision in decisions(supernet)}
-    leaders = set(_bare_leaders(supernet))
+    bare = set(_bare_decisions(supernet))
     every = _chosen(supernet, "", arch, names)
-    chosen = {path: option for path, option in every if path not in leaders}
+    chosen = {path: option for path, option in every if path not in bare}
     found = {name: BlockSummary(name, option) for name, option in chosen.items()}
     for name, _ in supernet.named_children():
         if not any(choice == name or choice.startswith(f"{name}.") for choice in chosen):
@@ -121,7 +121,7 @@ def summarize(
     ]
 
 
-def _bare_leaders(supernet: nn.Module) -> Iterator[str]:
+def _bare_decisions(supernet: nn.Module) -> Iterator[str]:
     """Paths of decisions that others are tied to and that hold no module: the others are listed."""
     followed = {site.tied_to for _, site in sites(supernet) if site.tied_to is not site}
     for path, site in sites(supernet):

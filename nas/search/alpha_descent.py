@@ -14,8 +14,8 @@ from nas.copying import copied
 from nas.cost.expected import Expected
 from nas.decision import decisions, free, resample, split_parameters
 from nas.errors import UserError
+from nas.problem import SearchProblem
 from nas.recalibrate import batch_statistics
-from nas.search.base import SearchProblem
 from nas.search.evaluate import quiet_trainer
 from nas.search.reinforce import draw_networks, evaluate_each, follow, reinforce_loss
 from nas.search.trials import Trial
@@ -76,9 +76,9 @@ class GradientSearch:
         # Together: costs read the alphas of the supernet that they belong to.
         pair: tuple[nn.Module, Mapping[str, Expected]]
         pair = copied((problem.supernet, dict(problem.costs)))
-        self.device = quiet_trainer(problem.plan, 1).strategy.root_device
+        self.device = quiet_trainer(problem, 1).strategy.root_device
         self.supernet, self.costs = pair[0].to(self.device), pair[1]
-        self.data = problem.plan.data
+        self.data = problem.data
         self.task = task_of(self.data)
         self.estimator, self.steps, self.every, self.points = estimator, steps, every, points
         self.strengths, self.rate, self.samples = strengths, rate, samples

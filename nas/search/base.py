@@ -10,49 +10,13 @@ from torch import nn
 
 from nas.arch import Arch
 from nas.artifacts import RunDir
-from nas.cost.expected import Expected
 from nas.decision import decisions
 from nas.errors import UserError
 from nas.pareto import non_dominated
+from nas.problem import SearchProblem
 from nas.ranks import told
 from nas.tasks.classification import task_of
-from nas.train import Training, called, takes
-
-
-class TrainingRecipe(Protocol):
-    """How the networks of a run are trained, see `nas.problem.Plan`."""
-
-    data: Any
-    finetune: Callable[..., Training]
-    trainer: Callable[..., pl.Trainer]
-    seed: int
-
-
-class SearchProblem(Protocol):
-    """A supernet with its costs and budgets, see `nas.problem.Problem`."""
-
-    @property
-    def plan(self) -> Any: ...
-
-    @property
-    def supernet(self) -> nn.Module: ...
-
-    @property
-    def space(self) -> str: ...
-
-    @property
-    def costs(self) -> Mapping[str, Expected]: ...
-
-    @property
-    def budgets(self) -> Mapping[str, float]: ...
-
-    def build(self) -> nn.Module:
-        """A supernet as the seed initialises it."""
-        ...
-
-    def select(self) -> Arch:
-        """The architecture of the largest alphas inside the budgets."""
-        ...
+from nas.train import called, takes
 
 
 class Stage(Protocol):
@@ -185,7 +149,7 @@ class Search(Protocol):
 
 
 def build_search(problem: SearchProblem) -> Search:
-    """The search that a plan describes.
+    """The search of a problem.
 
     Its constructor is called with `supernet` and `seed`, and with those that it takes of `costs`,
     `targets` (the budgets), `objective`, `temperature` and `task`. Where it takes an objective,
@@ -194,17 +158,16 @@ def build_search(problem: SearchProblem) -> Search:
     Raises:
         UserError: see the search.
     """
-    plan = problem.plan
     known = {
         "costs": problem.costs,
         "targets": problem.budgets,
-        "objective": plan.objective,
-        "temperature": plan.relax.temperature,
-        "task": task_of(plan.data),
+        "objective": problem.objective,
+        "temperature": problem.relax.temperature,
+        "task": task_of(problem.data),
     }
-    if takes(plan.search, "objective"):
-        known["costs"] = {name: problem.costs[name] for name in plan.costs}
-    made: Search = called(plan.search, known, supernet=problem.supernet, seed=plan.seed)
+    if takes(problem.search, "objective"):
+        known["costs"] = {name: problem.costs[name] for name in problem.cost_models}
+    made: Search = called(problem.search, known, supernet=problem.supernet, seed=problem.seed)
     return made
 
 

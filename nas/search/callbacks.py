@@ -1,4 +1,4 @@
-"""Callbacks of a search: checkpoint, early stop, stopwatch, discretization gap, speed."""
+"""Callbacks of a search: checkpoint, stopwatch, discretization gap, speed."""
 
 import copy
 import io
@@ -11,15 +11,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from torch import nn
 from torchmetrics import MetricCollection
 
-from nas.arch import Option
 from nas.artifacts.files import write_atomic
-from nas.decision import apply, decisions, free
+from nas.decision import apply, free
 from nas.discretization import arch_of
-from nas.errors import UserError
-from nas.ranks import told
 from nas.recalibrate import batch_statistics
 from nas.supernet.speed import check, compiled, fastest, prepare, step
 from nas.train import frozen, shared
@@ -73,66 +69,6 @@ class LastCheckpoint(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.metrics = state_dict["metrics"]
-
-
-class StopWhenStable(pl.Callback):
-    """Ends a search whose best architecture no longer changes.
-
-    Stops after `patience` epochs in a row, warm-up left out, that did not change the best option
-    of any decision, as soon as the largest probability of each decision, ``max_k softmax(alpha)``,
-    is at least `confidence` in the mean over decisions.
-
-    Args:
-        patience: epochs without a change; None never stops.
-        confidence: from 0 (stability alone decides) to 1.
-
-    Raises:
-        UserError: patience below 1, or a confidence outside 0..1.
-    """
-
-    def __init__(self, patience: int | None, confidence: float = 0.0) -> None:
-        if patience is not None and patience < 1:
-            raise UserError(
-                f"stable_epochs={patience} must be at least 1, or null to never stop early"
-            )
-        if not 0 <= confidence <= 1:
-            raise UserError(f"confidence={confidence} must be from 0 to 1")
-        self.patience, self.confidence = patience, confidence
-        self.best: dict[str, Option] = {}
-        self.unchanged = 0
-        self.stopped = False
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # The state is loaded by now: a search that had ended does not go on when it is resumed.
-        trainer.should_stop |= self.stopped
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if self.patience is None or pl_module.warming_up:
-            return
-        best = {name: decision.best() for name, decision in decisions(pl_module.supernet)}
-        self.unchanged = self.unchanged + 1 if best == self.best else 0
-        self.best = best
-        confidence = mean_confidence(pl_module.supernet)
-        stable = self.unchanged >= self.patience and confidence >= self.confidence
-        if told(lambda: stable):
-            self.stopped = trainer.should_stop = True
-            trainer.print(
-                f"search ends after epoch {trainer.current_epoch}: the best architecture has not "
-                f"changed for {self.unchanged} epochs (mean largest probability {confidence:.2f})"
-            )
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "unchanged": self.unchanged, "stopped": self.stopped}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.unchanged = state_dict["best"], state_dict["unchanged"]
-        self.stopped = state_dict["stopped"]
-
-
-def mean_confidence(supernet: nn.Module) -> float:
-    """``max_k softmax(alpha)``, in the mean over the decisions of `supernet`."""
-    largest = [d.alpha.detach().float().softmax(-1).max() for _, d in decisions(supernet)]
-    return float(torch.stack(largest).mean())
 
 
 class Stopwatch(pl.Callback):

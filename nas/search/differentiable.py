@@ -17,16 +17,17 @@ from nas.cost.expected import Expected
 from nas.decision import decisions, free, resample, sample_path, split_parameters
 from nas.errors import UserError
 from nas.objective import Objective
+from nas.problem import SearchProblem
 from nas.ranks import averaged, told
 from nas.recalibrate import kept_statistics
-from nas.search.base import ScoredArch, SearchProblem, SearchResult, Stage, agreed, check_searchable
+from nas.search.base import ScoredArch, SearchResult, Stage, agreed, check_searchable
 from nas.search.callbacks import (
     DiscretizationGap,
     LastCheckpoint,
     SpeedUp,
     Stopwatch,
-    StopWhenStable,
 )
+from nas.search.guards import StopWhenStable
 from nas.search.regularizers import Perturbing, Regularizer
 from nas.search.telemetry import SearchTelemetry
 from nas.selection import front, log_probabilities
@@ -131,26 +132,26 @@ class DifferentiableSearch(pl.LightningModule):
 
     def prepare(self, problem: SearchProblem) -> None:
         """See `nas.search.base.Search`; the constructor has checked the rest."""
-        self.loaders(problem.plan.data)  # a batch larger than a split is an error now
+        self.loaders(problem.data)  # a batch larger than a split is an error now
 
     def run(self, problem: SearchProblem, stage: Stage) -> SearchResult:
         """Train weights and alphas; the result is the front read off the alphas."""
-        plan, data, watch = problem.plan, problem.plan.data, Stopwatch()
+        data, watch = problem.data, Stopwatch()
         kept = (f"supernet_val_{self.task.primary}", "supernet_val_loss")
         saving = LastCheckpoint(stage.run.checkpoint, kept)
         callbacks = [
             watch,
             DiscretizationGap(),
-            StopWhenStable(plan.stable_epochs),
-            *plan.guards.values(),
-            SpeedUp(plan.speed, (data.batch_size, *data.input_shape)),
+            StopWhenStable(problem.stable_epochs),
+            *problem.guards.values(),
+            SpeedUp(problem.speed, (data.batch_size, *data.input_shape)),
             SearchTelemetry(),
             saving,
         ]
         trainer = stage.trainer(self.epochs, callbacks)
         stage.fit(trainer, self, self.loaders(data), stage.run.checkpoint)
         free(self.supernet)
-        cost = next(iter(plan.costs), "params")
+        cost = next(iter(problem.cost_models), "params")
         selected = agreed(problem.select)
         return SearchResult(
             selected,

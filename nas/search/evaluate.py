@@ -1,24 +1,22 @@
-"""What an architecture is worth: trained from scratch, or with the weights of a supernet."""
+"""Scores of an architecture: trained from scratch, or with the weights of a supernet."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from nas.arch import Arch
-from nas.artifacts.reading import read_tensors
 from nas.config.schema import Count, Whole, checked
 from nas.discretization import discretize
 from nas.errors import InterruptedRunError, NotFiniteError
+from nas.problem import SearchProblem
 from nas.recalibrate import recalibrate
-from nas.search.base import SearchProblem, TrainingRecipe
-from nas.search.callbacks import LastCheckpoint
 from nas.tasks import Task
 from nas.tasks.classification import task_of
 from nas.train import Training, called, interruptible, strategy_of
@@ -45,58 +43,36 @@ class TrainFromScratch:
 
     def __call__(self, problem: SearchProblem) -> Scoring:
         """The function that scores architectures of `problem`."""
-        made: TrainingRecipe = problem.plan
         fresh = problem.build()
 
         def score(arch: Arch) -> Mapping[str, float]:
-            module = self._module(made, fresh, arch, self.epochs)
-            trainer = quiet_trainer(made, module.epochs)
-            fit(trainer, module, made.data.weight_loader())
-            return self._evaluated(made, trainer, module)
+            module = self.training_of(problem, fresh, arch, self.epochs)
+            trainer = quiet_trainer(problem, module.epochs)
+            fit(trainer, module, problem.data.weight_loader())
+            return self.scores(problem, trainer, module)
 
         return score
 
-    def in_rungs(self, epochs: int, folder: Path, problem: SearchProblem) -> Scoring:
-        """As a call, of trainings of `epochs` that pause: ``(arch, up to epoch) -> scores``.
-
-        Each goes on from its own checkpoint in `folder`, where there is one.
-        """
-        made: TrainingRecipe = problem.plan
-        fresh = problem.build()
-
-        def score(arch: Arch, until: int) -> Mapping[str, float]:
-            module = self._module(made, fresh, arch, epochs)
-            checkpoint = checkpoint_of(folder, arch)
-            checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            done, state = paused(checkpoint, until)
-            trainer = quiet_trainer(made, epochs, [PauseAfter(until), LastCheckpoint(checkpoint)])
-            if done == until:  # and what it gave was not recorded, because the run was killed
-                module.load_state_dict(state)
-            else:
-                loader = made.data.weight_loader()
-                fit(trainer, module, loader, checkpoint if done else None)
-            return self._evaluated(made, trainer, module)
-
-        return score
-
-    def _module(
-        self, made: TrainingRecipe, fresh: nn.Module, arch: Arch, epochs: int | None
+    def training_of(
+        self, problem: SearchProblem, fresh: nn.Module, arch: Arch, epochs: int | None
     ) -> Training:
+        """The training of `arch` from the weights of the supernet `fresh`; None: own epochs."""
         options = {} if epochs is None else {"epochs": epochs}
-        network, known = discretize(fresh, arch), {"task": task_of(made.data)}
-        module: Training = called(made.finetune, known, network=network, seed=made.seed, **options)
-        return module
+        network, known = discretize(fresh, arch), {"task": task_of(problem.data)}
+        made = called(problem.finetune, known, network=network, seed=problem.seed, **options)
+        return cast(Training, made)
 
-    def _evaluated(
-        self, made: TrainingRecipe, trainer: pl.Trainer, module: Training
+    def scores(
+        self, problem: SearchProblem, trainer: pl.Trainer, module: Training
     ) -> dict[str, float]:
+        """Validation scores, and with `test` those of the test part."""
         with interruptible():
-            trainer.validate(module, made.data.val_dataloader(), verbose=False)
+            trainer.validate(module, problem.data.val_dataloader(), verbose=False)
             metrics = dict(trainer.callback_metrics)
             if self.test:
-                trainer.test(module, made.data.test_dataloader(), verbose=False)
+                trainer.test(module, problem.data.test_dataloader(), verbose=False)
                 metrics |= trainer.callback_metrics
-        wanted = (*task_of(made.data).metrics(), "loss")
+        wanted = (*task_of(problem.data).metrics(), "loss")
         names = [f"{split}_{name}" for split in ("val", "test") for name in wanted]
         return {name: float(metrics[name]) for name in names if name in metrics}
 
@@ -108,7 +84,7 @@ class WeightSharing:
 
     Args:
         calibration: training images that BatchNorm is measured anew on, for each architecture
-            (the supernet's own statistics are those of a mixture); 0: as the supernet left it.
+            (the supernet's own statistics are those of a mixture); 0: keep the supernet's.
         raw: also record ``raw_val_acc`` and ``raw_val_loss``, without that measurement.
     """
 
@@ -117,24 +93,23 @@ class WeightSharing:
 
     def __call__(self, problem: SearchProblem) -> Scoring:
         """The function that scores architectures of `problem`."""
-        made: TrainingRecipe = problem.plan
-        task = task_of(made.data)
-        device = quiet_trainer(made, 1).strategy.root_device
+        task, validation = task_of(problem.data), problem.data.val_dataloader
+        device = quiet_trainer(problem, 1).strategy.root_device
         supernet = problem.supernet.to(device)
         batches: list[Tensor] = []
         if self.calibration:
-            loader = made.data.calibration_loader(self.calibration)
+            loader = problem.data.calibration_loader(self.calibration)
             batches = [x.to(device) for x, _ in loader]
 
         def score(arch: Arch) -> Mapping[str, float]:
             network = discretize(supernet, arch).eval()
             metrics: dict[str, float] = {}
             if self.raw:
-                raw = validated(network, task, made.data.val_dataloader(), device)
+                raw = validated(network, task, validation(), device)
                 metrics = {f"raw_{name}": value for name, value in raw.items()}
             if batches:
                 recalibrate(network, batches)
-            return {**validated(network, task, made.data.val_dataloader(), device), **metrics}
+            return {**validated(network, task, validation(), device), **metrics}
 
         return score
 
@@ -177,14 +152,14 @@ def fit(
 
 
 def quiet_trainer(
-    made: TrainingRecipe, epochs: int, callbacks: Sequence[pl.Callback] = ()
+    problem: SearchProblem, epochs: int, callbacks: Sequence[pl.Callback] = ()
 ) -> pl.Trainer:
-    """A trainer that leaves nothing behind, but for what `callbacks` do, and shows nothing.
+    """A trainer on one device that prints nothing and writes no files but those of `callbacks`.
 
-    It is of one device: of a distributed run, this process's own.
+    In a distributed run the device is this process's own.
     """
-    return made.trainer(
-        **_own_device(made.trainer),
+    return problem.trainer(
+        **_own_device(problem.trainer),
         max_epochs=epochs,
         logger=False,
         callbacks=list(callbacks),
@@ -206,34 +181,3 @@ def _own_device(trainer: Callable[..., pl.Trainer]) -> dict[str, Any]:
         "num_nodes": 1,
         "devices": 1 if root.index is None else [root.index],
     }
-
-
-class PauseAfter(pl.Callback):
-    """Ends the training after `epochs` of its epochs, however many the trainer is made for.
-
-    The schedule of the learning rate is that of all of them: going on is as if nothing had been.
-    """
-
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        trainer.should_stop |= trainer.current_epoch + 1 >= self.epochs
-
-
-def paused(checkpoint: Path, until: int) -> tuple[int, dict[str, Any]]:
-    """Epochs done and the module's state; 0 epochs where there is no checkpoint of any use.
-
-    One beyond `until` is of none: its network has seen too much.
-    """
-    try:
-        saved = read_tensors(checkpoint)
-        done, state = int(saved["epoch"]) + 1, dict(saved["state_dict"])
-    except Exception:  # missing, torn, or something else
-        return 0, {}
-    return (done, state) if done <= until else (0, {})
-
-
-def checkpoint_of(folder: Path, arch: Arch) -> Path:
-    """Where the training of `arch` pauses."""
-    return folder / f"{arch.hash}.ckpt"

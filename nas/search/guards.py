@@ -1,7 +1,7 @@
-"""Callbacks that end a search before its architecture collapses to cheap operations.
+"""Callbacks that end a search early: its architecture is stable, or about to collapse.
 
-Each keeps the alphas of every epoch, and takes those of an epoch before the collapse as the result.
-Off by default; ``guard=[eigenvalue]`` or ``guard=[skips]`` turns one on.
+A search collapses when cheap operations, mostly skips, take over. ``guard=[eigenvalue]`` or
+``guard=[skips]`` watches for it, and goes back to the alphas of an epoch before the collapse.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,27 +12,85 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from nas.arch import Option
 from nas.config.schema import Count, Whole, checked
 from nas.decision import Decision, decisions, free, split_parameters
 from nas.errors import UserError
 from nas.ranks import apart, told
-from nas.recalibrate import kept_statistics
+from nas.recalibrate import kept_modes, kept_statistics
 
 
-class CollapseGuard(pl.Callback):
-    """Base: the alphas of each alpha epoch, and going back to one of them."""
+class EarlyStop(pl.Callback):
+    """Base: a search that has been ended does not go on when it is resumed."""
 
     def __init__(self) -> None:
-        self.history: list[Tensor] = []  # per epoch all alphas, (sum of K,)
         self.stopped = False
 
-    def collapsed(self, trainer: pl.Trainer, pl_module: Any) -> tuple[int, str] | None:
-        """The alpha epoch to go back to, and why; None goes on."""
-        raise NotImplementedError
-
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # The state is loaded by now: a search that had ended does not go on when it is resumed.
-        trainer.should_stop |= self.stopped
+        trainer.should_stop |= self.stopped  # the state is loaded by now
+
+    def end(self, trainer: pl.Trainer, reason: str) -> None:
+        """End the search after this epoch, and say why."""
+        self.stopped = trainer.should_stop = True
+        trainer.print(f"search ends after epoch {trainer.current_epoch}: {reason}")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"stopped": self.stopped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.stopped = state_dict["stopped"]
+
+
+class StopWhenStable(EarlyStop):
+    """Ends a search whose best architecture has not changed for `patience` epochs in a row.
+
+    Epochs of warm-up do not count.
+
+    Args:
+        patience: epochs without a change of the best option of any decision; None never stops.
+
+    Raises:
+        UserError: patience below 1.
+    """
+
+    def __init__(self, patience: int | None) -> None:
+        super().__init__()
+        if patience is not None and patience < 1:
+            raise UserError(
+                f"stable_epochs={patience} must be at least 1, or null to never stop early"
+            )
+        self.patience = patience
+        self.best: dict[str, Option] = {}
+        self.unchanged = 0
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self.patience is None or pl_module.warming_up:
+            return
+        best = {name: decision.best() for name, decision in decisions(pl_module.supernet)}
+        self.unchanged = self.unchanged + 1 if best == self.best else 0
+        self.best = best
+        stable = self.unchanged >= self.patience
+        if told(lambda: stable):
+            self.end(trainer, f"the architecture has not changed for {self.unchanged} epochs")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "best": self.best, "unchanged": self.unchanged}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.best, self.unchanged = state_dict["best"], state_dict["unchanged"]
+
+
+class CollapseGuard(EarlyStop):
+    """Base of the guards: keeps the alphas of each alpha epoch, and goes back to one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.history: list[Tensor] = []  # per epoch all alphas, (sum of K,)
+
+    def collapsed(self, trainer: pl.Trainer, pl_module: Any) -> tuple[int, str] | None:
+        """The alpha epoch to go back to, and why; None: the search goes on."""
+        raise NotImplementedError
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if pl_module.warming_up or self.stopped:
@@ -46,18 +104,16 @@ class CollapseGuard(pl.Callback):
         parts = torch.split_with_sizes(self.history[epoch], [alpha.numel() for alpha in alphas])
         for alpha, part in zip(alphas, parts, strict=True):
             alpha.data.copy_(part.view_as(alpha))
-        self.stopped = trainer.should_stop = True
-        trainer.print(
-            f"search ends after epoch {trainer.current_epoch}: {reason}; the architecture is that "
-            f"of epoch {epoch + pl_module.warmup_epochs}"
-        )
+        epoch += pl_module.warmup_epochs
+        self.end(trainer, f"{reason}; the architecture is that of epoch {epoch}")
 
     def state_dict(self) -> dict[str, Any]:
         history = torch.stack(self.history) if self.history else torch.empty(0)
-        return {"history": history, "stopped": self.stopped}
+        return {**super().state_dict(), "history": history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.history, self.stopped = list(state_dict["history"].cpu()), state_dict["stopped"]
+        super().load_state_dict(state_dict)
+        self.history = list(state_dict["history"].cpu())
 
 
 @checked("guard.eigenvalue")
@@ -122,15 +178,12 @@ class EigenvalueStop(CollapseGuard):
         supernet = pl_module.supernet
         free(supernet)
         _, alphas = split_parameters(supernet)
-        training = supernet.training
-        with torch.enable_grad(), kept_statistics(supernet):
-            value = dominant_eigenvalue(
+        with torch.enable_grad(), kept_modes(supernet), kept_statistics(supernet):
+            return dominant_eigenvalue(
                 lambda: pl_module.task.loss(supernet.train()(x), labels),
                 alphas,
                 generator=torch.Generator().manual_seed(pl_module.seed),
             )
-        supernet.train(training)
-        return value
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "eigenvalues": self.eigenvalues}

@@ -19,7 +19,8 @@ from nas.cost.expected import Expected
 from nas.cost.integer_program import IntegerProgram
 from nas.decision import Decision, decisions, free, sample_path, split_parameters
 from nas.errors import UserError
-from nas.search.base import SearchProblem, SearchResult, Stage, check_searchable
+from nas.problem import SearchProblem
+from nas.search.base import SearchResult, Stage, check_searchable
 from nas.search.callbacks import LastCheckpoint, Stopwatch
 from nas.search.telemetry import TrainingTelemetry
 from nas.search.trial_search import TrialSearch
@@ -284,12 +285,12 @@ class OneShot(pl.LightningModule):
 
     def prepare(self, problem: SearchProblem) -> None:
         """See `nas.search.base.Search`; the constructor has checked the rest."""
-        self.loaders(problem.plan.data)
+        self.loaders(problem.data)
         self.ranking.prepare(problem)
 
     def run(self, problem: SearchProblem, stage: Stage) -> SearchResult:
         """Train the supernet, then rank its networks inside the budgets with its weights."""
-        watch, data = Stopwatch(), problem.plan.data
+        watch, data = Stopwatch(), problem.data
         callbacks = [watch, TrainingTelemetry("supernet"), LastCheckpoint(stage.run.checkpoint)]
         trainer = stage.trainer(self.epochs, callbacks)
         # No validation: its networks are ranked afterwards, each by itself.

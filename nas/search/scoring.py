@@ -1,4 +1,4 @@
-"""How the networks of a batch are scored: in this process or several, at once or in rungs."""
+"""How the networks of a batch are scored: in this process, in several, or over ranks."""
 
 import os
 import signal
@@ -9,31 +9,24 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
-from math import isfinite
+from dataclasses import dataclass
 from multiprocessing import active_children, connection, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
-from pathlib import Path
 from pickle import PicklingError
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 
 from nas.arch import Arch
-from nas.config.schema import Count, checked
 from nas.diagnostics import silence_third_party_warnings
 from nas.errors import FailedRunError, InterruptedRunError, NotFiniteError, UserError
 from nas.ranks import gathered, world
-from nas.search.evaluate import Scoring, checkpoint_of
+from nas.search.evaluate import Scoring
 from nas.search.space import SearchSpace
-from nas.search.trials import Rung, Trial, TrialLog
+from nas.search.trials import Trial, TrialLog
 
-Eta = Annotated[int, Field(ge=2, le=1000)]  # one in so many goes on
 Job = tuple[Any, ...]  # the arguments of one call: an architecture, and what else it takes
-
-RUNGS = "rungs"  # in the folder of a run: checkpoints of the networks that may go on
 
 
 @dataclass(frozen=True)
@@ -236,113 +229,3 @@ def recorded(
             each(trial)
 
     return evaluate
-
-
-@checked("search.halving")
-@dataclass(frozen=True)
-class Halving:
-    """Successive halving of each batch asked for (Jamieson and Talwalkar 2016, algorithm 1).
-
-    All networks of a batch are trained up to ``epochs[0]``, the best ``1 / eta`` of them on to
-    ``epochs[1]``, and so on, at least one each time. The schedule of the learning rate is that of
-    the longest training, so a network that reaches it is what unbroken training gives. The
-    searcher is told what each network had when it was left behind.
-
-    Args:
-        eta: of how many one goes on.
-        epochs: where trainings pause and are compared, rising; None: no halving.
-
-    Raises:
-        UserError: a value out of its range.
-    """
-
-    eta: Eta = 3
-    epochs: Sequence[Count] | None = None
-
-    def __post_init__(self) -> None:
-        if self.epochs is None:
-            return
-        shown = f"search.halving.epochs={list(self.epochs)}"
-        if len(self.epochs) < 2:
-            raise UserError(f"{shown} must be at least two, e.g. [1, 3, 9], or null (no halving)")
-        if any(b <= a for a, b in zip(self.epochs[:-1], self.epochs[1:], strict=True)):
-            raise UserError(f"{shown} must rise, e.g. [1, 3, 9]")
-
-    @property
-    def rungs(self) -> Sequence[int]:
-        """Where trainings pause; none without halving."""
-        return self.epochs or ()
-
-    @property
-    def cohort(self) -> int:
-        """The smallest batch of which exactly one network, or one in `eta`, reaches the end."""
-        return int(self.eta ** max(0, len(self.rungs) - 1))
-
-    def evaluation(
-        self,
-        outcomes: Outcomes,
-        space: SearchSpace,
-        log: TrialLog,
-        each: Callable[[Trial], None],
-        metric: str,
-        folder: Path,
-    ) -> Callable[[Sequence[Arch]], None]:
-        """Scores a batch; a line of `log` for each rung that a network reaches.
-
-        What `log` knows of a network is not done again, so a batch may be scored a second time.
-
-        Args:
-            metric: the score that decides who goes on.
-            folder: of the checkpoints; those no longer needed are removed.
-        """
-
-        def evaluate(archs: Sequence[Arch]) -> None:
-            racing = list(archs)
-            for place, epochs in enumerate(self.rungs):
-                behind = [a for a in racing if len(self._reached(log.get(a))) <= place]
-                for outcome in outcomes([(arch, epochs) for arch in behind]):
-                    trial = self._trial(outcome, log.get(outcome.arch), space)
-                    log.append(trial)
-                    each(trial)
-                last = place == len(self.rungs) - 1
-                ahead = [] if last else self._best(racing, place, log, metric)
-                for arch in set(racing) - set(ahead):
-                    checkpoint_of(folder, arch).unlink(missing_ok=True)
-                racing = ahead
-
-        return evaluate
-
-    def _reached(self, trial: Trial | None) -> list[Rung]:
-        """The rungs on record, as far as they are those of this halving."""
-        found: list[Rung] = []
-        for rung, epochs in zip(trial.rungs if trial else (), self.rungs, strict=False):
-            if rung.epochs != epochs:
-                break
-            found.append(rung)
-        return found
-
-    def _trial(self, outcome: Outcome, before: Trial | None, space: SearchSpace) -> Trial:
-        epochs: int = outcome.job[1]
-        rungs = [rung for rung in self._reached(before) if rung.epochs < epochs]
-        spent = (before.seconds, before.cpu_seconds) if before and rungs else (0.0, 0.0)
-        return Trial(
-            outcome.arch,
-            outcome.metrics,
-            space.price(outcome.arch),
-            spent[0] + outcome.seconds,
-            spent[1] + outcome.cpu_seconds,
-            outcome.message,
-            (*rungs, Rung(epochs, outcome.metrics)),
-        )
-
-    def _best(self, racing: Sequence[Arch], place: int, log: TrialLog, metric: str) -> list[Arch]:
-        """Those that go on, in the order of `racing`."""
-        scores = {}
-        for arch in racing:
-            trial = log.known[arch.hash]
-            value = replace(trial, metrics=trial.rungs[place].metrics).value(metric)
-            if isfinite(value):
-                scores[arch] = value
-        taken = sorted(scores, key=lambda arch: scores[arch])  # stable: of equals the first asked
-        kept = set(taken[: max(1, len(racing) // self.eta)])
-        return [arch for arch in racing if arch in kept]

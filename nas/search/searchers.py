@@ -11,9 +11,9 @@ import torch
 
 from nas.arch import Arch
 from nas.errors import UserError
+from nas.problem import SearchProblem
 from nas.ranks import told, world
 from nas.search.alpha_descent import GradientSearch
-from nas.search.base import SearchProblem
 from nas.search.evolution import NSGA2, RegularisedEvolution
 from nas.search.predictor import Predictor
 from nas.search.space import SearchSpace

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import TensorBoardLogger
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas.decision import decisions
-from nas.search.callbacks import mean_confidence
 
 PICTURES = 8  # times in a search that heat maps are drawn
 
@@ -109,7 +108,7 @@ class SearchTelemetry(Checkpoint):
         self.history, self.start = list(state_dict["history"].cpu()), state_dict["start"]
         self._drawn = state_dict["drawn"]
 
-    def blocks(self, supernet: torch.nn.Module) -> list[Block]:
+    def blocks(self, supernet: nn.Module) -> list[Block]:
         """The course of every decision of `supernet`, as far as the search has come."""
         found = list(decisions(supernet))
         sizes = [len(d.options) for _, d in found]
@@ -209,6 +208,12 @@ def _tag(name: str) -> str:
 def learning_rates(trainer: pl.Trainer) -> list[float]:
     """The present rate of each optimizer (of its first group)."""
     return [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
+
+
+def mean_confidence(supernet: nn.Module) -> float:
+    """The largest probability of a decision, ``max_k softmax(alpha)``, in the mean over all."""
+    largest = [d.alpha.detach().float().softmax(-1).max() for _, d in decisions(supernet)]
+    return float(torch.stack(largest).mean())
 
 
 def mean_entropy(thetas: list[Tensor]) -> float:

@@ -16,18 +16,12 @@ from nas.artifacts.files import remove_leftovers, write_atomic
 from nas.config.schema import Count, Processes, Seed, checked
 from nas.decision import decisions
 from nas.errors import UserError
+from nas.problem import SearchProblem
 from nas.ranks import apart, told, world
-from nas.search.base import ScoredArch, SearchProblem, SearchResult, Stage, agreed
+from nas.search.base import ScoredArch, SearchResult, Stage, agreed
 from nas.search.evaluate import Scoring, TrainFromScratch, WeightSharing
-from nas.search.scoring import (
-    RUNGS,
-    Halving,
-    Outcomes,
-    Workers,
-    in_turn,
-    over_ranks,
-    recorded,
-)
+from nas.search.halving import FOLDER, Halving, in_rungs
+from nas.search.scoring import Outcomes, Workers, in_turn, over_ranks, recorded
 from nas.search.searchers import (
     Agreed,
     Searcher,
@@ -115,7 +109,7 @@ class TrialSearch:
         space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
         if self.cost not in space.costs:
             raise UserError(f"search.cost={self.cost} is not one of {sorted(space.costs)}")
-        scores = [f"val_{name}" for name in (*task_of(problem.plan.data).metrics(), "loss")]
+        scores = [f"val_{name}" for name in (*task_of(problem.data).metrics(), "loss")]
         trained = isinstance(self.evaluate, TrainFromScratch | WeightSharing)
         if trained and self.metric not in scores:
             raise UserError(f"search.metric={self.metric} is not one of {', '.join(scores)}")
@@ -157,7 +151,7 @@ class TrialSearch:
         same trials: a network is trained by one process, since it is small, its scores must not
         depend on how many there are, and processes that need not wait for one another lose nothing.
         """
-        with apart(problem.plan.data):
+        with apart(problem.data):
             return self._ranked(problem, run)
 
     def _ranked(self, problem: SearchProblem, run: RunDir) -> list[Trial]:
@@ -177,9 +171,9 @@ class TrialSearch:
             with self._outcomes(self.evaluate, problem) as outcomes:
                 evaluate = recorded(outcomes, space, log, each)
                 return search(searcher, evaluate, log, count, self.batch)
-        folder, total = run.path / RUNGS, self.halving.rungs[-1]
+        folder, total = run.path / FOLDER, self.halving.rungs[-1]
         remove_leftovers(folder)
-        scoring = partial(cast(TrainFromScratch, self.evaluate).in_rungs, total, folder)
+        scoring = partial(in_rungs, cast(TrainFromScratch, self.evaluate), total, folder)
         with self._outcomes(scoring, problem) as outcomes:
             evaluate = self.halving.evaluation(outcomes, space, log, each, self.metric, folder)
             found = search(searcher, evaluate, log, count, self.batch, whole=True)
@@ -240,7 +234,7 @@ class RandomArch:
 
     def run(self, problem: SearchProblem, stage: Stage) -> SearchResult:
         """Draw; the score is the logarithm of the probability, budgets aside."""
-        cost, arch = next(iter(problem.plan.costs), "params"), agreed(lambda: self.draw(problem))
+        cost, arch = next(iter(problem.cost_models), "params"), agreed(lambda: self.draw(problem))
         costs = {name: priced.of(arch.choices) for name, priced in problem.costs.items()}
         score = -sum(log(len(d.options)) for _, d in decisions(self.supernet))
         return SearchResult(arch, [ScoredArch(arch, score, costs)], "log_probability", cost)

@@ -16,7 +16,7 @@ SPACES: dict[str, type[nn.Module]] = {
 
 
 def build(config: Mapping[str, Any], input_shape: Sequence[int], num_outputs: int) -> nn.Module:
-    """The supernet of a space configuration, without importing what the configuration names.
+    """Build the supernet of a space's configuration, without importing what it names.
 
     Raises:
         UserError: the space is none of `SPACES`, or its keys are not the space's.

@@ -49,7 +49,7 @@ def edge(ops: Mapping[str, str], site: Site[int], partial: int, tied_to: nn.Modu
 
 
 def check_cells(input_shape: Sequence[int], channels: int, partial: int) -> None:
-    """Refuse what no cell space can be built of.
+    """Check the arguments of a cell space.
 
     Raises:
         UserError: naming the argument.
@@ -86,7 +86,7 @@ class CellDecisions(nn.Module):
 
 @dataclass(frozen=True)
 class Width:
-    """Of one cell: its own channels, those of the two cells before, and what is reduced."""
+    """Channels of one cell and of the two before it, and whether it or the last one reduces."""
 
     channels: int
     before_last: int
@@ -139,7 +139,7 @@ def _node(edges: Sequence[nn.Module], decisions: CellDecisions, to: int) -> nn.M
 
 @checked("space")
 class Darts(nn.Module):
-    """Stem, cells of which those at 1/3 and 2/3 reduce, pooling, classifier.
+    """Stem, cells (those at 1/3 and 2/3 of the depth reduce), pooling, classifier.
 
     All normal cells share their decisions, and all reduction cells theirs. A reduction halves the
     sides and doubles the channels. `none` is no candidate: which edges are absent is decided by the

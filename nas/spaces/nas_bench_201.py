@@ -169,7 +169,7 @@ def cell_of(arch: Arch) -> str:
 
 
 def parse(text: str) -> tuple[str, ...]:
-    """The operation of each of `EDGES`.
+    """Read a cell in the published notation: the operation of each of `EDGES`.
 
     Raises:
         UserError: not the text of a cell, or an operation that is none of `OPS`.
@@ -185,7 +185,7 @@ def parse(text: str) -> tuple[str, ...]:
 
 
 def render(ops: Sequence[str]) -> str:
-    """The text of the cell with these operations on `EDGES`; the inverse of `parse`."""
+    """Write a cell in the published notation; the inverse of `parse`."""
     nodes = {1: "|", 2: "|", 3: "|"}
     for op, (source, to) in zip(ops, EDGES, strict=False):
         nodes[to] += f"{op}~{source}|"

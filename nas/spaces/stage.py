@@ -55,7 +55,7 @@ class Stage:
         return self.depth[-1] if self.depth else self.repeat
 
     def faults(self) -> Iterator[str]:
-        """What is wrong with values that fit their types."""
+        """Yield what is wrong with values that fit their types."""
         for key in ("channels", "depth"):
             value = getattr(self, key)
             if isinstance(value, Sequence) and (not value or list(value) != sorted(set(value))):
@@ -98,7 +98,7 @@ class Head:
 
 
 def read_stages(stages: Sequence[Mapping[str, Any]]) -> list[Stage]:
-    """The table, one `Stage` a row.
+    """Read the table of a space, one `Stage` a row.
 
     Raises:
         UserError: no rows, or an unknown key or a wrong value, naming the stage.
@@ -115,7 +115,7 @@ def read_stages(stages: Sequence[Mapping[str, Any]]) -> list[Stage]:
 
 
 def read_row(kind: type[Row], row: Mapping[str, Any], where: str) -> Row:
-    """A `kind` of the values in `row`.
+    """Read one row as a `kind`.
 
     Raises:
         UserError: unknown or missing key, or a wrong value; `where` begins the message.
@@ -198,7 +198,7 @@ class SharedChoices:
             raise UserError(f"{where}: {fault}")
 
     def modules(self, depth: Number) -> nn.ModuleDict:
-        """The decisions, for the place in the model that names them."""
+        """The decisions, as the module of the supernet whose path names them."""
         numbers = {"channels": self.width, "depth": depth}
         searched = {key: n for key, n in numbers.items() if isinstance(n, Elastic)}
         return nn.ModuleDict({**self.decisions, **searched})
@@ -211,7 +211,7 @@ class SharedChoices:
         return Skipping(made, self._skips())
 
     def _pick(self, taken: tuple[object, ...], in_channels: Number, stride: int) -> nn.Module:
-        """A choice among the values of one key, of choices among those of the keys after it."""
+        """A choice among the values of one key; its candidates choose among those of later keys."""
         if len(taken) == len(self.labels):
             return self._op(self._name(taken), in_channels, stride)
         key, labels = list(self.labels.items())[len(taken)]
@@ -242,7 +242,7 @@ class SharedChoices:
         return next(iter(made.values()))
 
     def _name(self, texts: Sequence[object]) -> str:
-        """The name of the op of a form and of the texts of its factors."""
+        """The name of an op: its form with the texts of its factors filled in."""
         form, *values = texts
         name = str(form)
         for key, text in zip(list(self.labels)[1:], values, strict=True):
@@ -273,7 +273,7 @@ def _plain(
     in_channels: int,
     out_channels: int,
 ) -> nn.Module:
-    """The op of that name, without the residual of its own where it is `bare`."""
+    """Build the op of that name, without its own residual if `bare`."""
     made = build_op(name, in_channels, out_channels, stride, ndim, activation)
     return made.branch if bare and isinstance(made, Residual) else made
 
@@ -281,7 +281,7 @@ def _plain(
 def misfit(
     name: str, in_channels: Number, out_channels: Number, stride: int, ndim: int
 ) -> str | None:
-    """As `op_exclusion_reason`, and what is wrong with a name that is no op's."""
+    """As `op_exclusion_reason`; also for a name that is no op's."""
     try:
         return op_exclusion_reason(name, in_channels, out_channels, stride, ndim)
     except UserError as error:

@@ -104,7 +104,7 @@ class StagedSpace(nn.Module):
     def _head(
         self, row: Mapping[str, Any] | None, channels: Number
     ) -> tuple[nn.Module, int, nn.Module | None]:
-        """The head, the features that the classifier gets, and what makes them after pooling."""
+        """The head, the number of features for the classifier, and the layer after pooling."""
         head = Head() if row is None else read_row(Head, row, "the head")
         if head.features is None:
             if not isinstance(channels, int):
@@ -146,7 +146,7 @@ class StagedSpace(nn.Module):
     def _maker(
         self, stage: Stage, width: Number, depth: Number, s: int
     ) -> Callable[[Number, int, int], nn.Module]:
-        """What makes a block of stage s: channels, stride, number -> block."""
+        """The function that makes a block of stage s: (channels, stride, number) -> block."""
         if stage.shared:
             activation = stage.activation or self.activation
             own = SharedChoices(stage, width, self.ndim, activation, f"stage {s}")

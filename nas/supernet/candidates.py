@@ -1,9 +1,9 @@
-"""The candidates of a choice block: which modules may be one, how they are called, what they give.
+"""The candidates of a choice block: checks, calls, and the structure of their outputs.
 
 All candidates of a block give the same structure: a tensor, or tuples, named tuples, lists and
-dicts of tensors. Floating point and complex tensors are mixed, one by one; of integer and boolean
-ones that of the candidate with the largest theta is taken; anything else (None, a number, a string)
-must be the same in all.
+dicts of tensors. Floating point and complex tensors are mixed one by one. Of integer and boolean
+tensors, the block gives that of the candidate with the largest theta. Anything else (None, a
+number, a string) must be equal in all.
 """
 
 import inspect
@@ -13,7 +13,6 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import (
-    TreeSpec,
     keystr,
     tree_flatten,
     tree_flatten_with_path,
@@ -31,7 +30,7 @@ _CONSTANTS = (type(None), bool, int, float, complex, str, torch.Size, torch.dtyp
 class Scalable(Protocol):
     """An op that multiplies its output by a number more cheaply than by touching every value.
 
-    Of several inputs, the others stand between `x` and `scale`, which is then given by keyword.
+    With several inputs, the others come between `x` and `scale`, and `scale` is a keyword.
     """
 
     def scaled(self, x: Tensor, scale: Tensor) -> Tensor:
@@ -40,12 +39,16 @@ class Scalable(Protocol):
 
 
 def named(candidates: Sequence[nn.Module]) -> dict[str, nn.Module]:
-    """Position and type of each as its name: ``0_Conv2d``."""
+    """Name each candidate by its position and type: ``0_Conv2d``."""
     return {f"{i}_{type(op).__name__}": op for i, op in enumerate(candidates)}
 
 
 def check(candidates: Mapping[str, nn.Module]) -> None:
-    """Raises UserError unless they are different modules under names that `nn.ModuleDict` takes."""
+    """Check that they are different modules, under names that `nn.ModuleDict` takes.
+
+    Raises:
+        UserError: they are not, or there are none.
+    """
     if not candidates:
         raise UserError("a choice block needs at least one candidate op, got none")
     for name, op in candidates.items():
@@ -69,7 +72,7 @@ def check(candidates: Mapping[str, nn.Module]) -> None:
 def call(
     name: str, op: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], scale: Tensor | None
 ) -> Any:
-    """The output of a candidate; times `scale`, by its `scaled`, where that is given.
+    """Run a candidate; with `scale`, by its method `scaled`.
 
     Raises:
         UserError: it does not take these arguments, or it has written on its input.
@@ -109,7 +112,7 @@ def _check_signature(
 
 
 def _versions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
-    """How often each tensor has been written on; nothing in compiled graphs, which do not count."""
+    """How often each tensor has been written on; [] in compiled graphs, which do not count it."""
     if torch.compiler.is_compiling():
         return []
     leaves = args if len(args) == 1 and not kwargs else tree_leaves((args, kwargs))
@@ -126,10 +129,7 @@ class Outputs:
 
     def __init__(self, name: str, out: Any, inputs: Any) -> None:
         self.name, self.inputs = name, inputs
-        self.spec: TreeSpec | None = None
-        self.leaves: list[Any] = [out]
-        if not isinstance(out, Tensor):
-            self.leaves, self.spec = tree_flatten(out)
+        self.leaves, self.spec = tree_flatten(out)
         for leaf in self.leaves:
             if not isinstance(leaf, (Tensor, *_CONSTANTS)):
                 raise UserError(
@@ -148,32 +148,25 @@ class Outputs:
         Raises:
             UserError: it has another structure, shape or kind than the first one's.
         """
-        if isinstance(out, Tensor):
-            leaves = [out]
-            if self.spec is not None:
-                raise UserError(self._mismatch(name, out))
-        elif self.spec is None:
-            raise UserError(self._mismatch(name, out))
-        else:
-            try:
-                leaves = self.spec.flatten_up_to(out)
-            except ValueError:
-                raise UserError(self._mismatch(name, out)) from None
+        try:
+            leaves = self.spec.flatten_up_to(out)
+        except ValueError:
+            raise UserError(self._mismatch(name, out)) from None
         if not all(map(_alike, self.leaves, leaves)):
             raise UserError(self._mismatch(name, out))
         return leaves
 
     def whole(self, leaves: Sequence[Any]) -> Any:
-        """The structure with other leaves."""
-        return leaves[0] if self.spec is None else tree_unflatten(leaves, self.spec)
+        """Put other leaves into the structure."""
+        return tree_unflatten(leaves, self.spec)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Any:
-        """The structure with other `tensors`."""
+        """Put other tensors into the structure, in place of those that are mixed."""
         given = iter(tensors)
         return self.whole([next(given) if mixable(leaf) else leaf for leaf in self.leaves])
 
     def _mismatch(self, name: str, out: Any) -> str:
-        plain = self.spec is None and isinstance(out, Tensor)
+        plain = self.spec.is_leaf() and isinstance(out, Tensor)
         return (
             f"candidates of one choice block must give the same "
             f"{'shape' if plain else 'structure and shapes'}, but for an input "
@@ -184,17 +177,17 @@ class Outputs:
 
 
 def mixable(leaf: Any) -> bool:
-    """Whether it is a tensor that can be weighted."""
+    """Whether a leaf is a tensor that can be weighted."""
     return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
 
 
 def by_place(out: Any) -> dict[str, Any]:
-    """Place in the structure -> leaf; the places are the same for all candidates of a block."""
+    """Path in the structure -> leaf; the paths are the same for all candidates of a block."""
     return {keystr(path): leaf for path, leaf in tree_flatten_with_path(out)[0]}
 
 
 def chosen(leaves: Sequence[Any], theta: Tensor) -> Any:
-    """The value at one place that is not mixed, given the leaves of all candidates there."""
+    """The value of a leaf that is not mixed, given that leaf of every candidate."""
     if not isinstance(leaves[0], Tensor):
         return leaves[0]
     return torch.stack(list(leaves))[theta.argmax()]

@@ -34,8 +34,8 @@ class ChoiceBlock(RelaxedDecision):
 
     ``y = sum_k theta[k] * op_k(x)``, ``theta = relax((alpha + noise) / tau)``. Every candidate gets
     the arguments of the block, positional and by keyword. `nas.supernet.candidates` says how
-    outputs of several tensors are mixed, `nas.supernet.inplace` what an op that writes on its input
-    gets.
+    outputs of several tensors are mixed, `nas.supernet.inplace` how an op that writes on its input
+    is kept from changing that of the others.
 
     A candidate whose theta is exactly zero (hard sample, `choose`) is not part of the output, and
     its weights get no gradient (None, so that no optimizer moves them). If it is open, it runs in
@@ -129,7 +129,7 @@ class ChoiceBlock(RelaxedDecision):
         return outputs.with_tensors(tensors)
 
     def _scaled(self, index: int) -> bool:
-        """Whether the candidate takes its theta upon itself, see `Scalable`."""
+        """Whether the candidate multiplies its output by theta itself, see `Scalable`."""
         # While tracing, layers are read off plain calls, through the hooks of the candidates.
         # Not isinstance: for a Protocol that takes 25 us or more, per candidate and step.
         return not self.unrolled and hasattr(
@@ -137,7 +137,7 @@ class ChoiceBlock(RelaxedDecision):
         )
 
     def _others(self, index: int) -> list[int]:
-        """The open options besides one."""
+        """Indices of the other open options."""
         return [k for k, is_open in enumerate(self.open.tolist()) if is_open and k != index]
 
     def _run(self, index: int, args: Any, kwargs: Any, scale: Tensor | None = None) -> Any:
@@ -229,7 +229,7 @@ def _add_skips(blocks: Sequence[ChoiceBlock], schedule: Schedule) -> None:
 @checked("relax")
 @dataclass(frozen=True)
 class Relaxing:
-    """How every decision of a model relaxes its choice, and tau over the search.
+    """How the decisions of a model relax their choices, and the temperature over the search.
 
     Args:
         function: one of `nas.supernet.relax.RELAXATIONS`.
@@ -265,7 +265,7 @@ class Relaxing:
             raise UserError("relax.gumbel and relax.dirichlet are two kinds of draws: set one")
 
     def __call__(self, model: nn.Module) -> None:
-        """Set it on every relaxed decision of `model`."""
+        """Make every relaxed decision of `model` use it."""
         blocks = [module for module in model.modules() if isinstance(module, ChoiceBlock)]
         for module in model.modules():
             if isinstance(module, RelaxedDecision):

@@ -70,22 +70,22 @@ def elastic(options: int | Sequence[int]) -> Number:
 
 
 def options_of(number: Number) -> tuple[int, ...]:
-    """What it may be, in ascending order."""
+    """The values that a number may have, in ascending order."""
     return (number,) if isinstance(number, int) else number.options
 
 
 def theta_of(number: Number, like: Tensor) -> Tensor:
-    """Its theta ``(K,)``; ``[1]`` on the device of `like` for a number that is not searched."""
+    """Theta of a number ``(K,)``; ``[1]`` on the device of `like` if it is not searched."""
     return torch.ones(1, device=like.device) if isinstance(number, int) else number.theta
 
 
 def taken(number: Number, options: Mapping[Decision, Option]) -> int:
-    """The number that an architecture takes."""
+    """The value of a number under `options`."""
     return number if isinstance(number, int) else int(str(options[number]))
 
 
 def decided(*numbers: Number) -> tuple[Decision, ...]:
-    """Those that are searched, each once."""
+    """The numbers that are searched, each once."""
     return tuple(dict.fromkeys(n for n in numbers if isinstance(n, Elastic)))
 
 
@@ -204,7 +204,7 @@ class ElasticResolution(Searchable):
 
 
 class ElasticChannels(Searchable):
-    """Base of what runs between numbers of channels, each a number or an `Elastic` one."""
+    """Base of layers whose input or output channels may be searched."""
 
     in_channels: Number
     out_channels: Number
@@ -220,7 +220,7 @@ Make = Callable[[int, int], nn.Module]  # input and output channels -> op
 
 
 class ElasticWidth(ElasticChannels):
-    """The op of the widest channels, of which narrower ones use the first slice of every tensor.
+    """An op at its largest width; smaller widths use the first slice of each of its tensors.
 
     Under a soft theta it runs on the channels that are there, and channel c of the output is
     multiplied by the probability that it is there, see above; inner widths (an expansion)
@@ -267,7 +267,7 @@ class ElasticWidth(ElasticChannels):
         return self._forms[inputs, outputs]
 
     def _slices(self, form: nn.Module) -> dict[str, Tensor]:
-        """What stands in `form` for its tensors, by their names."""
+        """The values for the tensors of `form`, by name."""
         own = dict([*self.op.named_parameters(), *self.op.named_buffers()])
         shapes = [*form.named_parameters(), *form.named_buffers()]
         return {name: own[name][tuple(slice(size) for size in like.shape)] for name, like in shapes}

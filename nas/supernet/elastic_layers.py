@@ -1,4 +1,4 @@
-"""Layers that run a slice of their weights: norms, convolutions of searched kernel and channels."""
+"""Convolutions of searched kernel and channels, and the plain layers that they become."""
 
 from collections.abc import Iterator, Mapping
 
@@ -126,7 +126,7 @@ class ElasticDepthwise(nn.Module):
 
 
 class ElasticConv(ElasticChannels):
-    """As `nas.ops.catalogue.conv`, of the first channels; see `nas.supernet.elastic`."""
+    """`nas.ops.catalogue.conv` with searched channels; see `nas.supernet.elastic`."""
 
     def __init__(self, site: Site[Number], kernel: int) -> None:
         super().__init__()

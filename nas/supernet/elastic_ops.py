@@ -209,7 +209,7 @@ def sort_channels(model: nn.Module) -> None:
 
 
 def _mbconv(site: Site[Number], kernel: int, expand: int, se: bool = False) -> ElasticMBConv:
-    """Kernels 3, 5, ... up to `kernel`; expansions of 3, 4, 6 up to, and with, `expand`."""
+    """Searched kernels 3, 5, ... `kernel`, and expansions 3, 4, 6 below `expand`, then `expand`."""
     kernels = [*range(3, kernel, 2), kernel]
     expansions = [*(e for e in (3, 4, 6) if e < expand), expand]
     return ElasticMBConv(site, elastic(kernels), elastic(expansions), se)
@@ -228,7 +228,7 @@ _TAKE_SEARCHED = (*ELASTIC_OPS.values(), catalogue.OPS["identity"])
 def op_exclusion_reason(
     name: str, in_channels: Number, out_channels: Number, stride: int = 1, ndim: int = 2
 ) -> str | None:
-    """As `catalogue.exclusion_reason`, of all ops, also between searched numbers of channels."""
+    """As `catalogue.exclusion_reason`, for all ops and for searched numbers of channels."""
     site = _largest(Site(in_channels, out_channels, stride, ndim))
     reason = catalogue.exclusion_reason(name, site, ALL_OPS)
     if reason or (isinstance(in_channels, int) and isinstance(out_channels, int)):
@@ -250,7 +250,7 @@ def build_op(
     activation: str | None = None,
     affine: bool = True,
 ) -> nn.Module:
-    """The op of that name, with new weights; the other arguments are those of `Site`.
+    """Build the op of that name; the other arguments are those of `Site`.
 
     `affine` is not for elastic ops, whose norms always scale and shift.
 

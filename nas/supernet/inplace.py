@@ -1,9 +1,9 @@
 """Candidates that write on their input get a copy of it; all others get the input itself.
 
-The candidates of a block share one input, and modules around the block may read it again. Whether a
-module writes is tried before its first call, on a copy of it on the meta device, since afterwards
-the input would be lost. A hook of the module itself keeps the finding, so that a network extracted
-from the supernet computes what the supernet did.
+The candidates of a block share one input, and modules around the block may read it again. Before
+its first call, a copy of the module runs on the meta device, which shows whether it writes. A hook
+of the module keeps the answer, so that a network extracted from the supernet computes what the
+supernet did.
 """
 
 import copy
@@ -41,7 +41,7 @@ class OwnInput:
 
 
 def guard(op: nn.Module) -> None:
-    """Keep `op` from writing on its arguments; nothing where it is known not to."""
+    """Keep `op` from writing on its arguments, unless it is known not to write."""
     if guard_of(op) is None and not _harmless(op):
         op.register_forward_pre_hook(OwnInput(), with_kwargs=True)
 
@@ -53,7 +53,7 @@ def guard_of(op: nn.Module) -> OwnInput | None:
 
 
 def guards_last(model: nn.Module) -> None:
-    """Make the copies after all other hooks of a module, whose work is part of the module's."""
+    """Copy inputs after all other hooks of a module, as their work is part of the module's."""
     for module in model.modules():
         for key, hook in list(module._forward_pre_hooks.items()):
             if isinstance(hook, OwnInput):

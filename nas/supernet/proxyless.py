@@ -48,7 +48,7 @@ class TwoPaths:
         return cls(first, *(others or [first]))
 
     def theta(self, block: RelaxedDecision) -> Tensor:
-        """p in value; only the two move, and as q does.
+        """p; only the entries of the two candidates have a gradient, that of q.
 
         So a budget sees the expected cost of the whole distribution, while the gradient of the cost
         has the proportion to the loss's that it has in the paper.
@@ -108,7 +108,7 @@ class ExactPath:
 
 @contextmanager
 def mixing(model: nn.Module, draws: Draws) -> Iterator[None]:
-    """Inside, every block of `model` mixes by its draw; the backward pass belongs inside, too."""
+    """Make every block mix by its draw for a forward and backward pass within this context."""
     blocks = [block for block in _blocks(model) if block.alpha in draws]
     for block in blocks:
         block.mixing = draws[block.alpha]
@@ -124,7 +124,7 @@ def draw_mixing(
     draw: Callable[[RelaxedDecision, torch.Generator | None], Mixing],
     generator: torch.Generator | None = None,
 ) -> dict[Parameter, Mixing]:
-    """One draw for each alpha of `model`, all options being open.
+    """Open all options of `model`, and make one draw for each alpha.
 
     Raises:
         UserError: a decision that is no choice between modules.
@@ -155,7 +155,7 @@ def draw_option(logits: Tensor, generator: torch.Generator | None = None) -> int
 
 
 def _blocks(model: nn.Module) -> Iterator[ChoiceBlock | Shared]:
-    """The blocks that mix, and the decisions they share, which expected costs read."""
+    """The blocks that mix, and the decisions that they share and that expected costs read."""
     return (module for module in model.modules() if isinstance(module, ChoiceBlock | Shared))
 
 

@@ -224,7 +224,7 @@ class RelaxedDecision(Decision):
 
 
 class Shared(RelaxedDecision):
-    """A decision that stands apart from the blocks that carry it out, all of which are tied to it.
+    """A decision of its own, to which all blocks that carry it out are tied.
 
     So that its name does not depend on how many there are, or where.
     """

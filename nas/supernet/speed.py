@@ -8,10 +8,10 @@ Each speed does what those before it do:
 - ``channels_last``: weights and activations of images with the channels as the last in memory;
 - ``compile``: one graph of the pass through all candidates by `torch.compile`.
 
-Nothing of this shows in a state dict. Measured and no gain on a CPU: one wide pointwise convolution
-for the first layers of several MBConv over the same input. Its parts must be copied out for what
-follows, which costs more (1.1 to 1.6 times the time of separate ones from 16 x 16 up) than the
-shared read of the input saves.
+No speed changes a state dict. One wide pointwise convolution instead of the first layers of several
+MBConv over the same input was measured, too, and is no gain on a CPU: its parts must be copied out
+for what follows, which costs more than the shared read of the input saves (from 16 x 16 up it takes
+1.1 to 1.6 times as long as separate ones).
 """
 
 import time
@@ -35,13 +35,17 @@ GAIN = 0.97  # a later speed must be at most so much of an earlier one's time to
 
 
 def check(speed: str) -> None:
-    """Raises UserError unless `speed` is "auto" or one of `SPEEDS`."""
+    """Check the name of a speed.
+
+    Raises:
+        UserError: it is neither "auto" nor one of `SPEEDS`.
+    """
     if speed not in ("auto", *SPEEDS):
         raise UserError(f"speed={speed!r} is not one of {['auto', *SPEEDS]}")
 
 
 def prepare(model: nn.Module, speed: str) -> None:
-    """Run the layers of `model` at `speed` from now on; ``compile`` needs `compiled`, too."""
+    """Make the layers of `model` run at `speed`; for ``compile``, call `compiled` as well."""
     level = SPEEDS.index(speed)
     for module in model.modules():
         if isinstance(module, Conv2d):
@@ -65,9 +69,10 @@ def _last(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def compiled(model: nn.Module, x: Tensor) -> Callable[..., Any]:
-    """Make `model` use a compiled graph in training where all candidates run, for inputs like `x`.
+    """Make `model` use a compiled graph for inputs of the shape of `x`.
 
-    Sampled paths, evaluation and other shapes go through `model` as it is.
+    The graph is used in training where all candidates run. Sampled paths, evaluation and other
+    shapes go through `model` as it is.
     """
     eager: Callable[..., Any] = model._call_impl
     graph = torch.compile(eager, dynamic=False)
@@ -89,7 +94,7 @@ def _all_run(block: ChoiceBlock) -> bool:
 
 
 def fastest(model: nn.Module, x: Tensor) -> tuple[str, dict[str, float]]:
-    """The speed to train `model` at, by a few steps of a copy; and the seconds of a step of each.
+    """Measure a few steps of a copy at each speed: the speed to train at, and seconds of a step.
 
     Nothing of `model` or of the global generator changes. A speed that fails is not chosen.
     """

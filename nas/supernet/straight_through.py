@@ -27,7 +27,7 @@ class Reader:
 def with_weight_gradient(
     outs: Sequence[Tensor], weight: Tensor, reader: Reader, inputs: Any
 ) -> tuple[list[Tensor], list[bool]]:
-    """`outs` in value; the gradient of `weight` is ``<dL/dout, out>``, added up over `outs`.
+    """Return `outs`, and give `weight` the gradient ``<dL/dout, out>``, summed over `outs`.
 
     Args:
         weight: 0-dim, exactly 1.
@@ -52,7 +52,7 @@ def with_theta_gradient(
     inputs: Any,
     fixed: Sequence[bool] | None = None,
 ) -> list[Tensor]:
-    """`outs` in value; the gradient of theta_k is ``<dL/dout, o_k>``, with o_k from `recompute`.
+    """Return `outs`, and give theta_k the gradient ``<dL/dout, o_k>``, o_k from `recompute`.
 
     Args:
         theta: ``(K,)``; entries that `recompute` does not name get a gradient of 0.

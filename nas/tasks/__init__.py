@@ -7,7 +7,7 @@ from torchmetrics import MetricCollection
 
 
 class Task(Protocol):
-    """What a network is for; training, searches and ranking read nothing else of it.
+    """What a network is for: the only thing that training, searches and ranking know of it.
 
     Attributes:
         primary: name of the metric that networks are compared by, one of `metrics`; its
@@ -25,7 +25,7 @@ class Task(Protocol):
         smoothing: float = 0.0,
         reduction: Literal["mean", "sum"] = "mean",
     ) -> Tensor:
-        """What weights descend, over the samples of a batch.
+        """The loss that training minimises, over the samples of a batch.
 
         Args:
             outputs: of the network ``(N, ...)``.

@@ -18,11 +18,42 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageCms
 
 from nas.data import image_folder
-from nas.data.folder import read_image
+from nas.data.pixels import Pixels, common_range, read_picture
+from nas.data.splits import Levels
 from nas.errors import UserError
 
 SIZE = 8
 SCRIPT = Path(__file__).parents[2] / "scripts" / "classify.py"
+
+
+def read_image(path: str, size: int, channels: int, value_range: Levels | None = None) -> Pixels:
+    """One image ``(C, size, size)`` with values 0..255, as a data set of this file alone has it.
+
+    Args:
+        value_range: black and white in a file of more than 8 bits a channel; None: found out.
+    """
+    picture = read_picture(path, size, channels)
+    known = not picture.deep or value_range is not None
+    pixels = picture.bright(value_range if known else common_range([picture], 1))
+    return np.repeat(pixels, channels, 0) if picture.deep else pixels
+
+
+def test_pixels_keep_their_values_proportions_and_orientation(tmp_path):
+    wide = np.zeros((8, 24, 3), np.uint8)
+    wide[:, 8:16] = (10, 20, 30)  # the middle, which a centre crop keeps
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    deep = np.full((8, 8), 40_000, np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    turned = np.zeros((8, 8, 3), np.uint8)
+    turned[:4] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # stored upside down
+    Image.fromarray(turned).save(tmp_path / "turned.png", exif=exif)
+
+    assert read_image(str(tmp_path / "wide.png"), 8, 3)[:, 4, 4].tolist() == [10, 20, 30]
+    assert (read_image(str(tmp_path / "wide.png"), 8, 3).min(axis=(1, 2)) == [10, 20, 30]).all()
+    assert (read_image(str(tmp_path / "deep.png"), 8, 1) == np.float32(40_000 / 257)).all()
+    assert (read_image(str(tmp_path / "turned.png"), 8, 3)[0, :4] == 0).all()
 
 
 def bytes_of(levels):

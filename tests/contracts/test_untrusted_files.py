@@ -36,7 +36,7 @@ from nas.report import report
 from nas.report.collect import collect
 from nas.report.summary import BlockSummary, svg
 from nas.report.summary import csv_text as blocks_csv
-from nas.search.evaluate import paused
+from nas.search.halving import paused
 from nas.search.trials import Trial, TrialLog, table_of
 
 NESTED = "[" * 1_000_000

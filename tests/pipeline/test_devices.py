@@ -125,13 +125,13 @@ def test_a_ranked_front_is_spread_over_each_devices_own_latency() -> None:
 def seconds(choices: dict[str, str], device: str) -> float:
     from nas.arch import Arch
     from nas.config.saved import change, saved_config
-    from nas.problem import Problem
-    from nas.verbs import plan_of
+    from nas.problem import SearchProblem
+    from nas.verbs import components_of
 
     if device not in PROBLEMS:
         config = saved_config(RunDir(Path("runs/one")))
         change(config, ["budget.latency=1s", f"profile={device.split()[0]}.json"])
-        PROBLEMS[device] = Problem(plan_of(config, {"command": ""}))
+        PROBLEMS[device] = SearchProblem(**components_of(config))
     problem = PROBLEMS[device]
     return problem.costs["latency"].of(Arch(problem.space, choices).choices)
 

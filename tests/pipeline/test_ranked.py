@@ -15,10 +15,10 @@ from nas.cli import run
 from nas.config.saved import saved_config
 from nas.export import load_supernet
 from nas.pareto import non_dominated
-from nas.problem import Problem
+from nas.problem import SearchProblem
 from nas.search.evaluate import WeightSharing
 from nas.search.trials import TrialLog
-from nas.verbs import plan_of
+from nas.verbs import components_of
 
 Nas = Callable[..., int]
 
@@ -184,7 +184,7 @@ def test_side_by_side_and_in_rungs_is_what_one_process_finds(
 def test_a_supernet_sent_to_another_process_gives_the_same_scores() -> None:
     assert search("search=spos", *ONE_SHOT) == 0
     run_dir = RunDir(Path("runs/a"))
-    problem = Problem(plan_of(saved_config(run_dir), {"command": ""}))
+    problem = SearchProblem(**components_of(saved_config(run_dir)))
     (arch, *_) = (trial.arch for trial in trials().known.values())
     fresh = WeightSharing()(problem)(arch)
     load_supernet(problem.supernet, run_dir.checkpoint)

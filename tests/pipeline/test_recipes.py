@@ -14,7 +14,7 @@ from nas.data import digits
 from nas.decision import split_parameters
 from nas.discretization import arch_of, discretize
 from nas.search.callbacks import DiscretizationGap
-from nas.verbs import plan_of
+from nas.verbs import components_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning, about tiny runs
 
@@ -30,15 +30,15 @@ def made(*words: str) -> tuple[pl.LightningModule, nn.Module]:
     """The search that the configuration describes, without costs, and its supernet."""
     config = compose_config([*SMALL, *words])
     check(config)
-    plan = plan_of(config, {"command": ""})
+    made = components_of(config)
     torch.manual_seed(0)
-    supernet = plan.space(input_shape=(1, 8, 8), num_outputs=10)
-    plan.relax(supernet)
-    search = plan.search(
+    supernet = made["make_supernet"](input_shape=(1, 8, 8), num_outputs=10)
+    made["relax"](supernet)
+    search = made["search"](
         supernet=supernet,
         costs={},
-        objective=plan.objective,
-        temperature=plan.relax.temperature,
+        objective=made["objective"],
+        temperature=made["relax"].temperature,
         seed=0,
     )
     search.warmup_epochs = 0

@@ -22,11 +22,12 @@ from nas.config.compose import compose_config
 from nas.diagnostics import silence_third_party_warnings
 from nas.errors import InterruptedRunError
 from nas.pipeline import Run, TrainingStage
+from nas.problem import SearchProblem
 from nas.ranks import together, told, world
 from nas.search.callbacks import LastCheckpoint
 from nas.search.trials import TrialLog
 from nas.supernet.choice import ChoiceBlock
-from nas.verbs import plan_of
+from nas.verbs import components_of
 
 BATCH = 16  # of all ranks together
 EVERY = [
@@ -119,9 +120,8 @@ def made(kind: str, folder: Path, ranks: int, batch: int = BATCH) -> Run:
     search, *words = KINDS[kind]
     words = [*EVERY, f"search={search}", *words]
     words += [f"data.batch_size={batch // ranks}", f"trainer.devices={ranks}"]
-    plan = plan_of(compose_config(words), about={"overrides": {}})
-    plan.space = Toy
-    return Run(plan, RunDir(folder).create())
+    components = components_of(compose_config(words)) | {"make_supernet": Toy}
+    return Run(SearchProblem(**components), RunDir(folder).create())
 
 
 @contextmanager
@@ -181,7 +181,7 @@ def main(folder: Path) -> None:
     rank = int(sys.argv[2])
     without_pictures()
     first = made("random", folder / f"trainer{rank}", ranks=2)
-    with together(TrainingStage(first.plan, first.run).trainer(1, [])):
+    with together(TrainingStage(first.problem, first.run).trainer(1, [])):
         assert world() == (rank, 2)
         for kind in KINDS:
             ends = [carried_out(made(kind, folder / "two" / kind, ranks=2))]

@@ -42,6 +42,9 @@ def test_every_shipped_configuration_passes(override: str, tmp_path: Path) -> No
 
 # What the configurations of version 0.1.0 name, where it has moved since.
 FORMERLY = """
+cost.roofline.Energy cost.roofline.Roofline cost.size.Size
+supernet.auxiliary.linear_fade supernet.temperature.constant supernet.temperature.exponential
+supernet.temperature.linear
 search.by_trials.TrialSearch search.differentiable.BilevelSearch
 search.differentiable.SingleLevelSearch search.evaluate.Inherited search.evaluate.StandAlone
 search.guards.EigenvalueStop search.guards.SkipCount search.halving.Halving

@@ -54,9 +54,11 @@ def problem(batches: int = 1, budgets=None) -> SimpleNamespace:
     y = labels(net)
     loader = [(X, y)] * batches
     trainer = partial(pl.Trainer, accelerator="cpu")
-    plan = SimpleNamespace(data=SimpleNamespace(val_dataloader=lambda: loader), trainer=trainer)
+    data = SimpleNamespace(val_dataloader=lambda: loader)
     costs = {"params": expected(net, Params(), (2, 6, 6))}
-    return SimpleNamespace(supernet=net, space="net", costs=costs, budgets=budgets or {}, plan=plan)
+    return SimpleNamespace(
+        supernet=net, space="net", costs=costs, budgets=budgets or {}, data=data, trainer=trainer
+    )
 
 
 def proposed(made: GradientSearch, limit: int = 20) -> list[str]:

@@ -3,7 +3,6 @@
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -17,7 +16,8 @@ from nas.arch import Arch
 from nas.data import digits
 from nas.errors import NotFiniteError, UserError
 from nas.search.evaluate import TrainFromScratch, WeightSharing
-from nas.search.scoring import Halving, in_turn
+from nas.search.halving import Halving, in_rungs
+from nas.search.scoring import in_turn
 from nas.search.searchers import best, search
 from nas.search.space import SearchSpace
 from nas.search.trial_search import TrialSearch
@@ -176,7 +176,7 @@ class Problem:
         data = digits(limit=200)
         data.setup()
         trainer = partial(pl.Trainer, accelerator="cpu", devices=1)
-        self.plan = SimpleNamespace(data=data, finetune=trained, trainer=trainer, seed=0)
+        self.data, self.finetune, self.trainer, self.seed = data, trained, trainer, 0
         self.supernet = self.build()
 
     def build(self) -> nn.Module:
@@ -211,14 +211,14 @@ def test_going_on_ends_where_unbroken_training_does_and_trains_no_epoch_twice(tm
         module.__class__ = Counted
         return module
 
-    problem.plan.finetune = counted
-    score = TrainFromScratch().in_rungs(4, tmp_path, problem)
+    problem.finetune = counted
+    score = in_rungs(TrainFromScratch(), 4, tmp_path, problem)
     assert score(arch, 1) != expected
     assert ran == [0]
     second = score(arch, 3)
     assert ran == [0, 1, 2]
     # Killed before the outcome was on record: it is there already.
-    again = TrainFromScratch().in_rungs(4, tmp_path, problem)
+    again = in_rungs(TrainFromScratch(), 4, tmp_path, problem)
     assert again(arch, 3) == second
     assert ran == [0, 1, 2]
     assert again(arch, 4) == expected

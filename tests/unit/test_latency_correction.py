@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nas.artifacts.reading import decode
 from nas.errors import UserError
 from nas.latency.calibrate import Correction, MeasuredNetwork, Spill, calibrate
 from nas.latency.models import UnitTime
 from nas.latency.predict import accuracy
-from nas.latency.profile import decode
 
 POSITIVE = st.lists(st.floats(0.1, 10), min_size=2, max_size=20)
 

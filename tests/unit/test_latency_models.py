@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nas.artifacts.reading import decode
 from nas.cost.analytic import MACs
 from nas.cost.layer import LayerSpec
 from nas.cost.trace import trace
 from nas.errors import UserError
 from nas.latency.models import UNIT_FITS, UnitModel, UnitTime, fit_units
 from nas.latency.predict import fit_mlp, fit_nonnegative, left_out
-from nas.latency.profile import decode
 from nas.latency.units import KINDS, NAMES, features
 from nas.supernet.elastic_ops import build_op as build
 

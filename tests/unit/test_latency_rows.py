@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from nas.artifacts.reading import decode
 from nas.cost.expected import NetworkCost, expected
 from nas.decision import decisions
 from nas.errors import UserError
@@ -26,7 +27,7 @@ from nas.latency.models import (
     implausible_rows,
 )
 from nas.latency.predict import Predictor
-from nas.latency.profile import NetworksProfile, decode
+from nas.latency.profile import NetworksProfile
 from nas.selection import largest_of, least_of
 from nas.spaces import nas_bench_201 as cell
 from nas.supernet.choice import ChoiceBlock

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nas.export.int8 import fine_tune, rounded_input, rounded_weight
+from nas.tasks.classification import Classification
 
 
 @given(st.integers(0, 2**16), st.sampled_from([(3, 5), (4, 2, 3), (2, 3, 3, 3)]))
@@ -54,7 +55,7 @@ def test_the_layers_and_statistics_stay_and_the_loss_under_rounding_falls():
     network, batches = problem()
     before = {name: value.clone() for name, value in network.state_dict().items()}
 
-    trained = fine_tune(network, batches, epochs=8, lr=0.05, seed=0)
+    trained = fine_tune(network, Classification(), batches, epochs=8, lr=0.05, seed=0)
 
     assert not trained.training
     assert str(trained) == str(network)
@@ -71,5 +72,9 @@ def test_the_layers_and_statistics_stay_and_the_loss_under_rounding_falls():
 
 
 def test_it_repeats_to_the_bit():
-    first, second = (fine_tune(*problem(), epochs=2, lr=0.01, seed=3) for _ in range(2))
+    (network, batches), again = problem(), problem()
+    first, second = (
+        fine_tune(net, Classification(), batches, epochs=2, lr=0.01, seed=3)
+        for net in (network, again[0])
+    )
     assert torch.equal(first[0].weight, second[0].weight)
