@@ -20,7 +20,7 @@ from nas.discretization import discretize
 from nas.errors import InterruptedRunError
 from nas.export import load_supernet, onnx, state_bytes
 from nas.export.loading import check_checkpoint
-from nas.latency.figure import write_picture
+from nas.latency.command import write_picture
 from nas.latency.job import NAME as LATENCY
 from nas.latency.job import measured_fields
 from nas.problem import SearchProblem, check_logits

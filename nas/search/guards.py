@@ -126,7 +126,7 @@ class EigenvalueStop(CollapseGuard):
     the architecture is that of the earlier one.
 
     Args:
-        samples: of the first validation batch, at most so many.
+        samples: largest number of samples, of the first validation batch.
 
     Raises:
         UserError: a number that makes no sense.
@@ -201,10 +201,10 @@ class SkipCount(CollapseGuard):
     counts once; one inside an option that is not taken does not count.
 
     Args:
-        most: skips that are still let through.
-        options: what counts as one.
+        most: largest number of skips that does not stop the search.
+        options: names of the options that count as skips.
         prefix: count only decisions whose names begin so.
-        first: alpha epochs at the beginning, in which alphas tell little, that do not count.
+        first: alpha epochs at the beginning that do not count, since alphas tell little then.
 
     Raises:
         UserError: a negative number.
@@ -230,7 +230,7 @@ class SkipCount(CollapseGuard):
 
 
 def count_taken(model: nn.Module, options: Sequence[str], prefix: str = "") -> int:
-    """Decisions, among those of the best architecture, that take one of `options`."""
+    """How many decisions of the best architecture take one of `options`."""
     names = {decision: name for name, decision in decisions(model)}
     taken = {site.tied_to for site in _taken_sites(model)}
     return sum(d.best() in options for d in taken if names[d].startswith(prefix))
@@ -256,7 +256,7 @@ def dominant_eigenvalue(
 
     Args:
         loss: a scalar, twice differentiable in `parameters`.
-        steps: at most so many products ``Hv``.
+        steps: largest number of products ``Hv``.
         tolerance: relative change of lambda at which to stop.
         generator: of the first v.
     """
