@@ -59,7 +59,7 @@ def launch(verb: str, given: Arguments) -> int:
         sys.argv = [script, *given.typed]
         try:
             check_keys(config)
-            with one_voice(), interrupting():
+            with only_main_prints(), interrupting():
                 VERBS[verb](config)
             return
         except (UserError, FailedRunError, InterruptedRunError) as error:
@@ -118,7 +118,7 @@ def _tidy(made: Path, out: Path) -> None:
         remove_if_empty(folder)
 
 
-def one_voice() -> AbstractContextManager[object]:
+def only_main_prints() -> AbstractContextManager[object]:
     """Of a distributed training, the first process alone prints."""
     return nullcontext() if is_main() else redirect_stdout(StringIO())
 
