@@ -1,8 +1,8 @@
-"""The processes of a distributed run: what one of them finds is told to all, and all end as one.
+"""The processes of a distributed run: rank 0 sends values to all, and where one fails all end.
 
-Everything here is for one process, too, and then does nothing. What is told is JSON, and goes
-through a store beside the process group: a rank may wait for another as long as it takes, and hears
-at once when another has failed.
+With one process nothing here does anything. What is sent is JSON, and goes through a store beside
+the process group: a rank may wait for another as long as it takes, and hears at once when another
+has failed.
 """
 
 import json
@@ -106,7 +106,7 @@ def _team() -> _Team:
 
 
 def broadcast(find: Callable[[], T]) -> T:
-    """What `find` gives on rank 0, which alone calls it, on every rank; a JSON value."""
+    """The JSON value that `find` gives on rank 0, on every rank; the others do not call it."""
     rank, ranks = world()
     if ranks == 1:
         return find()

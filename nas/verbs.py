@@ -1,4 +1,4 @@
-"""From the command line's words to runs: Hydra composes, this instantiates and launches."""
+"""The verbs search, finetune, describe and profile: Hydra composes, this carries out."""
 
 import logging
 import os
