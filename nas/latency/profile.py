@@ -1,4 +1,4 @@
-"""The profile of a space on a device: what was measured, what was fitted to it, how right it is."""
+"""The profile of a space on a device: measurements, what was fitted to them, and its accuracy."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,7 +21,7 @@ from nas.latency.calibrate import (
 )
 from nas.latency.models import FEWEST, NetworkModel, UnitModel, UnitTime, fit_units
 from nas.latency.predict import Accuracy, accuracy
-from nas.latency.units import DTYPES, Conditions
+from nas.latency.units import Conditions, Dtype
 
 SCHEMA = 2
 KIND = "rows"  # in a file of whole networks; one of units has no such field
@@ -45,7 +45,7 @@ class About:
     runtime: str
     accelerator: str
     batch: Size
-    dtype: Annotated[str, Field(pattern=f"^({'|'.join(DTYPES)})$")]
+    dtype: Dtype
     threads: Size
     versions: Mapping[str, str]
     date: str
@@ -58,7 +58,7 @@ class About:
 
 @dataclass(frozen=True)
 class Validation:
-    """How right the profile is.
+    """How accurate the profile is.
 
     Attributes:
         units: kind of model -> accuracy on units left out, by cross-validation.
