@@ -14,7 +14,7 @@ from nas.decision import decisions
 from nas.errors import UserError
 from nas.pareto import non_dominated
 from nas.problem import SearchProblem
-from nas.ranks import told
+from nas.ranks import broadcast
 from nas.tasks.classification import task_of
 from nas.train import called, takes
 
@@ -187,4 +187,4 @@ def check_searchable(supernet: nn.Module) -> None:
 
 def agreed(choose: Callable[[], Arch]) -> Arch:
     """The architecture that `choose` gives on the first rank, on all ranks."""
-    return Arch.from_json(told(lambda: choose().to_json()))
+    return Arch.from_json(broadcast(lambda: choose().to_json()))

@@ -18,7 +18,7 @@ from nas.decision import decisions, free, resample, sample_path, split_parameter
 from nas.errors import UserError
 from nas.objective import Objective
 from nas.problem import SearchProblem
-from nas.ranks import averaged, told
+from nas.ranks import averaged, broadcast
 from nas.recalibrate import kept_statistics
 from nas.search.base import ScoredArch, SearchResult, Stage, agreed, check_searchable
 from nas.search.callbacks import (
@@ -307,7 +307,7 @@ def probable_front(problem: SearchProblem, selected: Arch, cost: str) -> list[Sc
         archs = front(problem.supernet, problem.space, problem.costs, problem.budgets, cost, FRONT)
         return [arch.to_json() for arch in archs]
 
-    archs = {arch.hash: arch for arch in map(Arch.from_json, told(find))} | {
+    archs = {arch.hash: arch for arch in map(Arch.from_json, broadcast(find))} | {
         selected.hash: selected
     }
     log_p = log_probabilities(problem.supernet)

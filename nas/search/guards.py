@@ -16,7 +16,7 @@ from nas.arch import Option
 from nas.config.schema import Count, Whole, checked
 from nas.decision import Decision, decisions, free, split_parameters
 from nas.errors import UserError
-from nas.ranks import apart, told
+from nas.ranks import broadcast, each_rank_alone
 from nas.recalibrate import kept_modes, kept_statistics
 
 
@@ -70,7 +70,7 @@ class StopWhenStable(EarlyStop):
         self.unchanged = self.unchanged + 1 if best == self.best else 0
         self.best = best
         stable = self.unchanged >= self.patience
-        if told(lambda: stable):
+        if broadcast(lambda: stable):
             self.end(trainer, f"the architecture has not changed for {self.unchanged} epochs")
 
     def state_dict(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class CollapseGuard(EarlyStop):
         _, alphas = split_parameters(pl_module.supernet)
         self.history.append(torch.cat([alpha.detach().cpu().flatten() for alpha in alphas]))
         collapsed = self.collapsed(trainer, pl_module)
-        if (found := told(lambda: collapsed)) is None:
+        if (found := broadcast(lambda: collapsed)) is None:
             return
         epoch, reason = found
         parts = torch.split_with_sizes(self.history[epoch], [alpha.numel() for alpha in alphas])
@@ -171,7 +171,7 @@ class EigenvalueStop(CollapseGuard):
 
     def _measure(self, trainer: pl.Trainer, pl_module: Any) -> float:
         loaders: Any = trainer.val_dataloaders
-        with apart():  # the same images on every rank
+        with each_rank_alone():  # the same images on every rank
             x, labels = next(iter(loaders[0] if isinstance(loaders, list) else loaders))
         x = x[: self.samples].to(pl_module.device)
         labels = labels[: self.samples].to(pl_module.device)

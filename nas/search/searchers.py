@@ -12,7 +12,7 @@ import torch
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.problem import SearchProblem
-from nas.ranks import told, world
+from nas.ranks import broadcast, world
 from nas.search.alpha_descent import GradientSearch
 from nas.search.evolution import NSGA2, RegularisedEvolution
 from nas.search.predictor import Predictor
@@ -47,7 +47,7 @@ class Agreed:
         self.searcher = searcher
 
     def ask(self, count: int) -> Sequence[Arch]:
-        asked = told(lambda: [arch.to_json() for arch in self.searcher.ask(count)])
+        asked = broadcast(lambda: [arch.to_json() for arch in self.searcher.ask(count)])
         return [Arch.from_json(text) for text in asked]
 
     def tell(self, trials: Sequence[Trial]) -> None:

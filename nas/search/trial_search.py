@@ -17,7 +17,7 @@ from nas.config.schema import Count, Processes, Seed, checked
 from nas.decision import decisions
 from nas.errors import UserError
 from nas.problem import SearchProblem
-from nas.ranks import apart, told, world
+from nas.ranks import broadcast, each_rank_alone, world
 from nas.search.base import ScoredArch, SearchResult, Stage, agreed
 from nas.search.evaluate import Scoring, TrainFromScratch, WeightSharing
 from nas.search.halving import FOLDER, Halving, in_rungs
@@ -152,7 +152,7 @@ class TrialSearch:
         network is trained by one process: networks are small, scores must not depend on the number
         of processes, and no process has to wait for another.
         """
-        with apart(problem.data):
+        with each_rank_alone(problem.data):
             return self._ranked(problem, run)
 
     def _ranked(self, problem: SearchProblem, run: RunDir) -> list[Trial]:
@@ -161,7 +161,7 @@ class TrialSearch:
         searcher = Agreed(searcher)
         log = TrialLog(run.trials)
         # As the first rank reads them, which may have written more by now than this one has read.
-        known = told(lambda: [trial.to_json() for trial in log.known.values()])
+        known = broadcast(lambda: [trial.to_json() for trial in log.known.values()])
         log.known = {trial.arch.hash: trial for trial in map(Trial.from_json, known)}
         # Recorded may be the costs of another device, or before a cost was asked for.
         for key, trial in log.known.items():

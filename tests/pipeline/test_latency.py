@@ -113,6 +113,17 @@ def test_a_search_for_latency_ends_with_predicted_and_measured(
     assert "data:image/png;base64," in page
 
 
+def test_an_elastic_space_is_profiled_and_searched_within_a_budget(nas_command) -> None:
+    stage = "{ops:[elastic_k3_e4],channels:[8,16],stride:2,depth:[1,2]}"
+    space = ["space=ofa_mobilenet_small", f"space.stages=[{stage}]"]
+    assert run(["profile", *space, *BRIEF, "out=elastic.json"]) == 0
+    words = ["profile=elastic.json", "budget.latency=80%", "name=a", "onnx=false"]
+    assert nas_command("search", *words, *space) == 0
+    result = RunDir(Path("runs/a")).read_result()
+    assert result is not None
+    assert 0 < result["costs"]["latency"] <= result["budgets"]["latency"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
