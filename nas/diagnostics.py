@@ -1,4 +1,4 @@
-"""What the user is told of steps that fail, and what libraries print that is not for the user."""
+"""Steps that may fail, what libraries print that is not for the user, and signals."""
 
 import logging
 import os
@@ -22,7 +22,7 @@ _LONGEST = 200  # characters of a reason
 
 
 def silence_third_party_warnings() -> None:
-    """Let Lightning's adverts, hints about workers and deprecations of libraries go unsaid."""
+    """Silence Lightning's adverts, its hints about workers, and deprecations of libraries."""
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     for text in (".*does not have many workers.*", ".*smaller than the logging interval.*"):
@@ -101,10 +101,10 @@ def record(error: BaseException, said: str, path: Path) -> str:
 
 
 class Attempts:
-    """What comes after a training: a step that fails costs a warning, not the training.
+    """Steps after a training: one that fails becomes a warning and does not cost the training.
 
     Attributes:
-        warnings: what was told the user, one line for each step that failed.
+        warnings: one line for each step that failed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -113,7 +113,7 @@ class Attempts:
 
     @contextmanager
     def attempt(self, name: str, lacking: str) -> Iterator[None]:
-        """Let the block fail.
+        """Run a block that may fail: an error becomes a warning.
 
         Args:
             name: of the file ``NAME_error.txt`` in the run's folder.

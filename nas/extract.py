@@ -29,7 +29,7 @@ from nas.search.searchers import best
 from nas.search.trial_search import TrialSearch
 from nas.search.trials import front_of, spread
 from nas.selection import front
-from nas.verbs import components_of, cores, one_voice, values_by_key
+from nas.verbs import components_of, cores, only_main_prints, values_by_key
 
 COST = "latency"
 TABLE = "devices.csv"
@@ -241,7 +241,7 @@ def extract(given: Arguments) -> int:
     folder = Path(options.out) if options.out else extraction.source.extracts
     try:
         # All of them before the first network: a mistake in the last one is found at once.
-        with one_voice():
+        with only_main_prints():
             devices = _devices(extraction, folder, each, configs, given.command)
             taken = [(device, run) for device in devices for run in extraction(device)]
     except KeyboardInterrupt:

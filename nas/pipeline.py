@@ -20,11 +20,11 @@ from nas.discretization import discretize
 from nas.errors import InterruptedRunError
 from nas.export import load_supernet, onnx, state_bytes
 from nas.export.loading import check_checkpoint
-from nas.latency.figure import write_picture
+from nas.latency.command import write_picture
 from nas.latency.job import NAME as LATENCY
 from nas.latency.job import measured_fields
 from nas.problem import SearchProblem, check_logits
-from nas.ranks import apart, as_first, together, told
+from nas.ranks import all_ranks, broadcast, broadcast_module, each_rank_alone
 from nas.recalibrate import recalibrate
 from nas.report.summary import summarize, write_drawing
 from nas.result import (
@@ -81,7 +81,7 @@ class TrainingStage:
         validate: bool = True,
     ) -> None:
         """See `nas.search.base.Stage`."""
-        saved = checkpoint if told(checkpoint.exists) else None
+        saved = checkpoint if broadcast(checkpoint.exists) else None
         if saved is not None:
             check_checkpoint(module, saved)
         with interruptible():
@@ -94,7 +94,7 @@ class TrainingStage:
             )
         if trainer.interrupted:
             raise InterruptedRunError("interrupted")
-        as_first(module)  # BatchNorm's statistics are of each rank's own images
+        broadcast_module(module)  # BatchNorm's statistics are of each rank's own images
 
 
 class Run:
@@ -149,7 +149,7 @@ class Run:
         Of the processes of a distributed run, the first writes and has a result; the others' is
         empty.
         """
-        with together(TrainingStage(self.problem, self.run).trainer(1, [])):
+        with all_ranks(TrainingStage(self.problem, self.run).trainer(1, [])):
             return self._carried_out()
 
     def _carried_out(self) -> dict[str, Any]:
@@ -200,11 +200,11 @@ class Run:
     def _find(self, stage: "TrainingStage") -> dict[str, Any]:
         """The search stage: sets `arch`; what is known of the search, see `SearchResult`."""
         path = self.run.path / "search.json"
-        if self.search is not None and told(lambda: self.run.arch.exists() and path.exists()):
+        if self.search is not None and broadcast(lambda: self.run.arch.exists() and path.exists()):
             self.arch = agreed(lambda: Arch.load(self.run.arch))
             if self._has_trained_supernet:
                 load_supernet(self.supernet, self.run.checkpoint)
-            return told(lambda: read_json(path))
+            return broadcast(lambda: read_json(path))
         known: dict[str, Any] = {"seconds": 0.0, "cpu_seconds": 0.0, "metrics": {}}
         if self.search is not None:
             found = self.search.run(self.problem, stage)
@@ -251,7 +251,7 @@ class Run:
         """The statistics inherited are those of a mixture of architectures."""
         network.to(device)
         data = self.problem.data
-        with apart(data):  # the same statistics on every rank
+        with each_rank_alone(data):  # the same statistics on every rank
             recalibrate(network, (x.to(device) for x, _ in data.calibration_loader()))
         network.cpu()
 

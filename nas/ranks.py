@@ -1,8 +1,8 @@
-"""The processes of a distributed run: what one of them finds is told to all, and all end as one.
+"""The processes of a distributed run: rank 0 sends values to all, and where one fails all end.
 
-Everything here is for one process, too, and then does nothing. What is told is JSON, and goes
-through a store beside the process group: a rank may wait for another as long as it takes, and hears
-at once when another has failed.
+With one process nothing here does anything. What is sent is JSON, and goes through a store beside
+the process group: a rank may wait for another as long as it takes, and hears at once when another
+has failed.
 """
 
 import json
@@ -47,12 +47,12 @@ def world() -> tuple[int, int]:
 
 
 def rank_and_ranks() -> tuple[int, int]:
-    """As `world`, of the ranks that share a training's batches: inside `apart` there is one."""
+    """As `world`, but inside `each_rank_alone` one: the ranks that share a training's batches."""
     return (0, 1) if _apart.get() else world()
 
 
 @contextmanager
-def apart(data: Any = None) -> Iterator[None]:
+def each_rank_alone(data: Any = None) -> Iterator[None]:
     """Inside, every rank sees all data and trains, or evaluates, for itself.
 
     Args:
@@ -105,13 +105,13 @@ def _team() -> _Team:
     return _Team(server or made(port[0]))
 
 
-def told(find: Callable[[], T]) -> T:
-    """What `find` gives on rank 0, which alone calls it, on every rank; a JSON value."""
+def broadcast(find: Callable[[], T]) -> T:
+    """The JSON value that `find` gives on rank 0, on every rank; the others do not call it."""
     rank, ranks = world()
     if ranks == 1:
         return find()
     team = _team()
-    key = f"told/{next(team.calls)}"
+    key = f"broadcast/{next(team.calls)}"
     if rank == 0:
         team.store.set(key, json.dumps(find()))
     found: T = team.awaited(key)
@@ -148,7 +148,7 @@ def averaged(values: Sequence[Tensor]) -> list[Tensor]:
     return found
 
 
-def as_first(module: nn.Module) -> None:
+def broadcast_module(module: nn.Module) -> None:
     """Give `module` the weights and statistics that it has on rank 0."""
     if rank_and_ranks()[1] == 1:
         return
@@ -163,7 +163,7 @@ _inside: ContextVar[bool] = ContextVar("inside", default=False)
 
 
 @contextmanager
-def together(trainer: Any) -> Iterator[None]:
+def all_ranks(trainer: Any) -> Iterator[None]:
     """Starts the other processes of a distributed `trainer`; inside, all ranks run the same code.
 
     The first process alone speaks. Where one fails all end, and the first raises its error.

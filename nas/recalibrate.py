@@ -1,4 +1,4 @@
-"""Recalibration of BatchNorm: the statistics of a supernet are a mixture over architectures."""
+"""Statistics of BatchNorm: measured anew for one network of a supernet, or left as they were."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What a run tells of itself: the fields of result.json, and its row in TensorBoard."""
+"""The fields of result.json, and the row of a run in TensorBoard."""
 
 import warnings
 from collections.abc import Mapping

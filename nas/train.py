@@ -1,4 +1,4 @@
-"""Training of one plain network with Lightning: fine-tuning, or stand-alone from fresh weights."""
+"""Training of one plain network with Lightning: fine-tuning, or from fresh weights."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,9 +23,9 @@ Batch = tuple[Tensor, Tensor]
 
 
 def shared(images: int) -> int:
-    """The `batch_size` to log with, for means over all ranks' images that are exact.
+    """The `batch_size` to log with, so that means over the images of all ranks are exact.
 
-    Lightning divides by the mean of it over the ranks, in whole numbers.
+    Lightning divides by its mean over the ranks, in whole numbers.
     """
     return images * rank_and_ranks()[1]
 
@@ -65,7 +65,7 @@ def takes(factory: Callable[..., Any], name: str) -> bool:
 
 
 def called(factory: Callable[..., Any], known: Mapping[str, Any], **needed: Any) -> Any:
-    """Call `factory` with what it needs, and with what it takes of what else is `known`."""
+    """Call `factory` with `needed`, and with those of `known` that it takes."""
     given = {name: value for name, value in known.items() if takes(factory, name)}
     return factory(**needed, **given)
 
@@ -82,9 +82,9 @@ def check_finite(loss: Tensor, epoch: int) -> Tensor:
 
 
 def strategy_of(strategy: object, devices: object) -> dict[str, object]:
-    """What a Trainer must be told: in a search, most steps leave some parameters out.
+    """Arguments of a Trainer under which some parameters may have no gradient in a step.
 
-    Distributed training otherwise stops at the first of them.
+    Distributed training otherwise stops, and most steps of a search leave some parameters out.
     """
     several = devices in (-1, "-1", "auto") and torch.cuda.device_count() > 1
     several |= isinstance(devices, int) and devices > 1
@@ -96,10 +96,10 @@ def strategy_of(strategy: object, devices: object) -> dict[str, object]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Around every call of a trainer: Lightning ends the process where it is interrupted.
+    """Turn the end of the process, by which Lightning answers an interruption, into an error.
 
     Raises:
-        InterruptedRunError: instead.
+        InterruptedRunError: the trainer that was called inside was interrupted.
     """
     try:
         yield
@@ -109,7 +109,7 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """No gradient for `parameters` inside; what the user froze stays frozen afterwards."""
+    """Switch the gradient of `parameters` off inside; those frozen before stay so afterwards."""
     thawed = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in thawed:
         parameter.requires_grad_(False)

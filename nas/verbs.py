@@ -1,4 +1,4 @@
-"""From the command line's words to runs: Hydra composes, this instantiates and launches."""
+"""The verbs search, finetune, describe and profile: Hydra composes, this carries out."""
 
 import logging
 import os
@@ -59,7 +59,7 @@ def launch(verb: str, given: Arguments) -> int:
         sys.argv = [script, *given.typed]
         try:
             check_keys(config)
-            with one_voice(), interrupting():
+            with only_main_prints(), interrupting():
                 VERBS[verb](config)
             return
         except (UserError, FailedRunError, InterruptedRunError) as error:
@@ -118,7 +118,7 @@ def _tidy(made: Path, out: Path) -> None:
         remove_if_empty(folder)
 
 
-def one_voice() -> AbstractContextManager[object]:
+def only_main_prints() -> AbstractContextManager[object]:
     """Of a distributed training, the first process alone prints."""
     return nullcontext() if is_main() else redirect_stdout(StringIO())
 

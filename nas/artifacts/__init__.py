@@ -83,7 +83,7 @@ class RunDir:
         return self
 
     def claimed(self, wait: bool = False) -> AbstractContextManager[None]:
-        """Inside, no other process works in this folder; see `nas.artifacts.files.claimed`.
+        """Keep other processes out of this folder; see `nas.artifacts.files.claimed`.
 
         Of a distributed training the first process holds it for all.
         """

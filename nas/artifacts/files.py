@@ -135,7 +135,7 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextmanager
 def claimed(lock: Path, what: str, wait: bool = False) -> Iterator[None]:
-    """Inside, no other process is inside with the same `lock`.
+    """Hold `lock` inside the block, which no other process can do at the same time.
 
     The system lets go of the lock when its process ends, however it ends. Where there are no such
     locks (some network file systems) nothing is checked.

@@ -92,9 +92,11 @@ _CALLED: Mapping[str, tuple[str, ...]] = {
     "finetune": ("network", "seed"),
     "trainer": (),
 }
-
-
-_SEARCHED = ("costs", "targets", "objective", "temperature")
+# And what it adds for those that take it.
+_OFFERED: Mapping[str, tuple[str, ...]] = {
+    "search": ("costs", "targets", "objective", "temperature", "task"),
+    "finetune": ("task",),
+}
 
 
 def _check_groups(config: Mapping[Any, Any]) -> None:
@@ -180,9 +182,8 @@ def _check_signature(
     key: str, node: Mapping[str, Any], signature: inspect.Signature, given: Mapping[str, Any]
 ) -> None:
     """A class or function of the user's own must take what a run calls it with."""
-    added: tuple[str, ...] = _CALLED.get(key, ())
-    if key == "search":  # each kind takes some of them
-        added = (*added, *(name for name in _SEARCHED if name in signature.parameters))
+    offered = [name for name in _OFFERED.get(key, ()) if name in signature.parameters]
+    added = (*_CALLED.get(key, ()), *offered)
     try:
         if node.get("_partial_") is True and key not in _CALLED:  # its caller knows the rest
             signature.bind_partial(*node.get("_args_", ()), **dict.fromkeys({*given, *added}))

@@ -16,7 +16,7 @@ from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Transformer
+from hydra.core.override_parser.types import Override, Transformer, ValueType
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -59,7 +59,7 @@ def parse(verb: str, arguments: Sequence[str]) -> Arguments:
         UserError: an unknown flag or key, a word that is no override, a wrong value of a key of
             the verb's own, or no place where it needs one.
     """
-    typed = (verb, *arguments)
+    typed, arguments = (verb, *arguments), [_quoted(word) for word in arguments]
     name = VERBS[verb].options
     if name is None:
         overrides, flags = _of_hydra(verb, arguments)
@@ -79,6 +79,14 @@ def parse(verb: str, arguments: Sequence[str]) -> Arguments:
         raise UserError(f"unknown key {key!r}.{nearest(key, own)}; {_see(verb)}")
     values = dict(_own_value(one, kind) for one in given if one not in rest)
     return Arguments(places, kind(**values), [str(one.input_line) for one in rest], (), typed)
+
+
+def _quoted(word: str) -> str:
+    """The grammar takes letters that are not ASCII in quotes only; a path may have them."""
+    key, equals, text = word.partition("=")
+    if not equals or text.isascii() or set(text) & set("'\"[]{}(),$"):
+        return word
+    return f"{key}='{text}'"
 
 
 def _see(verb: str) -> str:
@@ -127,11 +135,13 @@ def parse_overrides(words: Sequence[str]) -> list[Override]:
 
 
 def value_of(override: Override) -> Any:
-    """The value of an override; ``a,b`` is a list, as ``[a,b]`` is."""
-    if override.is_sweep_override():
-        values = override.sweep_iterator(Transformer.identity)
-        return [Override._convert_value(value) for value in values]
-    return override.value()
+    """The value of an override; ``a,b`` is a list, as ``[a,b]`` is; ``interval(...)`` is text."""
+    if not override.is_sweep_override():
+        return override.value()
+    if override.value_type in (ValueType.GLOB_CHOICE_SWEEP, ValueType.INTERVAL_SWEEP):
+        return str(override.input_line).partition("=")[2]  # what it stands for a sweeper knows
+    values = override.sweep_iterator(Transformer.identity)
+    return [Override._convert_value(value) for value in values]
 
 
 def check_values(overrides: Sequence[Override]) -> None:
@@ -147,9 +157,11 @@ def check_values(overrides: Sequence[Override]) -> None:
         if key in groups() and not isinstance(value, str | list):
             names = ", ".join(groups()[key])
             raise UserError(f"{one.input_line}: choose one of {names}, or leave it out")
-        for each in value if one.is_sweep_override() else [value]:
+        several = one.is_sweep_override()
+        later = several and not isinstance(value, list)  # the sweeper finds the values
+        for each in value if several and not later else [value]:
             reason = run_violation(key, each)
-            if reason and not (isinstance(each, str) and "${" in each):
+            if reason and not (later or "${" in str(each)):
                 raise UserError(f"{key}={short_repr(each)} {reason}")
 
 

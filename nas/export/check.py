@@ -43,10 +43,6 @@ class Parity:
         """Accuracy that is lost."""
         return self.eager_accuracy - self.accuracy
 
-    def fields(self) -> dict[str, Any]:
-        """For a JSON file."""
-        return asdict(self)
-
     def __str__(self) -> str:
         return (
             f"max |difference| {self.max_abs_diff:.1e}, same class {self.argmax_agreement:.2%}, "

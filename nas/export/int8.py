@@ -5,7 +5,8 @@ or data. float32 files are `nas.lowering`'s.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import count
 from math import cos, pi
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -267,7 +268,7 @@ def _rename(graph: Any) -> None:
     """Short names for all but the inputs and outputs of the whole."""
     outside = {value.name for value in (*graph.input, *graph.output)}
     short: dict[str, str] = {name: name for name in outside}
-    numbers = _numbers(outside)
+    numbers = (str(n) for n in count() if str(n) not in outside)
     for node in graph.node:
         node.name = ""
         for names in (node.input, node.output):
@@ -276,15 +277,6 @@ def _rename(graph: Any) -> None:
                     names[i] = short.get(name) or short.setdefault(name, next(numbers))
     for tensor in graph.initializer:
         tensor.name = short[tensor.name]
-
-
-def _numbers(taken: set[str]) -> Iterator[str]:
-    """ "0", "1", ..., without those that are taken."""
-    number = 0
-    while True:
-        if str(number) not in taken:
-            yield str(number)
-        number += 1
 
 
 def int8_pte_bytes(network: nn.Module, example: Tensor, calibration: Tensor) -> bytes:

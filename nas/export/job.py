@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -47,16 +47,6 @@ class Subject:
     command: str
 
 
-@dataclass
-class Exported:
-    """What came out: a row for each kept file, and why others were not kept."""
-
-    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
-    refused: list[str] = field(default_factory=list)
-    qat: dict[str, Any] | None = None
-    eager_latency: dict[str, Any] | None = None
-
-
 class Export:
     """Writes, checks and keeps files of one network.
 
@@ -73,28 +63,30 @@ class Export:
         self.batches: list[Batch] = list(subject.data.test_dataloader())
         self._check_classes()
         RunDir(out).create()
+        self.rows: dict[str, dict[str, Any]] = {}  # format -> what the card says of its files
+        self.models: dict[str, Model] = {}
+        self.refused: list[str] = []  # why files were not kept
+        self.qat: dict[str, Any] | None = None
+        self.eager_latency: dict[str, Any] | None = None
 
     def __call__(self) -> dict[str, Any]:
         """Export; what is in export.json."""
-        made, models = Exported(), dict[str, Model]()
         plain = self._source(self.subject.network)
         with claimed(self.out / ".lock", str(self.out), wait=True):
             self._check_there()  # once more: perhaps it had to wait for another export
-            with TemporaryDirectory(dir=self.out, prefix=own_prefix("export")) as scratch:
-                formats = self._taken(plain, Path(scratch), made)
-                int8 = self._for_int8(plain, formats, made)
+            with TemporaryDirectory(dir=self.out, prefix=own_prefix("export")) as folder:
+                scratch = Path(folder)
+                formats = self._writable(plain, scratch / "try")
+                int8 = self._for_int8(plain, formats)
                 for name, form in formats.items():
-                    source = int8 if form.int8 else plain
-                    model = self._one(name, form, source, Path(scratch), made)
-                    if model is not None:
-                        models[name] = model
-                if self.options.latency and models:
-                    self._time(models, made)
-                content = self._write(made, Path(scratch))
+                    self._write(name, form, int8 if form.int8 else plain, scratch / name)
+                if self.options.latency and self.models:
+                    self._time()
+                content = self._finish(scratch)
         print(f"card: {display_path(self.out / 'card.md')}")
-        if made.refused:
-            kept = f"; written: {', '.join(made.rows)}" if made.rows else ""
-            raise UserError("; ".join(made.refused) + kept)
+        if self.refused:
+            kept = f"; written: {', '.join(self.rows)}" if self.rows else ""
+            raise UserError("; ".join(self.refused) + kept)
         return content
 
     def _check_there(self) -> None:
@@ -138,7 +130,7 @@ class Export:
             )
         return images
 
-    def _taken(self, plain: Source, scratch: Path, made: Exported) -> dict[str, Format]:
+    def _writable(self, plain: Source, folder: Path) -> dict[str, Format]:
         """The formats to write: nothing is trained for an int8 format that cannot be written."""
         if not self.options.qat:
             return self.formats
@@ -146,37 +138,31 @@ class Export:
         return {
             name: form
             for name, form in self.formats.items()
-            if not form.int8 or self._compared(name, form, plain, scratch / "try", some, made)
+            if not form.int8 or self._tried(name, form, plain, folder / name, some)
         }
 
-    def _compared(
-        self,
-        name: str,
-        form: Format,
-        source: Source,
-        folder: Path,
-        batches: Sequence[Batch],
-        made: Exported,
-    ) -> Parity | None:
-        """Write, open, and compare with the network itself; a failure is noted in `made`."""
+    def _tried(
+        self, name: str, form: Format, source: Source, folder: Path, batches: Sequence[Batch]
+    ) -> tuple[Model, Parity] | None:
+        """Write, open, and compare with the network itself; a failure is noted."""
         log = self.out / f"{name}_error.txt"
         log.unlink(missing_ok=True)  # of an earlier export
-        (folder / name).mkdir(parents=True)
+        folder.mkdir(parents=True)
         try:
             with captured() as said:
-                form.write(source, folder / name)
-                model = form.open(folder / name / form.files[0])
-                return compare(self.subject.network, model, batches)
+                form.write(source, folder)
+                model = form.open(folder / form.files[0])
+                return model, compare(self.subject.network, model, batches)
         except UserError as error:
-            made.refused.append(str(error))
+            self.refused.append(str(error))
         except Exception as error:
             where = record(error, said.getvalue(), log)
-            made.refused.append(
+            self.refused.append(
                 f"{form.runtime} cannot take this network as {name} ({reason(error)}){where}"
             )
         return None
 
-    def _for_int8(self, plain: Source, formats: Mapping[str, Format], made: Exported) -> Source:
+    def _for_int8(self, plain: Source, formats: Mapping[str, Format]) -> Source:
         options = self.options
         if not options.qat or not any(form.int8 for form in formats.values()):
             return plain
@@ -185,7 +171,7 @@ class Export:
         loader = data.weight_loader()
         trained = fine_tune(plain.network, task_of(data), loader, epochs, lr, data.seed)
         after = compare(plain.network, trained, self.batches)
-        made.qat = {
+        self.qat = {
             "epochs": options.qat_epochs,
             "lr": options.qat_lr,
             "float_accuracy_before": after.eager_accuracy,
@@ -193,40 +179,36 @@ class Export:
         }
         return replace(plain, network=trained)
 
-    def _one(
-        self, name: str, form: Format, source: Source, scratch: Path, made: Exported
-    ) -> Model | None:
-        """Write, compare with the network itself (also where QAT has changed it), keep."""
-        found = self._compared(name, form, source, scratch, self.batches, made)
-        if found is None:
-            return None
+    def _write(self, name: str, form: Format, source: Source, folder: Path) -> None:
+        """Write and compare with the network itself, also where training for int8 changed it."""
+        tried = self._tried(name, form, source, folder, self.batches)
+        if tried is None:
+            return
+        model, found = tried
         drop = self.options.max_drop if self.subject.trained else None
         if said := complaint(name, found, form.tolerance, drop):
-            made.refused.append(said)
-            return None
-        return self._keep(name, form, scratch / name, found, made)
-
-    def _keep(self, name: str, form: Format, folder: Path, found: Parity, made: Exported) -> Model:
+            self.refused.append(said)
+            return
         sizes = {file: (folder / file).stat().st_size for file in form.files}
-        made.rows[name] = {
+        self.models[name] = model
+        self.rows[name] = {
             "runtime": form.runtime,
             "files": sizes,
             "tolerance": form.tolerance,
-            **found.fields(),
-            **({"qat": made.qat} if form.int8 else {}),
+            **asdict(found),
+            **({"qat": self.qat} if form.int8 else {}),
         }
         listed = ", ".join(
             f"{display_path(self.out / file)} ({n:,} bytes)" for file, n in sizes.items()
         )
         print(f"{name:10} {listed}\n{'':10} {found}")
-        return form.open(folder / form.files[0])
 
-    def _time(self, models: Mapping[str, Model], made: Exported) -> None:
-        measured = {n: m for n, m in models.items() if n != "state_dict"}  # which is eager
-        found = latencies(self.subject.network, measured, self.batches[0][0][:1])
-        made.eager_latency = found.pop("eager")
+    def _time(self) -> None:
+        models = {n: m for n, m in self.models.items() if n != "state_dict"}  # which is eager
+        found = latencies(self.subject.network, models, self.batches[0][0][:1])
+        self.eager_latency = found.pop("eager")
         for name, latency in found.items():
-            made.rows[name]["latency"] = latency
+            self.rows[name]["latency"] = latency
 
     def _earlier(self, network: str) -> dict[str, Any]:
         """Rows of formats of this very network that lie in the folder already."""
@@ -237,7 +219,7 @@ class Export:
             return {}
         return {n: r for n, r in rows.items() if all((self.out / f).exists() for f in r["files"])}
 
-    def _write(self, made: Exported, scratch: Path) -> dict[str, Any]:
+    def _finish(self, scratch: Path) -> dict[str, Any]:
         """Write the cards, and move everything to its place: a full disk leaves no half of it."""
         network = hashlib.sha256(state_bytes(self.subject.network)).hexdigest()
         content = {
@@ -246,15 +228,15 @@ class Export:
             "command": self.subject.command,
             "options": {k: v for k, v in asdict(self.options).items() if k not in _ASKED},
             "samples": sum(len(y) for _, y in self.batches),
-            "eager_latency": made.eager_latency,
-            "formats": {**self._earlier(network), **made.rows},
-            "refused": made.refused,
+            "eager_latency": self.eager_latency,
+            "formats": {**self._earlier(network), **self.rows},
+            "refused": self.refused,
         }
         described = card(self.subject.result, self.subject.trained, content)
         write_json(scratch / "card.json", described)
         write_atomic(scratch / "card.md", markdown(described))
         write_json(scratch / "export.json", content)
-        kept = [scratch / name / file for name, row in made.rows.items() for file in row["files"]]
+        kept = [scratch / name / file for name, row in self.rows.items() for file in row["files"]]
         # What tells of the files comes last.
         for path in (*kept, *(scratch / n for n in ("card.json", "card.md", "export.json"))):
             os.replace(path, self.out / path.name)

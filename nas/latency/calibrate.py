@@ -7,12 +7,12 @@ inside a network. Most of that is the same for every network or every unit.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from math import isfinite
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, FiniteFloat
 
+from nas.config.schema import checked
 from nas.errors import UserError
 from nas.latency.models import Amount, Seconds, UnitTime
 from nas.latency.predict import Array, huber_weights
@@ -29,6 +29,7 @@ _UNSHRUNK = 1e3  # a column so much larger than the others is hardly touched by 
 _ROUNDS = 3  # of reweighting
 
 
+@checked("network")
 @dataclass(frozen=True)
 class MeasuredNetwork:
     """A whole network and its time.
@@ -53,10 +54,6 @@ class MeasuredNetwork:
     total: FiniteFloat = 0.0
     predicted: FiniteFloat = 0.0
     macs: Amount = 0.0
-
-    def __post_init__(self) -> None:
-        if not (isfinite(self.seconds) and self.seconds > 0):
-            raise UserError(f"a network's seconds={self.seconds} is no latency; must be above 0")
 
 
 def sum_of(uses: Mapping[str, int], units: Units) -> float:
@@ -99,7 +96,7 @@ class Correction:
 
     Args:
         factors: of units; 1 where there is none.
-        spill: None: it does not matter where weights lie.
+        spill: None: there is no such term.
     """
 
     scale: Positive = 1.0
@@ -224,8 +221,8 @@ def _factors(networks: Sequence[MeasuredNetwork], units: Units, spill: bool) -> 
     """A factor for each unit by ridge regression around one common scale.
 
     In a network, a unit finds its weights in a farther cache than alone, or is fused with the next
-    one: more or less so by its size and kind. What the networks say little of stays near the common
-    scale. Relative errors, by Huber's loss; strength, offset and room are those of least
+    one: more or less so by its size and kind. Units that the networks say little of stay near the
+    common scale. Relative errors, by Huber's loss; strength, offset and room are those of least
     leave-one-out error. A scale that is not above 0 gives no correction.
 
     Args:

@@ -355,5 +355,4 @@ def _read_lines(
 def _refuse(path: Path, faults: Sequence[str]) -> None:
     if faults:
         more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-        shown = "; ".join(faults[:_SHOWN])
-        raise UserError(f"{path}: {len(faults)} faults; mend or delete these lines: {shown}{more}")
+        raise UserError(f"{path} has faults to mend: {'; '.join(faults[:_SHOWN])}{more}")

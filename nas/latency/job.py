@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from nas.latency.runtimes import (
     machine_name,
     runtime,
 )
-from nas.latency.units import Conditions, Unit, Units, features, indices, units_of
+from nas.latency.units import Conditions, Dtype, Unit, Units, features, indices, units_of
 from nas.lowering import Tensors
 
 NAME = "latency_measured"  # beside the cost "latency" in result.json
@@ -75,7 +75,7 @@ class Measuring:
     accelerator: str = "cpu"
     threads: Threads = 1
     batch: Count = 1
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     device: Name | None = None
     networks: Whole = 50
     calibrate: Whole = 20
@@ -88,7 +88,6 @@ class Measuring:
             raise UserError(
                 f"calibrate={self.calibrate} must be from 0 to networks={self.networks}"
             )
-        _ = self.conditions  # they check themselves
 
     @property
     def conditions(self) -> Conditions:
@@ -127,9 +126,9 @@ class Work:
             zip(("calibration", "validation"), archs, strict=True)
         )
 
-    @property
+    @cached_property
     def about(self) -> About:
-        """Describes a profile that is measured on this machine."""
+        """Describes a profile that is measured on this machine, from now on."""
         plan, machine = self.plan, machine_name(self.plan.accelerator)
         return About(
             self.space,
@@ -255,7 +254,6 @@ def draw(
 
     Args:
         networks: of both sorts together; fewer where the space is small.
-
         calibrate: how many to calibrate on, at most `networks`.
     """
     own, generator = dict(decisions(model)), random.Random(seed)
@@ -293,7 +291,7 @@ def _spread(ordered: Sequence[Arch], count: int) -> list[Arch]:
 
 
 def measure_network(network: nn.Module, inputs: tuple[Tensor, ...], about: About) -> Timing | None:
-    """Time `network` in the way of its profile; None where this is another machine.
+    """Time `network` as the networks of its profile were; None where this is another machine.
 
     Args:
         inputs: for one sample.

@@ -35,7 +35,7 @@ class Schedule:
         least: calls of each thing, whatever the budget.
         together: calls of a thing in one round.
         warm_ups: calls before the first that counts.
-        again: uncounted calls at the begin of each round: another thing had the cache.
+        again: uncounted calls at the start of each round, as the cache holds another thing.
         repeats: further rounds for things that are unstable.
     """
 
@@ -74,7 +74,7 @@ def timing(nanoseconds: Sequence[float]) -> Timing:
 
 
 Jobs = Mapping[str, Callable[[], Call]]  # name of a thing -> what makes it ready to be called
-Tell = Callable[[int, int], None]  # is told what is done, of how much; for a progress bar
+Tell = Callable[[int, int], None]  # (done, total), for a progress bar
 
 
 def measure(
@@ -154,7 +154,7 @@ class _Group:
         """Prepare, warm up, time in rounds; returns the seconds that the last two took.
 
         Args:
-            progress: is told the share that is done.
+                progress: called with the share that is done.
         """
         prepared: dict[str, Call] = {}
         for name, prepare in self.jobs.items():

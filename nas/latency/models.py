@@ -6,12 +6,13 @@ options that it takes.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
+from nas.config.schema import checked
 from nas.errors import UserError
 from nas.latency.predict import (
     Accuracy,
@@ -37,6 +38,7 @@ FEWEST = 3  # units from which a model can be chosen
 LEFT_OUT = ("nothing", "unreachable")
 
 
+@checked("unit")
 @dataclass(frozen=True)
 class UnitTime:
     """Seconds of one unit, the features that a model sees of it, and how it was timed.
@@ -48,13 +50,6 @@ class UnitTime:
     seconds: Seconds
     features: Mapping[str, Amount]
     timing: Mapping[str, Any] = field(default_factory=dict)  # see `nas.latency.measure.Timing`
-
-    def __post_init__(self) -> None:
-        if not 0 < self.seconds < np.inf:
-            raise UserError(f"seconds={self.seconds} is no latency; it must be above 0")
-        for name, value in self.features.items():
-            if not 0 <= value < np.inf:
-                raise UserError(f"feature {name}={value} must be a finite number of 0 or more")
 
 
 @dataclass(frozen=True)
@@ -203,39 +198,35 @@ class Encoding:
             )
 
     @property
+    def _places(self) -> dict[tuple[str, str], int]:
+        """Decision and option -> its column."""
+        pairs = [(name, option) for name, known in self.options.items() for option in known]
+        if self.basis == "onehot":
+            return {pair: i for i, pair in enumerate(pairs)}
+        distinct = list(dict.fromkeys(option for _, option in pairs))
+        return {pair: distinct.index(pair[1]) for pair in pairs}
+
+    @property
     def columns(self) -> int:
         """How many numbers a network has."""
-        every = [option for known in self.options.values() for option in known]
-        return len(every if self.basis == "onehot" else set(every))
+        return len(set(self._places.values()))
 
     def __call__(self, choices: Sequence[Choices]) -> Array:
-        """``(n, P)`` or ``(n, O)``."""
-        onehot = _onehot(tuple(self.options.items()), self.left_out, tuple(choices))
-        if self.basis == "onehot":
-            return onehot
-        every = [option for known in self.options.values() for option in known]
-        distinct = list(dict.fromkeys(every))
-        sums = [[float(option == other) for other in distinct] for option in every]
-        counts: Array = onehot @ np.array(sums)
-        return counts
+        """Networks ``(n,)`` -> numbers ``(n, P)`` or ``(n, O)``.
 
-
-@lru_cache(maxsize=16)  # one table is encoded for many models
-def _onehot(
-    options: tuple[tuple[str, tuple[str, ...]], ...], left_out: str, choices: tuple[Choices, ...]
-) -> Array:
-    """``(n, P)``: 1 where a decision takes an option that runs."""
-    places = {pair: i for i, pair in enumerate((d, o) for d, known in options for o in known)}
-    out = np.zeros((len(choices), len(places)))
-    runs = cell.reaching if left_out == "unreachable" else None
-    for row, taken in zip(out, choices, strict=True):
-        present = runs(taken) if runs else (True,) * len(taken)
-        for (name, known), option, here in zip(options, taken, present, strict=True):
-            if option not in known:
-                raise UserError(f"option {option!r} of {name!r} must be one of {list(known)}")
-            row[places[name, option]] = here
-    out.flags.writeable = False
-    return out
+        Raises:
+            UserError: an option that its decision has not.
+        """
+        places = self._places
+        out = np.zeros((len(choices), self.columns))
+        for row, taken in zip(out, choices, strict=True):
+            runs = cell.reaching(taken) if self.left_out == "unreachable" else [True] * len(taken)
+            for name, option, here in zip(self.options, taken, runs, strict=True):
+                if (name, option) not in places:
+                    known = list(self.options[name])
+                    raise UserError(f"option {option!r} of {name!r} must be one of {known}")
+                row[places[name, option]] += here
+        return out
 
 
 # Kind of model -> the numbers that describe a network, and the fit; the plainest first: it wins a

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from nas.config.schema import Count, Threads, checked
 from nas.cost.analytic import MACs
 from nas.cost.dry_run import Example, unroll
 from nas.cost.layer import LayerSpec
@@ -26,9 +27,8 @@ from nas.cost.polynomial import Condition, consistent
 from nas.cost.recorder import Operator, Piece
 from nas.cost.trace import Trace, trace
 from nas.decision import Decision
-from nas.errors import UserError
 
-DTYPES = ("float32", "float16", "bfloat16")
+Dtype = Literal["float32", "float16", "bfloat16"]
 # Kernels of runtimes differ by these, and so does their time for one multiply-accumulate.
 KINDS = ("dense", "pointwise", "depthwise", "grouped", "linear", "other")
 # Of each kind: work, weights read, elements read and written, elements that a kernel without a
@@ -37,6 +37,7 @@ QUANTITIES = ("macs", "weights", "inputs", "outputs", "reads", "calls")
 NAMES = (*(f"{kind}_{quantity}" for kind in KINDS for quantity in QUANTITIES), "norm_weights")
 
 
+@checked()
 @dataclass(frozen=True)
 class Conditions:
     """How a unit is run, apart from the device and the runtime.
@@ -50,17 +51,9 @@ class Conditions:
         UserError: a count that is no whole number of at least 1, or another format.
     """
 
-    batch: int = 1
-    dtype: str = "float32"
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        for key in ("batch", "threads"):
-            value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"{key}={value!r} must be a whole number of at least 1")
-        if self.dtype not in DTYPES:
-            raise UserError(f"dtype={self.dtype!r} is not one of {', '.join(DTYPES)}")
+    batch: Count = 1
+    dtype: Dtype = "float32"
+    threads: Threads = 1
 
     def __str__(self) -> str:
         return f"b{self.batch} {self.dtype} t{self.threads}"

@@ -17,7 +17,7 @@ from nas.errors import UserError
 from nas.problem import SearchProblem
 from nas.recalibrate import batch_statistics
 from nas.search.evaluate import quiet_trainer
-from nas.search.reinforce import draw_networks, evaluate_each, follow, reinforce_loss
+from nas.search.reinforce import draw_networks, evaluate_each, reinforce_loss, update_baseline
 from nas.search.trials import Trial
 from nas.selection import front, select
 from nas.supernet.choice import Relaxing
@@ -32,19 +32,19 @@ STALE = 3  # descents in a row without a new network, before the search ends
 class GradientSearch:
     """Descends ``L_val + strength * log E[cost]`` in the alphas alone, one strength after another.
 
-    Each descent starts from equal alphas. Proposed are the most probable networks inside the
-    budgets, selected exactly: those passed through on the way, then a front of the end's alphas.
+    Each descent starts from equal alphas. It proposes the most probable network inside the budgets
+    every few steps, and at the end a front of the most probable ones; both are selected exactly.
     Strengths are spread evenly in log scale, ever more closely. The supernet is a copy.
 
     Args:
         problem: a trained supernet, its costs, budgets and data.
         objectives: the second is the cost.
-        estimator: "gumbel": of all options, mixed by Gumbel-softmax, tau 2 -> 0.2; "reinforce": of
-            sampled networks, as a supernet of single paths was trained.
+        estimator: of the gradient. "gumbel": all options, mixed by Gumbel-softmax, tau 2 -> 0.2;
+            "reinforce": sampled networks, for a supernet that was trained on single paths.
         steps: of a descent, each on one batch of the validation part.
         every: steps from one proposal to the next.
         points: of the front at the end.
-        strengths: the least and the largest; a network smaller by a factor e is worth so much loss.
+        strengths: the least and the largest; the loss for which a cost may grow by a factor e.
         rate: of Adam.
         samples: networks of a step of "reinforce".
 
@@ -95,7 +95,7 @@ class GradientSearch:
         return asked
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Nothing to learn: the supernet says what its networks are worth."""
+        """Nothing to learn: the scores are read off the supernet."""
 
     def _proposals(self) -> Iterator[Arch]:
         """New architectures, until `STALE` descents in a row have brought none."""
@@ -149,10 +149,10 @@ class GradientSearch:
         rewards = -evaluate_each(
             policy, draws, lambda: self.task.loss(self.supernet(x), labels)
         ).cpu()
-        return reinforce_loss(policy, draws, rewards, follow(baseline, rewards))
+        return reinforce_loss(policy, draws, rewards, update_baseline(baseline, rewards))
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of the validation part, again and again."""
+        """Batches of the validation part, again and again."""
         seen = True
         while seen:
             seen = False

@@ -14,7 +14,7 @@ from nas.decision import decisions
 from nas.errors import UserError
 from nas.pareto import non_dominated
 from nas.problem import SearchProblem
-from nas.ranks import told
+from nas.ranks import broadcast
 from nas.tasks.classification import task_of
 from nas.train import called, takes
 
@@ -52,7 +52,7 @@ class Stage(Protocol):
 
 @dataclass(frozen=True)
 class ScoredArch:
-    """An architecture with what the search found it to be worth.
+    """An architecture with its score in a search.
 
     Args:
         arch: the architecture.
@@ -76,17 +76,17 @@ class ScoredArch:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search ends with.
+    """The result of a search.
 
     Args:
         selected: the architecture to be trained; one of `found`.
-        found: at least one architecture, with scores.
-        metric: what the scores are: ``log_probability`` (sum over decisions of log p), or a metric
-            of the trials, whose sign is changed where less is better.
+        found: at least one architecture, with its score.
+        metric: the score's meaning: ``log_probability`` (sum over decisions of log p), or a metric
+            of the trials, with its sign changed where less is better.
         cost: name of the cost that the front is drawn over.
         metrics: figures for result.json, by name.
-        seconds: of the wall clock, over all sessions of a resumed search.
-        cpu_seconds: of the processes that searched.
+        seconds: wall-clock time, over all sessions of a resumed search.
+        cpu_seconds: CPU time of the processes that searched.
     """
 
     selected: Arch
@@ -98,7 +98,7 @@ class SearchResult:
     cpu_seconds: float = 0.0
 
     def front(self) -> list[ScoredArch]:
-        """Those of `found` that no other one dominates by score and cost, the smallest first."""
+        """The members of `found` that no other dominates in score and cost, the smallest first."""
         on_it = non_dominated([[-one.score, one.costs[self.cost]] for one in self.found])
         members = [one for one, kept in zip(self.found, on_it, strict=True) if kept]
         return sorted(members, key=lambda one: one.costs[self.cost])
@@ -186,5 +186,5 @@ def check_searchable(supernet: nn.Module) -> None:
 
 
 def agreed(choose: Callable[[], Arch]) -> Arch:
-    """What is chosen on the first rank, on all."""
-    return Arch.from_json(told(lambda: choose().to_json()))
+    """The architecture that `choose` gives on the first rank, on all ranks."""
+    return Arch.from_json(broadcast(lambda: choose().to_json()))

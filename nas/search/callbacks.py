@@ -22,10 +22,10 @@ from nas.train import frozen, shared
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes as everything else in a run's folder is written.
+    """Writes checkpoints atomically, as all other files in a run's folder are written.
 
-    Lightning's own goes through the folder of temporary files, which may be full or another disk,
-    and a kill leaves the file there.
+    Lightning's own class writes to the folder of temporary files first, which may be full or on
+    another disk, and a killed run leaves the file there.
     """
 
     def save_checkpoint(
@@ -37,9 +37,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class LastCheckpoint(Checkpoint):
-    """Saves the trainer's whole state after every training epoch, over that of the epoch before.
+    """Saves the trainer's whole state after every training epoch, replacing the previous one.
 
-    ``trainer.fit(..., ckpt_path=path, weights_only=True)`` goes on with the epoch after it.
+    ``trainer.fit(..., ckpt_path=path, weights_only=True)`` goes on with the next epoch.
 
     A `Checkpoint` by type, because Lightning runs those after the module's own
     `on_train_epoch_end`, where schedules step, and after all other callbacks. Callbacks that are
@@ -47,8 +47,8 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         path: the file. A reader, or a crash, sees the old state or the new one, never half.
-        keep: names of metrics that are saved too, as `metrics`: a run killed after its last epoch
-            trains no more when it is resumed, and Lightning knows none.
+        keep: names of metrics to save too, as `metrics`: a run that was killed after its last epoch
+            does not train when it is resumed, so that Lightning computes none.
     """
 
     def __init__(self, path: Path, keep: Sequence[str] = ()) -> None:
@@ -72,11 +72,13 @@ class LastCheckpoint(Checkpoint):
 
 
 class Stopwatch(pl.Callback):
-    """Seconds inside `Trainer.fit`, those before an interruption included (to the checkpoint).
+    """Measures the time inside `Trainer.fit`, including that of interrupted sessions.
+
+    Of an interrupted session, the time up to its last checkpoint counts.
 
     Attributes:
-        seconds: of the wall clock.
-        cpu_seconds: of this process, all its threads: what others do on the machine adds nothing.
+        seconds: wall-clock time.
+        cpu_seconds: CPU time of all threads of this process, which other processes do not change.
     """
 
     def __init__(self) -> None:
@@ -112,9 +114,9 @@ class DiscretizationGap(pl.Callback):
     """Evaluates the best architecture with the supernet's weights on the validation batches.
 
     Logs ``argmax_val_acc`` and ``argmax_val_loss`` beside ``supernet_val_acc``; TensorBoard also
-    shows the difference, ``search/gap``. BatchNorm normalises with each batch's own statistics: the
-    running ones are of the mixture, and would be most of what is measured. Nothing is measured
-    while warming up, when alphas say nothing.
+    shows the difference, ``search/gap``. BatchNorm normalises by each batch: the running statistics
+    are those of the mixture, and would dominate the difference. Nothing is logged during warm-up,
+    when alphas have not moved.
     """
 
     def __init__(self) -> None:
@@ -155,8 +157,8 @@ class SpeedUp(pl.Callback):
     """Runs the supernet at a speed of `nas.supernet.speed` while it is searched.
 
     Args:
-        speed: one of `nas.supernet.speed.SPEEDS`; "auto" measures. A resumed search goes on with
-            the speed it had, since another one rounds otherwise.
+        speed: one of `nas.supernet.speed.SPEEDS`; "auto" measures. A resumed search keeps its
+            speed, since another one rounds differently.
         shape: of a batch, ``(N, C, H, W)``.
 
     Raises:

@@ -33,12 +33,13 @@ class BilevelSearch(DifferentiableSearch):
         self.step_weights(batch["train"])
 
     def step_alphas(self, batch: dict[str, Batch]) -> None:
+        """Move the alphas on the validation batch; weights stay."""
         _, alpha_optimizer = cast(list[LightningOptimizer], self.optimizers())
         with frozen(self.parameters_of.weights):
             self._descend(alpha_optimizer, lambda: self.val_loss(batch))
 
     def val_loss(self, batch: dict[str, Batch]) -> Tensor:
-        """What alphas descend."""
+        """The loss ``()`` that alphas descend."""
         return self.alpha_loss(self.task_loss(batch["val"], "alpha"))
 
 
@@ -69,17 +70,19 @@ RADIUS = 0.01  # norm of the change of the weights in the finite difference
 
 
 class _Virtual(NamedTuple):
-    """One weight's step, and how it changes with the gradient: ``d step / d gradient``."""
+    """The step of one weight, and its derivative: ``slope = d step / d gradient``."""
 
     step: Tensor
     slope: float
 
 
 class SecondOrderSearch(BilevelSearch):
-    """Second-order DARTS: `BilevelSearch` with the alphas' gradient one step of the weights ahead.
+    """Second-order DARTS: alphas descend the loss after one more step of the weights.
+
+    See `unrolled_gradient` (Liu et al. 2019, Eq. 6 to 8).
 
     Raises:
-        UserError: weights are not trained by SGD, whose step is looked ahead.
+        UserError: the optimizer of the weights is not SGD, the step that is computed here.
     """
 
     def configure_optimizers(self) -> Any:
@@ -109,7 +112,7 @@ class SecondOrderSearch(BilevelSearch):
 def unrolled_gradient(
     train_loss: Loss, val_loss: Loss, optimizer: Optimizer, alphas: Sequence[nn.Parameter]
 ) -> list[Tensor]:
-    """The gradient of ``L_val(w'(alpha), alpha)`` for each of `alphas`.
+    """The gradient of ``L_val(w'(alpha), alpha)`` for each of `alphas` (Liu et al. 2019, Eq. 7, 8).
 
     ``d_alpha L_val(w', alpha) - [d_alpha L_train(w + e u) - d_alpha L_train(w - e u)] / (2 e)``
     with ``u = (d step / d gradient) * grad_w' L_val`` and ``e = 0.01 / |u|``. Weights are the same
@@ -148,13 +151,13 @@ def unrolled_gradient(
 
 
 def _averaged(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """As `averaged`; what is not on the path is so on every rank."""
+    """Gradients averaged over the ranks; None, for a weight off the path, is None on every rank."""
     found = iter(averaged([g for g in gradients if g is not None]))
     return [None if g is None else next(found) for g in gradients]
 
 
 def _steps(optimizer: Optimizer, gradients: Sequence[Tensor | None]) -> Iterator[_Virtual]:
-    """What SGD would subtract from each weight, in the order of its groups."""
+    """The step that SGD would subtract from each weight, in the order of its groups."""
     remaining = iter(gradients)
     for group in optimizer.param_groups:
         rate, momentum = float(group["lr"]), group["momentum"]

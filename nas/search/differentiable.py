@@ -1,4 +1,4 @@
-"""Differentiable search with Lightning: weights and alphas trained together by gradient descent."""
+"""The base of differentiable search: weights and alphas trained together by gradient descent."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -18,7 +18,7 @@ from nas.decision import decisions, free, resample, sample_path, split_parameter
 from nas.errors import UserError
 from nas.objective import Objective
 from nas.problem import SearchProblem
-from nas.ranks import averaged, told
+from nas.ranks import averaged, broadcast
 from nas.recalibrate import kept_statistics
 from nas.search.base import ScoredArch, SearchResult, Stage, agreed, check_searchable
 from nas.search.callbacks import (
@@ -51,17 +51,18 @@ UPDATES = 20  # of the objective's strengths in a search, at least
 
 @checked("search")
 class DifferentiableSearch(pl.LightningModule):
-    """What bilevel and single-level search share: phases, optimizers, schedules, logging.
+    """Base of the differentiable searches: phases, optimizers, schedules, logging.
 
-    The first `warmup_epochs` train weights alone, on paths sampled uniformly, so that no candidate
+    The first `warmup_epochs` train weights alone, on uniformly sampled paths, so that no candidate
     is judged before it has learned. Then alphas move too, while tau follows `temperature`.
 
     The objective adapts its strengths once an epoch, and more often in a search of few epochs.
+    A subclass says which loaders it reads, and defines `training_step`.
 
     Args:
         supernet: a model that holds decisions.
-        costs: name -> expected cost of `supernet`; what `objective` joins to the loss.
-        objective: task loss and costs -> what alphas descend.
+        costs: name -> expected cost of `supernet`, which `objective` joins to the loss.
+        objective: task loss and costs -> the loss that alphas descend.
         weight_optimizer, alpha_optimizer: parameters -> optimizer.
         epochs: all epochs, warm-up included.
         warmup_epochs: epochs of weights alone.
@@ -120,14 +121,14 @@ class DifferentiableSearch(pl.LightningModule):
         self.task = task or Classification()
         self.metrics = metrics_of(self.task, ("train", "alpha", "supernet_val"))
         self.regularizers, self.perturbation = dict(regularizers or {}), perturbation
-        self.done = 0.0  # of the steps in which alphas move, the share
+        self.done = 0.0  # share of the steps in which alphas move
         self.skips = tuple(m for m in supernet.modules() if isinstance(m, AuxiliarySkip))
         # Not the global generator: under data parallel training every rank must draw alike here
         # while dropout must not.
         self.generator = torch.Generator()
 
     def loaders(self, data: Any) -> dict[str, Any]:
-        """The training loaders this search reads, name -> loader."""
+        """The training loaders that this search reads, by name."""
         raise NotImplementedError
 
     def prepare(self, problem: SearchProblem) -> None:
@@ -135,7 +136,7 @@ class DifferentiableSearch(pl.LightningModule):
         self.loaders(problem.data)  # a batch larger than a split is an error now
 
     def run(self, problem: SearchProblem, stage: Stage) -> SearchResult:
-        """Train weights and alphas; the result is the front read off the alphas."""
+        """Train weights and alphas; the result is the front of the most probable architectures."""
         data, watch = problem.data, Stopwatch()
         kept = (f"supernet_val_{self.task.primary}", "supernet_val_loss")
         saving = LastCheckpoint(stage.run.checkpoint, kept)
@@ -165,6 +166,7 @@ class DifferentiableSearch(pl.LightningModule):
 
     @property
     def warming_up(self) -> bool:
+        """Whether this epoch trains weights alone."""
         return self.current_epoch < self.warmup_epochs
 
     def configure_optimizers(self) -> Any:
@@ -203,25 +205,26 @@ class DifferentiableSearch(pl.LightningModule):
         self.log_dict({f"cost_{name}": c.detach().float() for name, c in costs}, logger=False)
 
     def progress(self, batches: int) -> float:
-        """Of the steps in which alphas move, the share done after `batches` of this epoch."""
+        """The share of the steps in which alphas move, done after `batches` of this epoch."""
         epoch = (
             self.current_epoch - self.warmup_epochs + batches / self.trainer.num_training_batches
         )
         return epoch / (self.epochs - self.warmup_epochs)
 
     def noise_free_costs(self) -> dict[str, Tensor]:
-        """Expected costs of the alphas as they are, whatever was drawn last."""
+        """Expected costs at the present alphas, without the noise of the last draw."""
         free(self.supernet)  # every step draws anew, so none reads what is forgotten here
         return {name: cost() for name, cost in self.costs.items()}
 
     def draw(self) -> None:
-        """The random choices of one step: a path while warming up, else the relaxation's noise."""
+        """Draw for one step: a path while warming up, else the noise of the relaxation."""
         if self.warming_up:
             sample_path(self.supernet, self.generator)
         else:
             resample(self.supernet, self.generator)
 
     def step_weights(self, batch: Batch) -> None:
+        """Train the weights on one batch; alphas stay."""
         weight_optimizer, _ = cast(list[LightningOptimizer], self.optimizers())
         with frozen(self.parameters_of.alphas):
             self._descend(weight_optimizer, lambda: self._weight_loss(batch))
@@ -254,6 +257,7 @@ class DifferentiableSearch(pl.LightningModule):
             self.clip_gradients(optimizer.optimizer, self.clip, "norm")
 
     def task_loss(self, batch: Batch, split: str) -> Tensor:
+        """The task loss ``()`` of a batch, logged for `split`."""
         x, labels = batch
         logits = self.supernet(x)
         smoothing = self.label_smoothing if split == "train" else 0.0
@@ -262,15 +266,15 @@ class DifferentiableSearch(pl.LightningModule):
         return loss
 
     def unlogged_loss(self, batch: Batch) -> Tensor:
-        """The weights' task loss in a pass that is no step of its own."""
+        """The weights' task loss ``()`` in an extra pass, such as for a finite difference."""
         x, labels = batch
         return self.task.loss(self.supernet(x), labels, self.label_smoothing)
 
     def alpha_loss(self, task: Tensor) -> Tensor:
-        """The objective of one draw: the cost is that of the same theta as the task loss.
+        """The loss ``()`` that alphas descend: the objective, and the regularizers.
 
-        But a budget is for the distribution: the draws around it, some of which exceed it, would
-        be penalised for ever.
+        Task loss and cost are of the same theta, that of one draw. But a budget holds for the
+        expected cost: else single draws that exceed it would be penalised for ever.
         """
         if self.objective.needs_targets:
             costs = self.noise_free_costs()
@@ -303,7 +307,7 @@ def probable_front(problem: SearchProblem, selected: Arch, cost: str) -> list[Sc
         archs = front(problem.supernet, problem.space, problem.costs, problem.budgets, cost, FRONT)
         return [arch.to_json() for arch in archs]
 
-    archs = {arch.hash: arch for arch in map(Arch.from_json, told(find))} | {
+    archs = {arch.hash: arch for arch in map(Arch.from_json, broadcast(find))} | {
         selected.hash: selected
     }
     log_p = log_probabilities(problem.supernet)
@@ -319,7 +323,7 @@ def probable_front(problem: SearchProblem, selected: Arch, cost: str) -> list[Sc
 
 
 class Options(TypedDict, total=False):
-    """The arguments of `DifferentiableSearch`, for the signatures of searches that take more."""
+    """The arguments of `DifferentiableSearch`, for the signatures of its subclasses."""
 
     supernet: nn.Module
     costs: Mapping[str, Expected]

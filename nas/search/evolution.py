@@ -24,16 +24,15 @@ FAILED = 1e30  # stands for an infinite objective: libraries sort, and subtract
 class RegularisedEvolution:
     """Tournaments among the youngest, whose winner is mutated (Real et al. 2019, algorithm 1).
 
-    With several objectives every tournament is judged by another weighing of them, the augmented
-    Chebyshev norm of a random weight (Knowles 2006, ParEGO), so that the population spreads over
-    the front.
+    With several objectives every tournament weighs them anew, by the augmented Chebyshev norm with
+    random weights (Knowles 2006, ParEGO), so that the population spreads over the front.
 
     Args:
         space: what to search.
         seed: of all draws.
         objectives: minimised, see `Trial.value`.
-        population: that many of the youngest take part; as many random ones come first.
-        tournament: of those, drawn for one tournament.
+        population: number of the youngest that take part; as many random ones come first.
+        tournament: number of those that are drawn for one tournament.
 
     Raises:
         UserError: a number out of its range.
@@ -101,7 +100,7 @@ class NSGA2:
         space: what to search.
         seed: of all draws.
         objectives: minimised, see `Trial.value`.
-        population: of a generation.
+        population: size of a generation.
 
     Raises:
         UserError: pymoo is not installed, or a population below 2.

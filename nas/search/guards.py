@@ -16,7 +16,7 @@ from nas.arch import Option
 from nas.config.schema import Count, Whole, checked
 from nas.decision import Decision, decisions, free, split_parameters
 from nas.errors import UserError
-from nas.ranks import apart, told
+from nas.ranks import broadcast, each_rank_alone
 from nas.recalibrate import kept_modes, kept_statistics
 
 
@@ -70,7 +70,7 @@ class StopWhenStable(EarlyStop):
         self.unchanged = self.unchanged + 1 if best == self.best else 0
         self.best = best
         stable = self.unchanged >= self.patience
-        if told(lambda: stable):
+        if broadcast(lambda: stable):
             self.end(trainer, f"the architecture has not changed for {self.unchanged} epochs")
 
     def state_dict(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class CollapseGuard(EarlyStop):
         _, alphas = split_parameters(pl_module.supernet)
         self.history.append(torch.cat([alpha.detach().cpu().flatten() for alpha in alphas]))
         collapsed = self.collapsed(trainer, pl_module)
-        if (found := told(lambda: collapsed)) is None:
+        if (found := broadcast(lambda: collapsed)) is None:
             return
         epoch, reason = found
         parts = torch.split_with_sizes(self.history[epoch], [alpha.numel() for alpha in alphas])
@@ -126,7 +126,7 @@ class EigenvalueStop(CollapseGuard):
     the architecture is that of the earlier one.
 
     Args:
-        samples: of the first validation batch, at most so many.
+        samples: largest number of samples, of the first validation batch.
 
     Raises:
         UserError: a number that makes no sense.
@@ -171,7 +171,7 @@ class EigenvalueStop(CollapseGuard):
 
     def _measure(self, trainer: pl.Trainer, pl_module: Any) -> float:
         loaders: Any = trainer.val_dataloaders
-        with apart():  # the same images on every rank
+        with each_rank_alone():  # the same images on every rank
             x, labels = next(iter(loaders[0] if isinstance(loaders, list) else loaders))
         x = x[: self.samples].to(pl_module.device)
         labels = labels[: self.samples].to(pl_module.device)
@@ -201,10 +201,10 @@ class SkipCount(CollapseGuard):
     counts once; one inside an option that is not taken does not count.
 
     Args:
-        most: skips that are still let through.
-        options: what counts as one.
+        most: largest number of skips that does not stop the search.
+        options: names of the options that count as skips.
         prefix: count only decisions whose names begin so.
-        first: alpha epochs at the beginning, in which alphas tell little, that do not count.
+        first: alpha epochs at the beginning that do not count, since alphas tell little then.
 
     Raises:
         UserError: a negative number.
@@ -230,7 +230,7 @@ class SkipCount(CollapseGuard):
 
 
 def count_taken(model: nn.Module, options: Sequence[str], prefix: str = "") -> int:
-    """Decisions, among those of the best architecture, that take one of `options`."""
+    """How many decisions of the best architecture take one of `options`."""
     names = {decision: name for name, decision in decisions(model)}
     taken = {site.tied_to for site in _taken_sites(model)}
     return sum(d.best() in options for d in taken if names[d].startswith(prefix))
@@ -256,7 +256,7 @@ def dominant_eigenvalue(
 
     Args:
         loss: a scalar, twice differentiable in `parameters`.
-        steps: at most so many products ``Hv``.
+        steps: largest number of products ``Hv``.
         tolerance: relative change of lambda at which to stop.
         generator: of the first v.
     """

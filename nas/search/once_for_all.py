@@ -1,4 +1,4 @@
-"""Once-for-All: one supernet trained from large to small in phases, then its networks ranked."""
+"""Once-for-All: train one supernet from large to small networks in phases, then rank them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -33,10 +33,10 @@ class Phase:
 
     Args:
         epochs: of this phase.
-        open: kind of decision (one of `KINDS`) -> how many of its options are sampled from, the
-            largest ones, or "all"; every other decision stays at its largest option.
-        subnets: networks in a step, whose gradients add up.
-        lr: multiplies the optimizer's rate.
+        open: kind of decision (one of `KINDS`) -> how many of its largest options are sampled from,
+            or "all"; every other decision stays at its largest option.
+        subnets: number of networks in a step, whose gradients add up.
+        lr: factor on the optimizer's rate.
         warmup_epochs: linear warm-up at the start of the phase.
     """
 
@@ -48,7 +48,7 @@ class Phase:
 
 
 def read_phases(rows: Sequence[Mapping[str, Any]]) -> list[Phase]:
-    """The phases as a user writes them.
+    """The phases, from the mappings of a configuration.
 
     Raises:
         UserError: no phase, an unknown key or kind, or a number out of its range.
@@ -83,7 +83,7 @@ def _hint(word: str, known: Sequence[str]) -> str:
 
 
 def kind_of(name: str, decision: Decision) -> str:
-    """What a decision is about: one of `KINDS`, from its place in the model."""
+    """What a decision is about, one of `KINDS`, from its name."""
     if not decision.ordered:
         return "ops"
     last = name.rpartition(".")[2]
@@ -94,12 +94,14 @@ def kind_of(name: str, decision: Decision) -> str:
 class Shrinking(PathSampling):
     """The paths of a step in each phase (Cai et al. 2020, Section 3.3).
 
-    Where nothing is open, the largest network learns from the labels. Then each sampled network
-    learns from the labels and, `distill` times, from the largest one as it was before:
+    In a phase that opens nothing, the largest network learns from the labels. Later each sampled
+    network also learns from the largest one as it was then:
     ``CE(y, labels) + distill * CE(y, softmax(teacher))``.
 
     Args:
-        cost: that tells the largest of the options that have no order.
+        phases: the search sets `phase` to the present one.
+        distill: weight of the teacher's part of the loss.
+        cost: name of the cost by which options without an order are the largest.
     """
 
     def __init__(
@@ -169,10 +171,10 @@ class OnceForAll(OneShot):
         supernet, costs, ranking, optimizer, clip, label_smoothing, seed, task: see `OneShot`.
         phases: mappings with the keys of `Phase`.
         distill: weight of the teacher's part of the loss; 0: no teacher.
-        cost: that tells the largest of the options that have no order.
+        cost: name of the cost by which options without an order are the largest.
 
     Raises:
-        UserError: a phase that cannot be, or that opens what the space does not decide.
+        UserError: a phase with a wrong value, or that opens a kind that the space does not have.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""A surrogate-guided searcher: predict every objective, propose what would enlarge the front most.
+"""A surrogate-guided searcher: predict the objectives, propose what enlarges the front most.
 
 The surrogate is Bayesian linear regression on one-hot options and on their pairs: its posterior
-is exact, and drawing from it (Thompson sampling) weighs the unknown against the promising.
+is exact, and drawing from it (Thompson sampling) balances exploring and exploiting.
 """
 
 from collections.abc import Sequence
@@ -56,8 +56,8 @@ class Encoding:
 class Surrogate:
     """Bayesian linear regression of one objective, in log scale.
 
-    ``log y = w . x + e`` with ``w ~ N(0, s^2 D)``, D smaller for pairs than for single options;
-    the scale of the noise is the likeliest of a few (evidence).
+    ``log y = w . x + e`` with ``w ~ N(0, s^2 D)``, D smaller for pairs than for single options.
+    The scale of the noise is the one of `NOISE` with the largest evidence.
     """
 
     NOISE = (0.03, 0.1, 0.3, 1.0)  # variance, relative to that of the weights' prior
@@ -70,7 +70,7 @@ class Surrogate:
         self.scale = scale
 
     def fit(self, places: Indices, y: Floats) -> None:
-        """To the objective values ``(n,)``."""
+        """Fit to the objective values `y` ``(n,)`` of architectures at `places` ``(n, ones)``."""
         target = np.log(np.maximum(y, 1e-9))
         self.mean = float(np.median(target))
         spread = float(np.std(target)) or 1.0
@@ -93,7 +93,7 @@ class Surrogate:
 
     @staticmethod
     def _evidence(gram: Floats, z: Floats, noise: float) -> float:
-        """Log marginal likelihood, the overall scale at its likeliest."""
+        """Log marginal likelihood at the maximum-likelihood scale of the weights."""
         K = gram + noise * np.eye(len(z))
         factor = cholesky(K, lower=True)
         half = solve_triangular(factor, z, lower=True)
@@ -118,9 +118,9 @@ class Predictor:
         space: what to search.
         seed: of all draws.
         objectives: minimised, see `Trial.value`; all above 0.
-        startup: random architectures that come first.
-        reference: of the hypervolume, one value for each objective; None: the worst seen on the
-            front, and a tenth of its extent more.
+        startup: number of random architectures at the start.
+        reference: reference point of the hypervolume, one value for each objective; None: the worst
+            values on the front, and a tenth of its extent more.
     """
 
     def __init__(
@@ -231,6 +231,7 @@ class Predictor:
         return picks, self.encoding.places(picks)
 
     def _acquisition(self, found: Floats, points: Floats) -> Floats:
+        """The acquisition value ``(m,)`` of predicted objectives ``(m, d)``; larger is better."""
         front = points[non_dominated(points)]
         if self.reference is not None:
             corner = self.reference
@@ -246,7 +247,7 @@ class Predictor:
 
 
 class Pool:
-    """Every architecture inside the budgets, and which are still to be proposed."""
+    """Every architecture inside the budgets, and which of them have not been proposed yet."""
 
     def __init__(self, space: SearchSpace, encoding: Encoding) -> None:
         archs = list(space)
@@ -263,7 +264,7 @@ class Pool:
 
 
 def enlarged(found: Floats, front: Floats, corner: Floats) -> Floats:
-    """What each of `found` ``(m, 2)`` would add to the area that `front` dominates, ``(m,)``."""
+    """The area ``(m,)`` that each of `found` ``(m, 2)`` adds to what `front` dominates."""
     inside = front[(front < corner).all(axis=1)]
     inside = inside[np.lexsort((inside[:, 1], inside[:, 0]))]
     # Steps of the front: from x to the next x nothing below y is dominated.

@@ -1,4 +1,4 @@
-"""Searches that train one sampled path at a time, ProxylessNAS by gradient among them."""
+"""Searches that train one sampled path at a time; among them ProxylessNAS by gradient."""
 
 from collections.abc import Callable
 from typing import Unpack, cast
@@ -50,12 +50,12 @@ def one_path_step(
 
 @checked("search")
 class PathSearch(BilevelSearch):
-    """What the searches on sampled paths share: one path trains, and alphas move now and then.
+    """Base of the searches on sampled paths: one path trains, and alphas move every few steps.
 
-    Weights train on one path at a time, uniform while warming up, then drawn by the alphas. The
-    supernet is validated as the architecture of the largest alphas, the network it is searched for.
-    Options have the probabilities ``softmax(alpha / tau)`` under any `relax`, which here says no
-    more than how tau falls.
+    Weights train on one path at a time, uniform while warming up, then drawn by the alphas. What is
+    validated is the best architecture, that of the largest alphas, as a path of the supernet.
+    Options have the probabilities ``softmax(alpha / tau)`` under any `relax`, of which only the
+    temperature counts here.
 
     Args:
         alpha_every: weight steps from one alpha step to the next.
@@ -104,6 +104,7 @@ class PathSearch(BilevelSearch):
 
     @property
     def alpha_optimizer(self) -> LightningOptimizer:
+        """The optimizer of the alphas."""
         return cast(list[LightningOptimizer], self.optimizers())[1]
 
 
@@ -119,10 +120,10 @@ def two_path_step(
 ) -> Tensor:
     """Move the alphas of two sampled candidates of every block (Cai et al. 2019, Sec. 3.2).
 
-    Only the two of each block move, and their common probability stays: that of every candidate
-    that was not sampled is what it was, whatever the optimizer. A block whose active candidate is
-    `Zero` keeps its alphas, as in the reference code: behind zeros a BatchNorm multiplies the
-    gradient by ``1 / sqrt(eps)``, and what it says is noise.
+    Only the two of each block move, and the sum of their probabilities stays, so that candidates
+    that were not sampled keep their probability, whatever the optimizer. A block whose active
+    candidate is `Zero` keeps its alphas, as in the reference code: behind zeros a BatchNorm
+    multiplies the gradient by ``1 / sqrt(eps)``, which leaves noise.
 
     Args:
         loss: of `model` on a validation batch, penalties included.
@@ -153,9 +154,9 @@ def exact_step(
     generator: torch.Generator | None = None,
     backward: Backward = torch.autograd.backward,
 ) -> Tensor:
-    """Move all alphas by gates over all candidates, one of which ran in the forward pass.
+    """Move all alphas by the gradient of all candidates, of which the forward pass runs one.
 
-    Arguments and result as for `two_path_step`; the backward pass runs every candidate once more.
+    Arguments and result as for `two_path_step`; the backward pass runs every candidate once.
     """
     value = _judge(model, draw_mixing(model, ExactPath.draw, generator), loss, optimizer, backward)
     optimizer.step()
@@ -169,7 +170,7 @@ def _judge(
     optimizer: Optimizer,
     backward: Backward,
 ) -> Tensor:
-    """The gradient of the alphas under `draws`; weights are not trained and need no memory."""
+    """Leave the alphas' gradient under `draws`, and give the loss; weights get no gradient."""
     with frozen(split_parameters(model).weights), mixing(model, draws):
         optimizer.zero_grad()
         value = loss()
@@ -180,11 +181,11 @@ def _judge(
 class ProxylessSearch(PathSearch):
     """ProxylessNAS (Cai et al. 2019): alphas by binary gates of two sampled paths.
 
-    The reference code does not move alphas in the first epoch after warm-up: give one more epoch
-    of warm-up for that. Its penalty is any `objective`, on the expected cost.
+    The penalty is that of `objective`, on the expected cost. The reference code does not move
+    alphas in the first epoch after warm-up: one more epoch of warm-up does the same.
 
     Args:
-        exact: judge all candidates of every block in place of two, in the memory of one path and
+        exact: compare all candidates of every block instead of two, in the memory of one path and
             the time of all (`full_v2` of the reference code).
         alpha_every, options: as for `PathSearch`.
 
@@ -197,7 +198,7 @@ class ProxylessSearch(PathSearch):
     ) -> None:
         super().__init__(alpha_every, **options)
         self.exact = exact
-        # What cannot be sampled is an error now.
+        # A decision that cannot be sampled is an error now.
         draw_mixing(self.supernet, TwoPaths.draw, self.generator)
 
     def step_alphas(self, batch: dict[str, Batch]) -> None:

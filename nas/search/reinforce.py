@@ -1,4 +1,4 @@
-"""REINFORCE over alphas: sampled networks are only evaluated, never differentiated through."""
+"""REINFORCE over alphas: sampled networks are evaluated, and not differentiated through."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Protocol, Unpack, runtime_checkable
@@ -20,22 +20,24 @@ from nas.train import Batch, check_finite
 
 @runtime_checkable
 class Reward(Protocol):
-    """Accuracies ``(S,)``, costs and targets by name -> rewards ``(S,)``."""
+    """Accuracies ``(S,)``, costs ``(S,)`` and targets by name -> rewards ``(S,)``."""
 
     def __call__(
         self, accuracy: Tensor, costs: dict[str, Tensor], targets: dict[str, float]
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """The rewards of S networks."""
+        ...
 
 
 def logits_of(decision: Decision) -> Tensor:
-    """``alpha / tau`` ``(K,)``: those of the policy, whatever is chosen at the moment."""
+    """The logits of the policy, ``alpha / tau`` ``(K,)``, whichever option is chosen at present."""
     return decision.alpha.float() / decision.tau
 
 
 def draw_networks(
     policy: Sequence[Decision], samples: int, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Indices of options ``(samples, D)``, each by ``softmax(alpha / tau)`` of its decision."""
+    """Draw networks: indices of options ``(samples, D)``, each by its ``softmax(alpha / tau)``."""
     rows = [[draw_option(logits_of(d), generator) for d in policy] for _ in range(samples)]
     return torch.tensor(rows)
 
@@ -63,7 +65,7 @@ def reinforce_loss(
 def evaluate_each(
     policy: Sequence[Decision], draws: Tensor, evaluate: Callable[[], Tensor]
 ) -> Tensor:
-    """What `evaluate` gives, without gradient, for each network drawn: ``(S, ...)``."""
+    """Call `evaluate`, without gradient, for each network drawn; the results, ``(S, ...)``."""
     found = []
     with torch.no_grad():
         for row in draws.tolist():
@@ -75,8 +77,8 @@ def evaluate_each(
     return torch.stack(found)
 
 
-def follow(baseline: Tensor, rewards: Tensor, rate: float = 0.99) -> Tensor:
-    """Move the 0-dim baseline, in place, towards the mean reward; NaN starts there."""
+def update_baseline(baseline: Tensor, rewards: Tensor, rate: float = 0.99) -> Tensor:
+    """Move the baseline ``()``, in place, towards the mean reward; from NaN, to the mean itself."""
     mean = rewards.mean().to(baseline)
     return baseline.copy_(mean if baseline.isnan() else baseline + rate * (mean - baseline))
 
@@ -92,9 +94,9 @@ def reinforce_step(
     """Move the alphas towards sampled networks of larger reward; weights stay.
 
     Args:
-        reward: of `model` as it is chosen when called, a 0-dim tensor.
+        reward: gives the reward ``()`` of the network that is chosen in `model` when called.
         optimizer: of the alphas.
-        baseline: 0-dim, NaN at first; follows the rewards.
+        baseline: ``()``, NaN at first; moved towards the rewards.
 
     Returns:
         The rewards ``(samples,)``.
@@ -103,7 +105,7 @@ def reinforce_step(
     draws = draw_networks(policy, samples, generator)
     rewards = evaluate_each(policy, draws, reward)
     optimizer.zero_grad()
-    loss = reinforce_loss(policy, draws, rewards, follow(baseline, rewards))
+    loss = reinforce_loss(policy, draws, rewards, update_baseline(baseline, rewards))
     torch.autograd.backward(loss)
     optimizer.step()
     return rewards
@@ -114,19 +116,19 @@ class ReinforceSearch(PathSearch):
     """ProxylessNAS-R (Cai et al. 2019, Sec. 3.3.2): alphas by REINFORCE on sampled networks.
 
     An alpha step evaluates `samples` networks on one validation batch, in training mode without
-    gradient. The baseline is the mean reward, smoothed; with it, the same for all of a step's
-    networks, the expected gradient is scaled by ``1 - 0.99 / samples``, which Adam does not see.
+    gradient. The baseline is the smoothed mean reward. As a step's own rewards are part of it, the
+    expected gradient is scaled by ``1 - 0.99 / samples``, which Adam's normalisation cancels.
 
     Args:
         reward: accuracy and exact costs of each network -> reward; `objective` is then not used.
             None: the reward is minus the validation loss, joined by `objective` with the expected
             costs, through which alphas have their exact gradient.
         samples: networks of an alpha step.
-        freeze_weights: after warm-up weights stay, and only alphas are searched.
+        freeze_weights: train weights during warm-up only.
         alpha_every, options: as for `PathSearch`.
 
     Raises:
-        UserError: as `PathSearch`, less than 2 samples, or nothing that trains the weights.
+        UserError: as `PathSearch`, fewer than 2 samples, or weights that are never trained.
     """
 
     baseline: Tensor  # () smoothed mean reward; NaN before the first alpha step
@@ -178,12 +180,12 @@ class ReinforceSearch(PathSearch):
         policy = list(self.policy.values())
         if self.reward is not None:
             rewards = self.reward(accuracies, self._costs_of(draws), self.desired)
-            return reinforce_loss(policy, draws, rewards, follow(self.baseline, rewards))
+            return reinforce_loss(policy, draws, rewards, update_baseline(self.baseline, rewards))
         task = losses.mean().requires_grad_()
         joined = self.alpha_loss(task)
         # By the chain rule: an objective may multiply the loss by the cost.
         (price,) = torch.autograd.grad(joined, task, retain_graph=True)
-        advantages = -losses - follow(self.baseline, -losses)
+        advantages = -losses - update_baseline(self.baseline, -losses)
         return joined + reinforce_loss(policy, draws, price * advantages).to(joined)
 
     def _costs_of(self, draws: Tensor) -> dict[str, Tensor]:
@@ -198,7 +200,7 @@ class ReinforceSearch(PathSearch):
         }
 
 
-# A cost with a power above 0 would be sought, not spared.
+# With a power above 0 a larger cost would have a larger reward.
 Power = Annotated[float, Field(le=0)]
 
 

@@ -1,4 +1,4 @@
-"""Searchers: who proposes the next architectures, their names, and the loop that asks them."""
+"""Searchers, which propose architectures; their names; and the loop that asks and tells them."""
 
 import logging
 from collections import deque
@@ -12,7 +12,7 @@ import torch
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.problem import SearchProblem
-from nas.ranks import told, world
+from nas.ranks import broadcast, world
 from nas.search.alpha_descent import GradientSearch
 from nas.search.evolution import NSGA2, RegularisedEvolution
 from nas.search.predictor import Predictor
@@ -26,9 +26,9 @@ PATIENCE = 50
 class Searcher(Protocol):
     """Proposes architectures and learns from their scores.
 
-    Draws come from its own seeded generator, and what it proposes depends on nothing but these and
-    on what it was told. So a search is resumed by asking again from the start and telling what is
-    recorded; no searcher, nor the library behind it, has to save its state.
+    What it proposes depends only on the draws of its own seeded generator and on what it was told.
+    So a search is resumed by asking again from the start and telling the recorded scores: no
+    searcher, nor the library behind it, has to save its state.
     """
 
     def ask(self, count: int) -> Sequence[Arch]:
@@ -41,13 +41,13 @@ class Searcher(Protocol):
 
 
 class Agreed:
-    """A searcher for all ranks: the first one's own proposes, and all hear of it."""
+    """A searcher for all ranks: that of the first rank proposes to all of them."""
 
     def __init__(self, searcher: Searcher) -> None:
         self.searcher = searcher
 
     def ask(self, count: int) -> Sequence[Arch]:
-        asked = told(lambda: [arch.to_json() for arch in self.searcher.ask(count)])
+        asked = broadcast(lambda: [arch.to_json() for arch in self.searcher.ask(count)])
         return [Arch.from_json(text) for text in asked]
 
     def tell(self, trials: Sequence[Trial]) -> None:
@@ -60,9 +60,8 @@ class Enumerate:
 
     Args:
         space: what to enumerate.
-        seed: unused; every searcher has one.
-        objectives: unused.
-        limit: refuse spaces of more architectures.
+        seed, objectives: unused; every searcher takes them.
+        limit: the largest number of architectures.
 
     Raises:
         UserError: the space is larger than `limit`.
@@ -113,8 +112,8 @@ def search(
         evaluate: scores architectures and appends each to `log`.
         trials: different architectures to score; None: until the searcher has none left.
         batch: architectures asked for at once; of a resumed search the same as before.
-        whole: also hand `evaluate` what `log` knows from an earlier session, for it compares the
-            architectures of a batch with each other.
+        whole: also hand `evaluate` the architectures that `log` knows from an earlier session, as
+            halving does, which compares those of a batch with each other.
 
     Returns:
         The different trials, in the order in which they were first asked for.
@@ -171,7 +170,7 @@ class TPE:
         space: what to search.
         seed: of all draws.
         objectives: minimised, see `Trial.value`.
-        startup: random architectures that come first.
+        startup: number of random architectures at the start.
 
     Raises:
         UserError: Optuna is not installed.
@@ -230,11 +229,11 @@ SEARCHERS: dict[str, Callable[..., Searcher]] = {
     "predictor": Predictor,
 }
 
-# These ask a trained supernet itself: (problem, seed, objectives) -> Searcher.
+# These read a trained supernet: (problem, seed, objectives) -> Searcher.
 OVER_SUPERNET: dict[str, Callable[..., Searcher]] = {"gradient": GradientSearch}
 
-SMALL = 2000  # "auto" enumerates spaces up to this size
-TRIALS = 500  # of a searcher that has no end of its own, where none are given
+SMALL = 2000  # the largest space that "auto" enumerates
+TRIALS = 500  # where no number is given and the searcher does not end by itself
 
 
 def make(
@@ -249,7 +248,7 @@ def make(
 
     Args:
         searcher: a name, "auto", or ``(space, seed, objectives) -> Searcher``.
-        trained: what is searched, where its supernet is trained.
+        trained: the problem, where its supernet is trained.
 
     Raises:
         UserError: no such name, or the searcher cannot work on this space.

@@ -1,4 +1,4 @@
-"""`SearchSpace`: a space as searchers see it, options, exact costs and budgets; no modules."""
+"""`SearchSpace`: a space without its modules, as searchers need it: options, costs, budgets."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,9 +27,9 @@ class SearchSpace:
 
     Args:
         name: of the space, for `Arch`.
-        options: decision name -> its options.
-        costs: cost name -> exact cost of an architecture, of `options` all.
-        budgets: cost name -> at most so much; hard.
+        options: decision name -> its options, in the order of their numbers.
+        costs: cost name -> exact cost of an architecture.
+        budgets: cost name -> largest cost of an architecture that may be proposed.
     """
 
     name: str
@@ -69,7 +69,7 @@ class SearchSpace:
         return {name: o.index(arch.choices[name]) for name, o in self.options.items()}
 
     def holds(self, arch: Arch) -> bool:
-        """Whether `arch` is one of the space's, budgets aside."""
+        """Whether `arch` is in the space, budgets aside."""
         known = arch.space == self.name and arch.choices.keys() == self.options.keys()
         return known and all(arch.choices[name] in o for name, o in self.options.items())
 
@@ -81,7 +81,7 @@ class SearchSpace:
                 yield arch
 
     def price(self, arch: Arch) -> dict[str, float]:
-        """Exact costs; counts as whole numbers."""
+        """The exact costs of `arch` by name; counts as whole numbers."""
         values = {name: cost.of(arch.choices) for name, cost in self.costs.items()}
         return {n: round(v) if isclose(v, round(v), rel_tol=1e-9) else v for n, v in values.items()}
 
@@ -109,9 +109,9 @@ class SearchSpace:
         return near and cost.of(arch.choices) <= bound
 
     def draw(self, generator: torch.Generator) -> Arch:
-        """A random architecture inside the budgets: uniform, by rejection.
+        """A uniformly random architecture inside the budgets, by rejection.
 
-        Where `TRIES` draws all lie outside, the last is repaired; so it always ends.
+        Where `TRIES` draws in a row lie outside, the last is repaired instead.
         """
         for _ in range(TRIES):
             picks = {n: _below(len(options), generator) for n, options in self.options.items()}

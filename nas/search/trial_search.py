@@ -1,4 +1,4 @@
-"""`TrialSearch`: architectures are proposed, scored one by one, and the best is taken."""
+"""`TrialSearch`: propose architectures, score each, take the best."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,10 +14,10 @@ from nas.arch import Arch
 from nas.artifacts import RunDir
 from nas.artifacts.files import remove_leftovers, write_atomic
 from nas.config.schema import Count, Processes, Seed, checked
-from nas.decision import decisions
+from nas.decision import decisions, free, sample_path
 from nas.errors import UserError
 from nas.problem import SearchProblem
-from nas.ranks import apart, told, world
+from nas.ranks import broadcast, each_rank_alone, world
 from nas.search.base import ScoredArch, SearchResult, Stage, agreed
 from nas.search.evaluate import Scoring, TrainFromScratch, WeightSharing
 from nas.search.halving import FOLDER, Halving, in_rungs
@@ -38,20 +38,21 @@ from nas.tasks.classification import task_of
 
 @checked("search")
 class TrialSearch:
-    """Propose, score, record; the classic search, also over an evaluator that trains nothing.
+    """Ask a searcher for architectures, score and record each, and select the best.
 
     Args:
         supernet: a model that holds decisions.
-        searcher: a name of `nas.search.searchers`; "auto": `Enumerate` where that is few.
+        searcher: a name of `nas.search.searchers`; "auto": `Enumerate` in small spaces.
         evaluate: ``problem -> (arch -> scores)``, see `nas.search.evaluate`.
-        trials: different architectures to score; None: all where they are enumerated, else 500.
+        trials: number of different architectures to score; None: all of them where they are
+            enumerated, else 500.
         metric: the score that decides, an accuracy or a loss.
         cost: the cost that the front is drawn over.
-        batch: architectures asked for at once; None: as many as there are workers, or as
-            halving needs.
-        workers: processes that score side by side; 1: this one. Of a distributed run, every rank
-            has so many, and scores its share of a batch.
-        halving: compares the networks of a batch while they train, and trains on with the best.
+        batch: number of architectures asked for at once; None: one for each worker, or what halving
+            needs.
+        workers: number of processes that score side by side; 1: this one. In a distributed run,
+            every rank has so many, and scores its share of a batch.
+        halving: compares the networks of a batch while they train, and goes on with the best.
         seed: of the searcher's draws.
     """
 
@@ -121,7 +122,7 @@ class TrialSearch:
 
     @property
     def ranking(self) -> "TrialSearch":
-        """What ranks networks: the search itself."""
+        """The search itself, which ranks its networks."""
         return self
 
     def run(self, problem: SearchProblem, stage: Stage) -> SearchResult:
@@ -147,11 +148,11 @@ class TrialSearch:
     def rank(self, problem: SearchProblem, run: RunDir) -> list[Trial]:
         """The trials inside the budgets; those in the run's ``trials.jsonl`` are not repeated.
 
-        The ranks of a distributed run score side by side, each by itself, and all end with the
-        same trials: a network is trained by one process, since it is small, its scores must not
-        depend on how many there are, and processes that need not wait for one another lose nothing.
+        The ranks of a distributed run score side by side and all end with the same trials. Each
+        network is trained by one process: networks are small, scores must not depend on the number
+        of processes, and no process has to wait for another.
         """
-        with apart(problem.data):
+        with each_rank_alone(problem.data):
             return self._ranked(problem, run)
 
     def _ranked(self, problem: SearchProblem, run: RunDir) -> list[Trial]:
@@ -160,7 +161,7 @@ class TrialSearch:
         searcher = Agreed(searcher)
         log = TrialLog(run.trials)
         # As the first rank reads them, which may have written more by now than this one has read.
-        known = told(lambda: [trial.to_json() for trial in log.known.values()])
+        known = broadcast(lambda: [trial.to_json() for trial in log.known.values()])
         log.known = {trial.arch.hash: trial for trial in map(Trial.from_json, known)}
         # Recorded may be the costs of another device, or before a cost was asked for.
         for key, trial in log.known.items():
@@ -194,7 +195,7 @@ class TrialSearch:
 
 @dataclass
 class Progress:
-    """One line for each trial, and for each rung that it reaches."""
+    """Prints a line for each trial, and for each rung that it reaches."""
 
     metric: str
     cost: str
@@ -214,10 +215,10 @@ class Progress:
 
 
 class RandomArch:
-    """One architecture, every option of every decision equally likely.
+    """Draws one architecture, every option of every decision equally likely.
 
-    Inside budgets: that of the largest sum of Gumbel draws, one for each option, which without
-    budgets is the same uniform distribution (Gumbel maximum).
+    With budgets it is the architecture inside them of the largest sum of Gumbel draws, one for each
+    option; without budgets that would be the same uniform distribution (Gumbel-max).
 
     Args:
         supernet: a model that holds decisions.
@@ -246,12 +247,7 @@ class RandomArch:
             for _, decision in decisions(self.supernet):
                 decision.alpha.data = gumbel_noise(decision.alpha.data, generator)
             return problem.select()
-        return Arch(
-            problem.space,
-            {
-                name: decision.options[
-                    int(torch.randint(len(decision.options), (), generator=generator))
-                ]
-                for name, decision in decisions(self.supernet)
-            },
-        )
+        sample_path(self.supernet, generator)
+        choices = {name: decision.best() for name, decision in decisions(self.supernet)}
+        free(self.supernet)
+        return Arch(problem.space, choices)

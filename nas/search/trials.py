@@ -1,4 +1,4 @@
-"""Trials: architectures that were scored, one line of JSON each, never scored twice."""
+"""Trials: scored architectures, one line of JSON each, so that none is scored twice."""
 
 import json
 import os
@@ -21,7 +21,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Rung:
-    """What a network was worth after so many epochs, where its training paused."""
+    """The scores of a network after so many epochs, where its training paused."""
 
     epochs: int
     metrics: Mapping[str, float]
@@ -44,11 +44,11 @@ class Trial:
 
     @property
     def epochs(self) -> int:
-        """Of training, where networks are trained for different times; else 0."""
+        """Epochs of training, where networks are trained for different times; else 0."""
         return self.rungs[-1].epochs if self.rungs else 0
 
     def value(self, name: str) -> float:
-        """The metric or cost of that name, to be minimised: of an accuracy, the error.
+        """The metric or cost of that name, to be minimised; of an accuracy, the error.
 
         Infinite where scoring failed.
 
@@ -118,7 +118,7 @@ def _numbers(table: Any) -> dict[str, float]:
 class TrialLog:
     """``trials.jsonl``: appended to and synced trial by trial, so that kill -9 loses none.
 
-    What a killed run left of a last line is cut off; that trial is scored again.
+    An incomplete last line, left by a killed run, is cut off, and that trial is scored again.
 
     Args:
         path: the file; missing is empty.
@@ -138,10 +138,11 @@ class TrialLog:
         return len(self.known)
 
     def get(self, arch: Arch) -> Trial | None:
-        """What is known of `arch`."""
+        """The trial of `arch`; None where there is none."""
         return self.known.get(arch.hash)
 
     def append(self, trial: Trial) -> None:
+        """Add a line, on the first rank; on return it is on the disk."""
         self.known[trial.arch.hash] = trial
         if not is_main():
             return
@@ -156,9 +157,9 @@ class TrialLog:
                 os.fsync(file.fileno())
 
     def sort(self, batches: Mapping[str, int]) -> None:
-        """Bring the lines into the order that one worker would have left.
+        """Bring the lines into the order in which one worker would have written them.
 
-        Several workers finish in an order of their own. Lines of other searches stay in front.
+        Lines of other searches stay in front.
 
         Args:
             batches: hash -> number of the batch it was asked for in, in the order of asking.
@@ -193,7 +194,7 @@ class TrialLog:
 
 
 def comparable(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials that were scored; of successive halving those trained longest."""
+    """The trials that were scored; under successive halving, those of them trained longest."""
     scored = [trial for trial in trials if trial.metrics]
     longest = max((trial.epochs for trial in scored), default=0)
     return [trial for trial in scored if trial.epochs == longest]
@@ -203,8 +204,8 @@ def front_of(trials: Sequence[Trial], objectives: Sequence[str], layers: int = 1
     """The trials that no other `comparable` one dominates, in the order given.
 
     Args:
-        layers: with 2, those too that only the front dominates; and so on. A score is not the
-            truth, and the best network may stand a little behind.
+        layers: with 2, also the trials that only the front dominates; and so on. Scores have
+            errors, and the best network may lie a little behind the front.
     """
     left, found = comparable(trials), set()
     for _ in range(layers):

@@ -6,7 +6,6 @@ of the module keeps the answer, so that a network extracted from the supernet co
 supernet did.
 """
 
-import copy
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from nas.copying import copied
 from nas.decision import Decision
 
 
@@ -37,7 +37,7 @@ class OwnInput:
             writes = None if captured else _writes(module, args, kwargs)
             if not captured and (writes is not None or _has_values(args, kwargs)):
                 self.writes[module.training] = writes is not False
-        return None if writes is False else copied(args, kwargs)
+        return None if writes is False else own_arguments(args, kwargs)
 
 
 def guard(op: nn.Module) -> None:
@@ -60,7 +60,7 @@ def guards_last(model: nn.Module) -> None:
                 module._forward_pre_hooks[key] = module._forward_pre_hooks.pop(key)
 
 
-def copied(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+def own_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     """Arguments with a copy of every tensor; of one that is passed twice, one copy."""
     made: dict[int, Any] = {}
 
@@ -112,23 +112,18 @@ def _writes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 def _without_memory(module: nn.Module) -> tuple[nn.Module, torch.dtype | None]:
     """A copy on the meta device without hooks, and the type of its weights."""
     memo: dict[int, Any] = {}
-    dtype: torch.dtype | None = None
     for part in module.modules():
-        for own in (part._parameters, part._buffers):
-            for tensor in (tensor for tensor in own.values() if tensor is not None):
-                # Decisions look at the values of their theta, but not while they are traced and
-                # without memory themselves.
-                values = isinstance(part, Decision) and not tensor.is_meta
-                device = "cpu" if values else "meta"
-                made = tensor.detach().to(device)
-                memo[id(tensor)] = nn.Parameter(made) if own is part._parameters else made
-                if device == "meta" and dtype is None and tensor.is_floating_point():
-                    dtype = tensor.dtype
-    probe = copy.deepcopy(module, memo)
+        if isinstance(part, Decision):
+            # They look at the values of their theta, but not while they are traced and without
+            # memory themselves.
+            own = (*part.parameters(recurse=False), *part.buffers(recurse=False))
+            memo |= {id(x): copied(x, device="cpu") for x in own if not x.is_meta}
+    probe = copied(module, memo, "meta")
     for part in probe.modules():
         part._forward_hooks.clear()
         part._forward_pre_hooks.clear()
-    return probe, dtype
+    weights = (x for x in (*probe.parameters(), *probe.buffers()) if x.is_meta)
+    return probe, next((x.dtype for x in weights if x.is_floating_point()), None)
 
 
 def _like(x: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -43,7 +43,7 @@ class Classification:
             self.outputs,
             average="micro",
             validate_args=False,
-            # Inside `apart`, a rank evaluates for itself.
+            # Inside `each_rank_alone`, a rank evaluates for itself.
             distributed_available_fn=_over_ranks,
         )
         return MetricCollection({"acc": accuracy})

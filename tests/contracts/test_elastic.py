@@ -171,7 +171,7 @@ def saved_activations(network: nn.Module, x: torch.Tensor) -> int:
 
 
 def test_a_small_network_keeps_no_memory_of_the_largest():
-    net = built("ofa_mobilenet_small", (3, 16, 16)).train()
+    net = built("ofa_mobilenet_small", (3, 16, 16), all_stages=True).train()
     x = torch.randn(11, 3, 16, 16)
     sizes = []
     for _, decision in decisions(net):
@@ -209,7 +209,7 @@ def test_a_hard_sample_runs_its_slice_and_has_gradients(pick):
 
 def test_the_published_space_has_the_published_counts():
     with torch.device("meta"):
-        net = built("ofa_mobilenet", (3, 224, 224)).eval()
+        net = built("ofa_mobilenet", (3, 224, 224), all_stages=True).eval()
         net.classifier = nn.Linear(1280, 1000)
         largest = Arch(net.name, {name: d.options[-1] for name, d in decisions(net)})
         exact = counted(discretize(net, largest))

@@ -1,23 +1,28 @@
 """Bytes of the stored network against what torch itself stores, with and without folded norms."""
 
 import io
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import fx, nn
 from torch.fx.experimental.optimization import fuse
 
+from nas.arch import Arch
 from nas.cost.analytic import MACs, Params, Size
 from nas.cost.expected import ExpectedCost, entries
 from nas.cost.trace import trace
 from nas.decision import apply
-from nas.discretization import discretize
+from nas.discretization import arch_of, discretize
 from nas.errors import UserError
 from nas.supernet.choice import ChoiceBlock
+from nas.supernet.elastic import ElasticWidth, Number, elastic
 from nas.supernet.elastic_ops import build_op as build
 
-from .strategies import archs, counted, some_archs, supernets
+from .elastic_nets import drawn_archs, elastic_nets
+from .strategies import archs, counted, randomized, some_archs, supernets
 
 
 def stored_bytes(network: nn.Module) -> int:
@@ -55,6 +60,49 @@ def test_size_of_every_architecture_is_what_torch_stores(net):
         apply(net, arch)
         assert whole().item() == whole.of(arch.choices) == stored_bytes(network)
         assert folded().item() == folded.of(arch.choices) == folded_bytes(network)
+
+
+class Chain(nn.Sequential):
+    input_shape = (4, 5, 5)
+
+
+@st.composite
+def searched_channels(draw) -> nn.Module:
+    """Convolutions and norms between numbers of channels that are searched, or not."""
+    torch.manual_seed(0)
+    widths = [elastic(draw(st.sampled_from([4, [2, 4], [3, 4, 6]]))) for _ in range(2)]
+    layers: list[nn.Module] = []
+    channels = 4
+    for _ in range(draw(st.integers(2, 4))):
+        out = draw(st.sampled_from([*widths, 4]))
+        bias = draw(st.booleans())
+        make = partial(
+            nn.Conv2d, kernel_size=draw(st.sampled_from([1, 3])), padding="same", bias=bias
+        )
+        layers.append(ElasticWidth(make, channels, out))
+        channels = out
+        kinds = [[], ["norm"], ["choice"], ["relu", "norm"], ["norm", "relu"]]
+        layers += [behind(kind, channels) for kind in draw(st.sampled_from(kinds))]
+    layers += [ElasticWidth(partial(nn.Conv2d, kernel_size=1), channels, 4), norm()]
+    return randomized(Chain(*layers)).eval()
+
+
+def behind(kind: str, channels: Number) -> nn.Module:
+    if kind == "relu":
+        return nn.ReLU()
+    searched = ElasticWidth(lambda _, outputs: nn.BatchNorm2d(outputs), channels, channels)
+    return searched if kind == "norm" else ChoiceBlock({"norm": searched, "none": nn.Identity()})
+
+
+@settings(max_examples=15)
+@given(st.one_of(searched_channels(), elastic_nets(resolution=False)))
+def test_norms_behind_searched_channels_fold_as_in_the_extracted_network(net):
+    traced = trace(net, net.input_shape)
+    whole, folded = (ExpectedCost(net, Size(fold_norm=fold), traced) for fold in (False, True))
+    for arch in drawn_archs(net):
+        network = discretize(net, Arch(arch_of(net).space, arch.choices))
+        assert whole.of(arch.choices) == stored_bytes(network)
+        assert folded.of(arch.choices) == folded_bytes(network)
 
 
 def conv(c_in: int = 4, c_out: int = 4, **more) -> nn.Conv2d:

@@ -24,13 +24,15 @@ CONFIGS = {
 }
 CLASSES = 3
 SMALLER = {"darts": {"cells": 3}, "nas_bench_201": {"cells": 1}}  # all cells of a kind are alike
-STAGES = {"mnasnet": (1, 3), "ofa": (0, 3)}  # and so are the other stages; test_mnasnet.py has all
+STAGES = {"mnasnet": (1, 3), "ofa": (1, 4)}  # and so are the other stages; test_mnasnet.py has all
 
 
-def built(name: str, shape: tuple[int, ...], **overrides: float) -> nn.Module:
+def built(
+    name: str, shape: tuple[int, ...], all_stages: bool = False, **overrides: float
+) -> nn.Module:
     table = yaml.safe_load(CONFIGS[name].read_text(encoding="utf-8")) | overrides
     table |= SMALLER.get(name, {})
-    if (family := name.partition("_")[0]) in STAGES:
+    if not all_stages and (family := name.partition("_")[0]) in STAGES:
         table["stages"] = table["stages"][slice(*STAGES[family])]
         for stage in table["stages"]:
             stage.update({"depth": stage["depth"][:2]} if "depth" in stage else {})

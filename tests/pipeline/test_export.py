@@ -20,6 +20,9 @@ from nas.export import check, formats
 
 ROOT = Path(__file__).parents[2]
 FORMATS = "state_dict,python,onnx,int8_onnx"
+# Two blocks: exporters take their time for every layer.
+STAGES = "{ops:[conv_k3,conv_k5],channels:16},{ops:[conv_k3,conv_k5],channels:32,stride:2}"
+SPACE = [f"space.stages=[{STAGES}]"]
 QUIET = ["threads=1", "onnx=false", "trainer.enable_progress_bar=false"]
 
 
@@ -27,7 +30,7 @@ QUIET = ["threads=1", "onnx=false", "trainer.enable_progress_bar=false"]
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a random small network, trained well enough for its accuracy to mean something."""
     folder = tmp_path_factory.mktemp("trained")
-    words = ["search=random", "space.width=0.5", "finetune.epochs=4", *QUIET]
+    words = ["search=random", *SPACE, "finetune.epochs=8", *QUIET]
     assert run(["search", *words, f"out={folder}", "name=a"]) == 0
     assert run(["export", str(folder / "a"), "--format", FORMATS]) == 0
     return folder / "a"
@@ -164,7 +167,7 @@ def test_images_of_32_bits_from_the_search_to_the_example_script(
             values = level + draw.integers(0, 5_000, (8, 8))
             Image.fromarray(values.astype(np.int32)).save(f"photos/{label}/{i}.tif")
     data = ["data=image_folder", "data.root=photos", "data.size=8", "data.batch_size=8"]
-    words = ["search=random", "space.width=0.5", "finetune.epochs=6", *QUIET, "name=a", *data]
+    words = ["search=random", *SPACE, "finetune.epochs=6", *QUIET, "name=a", *data]
     assert run(["search", *words]) == 0
     result = RunDir(Path("runs/a")).read_result() or {}
     assert result["input"]["value_range"] == [0, 65535]
@@ -207,7 +210,7 @@ def test_an_architecture_alone_is_exported_untrained_and_says_so(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(finished / "arch.json", "arch.json")
-    words = ["arch.json", "space.width=0.5", "format=python", "latency=false"]
+    words = ["arch.json", *SPACE, "format=python", "latency=false"]
     assert run(["export", *words, "out=bare"]) == 0
     assert "UNTRAINED" in capsys.readouterr().out
     assert "**Not trained**" in Path("bare/card.md").read_text()
@@ -281,7 +284,7 @@ def test_data_of_other_classes(finished: Path, capsys: pytest.CaptureFixture[str
     assert "classes" in line
     assert "(0, 1)" in line
     shutil.copy(finished / "arch.json", "arch.json")
-    weights = ["space.width=0.5", "weights=a/network.pt"]
+    weights = [*SPACE, "weights=a/network.pt"]
     line = complaint(capsys, "arch.json", *weights, *other)
     assert "a/network.pt" in line
     assert "classifier" in line

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from math import isfinite
 from multiprocessing.reduction import ForkingPickler
@@ -22,9 +23,14 @@ from nas.verbs import components_of
 
 Nas = Callable[..., int]
 
-SMALL = ["space.width=0.25", "data.limit=400", "finetune.epochs=1", "threads=1", "onnx=false"]
+SMALL = ["space.width=0.25", "data.limit=280", "finetune.epochs=1", "threads=1", "onnx=false"]
 QUIET = "trainer.enable_progress_bar=false"
-ONE_SHOT = ["search.epochs=1", "search.ranking.trials=4", "search.ranking.evaluate.calibration=64"]
+ONE_SHOT = [
+    "search.epochs=1",
+    "search.ranking.trials=4",
+    "search.ranking.evaluate.calibration=64",
+    "search.ranking.evaluate.raw=true",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +40,22 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def search(*arguments: str) -> int:
     return run(["search", *SMALL, QUIET, "name=a", *arguments])
+
+
+@pytest.fixture(scope="module")
+def spos_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished one-shot search, which several tests look at."""
+    folder = tmp_path_factory.mktemp("spos")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        assert search("search=spos", *ONE_SHOT) == 0
+    return folder / "runs"
+
+
+@pytest.fixture
+def spos(spos_run: Path, _elsewhere: None) -> None:
+    """A copy of that search in the folder of the test."""
+    shutil.copytree(spos_run, "runs")
 
 
 def trials() -> TrialLog:
@@ -57,8 +79,13 @@ def test_trained_one_by_one_the_best_is_taken_and_trains_as_it_was_scored() -> N
 
 
 @pytest.mark.parametrize("name", ["all_paths", "spos", "fairnas", "sandwich"])
-def test_a_one_shot_search_ends_with_a_network_and_a_front(name: str) -> None:
-    assert search(f"search={name}", *ONE_SHOT, "search.ranking.evaluate.raw=true") == 0
+def test_a_one_shot_search_ends_with_a_network_and_a_front(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    if name == "spos":
+        request.getfixturevalue("spos")
+    else:
+        assert search(f"search={name}", *ONE_SHOT) == 0
     result = RunDir(Path("runs/a")).read_result()
     assert result is not None
     known = trials().known
@@ -99,10 +126,10 @@ def test_every_search_leaves_a_front_of_scored_networks(
     assert left["selected"]["costs"]["params"] == result["costs"]["params"]
 
 
+@pytest.mark.usefixtures("spos")
 def test_networks_are_extracted_by_their_rank_inside_a_budget(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert search("search=spos", *ONE_SHOT) == 0
     before = set(trials().known)
     assert run(["extract", "runs/a", "--front", "2", QUIET]) == 0
     taken = {path.name for path in Path("runs/a/extracts").iterdir()}
@@ -181,8 +208,8 @@ def test_side_by_side_and_in_rungs_is_what_one_process_finds(
     assert RunDir(Path("two/a")).read_result()["arch"] == result["arch"]  # type: ignore[index]
 
 
+@pytest.mark.usefixtures("spos")
 def test_a_supernet_sent_to_another_process_gives_the_same_scores() -> None:
-    assert search("search=spos", *ONE_SHOT) == 0
     run_dir = RunDir(Path("runs/a"))
     problem = SearchProblem(**components_of(saved_config(run_dir)))
     (arch, *_) = (trial.arch for trial in trials().known.values())

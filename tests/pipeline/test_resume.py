@@ -4,12 +4,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from nas.artifacts import RunDir
 from nas.cli import run
+from nas.search.callbacks import LastCheckpoint
 from nas.search.darts import BilevelSearch
 
 Nas = Callable[..., int]
@@ -34,19 +36,51 @@ sys.exit(run(words))
 """
 
 
+class Crash(BaseException):
+    """Ends a run as no error that is caught does."""
+
+
+def crash(saves: int, command: list[str]) -> None:
+    """Run `command` until the n-th checkpoint is on disk, in this process: that is much faster."""
+    save, left = LastCheckpoint.on_train_epoch_end, [saves]
+
+    def save_and_crash(self: LastCheckpoint, *arguments: Any) -> None:
+        save(self, *arguments)
+        left[0] -= 1
+        if not left[0]:
+            raise Crash
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(LastCheckpoint, "on_train_epoch_end", save_and_crash)
+        with pytest.raises(Crash):
+            run(command)
+
+
+def kill(saves: int, command: list[str]) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(saves), *command], check=False)
+    assert killed.returncode == -9
+
+
 @pytest.mark.parametrize(
-    ("saves", "relax", "speed"),
-    [(1, "gumbel", "kernels"), (2, "hard_gumbel", "none"), (4, "softmax", "channels_last")],
-    ids=str,
+    ("end", "saves", "relax", "speed"),
+    [
+        (kill, 1, "gumbel", "kernels"),
+        (crash, 2, "hard_gumbel", "none"),
+        (crash, 4, "softmax", "channels_last"),
+    ],
+    ids=["kernels", "none", "channels_last"],
 )
 def test_killed_run_ends_as_an_unbroken_one(
-    saves: int, relax: str, speed: str, nas_command: Nas, small: list[str]
+    end: Callable[[int, list[str]], None],
+    saves: int,
+    relax: str,
+    speed: str,
+    nas_command: Nas,
+    small: list[str],
 ) -> None:
     arguments = [f"relax={relax}", f"speed={speed}", "onnx=false", "search.epochs=3"]
     assert nas_command("search", *arguments, "out=whole", "name=a") == 0
-    broken = ["search", *small, *arguments, "out=broken", "name=a"]
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(saves), *broken], check=False)
-    assert killed.returncode == -9
+    end(saves, ["search", *small, *arguments, "out=broken", "name=a"])
     assert not Path("broken/a/result.json").exists()
 
     assert nas_command("search", *arguments, "out=broken", "resume=true") == 0

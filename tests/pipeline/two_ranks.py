@@ -23,7 +23,7 @@ from nas.diagnostics import silence_third_party_warnings
 from nas.errors import InterruptedRunError
 from nas.pipeline import Run, TrainingStage
 from nas.problem import SearchProblem
-from nas.ranks import together, told, world
+from nas.ranks import all_ranks, broadcast, world
 from nas.search.callbacks import LastCheckpoint
 from nas.search.trials import TrialLog
 from nas.supernet.choice import ChoiceBlock
@@ -181,7 +181,7 @@ def main(folder: Path) -> None:
     rank = int(sys.argv[2])
     without_pictures()
     first = made("random", folder / f"trainer{rank}", ranks=2)
-    with together(TrainingStage(first.problem, first.run).trainer(1, [])):
+    with all_ranks(TrainingStage(first.problem, first.run).trainer(1, [])):
         assert world() == (rank, 2)
         for kind in KINDS:
             ends = [carried_out(made(kind, folder / "two" / kind, ranks=2))]
@@ -190,7 +190,7 @@ def main(folder: Path) -> None:
                 carried_out(made(kind, resumed, ranks=2))
             if rank == 0:
                 shutil.copytree(resumed, folder / "broken" / kind)
-            told(lambda: None)  # not before that is copied
+            broadcast(lambda: None)  # not before that is copied
             ends.append(carried_out(made(kind, resumed, ranks=2)))
             (folder / f"{kind}.rank{rank}.json").write_text(json.dumps(ends))
 

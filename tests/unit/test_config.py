@@ -166,6 +166,12 @@ def test_the_verbs_share_one_grammar() -> None:
     assert parse("export", ["RUN", "--format", "[onnx,pt2]"]).options.format == ("onnx", "pt2")
     assert parse("profile", ["runtime=torch"]).overrides == ["measure.runtime=torch"]
     assert parse("search", ["a=1", "-m"]).flags == ["-m"]
+    sweep = ["seed=range(1,4)", "search=glob(*)", "objective.strength=interval(0,1)"]
+    assert parse("search", [*sweep, "-m"]).overrides == sweep
+    assert parse("search", ["out=größe"]).overrides == ["out='größe'"]
+    assert parse("extract", ["größe", "out=größe"]).options.out == "größe"
+    with pytest.raises(UserError, match="seed='a' must be"):
+        parse("search", ["seed=1,a"])
     for verb in ("search", "extract", "export", "report"):
         with pytest.raises(UserError, match=r"^out=\{: .*input"):
             parse(verb, ["out={", *([] if verb == "search" else ["RUN"])])

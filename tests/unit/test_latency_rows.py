@@ -107,7 +107,6 @@ def test_every_faulty_line_is_named(tmp_path):
         read_networks(path, "lat", options={"a": OPTIONS["a"], "b": OPTIONS["b"]})
     message = str(raised.value)
     for line in (
-        "8 faults",
         "line 3: latency '' is missing",
         "line 4: latency 'fast' is no number",
         "line 5: latency -1 must be above 0",

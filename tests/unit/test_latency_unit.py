@@ -4,22 +4,32 @@ import copy
 import platform
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
+from zlib import crc32
 
 import pytest
 import torch
 from hypothesis import given, settings
 from torch import nn
 
+from nas.arch import Arch
 from nas.cost.analytic import MACs
 from nas.decision import decisions
+from nas.discretization import discretize
+from nas.latency.cost import Latency
 from nas.latency.job import draw
+from nas.latency.models import UnitTime
+from nas.latency.profile import About, Profile
 from nas.latency.runtimes import copy_to_measure, inputs_like, runtime
-from nas.latency.units import Conditions, indices, units_of
+from nas.latency.units import Conditions, features, indices, units_of
 from nas.spaces.staged import StagedSpace
 from nas.supernet.choice import ChoiceBlock
+from nas.supernet.elastic import ElasticWidth, elastic
 from nas.supernet.elastic_ops import build_op as build
 from nas.supernet.relax import Shared
-from tests.contracts.strategies import all_counted, supernets
+from tests.contracts.elastic_nets import drawn_archs, elastic_nets
+from tests.contracts.strategies import all_counted, archs, counted, supernets
 
 MIXED = ["conv_k3", "sep_k5", "mb_k3_e3_se", "identity"]
 
@@ -38,10 +48,10 @@ def test_units_do_all_the_work_of_every_network_but_the_functions_between(net):
     units = units_of(net, net.input_shape)
     own, macs = dict(decisions(net)), MACs()
     rest = set()
-    for arch, counted in all_counted(net).items():
+    for arch, found in all_counted(net).items():
         keys = units.of(indices(own, arch.choices))
         work = sum(macs(layer) for key in keys for layer in units.by_key[key].layers)
-        rest.add(counted["macs"] - work)
+        rest.add(found["macs"] - work)
     # The bare convolution at the start of each drawn network is the only such function.
     places = torch.Size(net.input_shape[1:]).numel()
     assert rest == {net.filter.numel() * places}
@@ -224,3 +234,53 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(ended.stdout) < 100  # one activation alone is 1,600 pages
+
+
+@settings(max_examples=6)
+@given(elastic_nets())
+def test_units_of_searched_numbers_do_the_work_of_each_extracted_network(net):
+    units = units_of(net, net.input_shape)
+    own, macs = dict(decisions(net)), MACs()
+    for arch in drawn_archs(net):
+        keys = units.of(indices(own, arch.choices))
+        work = sum(macs(layer) for key in keys for layer in units.by_key[key].layers)
+        assert work == counted(discretize(net, Arch("drawn", arch.choices)))["macs"]
+
+
+def test_the_latency_of_an_elastic_space_is_the_sum_over_each_extracted_network():
+    """The extracted network is one unit: its time is that of its layers, as drawn here."""
+    stages = [{"ops": ["elastic_k5_e4"], "channels": [4, 8], "stride": 2, "depth": [1, 2]}]
+    net = StagedSpace(
+        (3, 8, 8), 3, stages, name="small", resolution=[6, 8], head={"features": 4}
+    ).eval()
+    own = dict(decisions(net))
+
+    def seconds(unit):
+        texts = (str(replace(layer, module="")) for layer in unit.layers if layer.is_call)
+        return sum(crc32(text.encode()) / 2**32 for text in texts)
+
+    units = units_of(net, net.input_shape)
+    times = {
+        key: UnitTime(1 + seconds(unit), features(unit.layers))
+        for key, unit in units.to_measure.items()
+    }
+    about = About("small", ((1, 3, 8, 8),), "x", "", "torch", "cpu", 1, "float32", 1, {}, "")
+    expected = Latency(Profile(about, times)).expected(net, net.input_shape)
+    for arch in archs(net):
+        (whole,) = units_of(discretize(net, arch), net.input_shape).by_key.values()
+        calls = len(units.of(indices(own, arch.choices)))
+        assert expected.of(arch.choices) == pytest.approx(calls + seconds(whole))
+
+
+def test_a_unit_of_searched_numbers_can_be_run_alone():
+    net = ElasticWidth(partial(nn.Conv2d, kernel_size=3), elastic([2, 4]), elastic([3, 6]))
+    found = units_of(net, (4, 6, 6))
+    for unit, use in zip(found.by_key.values(), found.uses, strict=True):
+        network = discretize(net, arch_with(net, use.condition))
+        x = torch.randn(unit.inputs[0])
+        assert torch.equal(unit.module(x), network(x))
+
+
+def arch_with(net, condition):
+    own = dict(decisions(net))
+    return Arch(type(net).__name__, {name: own[name].options[k] for name, k in condition})

@@ -16,7 +16,16 @@ import torch
 import torch.distributed as dist
 from nas import cli
 from nas.errors import FailedRunError, UserError
-from nas.ranks import apart, as_first, averaged, gathered, rank_and_ranks, told, together, world
+from nas.ranks import (
+    all_ranks,
+    averaged,
+    broadcast,
+    broadcast_module,
+    each_rank_alone,
+    gathered,
+    rank_and_ranks,
+    world,
+)
 
 def launch(function):
     if "LOCAL_RANK" not in os.environ:
@@ -40,18 +49,18 @@ def fails(error):
 def agrees(rank):
     assert world() == rank_and_ranks() == (rank, 2)
     data = Made(batch_size=8)
-    with apart(data):
+    with each_rank_alone(data):
         assert rank_and_ranks() == (0, 1) and world() == (rank, 2) and data.batch_size == 16
         assert averaged([torch.ones(2) * rank])[0].tolist() == [rank, rank]
     assert data.batch_size == 8
-    assert told(lambda: [rank, 0.1, None]) == [0, 0.1, None]
+    assert broadcast(lambda: [rank, 0.1, None]) == [0, 0.1, None]
     own = [(i, {"by": rank, "place": i}) for i in range(rank, 5, 2)]
     assert list(gathered(own, 5)) == [{"by": i % 2, "place": i} for i in range(5)]
     assert averaged([torch.tensor([1.0, 3.0]) + 2 * rank])[0].tolist() == [2.0, 4.0]
     net = torch.nn.BatchNorm1d(3)
     net.running_mean += rank
     net.weight.data += rank
-    as_first(net)
+    broadcast_module(net)
     assert net.running_mean.tolist() == [0.0] * 3 and net.weight.tolist() == [1.0] * 3
     print("agreed", rank)
 
@@ -70,13 +79,13 @@ CASES = {
 }
 
 def job(*_):
-    with together(Made(world_size=2, num_devices=2, strategy=strategy)):
+    with all_ranks(Made(world_size=2, num_devices=2, strategy=strategy)):
         CASES[sys.argv[1]](world()[0])
     return 0
 
 # A shell that runs the tests in the background lets its children ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-cli.VERBS["job"] = job
+cli._verb = job
 sys.exit(cli.run(["job"]))
 """
 

@@ -13,9 +13,9 @@ from nas.search.reinforce import (
     CostAwareAccuracy,
     draw_networks,
     evaluate_each,
-    follow,
     reinforce_loss,
     reinforce_step,
+    update_baseline,
 )
 from nas.supernet.choice import ChoiceBlock
 
@@ -77,8 +77,8 @@ def test_a_baseline_lowers_the_variance_and_does_not_depend_on_the_draws():
 
 def test_the_baseline_starts_at_the_mean_and_then_follows_it():
     baseline = torch.tensor(torch.nan)
-    assert follow(baseline, torch.tensor([1.0, 3.0])) == 2
-    assert float(follow(baseline, torch.tensor([3.0]))) == pytest.approx(2.99)
+    assert update_baseline(baseline, torch.tensor([1.0, 3.0])) == 2
+    assert float(update_baseline(baseline, torch.tensor([3.0]))) == pytest.approx(2.99)
     assert float(baseline) == pytest.approx(2.99)
 
 
