@@ -5,7 +5,8 @@ or data. float32 files are `nas.lowering`'s.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import count
 from math import cos, pi
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +29,7 @@ _SHORTEST = 16  # channels, below which the node that computes a bias's scales i
 
 
 def rounded_weight(weight: Tensor) -> Tensor:
-    """Weights ``(C_out, ...)`` as int8 gives them back: symmetric, one scale a channel.
+    """Round weights ``(C_out, ...)`` as int8 does: symmetric, one scale for each channel.
 
     The gradient goes through as if nothing had been rounded.
     """
@@ -38,7 +39,7 @@ def rounded_weight(weight: Tensor) -> Tensor:
 
 
 def rounded_input(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Activations as int8 over ``[low, high]``, which holds 0, gives them back.
+    """Round activations as int8 over ``[low, high]`` does; the range holds 0.
 
     Outside the range there is no gradient.
     """
@@ -267,7 +268,7 @@ def _rename(graph: Any) -> None:
     """Short names for all but the inputs and outputs of the whole."""
     outside = {value.name for value in (*graph.input, *graph.output)}
     short: dict[str, str] = {name: name for name in outside}
-    numbers = _numbers(outside)
+    numbers = (str(n) for n in count() if str(n) not in outside)
     for node in graph.node:
         node.name = ""
         for names in (node.input, node.output):
@@ -276,15 +277,6 @@ def _rename(graph: Any) -> None:
                     names[i] = short.get(name) or short.setdefault(name, next(numbers))
     for tensor in graph.initializer:
         tensor.name = short[tensor.name]
-
-
-def _numbers(taken: set[str]) -> Iterator[str]:
-    """ "0", "1", ..., without those that are taken."""
-    number = 0
-    while True:
-        if str(number) not in taken:
-            yield str(number)
-        number += 1
 
 
 def int8_pte_bytes(network: nn.Module, example: Tensor, calibration: Tensor) -> bytes:

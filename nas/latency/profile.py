@@ -123,34 +123,11 @@ class Profile:
 
     @classmethod
     def load(cls, path: Path) -> "Profile":
-        """Read and check a profile file.
-
-        Raises:
-            UserError: no such file, no profile, another schema, or a value that cannot be.
-        """
-        return cls.from_json(read_json(path), str(path))
-
-    @classmethod
-    def from_json(cls, raw: Any, where: str) -> "Profile":
-        """As `load`; `where` is for messages."""
-        if not isinstance(raw, Mapping) or raw.get("schema") not in (1, SCHEMA):
-            found = raw.get("schema") if isinstance(raw, Mapping) else type(raw).__name__
-            raise UserError(
-                f"{where} has schema {found!r}, this version of nas reads {SCHEMA}: write it with "
-                "`nas profile`"
-            )
-        if raw.get("unit") != "s":
-            raise UserError(f"{where}: unit={raw.get('unit')!r} must be 's', seconds")
-        if raw["schema"] == 1:
-            return _of_schema_1(cls, raw, where)
-        return decode(cls, {**raw, "about": raw}, where)
-
-
-def _of_schema_1(cls: type[Profile], raw: Mapping[str, Any], where: str) -> Profile:
-    """A file of version 0.1: its regression has another form, and `unit_model` fits one anew."""
-    quality = raw.get("quiet") or {}
-    content = {**raw, "about": raw, "regression": None, "measurement_quality": quality}
-    return decode(cls, content, where)
+        """Read and check a profile file of units; as `load_profile`."""
+        profile = load_profile(path)
+        if not isinstance(profile, cls):
+            raise UserError(f"{path} is of whole networks: it holds no units")
+        return profile
 
 
 @dataclass(frozen=True)
@@ -178,31 +155,32 @@ class NetworksProfile:
         """
         _save({"schema": SCHEMA, "kind": KIND, "unit": "s", **asdict(self)}, path)
 
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any], where: str) -> "NetworksProfile":
-        """Read what `save` wrote.
-
-        Raises:
-            UserError: another schema, or a field that is missing or of the wrong type.
-        """
-        if raw.get("schema") != SCHEMA:
-            raise UserError(
-                f"{where} has schema {raw.get('schema')!r}, this version of nas reads {SCHEMA}: "
-                "fit the table again with `nas profile import_csv=FILE`"
-            )
-        return decode(cls, raw, where)
-
 
 def load_profile(path: Path) -> Profile | NetworksProfile:
-    """Read a profile file, of units or of whole networks.
+    """Read and check a profile file, of units or of whole networks.
 
     Raises:
-        UserError: no such file, or no profile.
+        UserError: no such file, no profile, another schema, or a value that cannot be.
     """
     raw = read_json(path)
-    if isinstance(raw, dict) and raw.get("kind") == KIND:
-        return NetworksProfile.from_json(raw, str(path))
-    return Profile.from_json(raw, str(path))
+    schema = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
+    networks = isinstance(raw, dict) and raw.get("kind") == KIND
+    if schema != SCHEMA and (networks or schema != 1):
+        again = (
+            "fit the table again with `nas profile import_csv=FILE`"
+            if networks
+            else "write it with `nas profile`"
+        )
+        raise UserError(
+            f"{path} has schema {schema!r}, this version of nas reads {SCHEMA}: {again}"
+        )
+    if networks:
+        return decode(NetworksProfile, raw, str(path))
+    if raw.get("unit") != "s":
+        raise UserError(f"{path}: unit={raw.get('unit')!r} must be 's', seconds")
+    if schema == 1:  # of version 0.1: its regression has another form, `unit_model` fits one anew
+        raw |= {"regression": None, "measurement_quality": raw.get("quiet") or {}}
+    return decode(Profile, {**raw, "about": raw}, str(path))
 
 
 def _save(content: Mapping[str, Any], path: Path) -> None:

@@ -121,13 +121,12 @@ def onnx_file(module: nn.Module, inputs: Tensors) -> bytes:
     Raises:
         UserError: the module cannot be written as ONNX.
     """
-    reasons = []
-    for free_batch in (True, False):
-        try:
-            return onnx_bytes(module, inputs, free_batch)
-        except Exception as error:
-            reasons.append(_reason(error))
-    raise UserError(f"{type(module).__name__} cannot be written as ONNX: {'; '.join(reasons)}")
+    return _written(
+        module,
+        "written as ONNX",
+        lambda: onnx_bytes(module, inputs),
+        lambda: onnx_bytes(module, inputs, free_batch=False),
+    )
 
 
 def pte_file(module: nn.Module, inputs: Tensors) -> bytes:
@@ -136,14 +135,20 @@ def pte_file(module: nn.Module, inputs: Tensors) -> bytes:
     Raises:
         UserError: ExecuTorch is not installed, or cannot lower the module.
     """
-    try:
-        return pte_bytes(module, inputs)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"{type(module).__name__} cannot be lowered to ExecuTorch: {_reason(error)}"
-        ) from None
+    return _written(module, "lowered to ExecuTorch", lambda: pte_bytes(module, inputs))
+
+
+def _written(module: nn.Module, how: str, *attempts: Callable[[], bytes]) -> bytes:
+    """What the first attempt gives that does not fail."""
+    reasons = []
+    for attempt in attempts:
+        try:
+            return attempt()
+        except UserError:
+            raise
+        except Exception as error:
+            reasons.append(_reason(error))
+    raise UserError(f"{type(module).__name__} cannot be {how}: {'; '.join(reasons)}")
 
 
 def _reason(error: Exception) -> str:

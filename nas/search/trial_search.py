@@ -14,7 +14,7 @@ from nas.arch import Arch
 from nas.artifacts import RunDir
 from nas.artifacts.files import remove_leftovers, write_atomic
 from nas.config.schema import Count, Processes, Seed, checked
-from nas.decision import decisions
+from nas.decision import decisions, free, sample_path
 from nas.errors import UserError
 from nas.problem import SearchProblem
 from nas.ranks import broadcast, each_rank_alone, world
@@ -247,12 +247,7 @@ class RandomArch:
             for _, decision in decisions(self.supernet):
                 decision.alpha.data = gumbel_noise(decision.alpha.data, generator)
             return problem.select()
-        return Arch(
-            problem.space,
-            {
-                name: decision.options[
-                    int(torch.randint(len(decision.options), (), generator=generator))
-                ]
-                for name, decision in decisions(self.supernet)
-            },
-        )
+        sample_path(self.supernet, generator)
+        choices = {name: decision.best() for name, decision in decisions(self.supernet)}
+        free(self.supernet)
+        return Arch(problem.space, choices)

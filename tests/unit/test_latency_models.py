@@ -119,7 +119,7 @@ def test_one_wrong_row_moves_the_linear_fit_by_little(factor):
 
 @pytest.mark.parametrize("kind", UNIT_FITS)
 def test_a_model_survives_json(kind):
-    model = fitted(kind, drawn_units(noise=0.1))
+    model = FITTED[kind]
     again = decode(UnitModel, asdict(model), "file")
     assert again == model
     for unit in drawn_units().values():
