@@ -23,7 +23,7 @@ SECONDS = 20.0  # of measuring at most, for all runtimes of one network
 
 @dataclass(frozen=True)
 class Parity:
-    """An exported file beside the network in eager PyTorch.
+    """How an exported file compares with the network in eager PyTorch.
 
     Args:
         samples: on how many.

@@ -1,4 +1,4 @@
-"""The formats by name: what is written, with which lowering, and the runtime that reads it.
+"""The formats by name: what each writes, by which lowering, and the runtime that reads it.
 
 A new one is a `Format` and a line in `chosen`.
 """

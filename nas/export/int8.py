@@ -29,7 +29,7 @@ _SHORTEST = 16  # channels, below which the node that computes a bias's scales i
 
 
 def rounded_weight(weight: Tensor) -> Tensor:
-    """Weights ``(C_out, ...)`` as int8 gives them back: symmetric, one scale a channel.
+    """Round weights ``(C_out, ...)`` as int8 does: symmetric, one scale for each channel.
 
     The gradient goes through as if nothing had been rounded.
     """
@@ -39,7 +39,7 @@ def rounded_weight(weight: Tensor) -> Tensor:
 
 
 def rounded_input(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Activations as int8 over ``[low, high]``, which holds 0, gives them back.
+    """Round activations as int8 over ``[low, high]`` does; the range holds 0.
 
     Outside the range there is no gradient.
     """

@@ -110,7 +110,9 @@ def load_supernet(supernet: nn.Module, checkpoint: Path) -> None:
 
 
 def check_checkpoint(module: nn.Module, path: Path) -> None:
-    """Whether a training of `module` can go on from `path`; Lightning would end in a traceback.
+    """Refuse a checkpoint that a training of `module` cannot go on from.
+
+    Lightning would end in a traceback.
 
     Raises:
         UserError: it is damaged, or a checkpoint of something else.

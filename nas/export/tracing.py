@@ -1,4 +1,4 @@
-"""The forward pass of a whole network as Python text, in which sizes are numbers but the batch's.
+"""The forward pass of a whole network as Python text; all sizes but the batch's are numbers.
 
 `torch.fx` alone fails on ``for side in x.shape[2:]``: here every proxy knows the tensor that it
 stands for, so all sizes but the batch's are plain integers. Layers of torch, and sequences of them,

@@ -1,4 +1,4 @@
-"""From the sum over units to the latency of the whole network, calibrated on a few measured ones.
+"""The latency of a network from the sum over its units, corrected by a few measured networks.
 
 Measured alone, a unit pays for being called, and finds other things in the cache than it does
 inside a network. Most of that is the same for every network or every unit.
@@ -57,7 +57,7 @@ class MeasuredNetwork:
 
 
 def sum_of(uses: Mapping[str, int], units: Units) -> float:
-    """Seconds of all units that a network executes, each measured alone.
+    """Sum the seconds of all units that a network executes, each measured alone.
 
     Raises:
         UserError: the network executes nothing that takes time.
@@ -70,7 +70,7 @@ def sum_of(uses: Mapping[str, int], units: Units) -> float:
 
 @dataclass(frozen=True)
 class Spill:
-    """Weights that no cache holds from one call to the next are fetched again.
+    """The time to fetch weights again that no cache holds from one call to the next.
 
     A unit measured alone finds its weights in the cache, as long as it is a small one.
 
@@ -106,11 +106,11 @@ class Correction:
     spill: Spill | None = None
 
     def unit(self, key: str, seconds: float) -> float:
-        """What one use of a unit adds to a network, `seconds` being its time alone."""
+        """Seconds that one use of a unit adds to a network; `seconds` is its time alone."""
         return self.scale * self.factors.get(key, 1.0) * seconds + self.per_unit
 
     def __call__(self, uses: Mapping[str, int], units: Units) -> float:
-        """Seconds of the network that executes the units so often."""
+        """Seconds of the network that executes each unit `uses` times."""
         added = sum(n * self.unit(key, units[key].seconds) for key, n in uses.items())
         weights = sum(n * weights_of(units[key].features) for key, n in uses.items())
         return self.offset + added + (0.0 if self.spill is None else self.spill(weights))
@@ -129,7 +129,7 @@ Fit = Callable[[Sequence[MeasuredNetwork], Units], Correction]
 
 
 def calibrate(networks: Sequence[MeasuredNetwork], units: Units) -> Calibration:
-    """The form of correction that predicts networks left out best, fitted to all of them.
+    """Choose the form of correction that predicts left-out networks best, and fit it to all.
 
     Forms are tried from the plainest on (nothing, scale, scale and offset, scale and per unit, a
     factor of each unit, the same and a spill). A fuller one is taken only where its leave-one-out

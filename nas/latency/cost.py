@@ -146,7 +146,7 @@ class ExpectedLatency(Expected):
 
 
 class ExpectedNetworkLatency(Expected):
-    """Mean over architectures, each with its probability; exact, and so differentiable.
+    """The mean over architectures, weighted by their probabilities; exact and differentiable.
 
     A model that adds up over decisions has one term for each option. For any other the
     architectures are written out, up to 32,768 of them. Nothing is run.

@@ -62,7 +62,10 @@ with the CSV in this folder, beside `manifest.json`.
 
 
 def export(plan: Measuring, model: nn.Module, example: Example, folder: Path, pte: bool) -> int:
-    """Write one file for each unit and each network, and what they are; the number of files.
+    """Write one file for each unit and each network, and a manifest of them.
+
+    Returns:
+        The number of files.
 
     Raises:
         UserError: an exporter that is not installed, or a unit that it cannot write.
@@ -141,7 +144,7 @@ def _readme(about: About, first: str, pte: bool) -> str:
 
 
 def is_times(path: Path) -> bool:
-    """Whether a CSV file is of an export's files; else it is a table of networks.
+    """Whether a CSV file holds times of exported files; if not, it is a table of networks.
 
     Raises:
         UserError: it cannot be read.
@@ -150,7 +153,7 @@ def is_times(path: Path) -> bool:
 
 
 def read_times(path: Path, device: str | None) -> Profile:
-    """The profile of times that were measured elsewhere.
+    """Make the profile from times that were measured on another device.
 
     Args:
         path: the CSV; the manifest of the export lies beside it.
@@ -214,7 +217,7 @@ def fit_table(
     options: Mapping[str, Sequence[object]],
     additive: bool,
 ) -> NetworksProfile:
-    """Fit the networks of a CSV file; see `read_networks` and `fit_networks`.
+    """Fit a model to the networks of a CSV file; see `read_networks` and `fit_networks`.
 
     Args:
         options: the decisions of the space and their options.

@@ -1,6 +1,6 @@
-"""The measurements as they are made, and whether they can be trusted.
+"""The file of measurements that grows while measuring, and whether they can be trusted.
 
-One JSON object a line, so that an interruption loses none.
+It has one JSON object a line, so that an interruption loses none.
 """
 
 import json
@@ -72,7 +72,7 @@ class MeasurementLog:
         return [ns for row in self.rows.get(name, []) for ns in row.ns]
 
     def normalized_times(self, name: str, part: slice = slice(None)) -> list[float]:
-        """The same, divided by how slow the machine was at that moment.
+        """Every time measured of `name`, divided by how slow the machine was at that moment.
 
         The reference kernel tells that: where others share a processor, or it changes its clock,
         things measured minutes apart would not be comparable otherwise. The least of the kernel's
@@ -147,7 +147,7 @@ class MeasurementLog:
 def measurement_quality(
     references: Sequence[int], load_before: float | None, repeats: Sequence[float]
 ) -> dict[str, Any]:
-    """Whether figures can be trusted, and every reason against it.
+    """Judge whether the measurements can be trusted, and give every reason against it.
 
     A machine that changes its speed is no reason, as long as the same figures come out.
 

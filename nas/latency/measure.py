@@ -111,7 +111,7 @@ def measure(
 
 
 def timings(calls: Mapping[str, Call], seconds: float, threads: int = 1) -> dict[str, Timing]:
-    """Time a few things that are ready to be called beside each other; keeps no file.
+    """Time a few things that are ready to be called, in turns; no file is kept.
 
     Args:
         seconds: for all of them; fewer calls where they are long.

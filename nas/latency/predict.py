@@ -110,7 +110,7 @@ def _basis(x: Array, degree: int) -> Array:
 
 
 def fit_nonnegative(x: Array, y: Array) -> Predictor:
-    """A sum with no coefficient below 0, so that more of anything never takes less time.
+    """Fit a sum with no coefficient below 0, so that more of anything never takes less time.
 
     Huber loss of ``log(fitted / measured)``: errors are shares of a time, and neither a row that is
     far too high nor one far too low outweighs the others.
@@ -156,7 +156,7 @@ def huber_weights(residuals: Array) -> Array:
 def fit_ridge(
     x: Array, y: Array, *, logs: bool = False, degree: Literal[1, 2] = 1, exponential: bool = False
 ) -> Predictor:
-    """Robust ridge regression of seconds, or of their logarithm, on standardised columns.
+    """Fit a robust ridge regression of seconds, or of their logarithm, on standardised columns.
 
     Its strength is the one of least leave-one-out error; Huber's loss by reweighting.
     """
@@ -188,7 +188,7 @@ def fit_mlp(
     strength: float = 0.1,
     seed: int = 0,
 ) -> Predictor:
-    """A model times a factor that is the mean, in log space, of four small networks.
+    """Fit a model times a factor, which is the mean in log space of four small networks.
 
     Far outside the data the factor is bounded, and the model goes on. The same rows and seed give
     the same fit.
@@ -248,7 +248,7 @@ def left_out(
 
 
 def implausible(measured: Array, fitted: Array) -> NDArray[np.bool_]:
-    """Which rows ``(n,)`` are below a tenth of a robust fit, where it can be relied on.
+    """Tell which rows ``(n,)`` are below a tenth of a robust fit, where it can be relied on.
 
     That is six times as far off as the fit usually is.
     """

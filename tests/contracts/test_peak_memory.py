@@ -143,7 +143,7 @@ def test_one_hot_peak_is_that_of_the_extracted_network(net):
     check_exact(net, some_archs(net))
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(graphs())
 def test_skips_and_outputs_that_are_inputs(net):
     check_exact(net, some_archs(net, 6))
