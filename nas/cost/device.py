@@ -193,6 +193,7 @@ class OnDevice:
 
     @property
     def target(self) -> Device:
+        """The device, which the constructor has made sure of."""
         assert self.device is not None
         return self.device
 

@@ -18,7 +18,7 @@ from nas.problem import SearchProblem
 from nas.recalibrate import batch_statistics
 from nas.search.evaluate import quiet_trainer
 from nas.search.reinforce import draw_networks, evaluate_each, reinforce_loss, update_baseline
-from nas.search.trials import Trial
+from nas.search.space import Searcher
 from nas.selection import front, select
 from nas.supernet.choice import Relaxing
 from nas.supernet.relax import exponential
@@ -29,7 +29,7 @@ STALE = 3  # descents in a row without a new network, before the search ends
 
 
 @checked("gradient")
-class GradientSearch:
+class GradientSearch(Searcher):
     """Descends ``L_val + strength * log E[cost]`` in the alphas alone, one strength after another.
 
     Each descent starts from equal alphas. It proposes the most probable network inside the budgets
@@ -93,9 +93,6 @@ class GradientSearch:
         while len(asked) < count and (arch := next(self.proposals, None)) is not None:
             asked.append(arch)
         return asked
-
-    def tell(self, trials: Sequence[Trial]) -> None:
-        """Nothing to learn: the scores are read off the supernet."""
 
     def _proposals(self) -> Iterator[Arch]:
         """New architectures, until `STALE` descents in a row have brought none."""

@@ -20,14 +20,12 @@ from nas.train import called, takes
 
 
 class Stage(Protocol):
-    """The stage of a run that a search trains in.
-
-    Attributes:
-        run: the folder; ``run.checkpoint`` and ``run.trials`` are the search's own.
-    """
+    """The stage of a run that a search trains in."""
 
     @property
-    def run(self) -> RunDir: ...
+    def run(self) -> RunDir:
+        """The folder; its ``checkpoint`` and ``trials`` are the search's own."""
+        ...
 
     def trainer(self, epochs: int, callbacks: list[pl.Callback]) -> pl.Trainer:
         """A trainer as the run is configured, with its logger."""

@@ -14,14 +14,14 @@ from pydantic import Field
 from nas.arch import Arch
 from nas.config.schema import Count, checked
 from nas.errors import UserError
-from nas.search.space import SearchSpace
+from nas.search.space import Searcher, SearchSpace
 from nas.search.trials import Trial
 
 FAILED = 1e30  # stands for an infinite objective: libraries sort, and subtract
 
 
 @checked()
-class RegularisedEvolution:
+class RegularisedEvolution(Searcher):
     """Tournaments among the youngest, whose winner is mutated (Real et al. 2019, algorithm 1).
 
     With several objectives every tournament weighs them anew, by the augmented Chebyshev norm with
@@ -93,7 +93,7 @@ class RegularisedEvolution:
 
 
 @checked()
-class NSGA2:
+class NSGA2(Searcher):
     """NSGA-II (Deb et al. 2002) by pymoo: uniform crossover, one gene drawn anew on average.
 
     Args:

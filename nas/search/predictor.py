@@ -16,7 +16,7 @@ from nas.arch import Arch
 from nas.config.schema import Count
 from nas.pareto import non_dominated
 from nas.search.evolution import FAILED, mutated, values
-from nas.search.space import SearchSpace
+from nas.search.space import Searcher, SearchSpace
 from nas.search.trials import Trial
 
 Floats = NDArray[np.float64]
@@ -109,7 +109,7 @@ class Surrogate:
         return out
 
 
-class Predictor:
+class Predictor(Searcher):
     """Proposes the architecture that, under one draw of all surrogates, adds most hypervolume.
 
     Objectives that are exact costs of the space are priced, not predicted.

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
 from math import isfinite
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -16,31 +16,14 @@ from nas.ranks import broadcast, world
 from nas.search.alpha_descent import GradientSearch
 from nas.search.evolution import NSGA2, RegularisedEvolution
 from nas.search.predictor import Predictor
-from nas.search.space import SearchSpace
+from nas.search.space import Searcher, SearchSpace
 from nas.search.trials import Trial, TrialLog, comparable
 
 # Proposals in a row, all known already, before a search ends: small spaces run out.
 PATIENCE = 50
 
 
-class Searcher(Protocol):
-    """Proposes architectures and learns from their scores.
-
-    What it proposes depends only on the draws of its own seeded generator and on what it was told.
-    So a search is resumed by asking again from the start and telling the recorded scores: no
-    searcher, nor the library behind it, has to save its state.
-    """
-
-    def ask(self, count: int) -> Sequence[Arch]:
-        """At most `count` architectures to score, inside the budgets; none: it is done."""
-        ...
-
-    def tell(self, trials: Sequence[Trial]) -> None:
-        """The scores of what was asked last, in that order."""
-        ...
-
-
-class Agreed:
+class Agreed(Searcher):
     """A searcher for all ranks: that of the first rank proposes to all of them."""
 
     def __init__(self, searcher: Searcher) -> None:
@@ -55,7 +38,7 @@ class Agreed:
             self.searcher.tell(trials)
 
 
-class Enumerate:
+class Enumerate(Searcher):
     """Every architecture of the space inside the budgets: exact, for small spaces.
 
     Args:
@@ -80,11 +63,8 @@ class Enumerate:
     def ask(self, count: int) -> Sequence[Arch]:
         return list(islice(self._left, count))
 
-    def tell(self, trials: Sequence[Trial]) -> None:
-        """Nothing to learn."""
 
-
-class RandomSearch:
+class RandomSearch(Searcher):
     """Architectures drawn uniformly inside the budgets: the baseline every searcher has to beat."""
 
     def __init__(self, space: SearchSpace, seed: int = 0, objectives: Sequence[str] = ()) -> None:
@@ -93,9 +73,6 @@ class RandomSearch:
 
     def ask(self, count: int) -> Sequence[Arch]:
         return [self.space.draw(self.generator) for _ in range(count)]
-
-    def tell(self, trials: Sequence[Trial]) -> None:
-        """Nothing to learn."""
 
 
 def search(
@@ -163,7 +140,7 @@ def best(trials: Sequence[Trial], metric: str) -> Trial:
     return min(scored, key=lambda trial: trial.value(metric))
 
 
-class TPE:
+class TPE(Searcher):
     """Optuna's TPE (Bergstra et al. 2011; several objectives: Ozaki et al. 2022).
 
     Args:

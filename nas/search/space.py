@@ -1,9 +1,10 @@
 """`SearchSpace`: a space without its modules, as searchers need it: options, costs, budgets."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from math import isclose, prod
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from nas.cost.integer_program import IntegerProgram, worst
 from nas.decision import decisions
 from nas.errors import UserError
 from nas.search.base import check_searchable
+from nas.search.trials import Trial
 from nas.selection import check_feasible, limits
 
 TRIES = 50  # draws outside the budgets before one is repaired
@@ -137,6 +139,22 @@ class SearchSpace:
             check_feasible(self.costs, self.budgets)
             raise UserError(f"no network of this space meets the budgets {dict(self.budgets)}")
         return self.arch(found.choices)
+
+
+class Searcher(Protocol):
+    """Proposes architectures and learns from their scores.
+
+    What it proposes depends only on the draws of its own seeded generator and on what it was told.
+    So a search is resumed by asking again from the start and telling the recorded scores: no
+    searcher, nor the library behind it, has to save its state.
+    """
+
+    def ask(self, count: int) -> Sequence[Arch]:
+        """At most `count` architectures to score, inside the budgets; none: it is done."""
+        ...
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Learn from the scores of what was asked last, in that order; by default nothing."""
 
 
 def _below(count: int, generator: torch.Generator) -> int:

@@ -43,6 +43,7 @@ class Block:
 
     @property
     def best(self) -> int:
+        """The option that is most probable at the end."""
         return int(self.probabilities[-1].argmax())
 
 

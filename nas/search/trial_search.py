@@ -24,13 +24,12 @@ from nas.search.halving import FOLDER, Halving, in_rungs
 from nas.search.scoring import Outcomes, Workers, in_turn, over_ranks, recorded
 from nas.search.searchers import (
     Agreed,
-    Searcher,
     best,
     check_name,
     make,
     search,
 )
-from nas.search.space import SearchSpace
+from nas.search.space import Searcher, SearchSpace
 from nas.search.trials import Trial, TrialLog, comparable, table_of
 from nas.supernet.relax import gumbel_noise
 from nas.tasks.classification import task_of

@@ -67,6 +67,7 @@ class StrongestEdges(RelaxedDecision):
 
     @property
     def alpha(self) -> Tensor:  # type: ignore[override]
+        """Logits of the pairs: the sum of both edges' largest log-probabilities."""
         strengths = [op.alpha.float().log_softmax(-1).max() for op in self._ops]
         return torch.stack([strengths[i] + strengths[j] for i, j in pairs(len(strengths))])
 
