@@ -149,7 +149,9 @@ class Unrolled(nn.Module):
     """All plain modules that one `Searchable` may become, each with the condition of its options.
 
     Runs them one after another on the channels that each uses, and gives zeros of their largest
-    shape: values do not matter in a dry run, and whoever reads them takes what it needs.
+    shape: values do not matter in a dry run, and whoever reads them takes what it needs. What is
+    not searchable and stands behind (a pool, an addition between blocks) is seen at the largest
+    shape: activations and units of it are those of the widest network.
     """
 
     def __init__(self, variants: Sequence[tuple[Condition, nn.Module, int | None]]) -> None:
