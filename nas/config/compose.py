@@ -22,7 +22,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from nas.config import options as own_options
-from nas.config.help import VERBS, config_dir, groups, keys_of
+from nas.config.help import VERBS, config_dir, groups, keys_of, keys_of_run
 from nas.config.schema import run_violation, short_repr, violation
 from nas.errors import UserError
 
@@ -205,13 +205,14 @@ def _of_hydra(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[str]
     if short := VERBS[verb].short:
         own = {key.name for key in keys_of(short, "default")} - {"seed"}
         return [f"{short}.{w}" if w.partition("=")[0] in own else w for w in overrides], flags
-    return with_budgets(overrides), flags
+    return with_budgets(overrides, found.config_dir), flags
 
 
-def with_budgets(words: Sequence[str]) -> list[str]:
+def with_budgets(words: Sequence[str], folder: str | None = None) -> list[str]:
     """The costs that budgets name are computed, and by default the search keeps the budgets.
 
-    ``budget.macs=5M`` alone means ``cost=[macs] objective=augmented_lagrangian`` as well.
+    ``budget.macs=5M`` alone means ``cost=[macs] objective=augmented_lagrangian`` as well. A cost
+    that config.yaml does not list, also one in the user's `folder`, can have a budget, too.
     """
     given = dict(word.partition("=")[::2] for word in words if "=" in word)
     named = {
@@ -220,11 +221,18 @@ def with_budgets(words: Sequence[str]) -> list[str]:
         if key.lstrip("+").startswith("budget.")
     }
     # Of names that are no cost Hydra complains, and says which there are.
-    known = groups()["cost"]
+    own = {path.stem for path in Path(folder).glob("cost/*.yaml")} if folder else set()
+    known = {*groups()["cost"], *own}
+    listed = {key.name.removeprefix("budget.") for key in keys_of_run()}
     budgets = [n for n, value in named.items() if n in known and value not in ("null", "")]
     if not budgets:
         return list(words)
-    kept = [word for word in words if word.partition("=")[0] != "cost"]
+    new = {f"budget.{name}" for name in budgets if name not in listed}
+    kept = [
+        f"+{word}" if word.partition("=")[0] in new else word
+        for word in words
+        if word.partition("=")[0] != "cost"
+    ]
     costs = [name for name in given.get("cost", "").strip("[]").split(",") if name]
     added = [f"cost=[{','.join(dict.fromkeys([*costs, *budgets]))}]"]
     if "objective" not in given:

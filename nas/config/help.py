@@ -50,8 +50,17 @@ def groups() -> dict[str, list[str]]:
 
 def keys_of(group: str, option: str) -> list[Key]:
     """The keys of an option, those of the options it begins with (``defaults``) included."""
+    return _keys(config_dir() / group / f"{option}.yaml")
+
+
+def keys_of_run() -> list[Key]:
+    """The keys of a run itself, which are in no group: ``seed``, ``budget.params``, ..."""
+    return _keys(config_dir() / "config.yaml")
+
+
+def _keys(path: Path) -> list[Key]:
     found: dict[str, Key] = {}
-    _read(config_dir() / group / f"{option}.yaml", found)
+    _read(path, found)
     return list(found.values())
 
 
@@ -231,10 +240,8 @@ def _composed(verb: Verb, arguments: Sequence[str]) -> Iterator[str]:
         above = "" if group == verb.short else f"{group}."
         keys = [key for name in names for key in keys_of(group, name)]
         yield "\n".join([text, *(_lines(key, above) for key in keys)])
-    found: dict[str, Key] = {}
-    _read(config_dir() / "config.yaml", found)
     trains = "finetune" in verb.groups
-    own = [key for key in found.values() if trains or key.name in ("seed", "profile")]
+    own = [key for key in keys_of_run() if trains or key.name in ("seed", "profile")]
     yield "of the run:\n" + "\n".join(map(_lines, own))
     yield (
         "--config-dir FOLDER adds options of your own to the groups\n"

@@ -155,9 +155,12 @@ def _chosen(
 
 
 def _owner(module: str, blocks: Mapping[str, BlockSummary]) -> tuple[str, BlockSummary]:
-    """The block of the module at this path: the longest name that begins the path."""
+    """The block of the module at this path: the longest name that begins the path.
+
+    What the forward pass of the network itself does, outside of its modules, is "(network)".
+    """
     fitting = [n for n in blocks if n and (module == n or module.startswith(f"{n}."))]
-    name = max(fitting, key=len, default=module.partition(".")[0])
+    name = max(fitting, key=len, default=module.partition(".")[0] or "(network)")
     return name, BlockSummary(name)
 
 

@@ -10,33 +10,22 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "nas"
 
-# A module may import from its own layer or an earlier one. Lowerings come before what profiles with
-# them, and the command of a package after what it drives: such a file has a layer of its own.
-LAYERS = (
-    "errors artifacts arch copying pareto quantities ranks",
-    "diagnostics",
+# The floors of the house, from the ground up. A module may import from its own part, from parts to
+# the left of it, and from lower floors (above it in this list). Lowerings come before what profiles
+# with them, and the command of a package after what it drives: such a file is a part of its own.
+FLOORS = (
+    "errors ranks artifacts arch copying pareto quantities diagnostics",
     "config",
-    "data tasks",
-    "decision",
-    "ops",
-    "supernet",
-    "spaces discretization",
+    "tasks data decision",
+    "ops supernet",
+    "discretization spaces",
     "cost",
-    "lowering",
-    "objective",
-    "recalibrate selection train",
-    "problem",
-    "search",
-    "report",
-    "latency",
-    "export",
-    "result",
-    "pipeline",
-    "verbs",
-    "extract export.command",
-    "cli",
+    "lowering objective selection recalibrate train problem",
+    "search report latency export",
+    "result pipeline verbs",
+    "extract export.command cli",
 )
-RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer.split()}
+RANK = {name: rank for rank, name in enumerate(" ".join(FLOORS).split())}
 
 # They work on any arch.json and weights, whoever found them.
 SEARCH_FREE = {"export", "report"}
@@ -86,7 +75,7 @@ def at_import_time(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def part_of(dotted: str) -> str:
-    """The part of nas that "arch.Arch" or "export.int8.slim" is in, as in LAYERS."""
+    """The part of nas that "arch.Arch" or "export.int8.slim" is in, as in FLOORS."""
     parts = dotted.split(".")
     return next((p for p in (".".join(parts[:2]), parts[0]) if p in RANK), parts[0])
 
@@ -101,9 +90,9 @@ def fault(part: str, name: str) -> str | None:
     if target == "__version__":
         return None
     if target not in RANK:
-        return "import it from the module that defines it, or give a new module its layer here"
+        return "import it from the module that defines it, or give a new part its floor here"
     if RANK[target] > RANK[part]:
-        return f"{target} is in a later layer than {part}"
+        return f"{target} is on a higher floor than, or right of, {part}"
     if target == "search" and part.partition(".")[0] in SEARCH_FREE:
         return f"{part} must work without the search"
     return None
@@ -113,7 +102,7 @@ def faults(module: str, source: str, is_package: bool = False) -> list[str]:
     """Wrong arrows of one module, e.g. ``faults("nas.arch", "import nas.cli")``."""
     part = part_of(module.partition(".")[2])
     if part not in RANK:
-        return [f"{module}: in no layer; add it to LAYERS"]
+        return [f"{module}: on no floor; add it to FLOORS"]
     tree = ast.parse(source)
     found = []
     for node in ast.walk(tree):
