@@ -157,6 +157,18 @@ def test_help_lists_the_keys_of_the_option_that_is_chosen() -> None:
     assert re.search(r"front=0 +0: the most probable network", help_of("extract"))
 
 
+def test_a_cost_of_the_users_own_can_have_a_budget(tmp_path: Path) -> None:
+    (tmp_path / "cost").mkdir()
+    (tmp_path / "cost" / "mine.yaml").write_text("mine: {_target_: nas.cost.analytic.Params}\n")
+    given = parse("search", ["--config-dir", str(tmp_path), "budget.mine=5k", "budget.macs=60%"])
+    config = compose_config(given.overrides, str(tmp_path))
+    assert (config.budget.mine, config.budget.macs) == ("5k", "60%")
+    assert set(config.cost) == {"mine", "macs"}
+    assert "augmented" in config.objective._target_.lower()
+    with pytest.raises(UserError, match="Known keys of budget"):
+        compose_config(parse("search", ["budget.mine=5k"]).overrides)
+
+
 def test_the_verbs_share_one_grammar() -> None:
     for words in (["front=8", "fine_tune=true"], ["--front", "8", "--fine-tune"], ["--front=8"]):
         given = parse("extract", ["RUN", *words, "budget.macs=30%"])
