@@ -149,9 +149,10 @@ class Unrolled(nn.Module):
     """All plain modules that one `Searchable` may become, each with the condition of its options.
 
     Runs them one after another on the channels that each uses, and gives zeros of their largest
-    shape: values do not matter in a dry run, and whoever reads them takes what it needs. What is
-    not searchable and stands behind (a pool, an addition between blocks) is seen at the largest
-    shape: activations and units of it are those of the widest network.
+    shape: values do not matter in a dry run. The `Recorder` knows them for the outputs of all
+    shapes, and runs what stands behind for each one. Only where code between modules puts a size
+    that it has read off a tensor into an operator, as ``x.view(len(x), x.shape[1])`` does, what
+    stands behind is seen at the largest shape, up to the next searchable module.
     """
 
     def __init__(self, variants: Sequence[tuple[Condition, nn.Module, int | None]]) -> None:

@@ -1,7 +1,8 @@
 """Which BatchNorms a deployed network folds into the layer in front, in which architectures.
 
 A norm folds into the convolution or linear layer whose output it alone reads, in every call of
-both. Where a decision stands between the two, that depends on what is chosen.
+both; a second norm behind it does so too. Where a decision stands between the two, that depends on
+what is chosen.
 """
 
 from collections import defaultdict
@@ -16,7 +17,7 @@ from nas.cost.trace import Layer, StoredTensor, Trace
 
 _ALWAYS: AnyOf = frozenset({frozenset()})
 
-Key = int | str  # identity of the weight of a layer
+Key = int | str  # identity of the weight of a layer; of a norm, its path
 
 
 def folds(traced: Trace) -> Iterator[Layer]:
@@ -36,15 +37,19 @@ class _Folding:
         self.layers_by_key: dict[Key, Operator] = {}
         # Who reads what a layer makes, and where: the path of a norm, or None for another reader.
         self.readers: dict[Key, set[tuple[Condition, str | None]]] = defaultdict(set)
-        # What the input of a norm is made by, and where: a layer, or None for anything else.
+        # What the input of a norm is made by, and where: a layer, a norm, or None for others.
         self.inputs: dict[str, set[tuple[Condition, Key | None]]] = defaultdict(set)
         self.bias: dict[str, LayerSpec] = {}
+        # Where a norm folds, and where something prevents that, as far as is known by now.
+        self.folded: dict[Key, tuple[AnyOf, AnyOf]] = {}
         makers: dict[int, Key] = {}
         for operator in traced.operators:
             self._read(operator, makers)
             if operator.weight is not None:
                 self.layers_by_key[operator.weight] = operator
                 makers |= dict.fromkeys(operator.makes, operator.weight)
+            elif operator.norm_bias is not None:
+                makers |= dict.fromkeys(operator.makes, operator.module)
         for condition, buffer in traced.outputs:  # read by the caller of the network
             if buffer in makers:
                 self.readers[makers[buffer]].add((condition, None))
@@ -72,12 +77,15 @@ class _Folding:
         for norm, sources in self.inputs.items():
             # In the order of the operators, as a set has none.
             keys = {key for _, key in sources}
-            for key in (key for key in self.layers_by_key if key in keys):
-                where, prevented = self._where(norm, key)
+            known = [*self.layers_by_key, *self.folded]
+            cases = {key: self._where(norm, key) for key in known if key in keys}
+            for key, (where, prevented) in cases.items():
+                before = self.folded.get(norm, (frozenset(), frozenset()))
+                self.folded[norm] = _least(before[0] | where), _least(before[1] | prevented)
                 if any(len(tensor.holders) > 1 for tensor in self.held[norm]):
                     unless = _least(_not(where, self.options) | prevented)
                     stays[norm] = _both(stays.get(norm, _ALWAYS), unless)
-                for kind, opposite, spec in self._changes(norm, self.layers_by_key[key]):
+                for kind, opposite, spec in self._changes(norm, self.layers_by_key.get(key)):
                     for name, active_if in ((kind, where), (opposite, prevented)):
                         if active_if:
                             yield Layer(replace(spec, kind=name), active_if)
@@ -100,18 +108,25 @@ class _Folding:
                     yield Layer(replace(spec, kind="gained"), active_if)
 
     def _where(self, norm: str, key: Key) -> tuple[AnyOf, AnyOf]:
-        """Where layer `key` feeds `norm`, and where it does but one has another partner too."""
+        """Where `key` feeds `norm`, and where it does but one has another partner too.
+
+        A norm in front counts only where it folds itself.
+        """
         fed = {condition for condition, source in self.inputs[norm] if source == key}
         prevented = {condition for condition, source in self.inputs[norm] if source != key}
         prevented |= {condition for condition, reader in self.readers[key] if reader != norm}
+        if key in self.folded:
+            where, unless = self.folded[key]
+            fed, prevented = {*_both(frozenset(fed), where)}, prevented | unless
         folded = {c for c in _least(fed) if not any(other <= c for other in prevented)}
         return frozenset(folded), _least(a | b for a, b in product(folded, prevented))
 
-    def _changes(self, norm: str, layer: Operator) -> Iterator[tuple[str, str, LayerSpec]]:
+    def _changes(self, norm: str, layer: Operator | None) -> Iterator[tuple[str, str, LayerSpec]]:
         for tensor in self.held[norm]:
             if len(tensor.holders) == 1:
                 yield "folded", "gained", tensor.spec
-        if not layer.has_bias:
+        # Behind another norm there is a bias: that one's.
+        if layer is not None and not layer.has_bias:
             yield "gained", "folded", replace(self.bias[norm], module=layer.module)
 
 

@@ -41,6 +41,27 @@ def consistent(condition: Condition) -> bool:
     return len({name for name, _ in condition}) == len(condition)
 
 
+def united(conditions: Iterable[Condition], options: Mapping[str, int]) -> list[Condition]:
+    """Conditions that exclude each other, in fewer: all options of a decision together say nothing.
+
+    Args:
+        options: decision name -> number of options.
+    """
+    found, before = dict.fromkeys(conditions), -1
+    while before != len(found):
+        before = len(found)
+        for name in sorted({name for condition in found for name, _ in condition}):
+            alike: dict[Condition, list[Condition]] = defaultdict(list)
+            for condition in found:
+                rest = frozenset(choice for choice in condition if choice[0] != name)
+                if rest != condition:
+                    alike[rest].append(condition)
+            for rest, members in alike.items():
+                if len(members) == options[name]:
+                    found = {c: None for c in found if c not in members} | {rest: None}
+    return list(found)
+
+
 def weighted_sum(parts: Iterable[tuple[float, Polynomial]]) -> dict[Term, float]:
     """``sum_i factor_i * polynomial_i``, without the terms that cancel."""
     total: dict[Term, float] = defaultdict(float)

@@ -7,26 +7,23 @@ candidates before it: an unrolled supernet could not tell what each network does
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import partial, wraps
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_map
 
-from nas.cost.dry_run import ChoiceNode, Inputs, Unrolled
+from nas.cost.activations import Activations, Case, Read, key_of, tensors
+from nas.cost.dry_run import ChoiceNode, Inputs
 from nas.cost.layer import LayerSpec, stored
 from nas.cost.operators import check_known, is_view, layers_of, run_operator, text_of
 from nas.cost.polynomial import Choice, Condition, consistent
-from nas.supernet.candidates import by_place
-
-# A buffer, and the condition (besides that of the reader) under which it is this one that is read:
-# the output of a choice is that of whichever candidate is taken.
-Read = tuple[Condition, int]
 
 # Operators that may write over their input though torch does not tag them as pointwise.
 _POINTWISE = {"hardswish", "_prelu_kernel", "log_sigmoid_forward"}
@@ -38,13 +35,6 @@ _NORMS = {
     "cudnn_batch_norm",
     "miopen_batch_norm",
 }
-
-
-class Buffer(NamedTuple):
-    """The storage of a floating point activation of at least one dimension."""
-
-    numel: int
-    dtype: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +79,17 @@ class Operator:
         return frozenset(self.choices)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
     """One call of a module that is as large as can be without a choice inside.
+
+    Behind searched widths one call is a piece for each size of its arguments.
 
     Attributes:
         condition: where the call happens.
         args, kwargs: of the call; their tensors have no memory, as far as that is possible.
         first, end: its operators are ``operators[first:end]``.
-        follows: its only argument is what the piece before it gave.
+        follows: the index of the piece that has just given its only argument.
     """
 
     path: str
@@ -106,7 +98,7 @@ class Piece:
     kwargs: dict[str, Any]
     first: int
     end: int
-    follows: bool
+    follows: int | None
 
 
 @dataclass(slots=True)
@@ -115,13 +107,13 @@ class _Frame:
 
     Attributes:
         own: the conditions under which its caller runs it as a candidate.
-        alternatives: of a choice node, what each place of its output may be.
+        alternatives: of a choice node, what its candidates gave.
     """
 
     path: str
     choices: tuple[Choice, ...] = ()
     own: Sequence[Condition] = ()
-    alternatives: dict[str, list[Read]] = field(default_factory=dict)
+    alternatives: list[tuple[Condition, Any]] = field(default_factory=list)
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -130,15 +122,25 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     What an operator makes of weights and constants alone is a weight again, at no cost unless the
     operator is a product, which counts where it runs. What it makes of data is data.
 
+    The size of an activation may depend on decisions (channels that are searched). The code of a
+    module sees a tensor of the largest size, that stands for one tensor of each size; operators and
+    modules without choices run for every one of them, under its condition. An operator that only
+    takes the largest (in whose arguments the code has put sizes) is recorded for that one alone.
+
     Raises:
         UserError: a matrix of weights goes, with data, into an operator whose cost is not known.
     """
 
-    def __init__(self, model: nn.Module, nodes: Sequence[ChoiceNode], inputs: Inputs) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        nodes: Sequence[ChoiceNode],
+        inputs: Inputs,
+        options: Mapping[str, int],
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[tuple[LayerSpec, Condition]] = []
         self.operators: list[Operator] = []
-        self.buffers: list[Buffer] = []
         self.pieces: list[Piece] = []
         self.paths = {module: name for name, module in model.named_modules()}
         self._nodes = {node.path: node for node in nodes}
@@ -149,17 +151,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 # An option may be put together of submodules, and be none itself.
                 self.paths.setdefault(candidate, f"{node.path}.{name}")
         self._modules = {path: module for module, path in self.paths.items()}
-        self._whole = set(_whole(model, nodes))
-        self._depth = 0  # of pieces: one may be a part of another
-        self._last: Any = None  # what the last piece gave
+        searched = {node.module for node in nodes}
+        self._whole = [m for m in model.modules() if searched.isdisjoint(m.modules())]
+        self._in_piece = False  # one may be a part of another
+        self._last: dict[Condition, tuple[int, Any]] = {}  # what the pieces of the last call gave
         self._frames = [_Frame("")]
-        # By storage: views, and tensors that share one with a weight, are of the same sort.
-        self._weights = {key_of(x) for x in model.parameters()}
-        self._data: set[int] = set()
-        self._reads: dict[int, tuple[Read, ...]] = {}  # storage -> what reading it reads
-        self._kept: list[torch.UntypedStorage] = []  # so that no storage gets the address of one
-        self._sort(self._data, tensors(inputs))
-        self.starts = tuple(made for x in tensors(inputs) for made in self._make(x))
+        self.activations = Activations(options, model.parameters(), tensors(inputs))
 
     @property
     def where(self) -> str:
@@ -169,63 +166,79 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def attach(self, stack: ExitStack) -> None:
         """Follow every module until `stack` is closed."""
         for module in self.paths:
-            before = module.register_forward_pre_hook(self._enter, with_kwargs=True)
+            before = module.register_forward_pre_hook(self._enter)
             after = module.register_forward_hook(self._leave)
             stack.callback(before.remove)
             stack.callback(after.remove)
+        for module in self._whole:
+            stack.callback(setattr, module, "forward", module.forward)
+            vars(module)["forward"] = self._in_pieces(module.forward)
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter(self, module: nn.Module, _args: Any) -> None:
         caller = self._frames[-1]
         # One module may be an option of two decisions, or be called by others as well.
         own = [c for path, c in self._candidates.get(module, ()) if path == caller.path]
         added = (choice for condition in own for choice in sorted(condition))
         self._frames.append(_Frame(self.paths[module], (*caller.choices, *added), own))
-        if module in self._whole:
-            self._depth += 1
-            if self._depth == 1:
-                self._begin_piece(args, kwargs)
 
     def _leave(self, module: nn.Module, _args: Any, out: Any) -> Any:
         frame = self._frames[-1]
-        if module in self._whole:
-            self._depth -= 1
-            if not self._depth:
-                self.pieces[-1].end, self._last = len(self.operators), out
         if frame.path in self._nodes:
-            out = self._joined(out, frame.alternatives)
-            if isinstance(module, Unrolled):
-                self._sort(self._data, tensors(out))  # though it is made of nothing
+            self._last = {}  # nothing follows a piece across a choice
+            out = self.activations.joined(out, frame.alternatives, frame.choices)
         self._frames.pop()
-        for condition in frame.own:
-            self._offer(condition, out)
+        self._frames[-1].alternatives += [(condition, out) for condition in frame.own]
         return out
 
-    def _begin_piece(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        frame, now = self._frames[-1], len(self.operators)
-        follows = len(args) == 1 and not kwargs and args[0] is self._last
-        args, kwargs = tree_map(_without_memory, (args, kwargs))
+    def _in_pieces(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """`forward` of a module without choices: a call of it is a piece for each size."""
+
+        @wraps(forward)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if self._in_piece:
+                return forward(*args, **kwargs)
+            before, self._last, self._in_piece = self._last, {}, True
+            out = self._each(
+                partial(self._piece, forward, before),
+                self.activations.cases(args, kwargs, self._frames[-1].choices),
+            )
+            self._in_piece = False
+            return out
+
+        return run
+
+    def _piece(
+        self,
+        forward: Callable[..., Any],
+        before: Mapping[Condition, tuple[int, Any]],
+        /,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        frame, first = self._frames[-1], len(self.operators)
         condition = frozenset(frame.choices)
-        self.pieces.append(Piece(frame.path, condition, args, kwargs, now, now, follows))
+        index, given = before.get(condition, (None, None))
+        follows = index if len(args) == 1 and not kwargs and args[0] is given else None
+        bare_args, bare_kwargs = tree_map(_without_memory, (args, kwargs))
+        out = forward(*args, **kwargs)
+        self._last[condition] = len(self.pieces), out
+        end = len(self.operators)
+        self.pieces.append(
+            Piece(frame.path, condition, bare_args, bare_kwargs, first, end, follows)
+        )
+        return out
 
-    def _offer(self, own: Condition, out: Any) -> None:
-        """The node that runs has got `out` from its candidate that stands under `own`."""
-        for place, leaf in by_place(out).items():
-            reads = ((condition | own, buffer) for condition, buffer in self.reads_of([leaf]))
-            possible = [read for read in reads if consistent(read[0])]
-            self._frames[-1].alternatives.setdefault(place, []).extend(possible)
-
-    def _joined(self, out: Any, alternatives: Mapping[str, Sequence[Read]]) -> Any:
-        """Tensors that stand for whichever output is taken."""
-        leaves = []
-        for place, leaf in by_place(out).items():
-            joined = leaf
-            if isinstance(leaf, Tensor):
-                # A storage of its own: with a single option `out` is what that option gave.
-                joined = leaf.clone(memory_format=torch.contiguous_format)
-                self._kept.append(joined.untyped_storage())
-                self._reads[key_of(joined)] = tuple(dict.fromkeys(alternatives.get(place, ())))
-            leaves.append(joined)
-        return tree_unflatten(leaves, tree_flatten(out)[1])
+    def _each(self, run: Callable[..., Any], cases: Sequence[Case]) -> Any:
+        """What `run` gives in whichever case holds."""
+        frame, outs = self._frames[-1], []
+        if len(cases) == 1:
+            return run(*cases[0][1], **cases[0][2])
+        choices = frame.choices
+        for condition, args, kwargs in cases:
+            frame.choices = (*choices, *sorted(condition))
+            outs.append((condition, run(*args, **kwargs)))
+        frame.choices = choices
+        return self.activations.joined(outs[0][1], outs, choices)
 
     def __torch_dispatch__(
         self,
@@ -235,12 +248,25 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if not self.activations.sizes or (self.where in self._nodes and not is_view(func)):
+            return self._operate(func, *args, **kwargs)
+        cases = self.activations.cases(args, kwargs, self._frames[-1].choices)
+        if cases[0][1] is not args:
+            try:
+                for _, own, own_kwargs in cases:
+                    run_operator(func, own, own_kwargs)
+            except RuntimeError:
+                return tree_map(self._of_largest, self._operate(func, *args, **kwargs))
+        return self._each(partial(self._operate, func), cases)
+
+    def _operate(self, func: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Run and record one operator; gives its output."""
         out = run_operator(func, args, kwargs)
         inputs = tensors((args, kwargs))
         # Data also where data was written over what was a weight.
-        data = [x for x in inputs if key_of(x) in self._data]
-        rest = (x for x in inputs if key_of(x) not in self._data)
-        weights = [x for x in rest if key_of(x) in self._weights]
+        data = [x for x in inputs if key_of(x) in self.activations.data]
+        rest = (x for x in inputs if key_of(x) not in self.activations.data)
+        weights = [x for x in rest if key_of(x) in self.activations.weights]
         frame, found = self._frames[-1], layers_of(func, args, out)
         if found is None and data and weights:
             check_known(func, weights, data, frame.path)
@@ -252,8 +278,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             made = tensors(out)
             if func._schema.is_mutable:
                 made += _written(func, args, kwargs)
-            self._sort(self._data if data else self._weights, made)
+            self.activations.sort(self.activations.data if data else self.activations.weights, made)
         return out
+
+    def _of_largest(self, x: Any) -> Any:
+        """What has been made of stand-ins of the largest size, of that size alone."""
+        return (
+            self.activations.stand_in(x, self.activations.reads_of([x]))
+            if isinstance(x, Tensor)
+            else x
+        )
 
     def _note(
         self,
@@ -272,7 +306,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             out = tree_map(_row_major, out)
         # What it reads before what it makes: a storage is looked up and then entered.
         reads = self._possible(inputs)
-        single = sum(key_of(x) in self._reads for x in inputs) == 1
+        single = sum(key_of(x) in self.activations.reads for x in inputs) == 1
         over = torch.Tag.pointwise in func.tags or name in _POINTWISE | _NORMS
         fresh = [x for x in tensors(out) if key_of(x) not in old]
         self.operators.append(
@@ -281,7 +315,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 frame.path,
                 frame.choices,
                 reads,
-                tuple(buffer for x in fresh for buffer in self._make(x)),
+                tuple(buffer for x in fresh for buffer in self.activations.make(x)),
                 self._possible(_written(func, args, kwargs)) if in_place else (),
                 over and single and not in_place,
                 view,
@@ -295,12 +329,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _copied(self, x: Any) -> Any:
         """A view that is not row-major, copied."""
-        if not isinstance(x, Tensor) or key_of(x) not in self._reads:
+        if not isinstance(x, Tensor) or key_of(x) not in self.activations.reads:
             return x  # of a parameter
         copy = _row_major(x)
         if copy is not x:
             frame, reads = self._frames[-1], self._possible([x])
-            makes = tuple(self._make(copy))
+            makes = tuple(self.activations.make(copy))
             self.operators.append(Operator("copy", frame.path, frame.choices, reads, makes))
         return copy
 
@@ -320,50 +354,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _possible(self, inputs: Iterable[Tensor]) -> tuple[Read, ...]:
         choices = self._frames[-1].choices
-        reads = dict.fromkeys(self.reads_of(inputs))
+        reads = dict.fromkeys(self.activations.reads_of(inputs))
         return tuple(read for read in reads if consistent(read[0].union(choices)))
-
-    def reads_of(self, leaves: Iterable[object]) -> tuple[Read, ...]:
-        """The buffers that whoever reads `leaves` may read."""
-        found = (self._reads.get(key_of(x), ()) for x in leaves if isinstance(x, Tensor))
-        return tuple(read for reads in found for read in reads)
-
-    def _make(self, x: Tensor) -> list[int]:
-        counted = x.ndim > 0 and (x.is_floating_point() or x.is_complex())
-        if not counted or not x.numel() or key_of(x) in self._reads:
-            return []
-        storage, buffer = x.untyped_storage(), len(self.buffers)
-        self._kept.append(storage)
-        numel = storage.nbytes() // x.itemsize * (2 if x.is_complex() else 1)
-        self.buffers.append(Buffer(numel, str(x.dtype).removeprefix("torch.")))
-        self._reads[key_of(x)] = ((frozenset(), buffer),)
-        return [buffer]
-
-    def _sort(self, sort: set[int], made: Iterable[Tensor]) -> None:
-        """Take `made` for data, or for weights."""
-        for x in made:
-            storage = x.untyped_storage()
-            if storage._cdata not in sort:
-                sort.add(storage._cdata)
-                self._kept.append(storage)
-
-
-def tensors(value: Any) -> list[Tensor]:
-    """Every tensor in `value`."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, tuple | list):  # arguments of operators, for which pytrees are slow
-        return [x for item in value for x in tensors(item)]
-    if isinstance(value, dict):
-        return [x for item in value.values() for x in tensors(item)]
-    if value is None or isinstance(value, int | float | str):
-        return []
-    return [x for x in tree_leaves(value) if isinstance(x, Tensor)]
-
-
-def key_of(x: Tensor) -> int:
-    """The storage of `x`, as long as that is kept."""
-    return int(x.untyped_storage()._cdata)
 
 
 def _row_major(x: Any) -> Any:
@@ -387,19 +379,3 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
         if argument.alias_info is not None and argument.alias_info.is_write:
             found.append(args[index] if index < len(args) else kwargs.get(argument.name))
     return tensors(found)
-
-
-def _whole(model: nn.Module, nodes: Iterable[ChoiceNode]) -> Iterator[nn.Module]:
-    """The largest modules of `model` without a choice node inside."""
-    candidates = {node.module: [c for _, _, c in node.candidates] for node in nodes}
-    own = set(model.modules())
-
-    def walk(module: nn.Module) -> Iterator[nn.Module]:
-        # An option may be put together of submodules, and be none itself.
-        if module in own and not any(part in candidates for part in module.modules()):
-            yield module
-            return
-        for inner in candidates.get(module, list(module.children())):
-            yield from walk(inner)
-
-    return walk(model)

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from nas.cost.activations import Buffer, Read
 from nas.cost.dry_run import ChoiceNode, Example, Inputs, dry_run, inputs_of, run, unroll
 from nas.cost.layer import LayerSpec, stored
 from nas.cost.polynomial import AnyOf, Condition, consistent
-from nas.cost.recorder import Buffer, Operator, Piece, Read, Recorder
+from nas.cost.recorder import Operator, Piece, Recorder
 from nas.decision import Decision, decisions
 from nas.errors import UserError
 from nas.supernet.inplace import guards_last
@@ -98,7 +99,7 @@ def _record(model: nn.Module, inputs: Inputs) -> Trace:
     options = {name: len(decision.options) for name, decision in decisions(model)}
     model, nodes = unroll(model)
     inputs = tree_map(lambda x: x.contiguous() if isinstance(x, Tensor) else x, inputs)
-    recorder = Recorder(model, nodes, inputs)
+    recorder = Recorder(model, nodes, inputs, options)
     for node in nodes:
         if isinstance(node.module, Decision):
             node.module.unrolled = True
@@ -107,7 +108,7 @@ def _record(model: nn.Module, inputs: Inputs) -> Trace:
         guards_last(model)
         stack.enter_context(recorder)
         try:
-            outputs = recorder.reads_of(tree_leaves(run(model, inputs)))
+            outputs = recorder.activations.reads_of(tree_leaves(run(model, inputs)))
         except UserError as error:
             raise UserError(f"{recorder.where or type(model).__name__}: {error}") from None
     held = tuple(_stored(model, nodes, recorder.paths))
@@ -120,8 +121,8 @@ def _record(model: nn.Module, inputs: Inputs) -> Trace:
         options,
         inputs,
         tuple(_without_unused(operator, used) for operator in recorder.operators),
-        tuple(recorder.buffers),
-        recorder.starts,
+        tuple(recorder.activations.buffers),
+        recorder.activations.starts,
         outputs,
         tuple(recorder.pieces),
         held,

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from nas.arch import Arch
 from nas.artifacts.files import versions_of
 from nas.config.schema import Count, Name, Positive, Seed, Threads, Whole, checked
+from nas.cost.activations import tensors
 from nas.cost.analytic import MACs
 from nas.cost.dry_run import Example, inputs_of
 from nas.cost.expected import Expected
-from nas.cost.recorder import tensors
 from nas.decision import Decision, decisions
 from nas.discretization import discretize
 from nas.errors import UserError

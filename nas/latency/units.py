@@ -154,14 +154,11 @@ def units_of(
 
 def _groups(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
     """Pieces in a row that no choice separates: runtimes join a convolution and what follows it."""
-    group: list[Piece] = []
+    groups: list[list[Piece]] = []  # of each piece
     for piece in pieces:
-        if group and not (piece.follows and group[-1].condition == piece.condition):
-            yield group
-            group = []
-        group.append(piece)
-    if group:
-        yield group
+        groups.append([] if piece.follows is None else groups[piece.follows])
+        groups[-1].append(piece)
+    return (group for piece, group in zip(pieces, groups, strict=True) if group[0] is piece)
 
 
 def _unit(

@@ -16,7 +16,7 @@ from nas.ops.blocks import FactorizedReduce
 from nas.selection import largest_of, least_of
 from nas.supernet.choice import ChoiceBlock
 
-from .elastic_nets import drawn_archs, elastic_nets
+from .elastic_nets import drawn_archs, elastic_nets, searched_widths
 from .reference_peak import Player
 from .strategies import archs, probability, sample, some_archs, supernets
 from .test_peak_memory import graphs, small
@@ -73,8 +73,8 @@ def test_one_hot_traffic_is_that_of_the_extracted_network(net, bits):
     check_exact(net, some_archs(net, 4), bits)
 
 
-@settings(max_examples=5)
-@given(elastic_nets(resolution=False))
+@settings(max_examples=12)
+@given(st.one_of(elastic_nets(resolution=False), searched_widths()))
 def test_traffic_of_searched_numbers(net):
     check_exact(net, drawn_archs(net))
 

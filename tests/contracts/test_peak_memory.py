@@ -21,6 +21,7 @@ from nas.ops.blocks import Zero
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.relax import straight_through
 
+from .elastic_nets import drawn_archs, searched_widths
 from .reference_peak import peak
 from .strategies import archs, probability, randomized, sample, some_archs, supernets
 
@@ -147,6 +148,12 @@ def test_one_hot_peak_is_that_of_the_extracted_network(net):
 @given(graphs())
 def test_skips_and_outputs_that_are_inputs(net):
     check_exact(net, some_archs(net, 6))
+
+
+@settings(max_examples=25)
+@given(searched_widths())
+def test_what_stands_behind_searched_widths(net):
+    check_exact(net, drawn_archs(net))
 
 
 def built(path: Path, shape: tuple[int, ...], **overrides: float) -> nn.Module:

@@ -81,7 +81,7 @@ def searched_channels(draw) -> nn.Module:
         )
         layers.append(ElasticWidth(make, channels, out))
         channels = out
-        kinds = [[], ["norm"], ["choice"], ["relu", "norm"], ["norm", "relu"]]
+        kinds = [[], ["norm"], ["choice"], ["relu", "norm"], ["norm", "choice", "norm"]]
         layers += [behind(kind, channels) for kind in draw(st.sampled_from(kinds))]
     layers += [ElasticWidth(partial(nn.Conv2d, kernel_size=1), channels, 4), norm()]
     return randomized(Chain(*layers)).eval()
@@ -186,6 +186,24 @@ def returned() -> nn.Module:
     return Tree(forward, conv=conv(), norm=norm(), block=ChoiceBlock([conv(), conv(bias=False)]))
 
 
+def norms_in_a_row() -> nn.Module:
+    block = ChoiceBlock({"norm": norm(), "none": nn.Identity(), "relu": nn.ReLU(), "conv": conv()})
+    other = ChoiceBlock({"conv": conv(bias=False), "norm": norm(), "none": nn.Identity()})
+    layers = {"first": norm(), "block": block, "last": norm(), "other": other}
+    return Tree(lambda s, x: s.last(s.block(s.first(s.other(x)))), **layers)
+
+
+def norms_in_a_row_beside() -> nn.Module:
+    """What the first norm gives is read by the second one alone, or is added to that one's."""
+    options = {"once": norm(), "added": Tree(lambda s, x: x + s.norm(x), norm=norm())}
+    return Tree(
+        lambda s, x: s.block(s.first(s.conv(x))),
+        conv=conv(bias=False),
+        first=norm(),
+        block=ChoiceBlock(options),
+    )
+
+
 def two_norms() -> nn.Module:
     block = ChoiceBlock({"norm": norm(), "none": nn.ReLU()})
 
@@ -229,6 +247,8 @@ NETS = [
     choice_in_front,
     choice_behind,
     choice_beside,
+    norms_in_a_row,
+    norms_in_a_row_beside,
     nested,
     directly_nested,
     in_place,

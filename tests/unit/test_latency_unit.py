@@ -15,6 +15,7 @@ from torch import nn
 
 from nas.arch import Arch
 from nas.cost.analytic import MACs
+from nas.cost.trace import trace
 from nas.decision import decisions
 from nas.discretization import discretize
 from nas.latency.cost import Latency
@@ -28,7 +29,7 @@ from nas.supernet.choice import ChoiceBlock
 from nas.supernet.elastic import ElasticWidth, elastic
 from nas.supernet.elastic_ops import build_op as build
 from nas.supernet.relax import Shared
-from tests.contracts.elastic_nets import drawn_archs, elastic_nets
+from tests.contracts.elastic_nets import conv, drawn_archs, elastic_nets, searched_widths
 from tests.contracts.strategies import all_counted, archs, counted, supernets
 
 MIXED = ["conv_k3", "sep_k5", "mb_k3_e3_se", "identity"]
@@ -117,6 +118,30 @@ def test_modules_in_a_row_are_one_unit_and_a_choice_ends_it():
     first, *_, last = (units.by_key[use.key].module for use in units.uses)
     assert [type(m) for m in first] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
     assert [type(m) for m in last] == [nn.ReLU, nn.AdaptiveAvgPool2d]
+
+
+@settings(max_examples=10)
+@given(searched_widths())
+def test_units_behind_searched_widths_have_the_sizes_of_every_network(net):
+    traced = trace(net, net.input_shape)
+    for arch in drawn_archs(net):
+        taken = indices(dict(decisions(net)), arch.choices).items()
+        pieces = [piece for piece in traced.pieces if piece.condition <= taken]
+        found = [o.text for piece in pieces for o in traced.operators[piece.first : piece.end]]
+        network = trace(discretize(net, arch), net.input_shape)
+        # The functions that the network itself calls belong to no unit.
+        assert sorted(found) == sorted(o.text for o in network.operators if o.module)
+
+
+def test_modules_in_a_row_behind_searched_widths_are_one_unit_for_each_width():
+    width = elastic([2, 4])
+    net = nn.Sequential(conv(4, width), nn.ReLU(), nn.MaxPool2d(3), conv(width, 4))
+    units = units_of(net, (4, 6, 6))
+    conditions = [use.condition for use in units.uses]
+    assert conditions == [{("0.out_channels", k)} for k in (0, 1)] * 3
+    narrow, wide = (units.by_key[use.key] for use in units.uses[2:4])
+    assert (narrow.inputs, wide.inputs) == (((1, 2, 6, 6),), ((1, 4, 6, 6),))
+    assert [type(m) for m in narrow.module] == [nn.ReLU, nn.MaxPool2d]
 
 
 def test_an_option_with_choices_of_its_own_is_taken_apart():

@@ -2,6 +2,7 @@
 
 import copy
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from nas.cost.trace import trace
 from nas.decision import decisions
 from nas.errors import UserError
 from nas.supernet.choice import ChoiceBlock
+from nas.supernet.elastic import ElasticWidth, elastic
 
 from .forward import Forward
 
@@ -34,6 +36,21 @@ def costs(model: nn.Module, example=SHAPE) -> tuple[float, float]:
 def test_a_layer_called_twice_counts_its_macs_per_call_and_its_params_once():
     net = Forward(lambda self, x: self.a(self.a(x)[..., ::2]), a=conv(3))
     assert costs(net) == (12, 12 * 8 + 12 * 4)
+
+
+def test_code_that_puts_a_size_into_an_operator_behind_searched_widths():
+    width = elastic([1, 2])
+    first = ElasticWidth(partial(nn.Conv1d, kernel_size=1, bias=False), 2, width)
+    last = ElasticWidth(partial(nn.Linear, bias=False), width, 3)
+
+    def forward(self, x):
+        y = self.first(x)
+        return self.last(y.view(len(y), y.shape[1], -1).mean(2).flatten(1))
+
+    net = Forward(forward, first=first, last=last)
+    for channels in (1, 2):
+        width.choose(channels)
+        assert costs(net) == (5 * channels, (2 * 8 + 3) * channels)
 
 
 def test_a_candidate_shared_by_two_blocks_counts_where_it_is_taken():
