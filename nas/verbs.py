@@ -57,6 +57,7 @@ def launch(verb: str, given: Arguments) -> int:
     def job(config: DictConfig) -> None:
         # With this command line Lightning starts the other processes of a distributed training.
         sys.argv = [script, *given.typed]
+        config.out, config.name = str(config.out), str(config.name)  # a folder may be "0"
         try:
             check_keys(config)
             with only_main_prints(), interrupting():

@@ -48,7 +48,8 @@ class Trial:
         return self.rungs[-1].epochs if self.rungs else 0
 
     def value(self, name: str) -> float:
-        """The metric or cost of that name, to be minimised; of an accuracy, the error.
+        """The metric or cost of that name, to be minimised: the error for an accuracy ``*_acc``,
+        minus the score for a ``*_score``.
 
         Infinite where scoring failed.
 
@@ -60,6 +61,8 @@ class Trial:
         known = {**self.costs, **self.metrics}
         if name not in known:
             raise UserError(f"trials have no {name!r}, only {sorted(known)}")
+        if name.endswith("_score"):
+            return -known[name]
         return 1 - known[name] if name.endswith("_acc") else known[name]
 
     def to_json(self) -> str:
