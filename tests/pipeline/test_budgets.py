@@ -79,7 +79,7 @@ def test_a_random_network_is_inside_too(nas_command: Nas) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["budget.params=100"], "smallest network of this space has params"),
+        (["budget.params=100"], "no network of this space has less than"),
         (["budget.params=-1"], "above 0"),
         (["budget.params=12q"], "50k"),
         (["budget.parms=12k"], "Did you mean 'params'"),
