@@ -228,13 +228,16 @@ def test_checkpoint_of_another_space(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(["search", *QUICK, "space.width=0.25", "data.limit=400", "name=narrow"]) == 0
+    small = ["space.width=0.25", "data.limit=400", "threads=1", "name=narrow"]
+    assert run(["search", *QUICK, *small]) == 0
     capsys.readouterr()
     line = complaint(
         capsys,
         "finetune",
         "arch=runs/narrow/arch.json",
         "checkpoint=runs/narrow/last.ckpt",
+        "data.limit=400",
+        "threads=1",
         "name=second",
     )
     assert "runs/narrow/last.ckpt" in line
