@@ -27,7 +27,7 @@ from nas.report.terminal import announce, console
 from nas.search.base import build_search, leaves_of
 from nas.search.searchers import best
 from nas.search.trial_search import TrialSearch
-from nas.search.trials import front_of, spread
+from nas.search.trials import thinned_front
 from nas.selection import front
 from nas.verbs import components_of, cores, only_main_prints, values_by_key
 
@@ -198,8 +198,9 @@ class Extraction:
                 trials = ranking.rank(problem, self.source)
             if not options.front:
                 return [best(trials, ranking.metric).arch]
-            ranked = front_of(trials, (ranking.metric, options.cost), options.layers)
-            return [trial.arch for trial in spread(ranked, options.cost, options.front)]
+            objectives = (ranking.metric, options.cost)
+            taken = thinned_front(trials, objectives, options.front, options.layers)
+            return [trial.arch for trial in taken]
         if not options.front:
             return [problem.select()]
         priced = (problem.costs, problem.budgets)

@@ -126,11 +126,12 @@ def _check_reference(reference: Mapping[str, float]) -> None:
 
 def _check_targets(reference: Mapping[str, float], targets: Mapping[str, float]) -> None:
     for name, value in reference.items():
-        example = f"budget.{name}={value / 2:.2g}"
+        example = f"budget.{name}={float(f'{value / 2:.2g}'):g}"
         if targets.get(name) is None:
             raise UserError(
-                f"this objective needs a budget for every cost, and {name!r} has none: give it "
-                f"one, such as {example} (half of the mean network), or leave it out of cost=[...]"
+                f"this objective, which a budget chooses by default, needs one for every cost, and "
+                f"{name!r} has none: give it one, such as {example} (half of the mean network), "
+                "or leave it out of cost=[...]"
             )
         if not 0 < targets[name] < float("inf"):
             raise UserError(

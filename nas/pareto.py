@@ -53,6 +53,51 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
     return _volume(array[(array < corner).all(axis=1)], corner)
 
 
+def thinned(points: ArrayLike, size: int) -> list[int]:
+    """Indices of the `size` points that hold the most hypervolume together; exact.
+
+    The point that is best in the first objective is always among them. The reference is the worst
+    of the front in each objective and a twentieth of the front's range beyond, so that both ends
+    count. By dynamic programming from the largest second objective on: time O(size n^2).
+
+    Args:
+        points: ``(n, 2)``; those that another one dominates are never taken.
+        size: at least 1; all of the front where it has no more.
+
+    Returns:
+        Positions in `points`, by ascending second objective.
+
+    Raises:
+        ValueError: as `non_dominated`, not two objectives, or `size` below 1.
+    """
+    array = _checked(points)
+    if array.shape[1] != 2 or size < 1:
+        raise ValueError(f"size={size} of {array.shape[1]} objectives: give at least 1, of two")
+    _, first = np.unique(array, axis=0, return_index=True)  # of equal points one
+    members = first[non_dominated(array[first])]
+    members = members[array[members, 1].argsort()]
+    if len(members) <= size:
+        return [int(i) for i in members]
+    front = array[members]
+    height = front[:, 0].max() + 0.05 * np.ptp(front[:, 0]) - front[:, 0]
+    places = front[:, 1]
+    # gain[j, t]: the area that member j adds where t is the next one taken.
+    gain = np.where(places[None] > places[:, None], places[None] - places[:, None], -np.inf)
+    gain = gain * height[:, None]
+    best = np.full(len(front), -np.inf)
+    best[-1] = 0.05 * np.ptp(places) * height[-1]
+    followers = []
+    for _ in range(size - 1):
+        sums = gain + best[None]
+        followers.append(sums.argmax(axis=1))
+        best = sums.max(axis=1)
+    place = int(best.argmax())
+    taken = [place]
+    for following in reversed(followers):
+        taken.append(int(following[taken[-1]]))
+    return [int(members[i]) for i in taken]
+
+
 def knee(points: ArrayLike) -> int:
     """Index of the front's knee: giving up a little in one objective gains most in the others.
 

@@ -43,8 +43,8 @@ def check_feasible(costs: Costs, budgets: Budgets) -> None:
     """
     least = {name: least_of(costs[name]) for name in budgets}
     alone = [
-        f"budget.{name}={amount(bound, costs[name].unit)} cannot be met: the smallest network of "
-        f"this space has {name} {amount(least[name], costs[name].unit)}"
+        f"budget.{name}={amount(bound, costs[name].unit)} cannot be met: no network of "
+        f"this space has less than {amount(least[name], costs[name].unit)}"
         for name, bound in budgets.items()
         if least[name] > bound
     ]

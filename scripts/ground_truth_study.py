@@ -137,8 +137,10 @@ def networks(run: RunDir, size: int, layers: int = 1) -> list[Arch]:
 
 
 def _sorted_by(run: RunDir) -> tuple[str, str]:
-    search = yaml.safe_load(run.config.read_text(encoding="utf-8"))["search"]
-    return str(search.get("by") or search["ranking"]["by"]), "params"
+    from nas.config.saved import read_saved
+
+    search = read_saved(run).search
+    return str(search.get("metric") or search.ranking.metric), "params"
 
 
 def of_alphas(run: RunDir, size: int) -> list[Arch]:
@@ -177,7 +179,7 @@ def judged(row: Row, seed: int, truth: Truth) -> dict[str, Any]:
     trials = list(TrialLog(runs[0].trials).known.values())
     taus = {
         f"tau_{name}": tau(truth, trials, name)
-        for name in ("val_loss", "val_acc", "raw_val_loss", "raw_val_acc")
+        for name in ("val_loss", "val_acc", "raw_val_loss", "raw_val_acc", "zero_cost_score")
     }
     deeper: dict[str, Any] = {}
     for layers in LAYERS:
@@ -246,7 +248,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         cells = [name, of("test_acc", ".2%"), of("regret", ".2%"), of("rank", ".1f")]
         cells += [of("networks", ".1f")]
         cells += [of(key, ".1%") for key in ("hypervolume", "random_networks", "random_seconds")]
-        cells += [of("tau_val_loss", ".3f"), of("tau_raw_val_loss", ".3f")]
+        own_tau = of("tau_val_loss", ".3f")
+        cells += [of("tau_zero_cost_score", ".3f") if own_tau == "-" else own_tau]
+        cells += [of("tau_raw_val_loss", ".3f")]
         cells += [of("share_of_all", ".1%")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -5,6 +5,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 # Two processes of one thread: the tests' networks are too small to feed more threads.
 export OMP_NUM_THREADS=1
+# Many tests start processes, which compile `nas` anew each time where the environment forbids to
+# keep what is compiled, as that of a container often does.
+unset PYTHONDONTWRITEBYTECODE
 
 "$bin/python" -m ruff check
 "$bin/python" -m ruff format --check

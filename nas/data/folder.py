@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from nas.config.schema import Count, Finite, checked, violation
-from nas.data.pixels import Decoded, Pixels, common_range, decode
+from nas.data.pixels import Decoded, Pixels, common_range, decode, read_picture
 from nas.data.splits import Images, Levels, Part
 from nas.errors import UserError
 
@@ -117,6 +117,18 @@ class ImageFolder:
         if self.unreadable == "refuse":
             raise UserError(f"{what}: {listed}; mend them, or pass data.unreadable=skip.")
         _LOG.warning("%s and are skipped: %s", what, listed)
+
+
+def read_image(path: str, size: int, channels: int, value_range: Levels | None = None) -> Pixels:
+    """One image ``(C, size, size)`` with values 0..255, as a data set of this file alone has it.
+
+    Args:
+        value_range: black and white in a file of more than 8 bits a channel; None: found out.
+    """
+    picture = read_picture(path, size, channels)
+    known = not picture.deep or value_range is not None
+    pixels = picture.bright(value_range if known else common_range([picture], 1))
+    return np.repeat(pixels, channels, 0) if picture.deep else pixels
 
 
 def _black_and_white(value: Any) -> Levels:

@@ -87,6 +87,8 @@ def table(blocks: Blocks, costs: Sequence[str]) -> Table:
     for name in costs:
         drawn.add_column(name, min_width=BAR + 5)
     for block in blocks:
+        if not block.option and not any(block.costs.get(name) for name in costs):
+            continue  # of a cost that has no column
         bars = [_bar(share(blocks, block, name)) for name in costs]
         drawn.add_row(*map(Text, (block.name, block.option or "(fixed)", block.output)), *bars)
     return drawn

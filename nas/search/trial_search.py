@@ -31,6 +31,7 @@ from nas.search.searchers import (
 )
 from nas.search.space import Searcher, SearchSpace
 from nas.search.trials import Trial, TrialLog, comparable, table_of
+from nas.search.zero_cost import METRIC, ZeroCost
 from nas.supernet.relax import gumbel_noise
 from nas.tasks.classification import task_of
 
@@ -45,7 +46,7 @@ class TrialSearch:
         evaluate: ``problem -> (arch -> scores)``, see `nas.search.evaluate`.
         trials: number of different architectures to score; None: all of them where they are
             enumerated, else 500.
-        metric: the score that decides, an accuracy or a loss.
+        metric: the score that decides, an accuracy, a loss, or ``zero_cost_score``.
         cost: the cost that the front is drawn over.
         batch: number of architectures asked for at once; None: one for each worker, or what halving
             needs.
@@ -70,7 +71,7 @@ class TrialSearch:
         halving: Halving | None = None,
         seed: Seed = 0,
     ) -> None:
-        if not metric.startswith("val_"):
+        if not metric.startswith("val_") and metric != METRIC:
             raise UserError(
                 f"search.metric={metric}: a search may judge by val_acc or val_loss only"
             )
@@ -110,8 +111,10 @@ class TrialSearch:
         if self.cost not in space.costs:
             raise UserError(f"search.cost={self.cost} is not one of {sorted(space.costs)}")
         scores = [f"val_{name}" for name in (*task_of(problem.data).metrics(), "loss")]
-        trained = isinstance(self.evaluate, TrainFromScratch | WeightSharing)
-        if trained and self.metric not in scores:
+        if isinstance(self.evaluate, ZeroCost):
+            scores = [METRIC]
+        known = isinstance(self.evaluate, TrainFromScratch | WeightSharing | ZeroCost)
+        if known and self.metric not in scores:
             raise UserError(f"search.metric={self.metric} is not one of {', '.join(scores)}")
         self._made(problem, space)
 

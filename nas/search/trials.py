@@ -4,17 +4,15 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, log
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from nas.arch import Arch
 from nas.artifacts.files import csv_table, is_main, naming, write_atomic
 from nas.artifacts.reading import TABLE, parse_json, read_bytes
 from nas.errors import UserError
-from nas.pareto import non_dominated
+from nas.pareto import non_dominated, thinned
 
 SCHEMA = 1
 
@@ -48,7 +46,8 @@ class Trial:
         return self.rungs[-1].epochs if self.rungs else 0
 
     def value(self, name: str) -> float:
-        """The metric or cost of that name, to be minimised; of an accuracy, the error.
+        """The metric or cost of that name, to be minimised: the error for an accuracy ``*_acc``,
+        minus the score for a ``*_score``.
 
         Infinite where scoring failed.
 
@@ -60,6 +59,8 @@ class Trial:
         known = {**self.costs, **self.metrics}
         if name not in known:
             raise UserError(f"trials have no {name!r}, only {sorted(known)}")
+        if name.endswith("_score"):
+            return -known[name]
         return 1 - known[name] if name.endswith("_acc") else known[name]
 
     def to_json(self) -> str:
@@ -216,21 +217,33 @@ def front_of(trials: Sequence[Trial], objectives: Sequence[str], layers: int = 1
     return [trial for trial in comparable(trials) if trial.arch.hash in found]
 
 
-def spread(trials: Sequence[Trial], cost: str, size: int) -> list[Trial]:
-    """At most `size` of the trials, from the least to the largest `cost`, evenly in log scale.
+def thinned_front(
+    trials: Sequence[Trial], objectives: Sequence[str], size: int, layers: int = 1
+) -> list[Trial]:
+    """At most `size` trials of the front, and then of what is behind it, the cheapest first.
+
+    Of a front of more trials those that hold the most hypervolume of score and log cost, see
+    `nas.pareto.thinned`. The front as a whole comes before the layer behind it, and so on.
+
+    Args:
+        objectives: the score and the cost.
+        layers: see `front_of`.
 
     Raises:
         UserError: `size` below 1.
     """
     if size < 1:
         raise UserError(f"front={size} must be at least 1")
-    ordered = sorted(trials, key=lambda trial: trial.value(cost))
-    if size >= len(ordered):
-        return ordered
-    places = np.log([max(trial.value(cost), 1e-300) for trial in ordered])
-    wanted = np.linspace(places[-1], places[0], size)  # of one network, the largest
-    taken = {int(np.abs(places - place).argmin()) for place in wanted}
-    return [ordered[i] for i in sorted(taken)]
+    score, cost = objectives
+    taken: list[Trial] = []
+    left = list(comparable(trials))
+    for _ in range(layers):
+        layer = front_of(left, objectives)
+        left = [trial for trial in left if trial not in layer]
+        points = [[t.value(score), log(max(t.value(cost), 1e-300))] for t in layer]
+        if room := size - len(taken):
+            taken += [layer[i] for i in thinned(points, room)] if points else []
+    return sorted(taken, key=lambda trial: trial.value(cost))
 
 
 def table_of(trials: Sequence[Trial], objectives: Sequence[str]) -> str:

@@ -18,24 +18,11 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageCms
 
 from nas.data import image_folder
-from nas.data.pixels import Pixels, common_range, read_picture
-from nas.data.splits import Levels
+from nas.data.folder import read_image
 from nas.errors import UserError
 
 SIZE = 8
 SCRIPT = Path(__file__).parents[2] / "scripts" / "classify.py"
-
-
-def read_image(path: str, size: int, channels: int, value_range: Levels | None = None) -> Pixels:
-    """One image ``(C, size, size)`` with values 0..255, as a data set of this file alone has it.
-
-    Args:
-        value_range: black and white in a file of more than 8 bits a channel; None: found out.
-    """
-    picture = read_picture(path, size, channels)
-    known = not picture.deep or value_range is not None
-    pixels = picture.bright(value_range if known else common_range([picture], 1))
-    return np.repeat(pixels, channels, 0) if picture.deep else pixels
 
 
 def test_pixels_keep_their_values_proportions_and_orientation(tmp_path):

@@ -1,9 +1,10 @@
 """Bad inputs as data: a kind of mistake in each line, and what the message must name."""
 
 from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from nas.config.compose import compose_config
 from nas.config.help import groups
@@ -196,22 +197,25 @@ _NEGATIVE = ("exponent_feasible", "exponent_infeasible", "notes", "weight")  # b
 _OR_NULL = ("trials", "limit", "dtype", "resolution", "perturbation", "momentum")
 
 
-def configurations() -> dict[str, dict[str, Any]]:
-    """``group=option`` -> the whole configuration with it, for every option that a run may take."""
+def configurations() -> dict[str, DictConfig]:
+    """``group=option`` -> a configuration with it, for every option that a run may take.
+
+    Composing takes long: each configuration has one option of every group.
+    """
+    names = ("search", "objective", "relax", "finetune", "space", "data", "guard")
     found = {}
-    for group in ("search", "objective", "relax", "finetune", "space", "data", "guard"):
-        for option in groups()[group]:
-            chosen = f"guard=[{option}]" if group == "guard" else f"{group}={option}"
-            config = compose_config([chosen, "name=x"])
-            resolved = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
-            assert isinstance(resolved, dict)
-            found[f"{group}={option}"] = {str(key): value for key, value in resolved.items()}
+    for options in zip_longest(*(groups()[name] for name in names)):
+        chosen = {name: option for name, option in zip(names, options, strict=True) if option}
+        words = [f"{k}=[{v}]" if k == "guard" else f"{k}={v}" for k, v in chosen.items()]
+        config = compose_config([*words, "name=x"])
+        found |= {f"{name}={option}": config for name, option in chosen.items()}
     return found
 
 
-def wrong_numbers(config: Mapping[str, Any], group: str) -> Iterator[tuple[str, str]]:
+def wrong_numbers(config: DictConfig, group: str) -> Iterator[tuple[str, str]]:
     """Key and wrong value, for every number of a group; once for each argument of a target."""
-    yield from _wrong(config[group], group)
+    resolved: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    yield from _wrong(resolved[group], group)
 
 
 def _wrong(node: Mapping[str, Any], key: str) -> Iterator[tuple[str, str]]:

@@ -1,10 +1,12 @@
 """Runs through the command line, in this process, small enough for a test."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hydra._internal.hydra import Hydra
 
+import nas.pipeline
 from nas.cli import run
 
 SMALL = [
@@ -18,6 +20,20 @@ SMALL = [
 SEARCHED = ["search.epochs=2", "search.warmup_epochs=1"]
 
 Nas = Callable[..., int]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leave out what takes a third of the time of a run as small as these, and changes no result.
+
+    Hydra composes once only to see whether ``hydra.mode`` is set, which no test does; and
+    TensorBoard's graph, which `test_run` has drawn, is traced twice.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Hydra, "get_mode", lambda *_, **__: None)
+        if request.path.stem != "test_run":
+            patched.setattr(nas.pipeline, "log_graph", lambda *_: None)
+        yield
 
 
 @pytest.fixture

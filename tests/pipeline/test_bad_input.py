@@ -1,14 +1,18 @@
 """Every mistake that a user is known to make: one clear line, exit code 2, nothing trained."""
 
 import json
+import re
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
 from nas.cli import run
+from nas.config.check import check
+from nas.config.saved import change
+from nas.errors import UserError
 
 from .bad_inputs import OF_RUN, OTHERS, SEARCH, configurations, wrong_numbers
 
@@ -147,47 +151,52 @@ def test_one_line_of_what_is_asked_of_a_finished_run(
     nothing_is_left(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """``group=option`` -> a folder with that configuration, as a run would have saved it."""
-    root = tmp_path_factory.mktemp("saved")
-    folders: dict[str, Path] = {}
+def distinct() -> dict[str, tuple[str, list[str]]]:
+    """Key -> where it is and its wrong values, once: many options of a group have the same keys."""
+    found: dict[str, tuple[str, list[str]]] = {}
     for chosen, config in CONFIGURATIONS.items():
-        folders[chosen] = root / chosen
-        folders[chosen].mkdir()
-        (root / chosen / "config.yaml").write_text(OmegaConf.to_yaml(config), encoding="utf-8")
-    return folders
+        for key, value in wrong_numbers(config, chosen.partition("=")[0]):
+            values = found.setdefault(key, (chosen, []))[1]
+            if value not in values:
+                values.append(value)
+    return found
 
 
-def distinct() -> list[Any]:
-    """One of each key and value: many options of a group have the same keys."""
-    found = {
-        (key, value): chosen
-        for chosen, config in CONFIGURATIONS.items()
-        for key, value in wrong_numbers(config, chosen.partition("=")[0])
-    }
-    return [pytest.param(c, k, v, id=f"{k}={v}") for (k, v), c in found.items()]
+NUMBERS = distinct()
 
 
-@pytest.mark.parametrize(("chosen", "key", "value"), distinct())
-def test_every_number_of_every_group_is_checked(
-    chosen: str,
+@pytest.mark.parametrize("key", NUMBERS)
+def test_every_number_of_every_group_is_checked(key: str) -> None:
+    chosen, values = NUMBERS[key]
+    for value in values:
+        config = deepcopy(CONFIGURATIONS[chosen])
+        with pytest.raises(UserError, match=re.escape(key.rpartition(".")[2])):  # noqa: PT012
+            change(config, [f"{key}={value}"])
+            check(config)
+
+
+FIRST = {key.partition(".")[0]: key for key in reversed(NUMBERS)}  # of each group
+
+
+@pytest.mark.parametrize("key", FIRST.values())
+def test_a_wrong_number_for_a_saved_run_is_one_line(
     key: str,
-    value: str,
-    saved: dict[str, Path],
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    line = complaint(capsys, "extract", str(saved[chosen]), f"{key}={value}")
-    assert key.rpartition(".")[2] in line
-    assert [path.name for path in saved[chosen].iterdir()] == ["config.yaml"]
-    nothing_is_left(tmp_path)
+    chosen, values = NUMBERS[key]
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text(OmegaConf.to_yaml(CONFIGURATIONS[chosen], resolve=True))
+    for value in values:
+        assert key.rpartition(".")[2] in complaint(capsys, "extract", "run", f"{key}={value}")
+    assert [path.name for path in tmp_path.rglob("*")] == ["run", "config.yaml"]
 
 
 def test_there_are_at_least_three_hundred() -> None:
-    assert len(SEARCH) + len(OF_RUN) + len(OTHERS) + len(distinct()) >= 300
+    numbers = sum(len(values) for _, values in NUMBERS.values())
+    assert len(SEARCH) + len(OF_RUN) + len(OTHERS) + numbers >= 300
 
 
 def test_empty_image_folder_and_a_single_class(
@@ -219,13 +228,16 @@ def test_checkpoint_of_another_space(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(["search", *QUICK, "space.width=0.25", "name=narrow"]) == 0
+    small = ["space.width=0.25", "data.limit=400", "threads=1", "name=narrow"]
+    assert run(["search", *QUICK, *small]) == 0
     capsys.readouterr()
     line = complaint(
         capsys,
         "finetune",
         "arch=runs/narrow/arch.json",
         "checkpoint=runs/narrow/last.ckpt",
+        "data.limit=400",
+        "threads=1",
         "name=second",
     )
     assert "runs/narrow/last.ckpt" in line

@@ -16,16 +16,9 @@ TINY = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["search=bilevel", "search.epochs=2", "search.warmup_epochs=1", "relax=gumbel"],
-        ["search=fairnas", "search.epochs=1", "search.ranking.trials=4"],
-        ["search=spos", "search.epochs=1", "search.ranking.trials=4"],
-    ],
-    ids=["bilevel", "fairnas", "spos"],
-)
-def test_a_search_in_two_processes_ends_as_one(tmp_path, words):
+def test_a_search_in_two_processes_ends_as_one(tmp_path):
+    """As the command starts them, and with BatchNorm; `test_two_ranks` runs the other searches."""
+    words = ["search=spos", "search.epochs=1", "search.ranking.trials=4", "data.limit=400"]
     command = [sys.executable, "-m", "nas.cli", "search", *TINY, *words]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr[-3000:]
@@ -33,13 +26,11 @@ def test_a_search_in_two_processes_ends_as_one(tmp_path, words):
     run = tmp_path / "runs" / "two"
     result = json.loads((run / "result.json").read_text())
     assert result["status"] == "finished"
-    trials = run / "trials.jsonl"
-    if trials.exists():
-        names = [line for line in trials.read_text().splitlines() if line]
-        assert len(names) == len(set(names)) == 4
+    names = [line for line in (run / "trials.jsonl").read_text().splitlines() if line]
+    assert len(names) == len(set(names)) == 4
     saved = torch.load(run / "last.ckpt", weights_only=True)
     # As many steps as half of the data has.
-    assert 0 < saved["global_step"] < 2 * 2 * 1500 / 64
+    assert 0 < saved["global_step"] < 400 / 64
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"])

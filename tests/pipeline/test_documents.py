@@ -12,6 +12,23 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+# Runs each argument as a command. The imports take longer than the commands: forks share them.
+COMMANDS = """
+import os, shlex, sys
+import pytest, pytorch_lightning, torchvision
+
+for line in sys.argv[1:]:
+    program, *words = shlex.split(line)
+    if child := os.fork():
+        if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+            sys.exit(f"{line}: exit code {code}")
+    elif program == "nas":
+        from nas.cli import run
+        sys.exit(run(words))
+    else:
+        assert (program, *words[:2]) == ("python", "-m", "pytest"), line
+        sys.exit(pytest.main(words[2:]))
+"""
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -49,40 +66,33 @@ def apply(words: str, body: str, root: Path) -> None:
     path.write_text("".join(lines), encoding="utf-8")
 
 
-@pytest.mark.parametrize("title", walkthroughs())
-def test_walkthrough(title, tmp_path):
+def test_walkthroughs(tmp_path):
+    """All edits in one copy of the project, then all commands, each in a fork of one process."""
     for folder in ("nas", "configs", "tests"):
         shutil.copytree(
             ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
         )
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    programs = Path(sys.executable).parent
-    environment = {
-        **os.environ,
-        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(tmp_path),
-        "OMP_NUM_THREADS": "1",
-    }
-    ran = 0
-    for words, body in edits(walkthroughs()[title]):
-        if words != "run":
-            apply(words, body, tmp_path)
-            continue
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", body],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert not done.returncode, f"{body}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-        ran += 1
-    assert ran
-
-
-def test_there_are_five():
-    assert len(walkthroughs()) >= 5
+    sections = walkthroughs()
+    assert len(sections) >= 5
+    commands: list[str] = []
+    for title, section in sections.items():
+        before = len(commands)
+        for words, body in edits(section):
+            if words == "run":
+                commands += body.splitlines()
+            else:
+                apply(words, body, tmp_path)
+        assert len(commands) > before, f"{title} ends in no check"
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, *commands],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not done.returncode, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

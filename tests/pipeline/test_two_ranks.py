@@ -19,7 +19,7 @@ from torch.testing import assert_close
 from nas.artifacts import RunDir
 from nas.config.help import config_dir
 
-from .two_ranks import KINDS, carried_out, made, without_pictures
+from .two_ranks import KINDS, RESUMED, carried_out, made, without_pictures
 
 # Sums of gradients are rounded in another order; over some steps that grows.
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}
@@ -63,11 +63,16 @@ def test_every_kind_of_search_is_run():
     assert {words[0] for words in KINDS.values()} == files
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_both_end_alike_and_a_resumed_run_as_an_unbroken_one(folder, kind):
-    ends = [json.loads((folder / f"{kind}.rank{rank}.json").read_text()) for rank in (0, 1)]
-    assert ends[0] == ends[1]
-    unbroken, resumed = ends[0]
+def ends(folder: Path, kind: str) -> list[list[str]]:
+    """What the unbroken run ended with, and the resumed one; both ranks say the same."""
+    one, other = (json.loads((folder / f"{kind}.rank{rank}.json").read_text()) for rank in (0, 1))
+    assert one == other
+    return one
+
+
+@pytest.mark.parametrize("kind", RESUMED)
+def test_a_resumed_run_ends_as_an_unbroken_one(folder, kind):
+    unbroken, resumed = ends(folder, kind)
     assert unbroken == resumed
     runs = [RunDir(folder / name / kind) for name in ("two", "resumed")]
     assert trials(runs[0]) == trials(runs[1])
@@ -75,7 +80,8 @@ def test_both_end_alike_and_a_resumed_run_as_an_unbroken_one(folder, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_they_end_as_one_process_with_batches_as_large(folder, kind, tmp_path):
+def test_both_end_alike_and_as_one_process_with_batches_as_large(folder, kind, tmp_path):
+    assert ends(folder, kind)
     carried_out(made(kind, tmp_path, ranks=1))
     same_end(RunDir(tmp_path), RunDir(folder / "two" / kind))
 

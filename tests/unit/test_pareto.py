@@ -1,13 +1,13 @@
 """Fronts against their definitions, written out by brute force over small drawn points."""
 
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas.pareto import hypervolume, knee, non_dominated
+from nas.pareto import hypervolume, knee, non_dominated, thinned
 
 CORNER = 4
 
@@ -116,3 +116,24 @@ def test_no_points_have_an_empty_front_no_volume_and_no_knee():
     assert hypervolume(empty, [1, 1]) == 0
     with pytest.raises(ValueError, match="at least one"):
         knee(empty)
+
+
+@given(point_sets(2).filter(lambda points: points.shape[1] == 2), st.integers(1, 5))
+def test_a_thinned_front_holds_the_most_hypervolume_beside_its_best_score(points, size):
+    taken = thinned(points, size)
+    front = np.unique(points[non_dominated(points)], axis=0)
+    assert (np.diff(points[taken][:, 1]) > 0).all()
+    assert len(taken) == min(size, len(front))
+    best = front[front[:, 0].argmin()]
+    assert best.tolist() in points[taken].tolist()
+    corner = front.max(axis=0) + 0.05 * np.ptp(front, axis=0)
+    others = [p for p in front if p.tolist() != best.tolist()]
+    sets = combinations(others, min(size, len(front)) - 1)
+    most = max(hypervolume([best, *rest], corner) for rest in sets)
+    assert hypervolume(points[taken], corner) == pytest.approx(most)
+
+
+def test_a_thinned_front_needs_a_size_and_two_objectives():
+    for points, size in (([[1.0, 2.0]], 0), ([[1.0, 2.0, 3.0]], 1)):
+        with pytest.raises(ValueError, match="size"):
+            thinned(points, size)

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-# Two processes by a stand-in for Lightning's Trainer, which takes long to import.
+# Two processes by a stand-in for Lightning's Trainer, which takes long to import. For the same
+# reason the other one is forked, where Lightning starts it with the same command.
 SCRIPT = """
 import os, signal, subprocess, sys, time
 from types import SimpleNamespace as Made
@@ -27,11 +28,20 @@ from nas.ranks import (
     world,
 )
 
+class Forked(subprocess.Popen):
+    def _execute_child(self, *_):
+        self.pid = os.fork()
+        self._child_created = self.pid > 0
+
+os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[2])
+other = Forked([])
+if not other.pid:
+    os.environ["LOCAL_RANK"] = "1"
+
 def launch(function):
     if "LOCAL_RANK" not in os.environ:
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[2], LOCAL_RANK="0")
-        other = {**os.environ, "LOCAL_RANK": "1"}
-        launcher.procs.append(subprocess.Popen([sys.executable, *sys.argv], env=other))
+        os.environ["LOCAL_RANK"] = "0"
+        launcher.procs.append(other)
     function()
 
 def connect():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.search.searchers import best
-from nas.search.trials import Trial, TrialLog, front_of, spread, table_of
+from nas.search.trials import Trial, TrialLog, front_of, table_of, thinned_front
 
 numbers = st.floats(-1e6, 1e6)
 
@@ -84,15 +84,17 @@ def test_layers_of_the_front():
     assert front_of([], ("val_loss",), 2) == []
 
 
-def test_all_are_taken_where_there_is_room_for_all():
-    trials = [trial(str(p), 1.0, p) for p in (1000, 10, 11)]
-    assert [t.costs["params"] for t in spread(trials, "params", 3)] == [10, 11, 1000]
+def test_a_front_is_thinned_to_what_covers_most_with_the_most_accurate_in_it():
+    places = {"a": (4, 10), "b": (3.9, 11), "c": (2, 100), "d": (1.9, 300), "e": (1, 1000)}
+    trials = [trial(name, *place) for name, place in places.items()]
+    trials.append(trial("f", 2.1, 120))  # behind the front
 
+    def names(size, layers=1):
+        taken = thinned_front(trials, ("val_loss", "params"), size, layers)
+        return "".join(t.arch.choices["a"] for t in taken)
 
-def test_spread_takes_both_ends_and_of_one_the_largest():
-    trials = [trial(str(p), 1.0, p) for p in (1000, 10, 100, 11)]
-    assert [t.costs["params"] for t in spread(trials, "params", 3)] == [10, 100, 1000]
-    assert [t.costs["params"] for t in spread(trials, "params", 1)] == [1000]
-    assert len(spread(trials, "params", 50)) == 4
+    assert [names(size) for size in (1, 2, 5, 9)] == ["e", "ce", "abcde", "abcde"]
+    assert names(3) in ("ace", "bce")
+    assert (names(5, 2), names(6, 2), names(9, 3)) == ("abcde", "abcfde", "abcfde")
     with pytest.raises(UserError, match="front=0"):
-        spread(trials, "params", 0)
+        names(0)

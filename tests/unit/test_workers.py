@@ -132,22 +132,18 @@ def test_scores_are_those_of_one_process_and_the_threads_are_shared(scoring):
 @pytest.mark.parametrize(
     ("name", "error"), [("SIGKILL", FailedRunError), ("SIGTERM", InterruptedRunError)]
 )
-def test_a_worker_that_dies_is_an_error_that_names_its_trial(scoring, name, error):
+def test_an_error_in_a_worker_is_the_searchs_and_its_death_names_its_trial(scoring, name, error):
     found, wanted = [], jobs(4)
-    with Workers(scoring, {1: name}, 1) as workers:
+    with Workers(scoring, {1: name, 2: "mends", 3: "odd"}, 1) as workers:
+        with pytest.raises(UserError, match=r"^mend it$"):
+            list(workers(wanted[2:3]))
+        with pytest.raises(FailedRunError, match=f"trial {wanted[3][0].hash}.*KeyError: 'odd'"):
+            list(workers(wanted[3:]))
         arriving = (found.append(outcome.arch.choices["a"]) for outcome in workers(wanted))
         with pytest.raises(error, match=f"{name}.*{wanted[1][0].hash}"):
             list(arriving)
     assert found == [0]  # what was finished before is handed over
     assert not alive({process.pid for process in workers.processes})
-
-
-def test_an_error_in_a_worker_is_the_searchs(scoring):
-    with Workers(scoring, {0: "mends", 1: "odd"}, 1) as workers:
-        with pytest.raises(UserError, match=r"^mend it$"):
-            list(workers(jobs(1)))
-        with pytest.raises(FailedRunError, match=f"trial {jobs(2)[1][0].hash}.*KeyError: 'odd'"):
-            list(workers(jobs(2)[1:]))
 
 
 def test_what_cannot_be_sent_to_a_process_is_named():
