@@ -28,9 +28,19 @@ _MOVED = {
     "nas.cost.size": "nas.cost.analytic",
     "nas.search.by_trials": "nas.search.trial_search",
     "nas.search.differentiable": "nas.search.darts",
+    "nas.search.gradient.darts": "nas.search.darts",
+    "nas.search.gradient.guards": "nas.search.guards",
+    "nas.search.gradient.proxyless": "nas.search.proxyless",
+    "nas.search.gradient.regularizers": "nas.search.regularizers",
+    "nas.search.gradient.reinforce": "nas.search.reinforce",
+    "nas.search.oneshot.once_for_all": "nas.search.once_for_all",
+    "nas.search.oneshot.oneshot": "nas.search.oneshot",
+    "nas.search.oneshot.path_sampling": "nas.search.oneshot",
     "nas.search.perturbation": "nas.search.regularizers",
     "nas.search.reward": "nas.search.reinforce",
     "nas.search.sampling": "nas.search.trial_search",
+    "nas.search.sampling.halving": "nas.search.halving",
+    "nas.search.sampling.trial_search": "nas.search.trial_search",
     "nas.search.schemes": "nas.search.oneshot",
     "nas.search.unrolled": "nas.search.darts",
     "nas.supernet.auxiliary": "nas.supernet.relax",
@@ -48,12 +58,13 @@ _ARGUMENTS = {
     "SkipCount": {"within": "prefix"},
     "TrialSearch": {"by": "metric", "along": "cost"},
 }
-_REMOVED = {
-    "nas.search.controller.Controller": (
-        "search=controller is not in this version, since its fronts were no better than those of "
-        "random networks: take search=predictor, nsga2 or evolution"
-    ),
-}
+_CONTROLLER = (
+    "search=controller is not in this version, since its fronts were no better than those of "
+    "random networks: take search=predictor, nsga2 or evolution"
+)
+_REMOVED = dict.fromkeys(
+    ("nas.search.controller.Controller", "nas.search.sampling.controller.Controller"), _CONTROLLER
+)
 
 
 def moved(node: Any) -> Any:

@@ -54,6 +54,16 @@ search.proxyless.ProxylessSearch search.regularizers.DirichletKL search.regulari
 search.reinforce.ReinforceSearch search.reward.CostAwareAccuracy search.sampling.RandomArch
 search.schemes.AllPaths search.schemes.Sandwich search.schemes.StrictFairness
 search.schemes.UniformPath search.unrolled.SecondOrderSearch
+search.gradient.darts.BilevelSearch search.gradient.darts.SecondOrderSearch
+search.gradient.darts.SingleLevelSearch search.gradient.guards.EigenvalueStop
+search.gradient.guards.SkipCount search.gradient.proxyless.ProxylessSearch
+search.gradient.regularizers.DirichletKL search.gradient.regularizers.Perturbing
+search.gradient.regularizers.ZeroOne search.gradient.reinforce.CostAwareAccuracy
+search.gradient.reinforce.ReinforceSearch search.oneshot.once_for_all.OnceForAll
+search.oneshot.oneshot.OneShot search.oneshot.path_sampling.AllPaths
+search.oneshot.path_sampling.Sandwich search.oneshot.path_sampling.StrictFairness
+search.oneshot.path_sampling.UniformPath search.sampling.halving.Halving
+search.sampling.trial_search.RandomArch search.sampling.trial_search.TrialSearch
 """
 
 
