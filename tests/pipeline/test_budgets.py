@@ -136,7 +136,7 @@ def test_an_inherited_network_gets_statistics_of_its_own(made: Path) -> None:
     ("words", "said"),
     [
         (["nowhere"], "not a run's folder"),
-        (["runs/a", "budget.params=1"], "smallest network"),
+        (["runs/a", "budget.params=1"], "no network of this space has less than"),
         (["runs/a", "budget.parms=1k"], "Did you mean 'params'"),
         (["runs/a", "front=0.5"], "front"),
         (["runs/a", "seach.epochs=1"], "unknown key"),
