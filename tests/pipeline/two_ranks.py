@@ -97,8 +97,8 @@ KINDS: dict[str, list[str]] = {
 # One of each way to go on: the others differ from one of these in how they train or ask, not in
 # what they read again.
 RESUMED = (
-    "bilevel", "reinforce", "random", "fairnas", "once_for_all", "gradient", "evolution", "predictor",
-    "halving", "constrained", "eigenvalue", "stable",
+    "bilevel", "reinforce", "random", "fairnas", "once_for_all", "gradient", "evolution",
+    "predictor", "halving", "constrained", "eigenvalue", "stable",
 )  # fmt: skip
 
 
