@@ -12,4 +12,5 @@ unset PYTHONDONTWRITEBYTECODE
 "$bin/python" -m ruff check
 "$bin/python" -m ruff format --check
 "$bin/python" -m mypy
-"$bin/python" -m pytest -n 2 "$@"
+# A file to a process: what the tests of a file share is made once.
+"$bin/python" -m pytest -n 2 --dist loadfile "$@"

@@ -65,6 +65,10 @@ KINDS: dict[str, list[str]] = {
     "nsga2": ["nsga2", *TRIALS],
     "tpe": ["tpe", *TRIALS],
     "predictor": ["predictor", *TRIALS],
+    "zero_cost": [
+        "zero_cost", "search.trials=4", "search.batch=2", "search.evaluate.score=zico",
+        "weights=fresh",
+    ],
     "halving": [
         "random_search", "search.trials=4", "search.halving.epochs=[1,2]", "search.halving.eta=2",
         "search.batch=4", "weights=fresh",
