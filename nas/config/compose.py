@@ -223,11 +223,10 @@ def with_budgets(words: Sequence[str], folder: str | None = None) -> list[str]:
     # Of names that are no cost Hydra complains, and says which there are.
     own = {path.stem for path in Path(folder).glob("cost/*.yaml")} if folder else set()
     known = {*groups()["cost"], *own}
-    listed = {key.name.removeprefix("budget.") for key in keys_of_run()}
     budgets = [n for n, value in named.items() if n in known and value not in ("null", "")]
     if not budgets:
         return list(words)
-    new = {f"budget.{name}" for name in budgets if name not in listed}
+    new = {f"budget.{name}" for name in budgets} - {key.name for key in keys_of_run()}
     kept = [
         f"+{word}" if word.partition("=")[0] in new else word
         for word in words

@@ -41,6 +41,10 @@ class TrainFromScratch:
     epochs: Count | None = None
     test: bool = False
 
+    def metrics(self, problem: SearchProblem) -> list[str]:
+        """Names of the scores that a search may judge by."""
+        return score_names(problem, "val")
+
     def __call__(self, problem: SearchProblem) -> Scoring:
         """The function that scores architectures of `problem`."""
         fresh = problem.build()
@@ -72,8 +76,7 @@ class TrainFromScratch:
             if self.test:
                 trainer.test(module, problem.data.test_dataloader(), verbose=False)
                 metrics |= trainer.callback_metrics
-        wanted = (*task_of(problem.data).metrics(), "loss")
-        names = [f"{split}_{name}" for split in ("val", "test") for name in wanted]
+        names = [*score_names(problem, "val"), *score_names(problem, "test")]
         return {name: float(metrics[name]) for name in names if name in metrics}
 
 
@@ -90,6 +93,10 @@ class WeightSharing:
 
     calibration: Whole = 1024
     raw: bool = False
+
+    def metrics(self, problem: SearchProblem) -> list[str]:
+        """Names of the scores that a search may judge by."""
+        return score_names(problem, "val")
 
     def __call__(self, problem: SearchProblem) -> Scoring:
         """The function that scores architectures of `problem`."""
@@ -112,6 +119,11 @@ class WeightSharing:
             return {**validated(network, task, validation(), device), **metrics}
 
         return score
+
+
+def score_names(problem: SearchProblem, split: str) -> list[str]:
+    """Names of the scores of a split, those of the task's metrics and of its loss."""
+    return [f"{split}_{name}" for name in (*task_of(problem.data).metrics(), "loss")]
 
 
 def validated(

@@ -31,9 +31,8 @@ from nas.search.searchers import (
 )
 from nas.search.space import Searcher, SearchSpace
 from nas.search.trials import Trial, TrialLog, comparable, table_of
-from nas.search.zero_cost import METRIC, ZeroCost
+from nas.search.zero_cost import METRIC
 from nas.supernet.relax import gumbel_noise
-from nas.tasks.classification import task_of
 
 
 @checked("search")
@@ -110,11 +109,9 @@ class TrialSearch:
         space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
         if self.cost not in space.costs:
             raise UserError(f"search.cost={self.cost} is not one of {sorted(space.costs)}")
-        scores = [f"val_{name}" for name in (*task_of(problem.data).metrics(), "loss")]
-        if isinstance(self.evaluate, ZeroCost):
-            scores = [METRIC]
-        known = isinstance(self.evaluate, TrainFromScratch | WeightSharing | ZeroCost)
-        if known and self.metric not in scores:
+        # A user's own evaluation need not say what it gives.
+        names = getattr(self.evaluate, "metrics", None)
+        if names is not None and self.metric not in (scores := names(problem)):
             raise UserError(f"search.metric={self.metric} is not one of {', '.join(scores)}")
         self._made(problem, space)
 

@@ -12,7 +12,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas.arch import Arch
 from nas.config.schema import checked
-from nas.copying import copied
 from nas.discretization import discretize
 from nas.errors import NotFiniteError, UserError
 from nas.problem import SearchProblem
@@ -39,6 +38,10 @@ class ZeroCost:
     score: Literal["params", "macs", "synflow", "naswot", "zico"] = "macs"
     batches: Annotated[int, Field(ge=2, le=1000)] = 2
 
+    def metrics(self, problem: SearchProblem) -> list[str]:
+        """Names of the scores."""
+        return [METRIC]
+
     def __call__(self, problem: SearchProblem) -> Scoring:
         """The function that scores architectures of `problem`."""
         counted = problem.costs[self.score] if self.score in ("params", "macs") else None
@@ -46,11 +49,12 @@ class ZeroCost:
             return lambda arch: {METRIC: counted.of(arch.choices)}
         device = quiet_trainer(problem, 1).strategy.root_device
         fresh, loss = problem.build().to(device), task_of(problem.data).loss
-        loader = problem.data.calibration_loader(self.batches * problem.data.batch_size)
+        images = self.batches * problem.data.batch_size
+        loader = () if self.score == "synflow" else problem.data.calibration_loader(images)
         batches = [(x.to(device), labels.to(device)) for x, labels in loader]
 
         def score(arch: Arch) -> Mapping[str, float]:
-            network = copied(discretize(fresh, arch))
+            network = discretize(fresh, arch)  # a copy: `synflow` changes it
             if self.score == "synflow":
                 found = synflow(network, problem.data.input_shape)
             elif self.score == "naswot":
