@@ -25,9 +25,7 @@ from nas.problem import SearchProblem
 from nas.quantities import amount
 from nas.report.terminal import announce, console
 from nas.search.base import build_search, leaves_of
-from nas.search.searchers import best
 from nas.search.trial_search import TrialSearch
-from nas.search.trials import thinned_front
 from nas.selection import front
 from nas.verbs import components_of, cores, only_main_prints, values_by_key
 
@@ -196,11 +194,8 @@ class Extraction:
         if (ranking := _ranking(problem)) is not None:
             with self.source.claimed(wait=True):
                 trials = ranking.rank(problem, self.source)
-            if not options.front:
-                return [best(trials, ranking.metric).arch]
-            objectives = (ranking.metric, options.cost)
-            taken = thinned_front(trials, objectives, options.front, options.layers)
-            return [trial.arch for trial in taken]
+            size = options.front or 1
+            return ranking.chosen(problem, trials, size, options.layers, options.cost)
         if not options.front:
             return [problem.select()]
         priced = (problem.costs, problem.budgets)

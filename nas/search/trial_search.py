@@ -1,6 +1,6 @@
 """`TrialSearch`: propose architectures, score each, take the best."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,7 +30,7 @@ from nas.search.searchers import (
     search,
 )
 from nas.search.space import Searcher, SearchSpace
-from nas.search.trials import Trial, TrialLog, comparable, table_of
+from nas.search.trials import Trial, TrialLog, comparable, table_of, thinned_front
 from nas.search.zero_cost import METRIC
 from nas.supernet.relax import gumbel_noise
 
@@ -133,16 +133,42 @@ class TrialSearch:
         trials = self.rank(problem, stage.run)
         table = table_of(trials, (self.metric, self.cost))
         write_atomic(stage.run.trials.with_suffix(".csv"), table)
-        chosen = best(trials, self.metric)
+        selected = self.chosen(problem, trials, 1)[0]
+        scores = next(trial.metrics for trial in trials if trial.arch == selected)
         return SearchResult(
-            chosen.arch,
+            selected,
             [ScoredArch(t.arch, -t.value(self.metric), t.costs) for t in comparable(trials)],
             self.metric,
             self.cost,
-            {f"trial_{name}": value for name, value in chosen.metrics.items() if name[:3] == "val"},
+            {f"trial_{name}": value for name, value in scores.items() if name[:3] == "val"},
             sum(trial.seconds for trial in trials),
             sum(trial.cpu_seconds for trial in trials),
         )
+
+    def chosen(
+        self,
+        problem: SearchProblem,
+        trials: Sequence[Trial],
+        size: int,
+        layers: int = 1,
+        cost: str | None = None,
+    ) -> list[Arch]:
+        """The networks to be trained out of those scored, the cheapest first.
+
+        Args:
+            trials: the scored networks, inside the budgets.
+            size: how many; 1: the best.
+            layers: of a front, see `nas.search.trials.front_of`.
+            cost: that the front is spread over; None: that of the search.
+
+        Raises:
+            UserError: `size` below 1, or nothing was scored.
+        """
+        top = best(trials, self.metric)
+        if size == 1:
+            return [top.arch]
+        objectives = (self.metric, cost or self.cost)
+        return [trial.arch for trial in thinned_front(trials, objectives, size, layers)]
 
     def rank(self, problem: SearchProblem, run: RunDir) -> list[Trial]:
         """The trials inside the budgets; those in the run's ``trials.jsonl`` are not repeated.
