@@ -221,7 +221,8 @@ def _draw(axes: "Axes", one: Trace) -> None:
     x, y, line, marker = one["x"], one["y"], one.get("line"), one.get("marker", {})
     if line:
         (drawn,) = axes.plot(x, y, color=line["color"], linewidth=0.8 * line["width"], alpha=0.75)
-        drawn.set_linestyle({"dot": ":", "dash": "--"}.get(line.get("dash"), "-"))
+        dash = line.get("dash")
+        drawn.set_linestyle(":" if dash == "dot" else "--" if dash else "-")
         drawn.set_drawstyle("steps-post" if "shape" in line else "default")
     elif "error_x" in one:
         least = min(one["error_x"]["array"][0], 0.9 * x[0])  # a logarithmic axis has no 0
