@@ -1,6 +1,5 @@
 """A model of accuracy over options, and the networks that are worth training by it."""
 
-from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -12,11 +11,6 @@ Picks = NDArray[np.int64]  # (n, decisions): the number of the option that each 
 
 # Shares of the prior variance: options, pairs of options, and what only the whole network has.
 OPTION, PAIR, WHOLE = 0.77, 0.19, 0.04
-
-# By how much a network trained alone departs from its score with inherited weights: a variance,
-# that of the prior being 1. No ranking can tell it, as all of its scores share the weights; so
-# it is what the ground truth of experiments/ground_truth shows (tau about .65).
-INHERITED = 0.3
 
 MARGIN = 0.05  # of the range of the log costs, beyond the most expensive candidate
 POOL = 400  # candidates that `worth_training` compares, at most
@@ -34,10 +28,10 @@ class OptionModel:
         picks: ``(n, D)``, the architectures scored, as numbers of options.
         values: ``(n,)``, their scores, the less the better, all above 0; they are taken in log
             scale.
-        noise: variance of e, in units of the scores' own.
+        noise: variance of e, that of the effects being 1.
     """
 
-    def __init__(self, picks: ArrayLike, values: ArrayLike, noise: float = INHERITED) -> None:
+    def __init__(self, picks: ArrayLike, values: ArrayLike, noise: float) -> None:
         self.picks = np.asarray(picks, dtype=np.int64)
         logs = np.log(np.maximum(np.asarray(values, dtype=np.float64), 1e-9))
         self.shift, self.scale = float(logs.mean()), float(logs.std()) or 1.0
@@ -108,7 +102,7 @@ def worth_training(draws: Floats, costs: ArrayLike, size: int) -> list[int]:
     Args:
         draws: ``(S, n)``, possible scores of n candidates, the less the better.
         costs: ``(n,)``.
-        size: at least 1; all candidates where there are no more.
+        size: at least 1; no more than are better than all cheaper ones in some draw.
 
     Returns:
         Positions, by ascending cost.
@@ -144,7 +138,8 @@ def _promising(draws: Floats) -> Picks:
     """Positions of the candidates that are most often better than all cheaper ones."""
     best = np.minimum.accumulate(draws, axis=1)
     often = (draws <= best).mean(axis=0)
-    return np.argsort(-often, kind="stable")[:POOL]
+    order: Picks = np.argsort(-often, kind="stable")[:POOL]
+    return order[often[order] > 0]
 
 
 class _Front:
