@@ -44,7 +44,8 @@ class OptionModel:
     def mean(self, picks: ArrayLike) -> Floats:
         """Expected scores ``(m,)``, in log scale, of other architectures ``(m, D)``."""
         near = correlation(np.asarray(picks, dtype=np.int64), self.picks)
-        return self.shift + self.scale * (near @ cho_solve(self.factor, self.targets))
+        found: Floats = self.shift + self.scale * (near @ cho_solve(self.factor, self.targets))
+        return found
 
     def draws(self, picks: ArrayLike, count: int, generator: np.random.Generator) -> Floats:
         """So many joint draws ``(count, m)`` of the log scores of other architectures ``(m, D)``.
@@ -138,8 +139,9 @@ def _promising(draws: Floats) -> Picks:
     """Positions of the candidates that are most often better than all cheaper ones."""
     best = np.minimum.accumulate(draws, axis=1)
     often = (draws <= best).mean(axis=0)
-    order: Picks = np.argsort(-often, kind="stable")[:POOL]
-    return order[often[order] > 0]
+    order = np.argsort(-often, kind="stable")[:POOL]
+    found: Picks = order[often[order] > 0]
+    return found
 
 
 class _Front:
