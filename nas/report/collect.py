@@ -116,12 +116,15 @@ def labelled(folders: Sequence[Path]) -> dict[str, Path]:
 def collect(folder: Path) -> tuple[RunRecord, ...]:
     """All runs at or below `folder`, in the order of their paths.
 
+    A run whose own files are copies of a network of its front is there as that network only.
+
     Raises:
         UserError: no such folder, or no run below it.
     """
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; give the folder that your runs lie in")
-    runs = tuple(_read(run, folder) for run in find_runs(folder))
+    found = find_runs(folder)
+    runs = tuple(run for run in (_read(run, folder) for run in found) if not _is_copy(run))
     if not runs:
         raise UserError(
             f"no run below {folder}: no result.json and no config.yaml there. "
@@ -149,6 +152,10 @@ def settings(run: RunRecord, names: Sequence[str]) -> str:
 def as_text(path: Path) -> str:
     """The path with "?" for bytes that are no UTF-8: file names are bytes, a report is text."""
     return path.as_posix().encode(errors="replace").decode()
+
+
+def _is_copy(run: RunRecord) -> bool:
+    return bool(run.arch_hash) and RunDir(RunDir(run.path).front / run.arch_hash).finished
 
 
 def _read(run: RunDir, folder: Path) -> RunRecord:
