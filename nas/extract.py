@@ -195,7 +195,7 @@ class Extraction:
             with self.source.claimed(wait=True):
                 trials = ranking.rank(problem, self.source)
             size = options.front or 1
-            return ranking.chosen(problem, trials, size, options.layers, options.cost)
+            return ranking.chosen(problem, trials, size, options.cost)
         if not options.front:
             return [problem.select()]
         priced = (problem.costs, problem.budgets)
