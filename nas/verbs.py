@@ -286,8 +286,12 @@ def components_of(config: DictConfig) -> dict[str, Any]:
 def _about(config: DictConfig) -> dict[str, Any]:
     """What the user asked for, for result.json."""
     words = list(HydraConfig.get().overrides.task)
+    # With resume=FOLDER the command line chooses no search.
+    chosen = [word for word in words if word.lower() not in ("resume=true", "resume=false")]
+    known = config.arch is None and not any(word.startswith("resume=") for word in chosen)
     return {
         "seed": config.seed,
+        "search": HydraConfig.get().runtime.choices["search"] if known else None,
         "overrides": values_by_key(words),
         "command": " ".join([os.environ.get(COMMAND, "nas search"), *words]),
     }

@@ -67,7 +67,9 @@ def full_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[in
 def figures(folder: str) -> dict[str, Any]:
     """What result.json says, but for times and for where it was started."""
     result = json.loads((Path(folder) / "a" / "result.json").read_text())
-    return {k: v for k, v in result.items() if k not in ("seconds", "command", "overrides")}
+    return {
+        k: v for k, v in result.items() if k not in ("seconds", "command", "overrides", "search")
+    }
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:
