@@ -3,20 +3,20 @@
     python scripts/ground_truth_study.py ROWS.yaml truth=truth.csv out=FOLDER [only=A,B] [KEY=V]
 
 ROWS.yaml: `common`, words of every command; `seeds`; `spaces`, of each the rows, name -> the words
-of a search, or a list of such, whose networks found together are the row's. Every command is run as
-``nas search +experiment=SPACE COMMON WORDS seed=S KEY=VALUE ...`` in a folder of its own below
-FOLDER, and not again once finished. The space is the one that the table is named after.
+of a search. Every command is run as ``nas search +experiment=SPACE COMMON WORDS seed=S KEY=V ...``
+in a folder of its own below FOLDER, and not again once finished. The space is the one that the
+table is named after.
 
-The networks of a search are those that ``nas extract RUN front=K`` takes, as many as there are and
-K of them for every K of ``at=4,8,12``. Beside them stands what costs nothing at the same number of
-networks, see `ground_truth.Truth`. Seconds are the processor's, of the searches alone, relative to
-training every member once. Written: ``FOLDER/SPACE.csv``, a row for each name and seed, and tables
-to stdout; with ``only=`` alone, the first of them, which needs no run.
+A search's networks are those that ``nas extract RUN front=K`` takes, for every K of
+``at=4,8,12,20``. The first table has what costs nothing with as many networks, see
+`ground_truth.Truth`; with ``only=`` it is all, and needs no run. Seconds are the processor's, of
+the searches alone, relative to training every member once. Written: ``FOLDER/SPACE.csv``, a row for
+each name and seed, and tables to stdout.
 """
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -42,18 +42,12 @@ Judged = dict[str, Any]  # one row of the table written, of one seed
 BASELINES = ("random", "random_alphas", "of_macs", "best")  # methods of `Truth`
 
 
-def carry_out(folder: str, commands: Sequence[str], words: Sequence[str]) -> list[RunDir]:
-    """Run the commands, each in a folder of its own, where they are not done yet."""
-    runs = []
-    for i, command in enumerate(commands):
-        run = RunDir(Path(folder.format(i)))
-        where = [f"out={run.path.parent}", f"name={run.path.name}", "resume=true"]
-        if not run.finished:
-            search = ["search", *words, *command.split(), *where]
-            print("nas", *search, flush=True)
-            subprocess.run([sys.executable, "-m", "nas.cli", *search], check=True)
-        runs.append(run)
-    return runs
+def carry_out(run: RunDir, words: Sequence[str]) -> None:
+    """Search, unless that is done."""
+    command = ["search", *words, f"out={run.path.parent}", f"name={run.path.name}", "resume=true"]
+    if not run.finished:
+        print("nas", *command, flush=True)
+        subprocess.run([sys.executable, "-m", "nas.cli", *command], check=True)
 
 
 def networks(run: RunDir, sizes: Sequence[int]) -> list[list[Arch]]:
@@ -77,29 +71,22 @@ def taus(truth: Truth, trials: Mapping[str, Trial]) -> dict[str, float]:
     return found
 
 
-def judged(name: str, seed: int, runs: Sequence[RunDir], truth: Truth, at: Sequence[int]) -> Judged:
-    """What a row's runs under one seed are worth."""
-    own = truth.places([Arch.load(run.arch) for run in runs])
-    fronts = {}
-    if len(runs) == 1:
-        whole, *thinned = map(truth.places, networks(runs[0], [len(truth.names), *at]))
-        fronts = {f"hypervolume_{k}": truth.share(f) for k, f in zip(at, thinned, strict=True)}
-    else:
-        whole = sorted(set(own))
-    spent = sum(float((run.read_result() or {})["seconds"]["search_cpu"]) for run in runs)
-    scores = taus(truth, TrialLog(runs[0].trials).known)
-    score = read_json(runs[0].path / "search.json")["metric"]
+def judged(name: str, seed: int, run: RunDir, truth: Truth, at: Sequence[int]) -> Judged:
+    """What a row's run under one seed is worth."""
+    spent = float((run.read_result() or {})["seconds"]["search_cpu"])
+    (best,) = truth.places([Arch.load(run.arch)])
+    scores = taus(truth, TrialLog(run.trials).known)
+    fronts = {k: truth.places(archs) for k, archs in zip(at, networks(run, at), strict=True)}
     return {
         "row": name,
         "seed": seed,
-        "tau": scores.get(score),
-        "regret": truth.accuracy.max() - truth.accuracy[own].max(),
+        "tau": scores.get(read_json(run.path / "search.json")["metric"]),
+        "regret": truth.accuracy.max() - truth.accuracy[best],
         "seconds_of_all": spent / truth.seconds,
         "random_seconds": truth.random(int(spent / (truth.seconds / len(truth.names)))),
-        "networks": len(whole),
-        "hypervolume": truth.share(whole),
-        **{key: getattr(truth, key)(len(whole)) for key in BASELINES},
-        **fronts,
+        **{f"networks_{k}": len(front) for k, front in fronts.items()},
+        **{f"hypervolume_{k}": truth.share(front) for k, front in fronts.items()},
+        **{f"of_macs_{k}": truth.of_macs(len(front)) for k, front in fronts.items()},
         **{f"tau_{key}": tau for key, tau in scores.items()},
     }
 
@@ -126,46 +113,43 @@ def ceiling(truth: Truth) -> dict[str, Any]:
 def free_table(truth: Truth, at: Sequence[int]) -> str:
     """What every search has to beat, and what none can, in Markdown."""
     names = ("random networks", "random alphas", "MACs front", "true front")
-    lines = [f"| networks | {' | '.join(map(str, at))} | all |", "|---" * (len(at) + 2) + "|"]
+    lines = [f"| networks | {' | '.join(map(str, at))} |", "|---" * (len(at) + 1) + "|"]
     for name, key in zip(names, BASELINES, strict=True):
-        cells = [percent(getattr(truth, key)(k)) for k in (*at, len(truth.names))]
+        cells = [percent(getattr(truth, key)(k)) for k in at]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def table(rows: Sequence[Judged], truth: Truth, at: Sequence[int]) -> str:
-    """Means over the seeds, in Markdown; of fronts of K also the least seed.
+    """Means over the seeds, in Markdown.
 
-    The way is from the MACs front to the true front of as many networks.
+    Of K networks: hypervolume, in brackets that of the least seed, and how many there were where
+    they are not K. The way is from the MACs front to the true front of K networks.
     """
-    ks = [f"K = {k}{rest}" for rest in ("", ", of the way") for k in at]
-    heads = ["row", "tau", "regret", "seconds of all", "networks", "hypervolume"]
-    heads += ["random", "random alphas", "MACs front", *ks]
+    heads = ["row", "tau", "regret", "seconds of all", "random, seconds"]
+    heads += [f"K = {k}{rest}" for rest in ("", ", of the way") for k in at]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name in dict.fromkeys(row["row"] for row in rows):
         own = [row for row in rows if row["row"] == name]
+        of = {
+            key: mean(row[key] for row in own)
+            for key, value in own[0].items()
+            if isinstance(value, int | float)
+        }
 
-        def of(key: str, by: Callable[..., float] = mean, own: Sequence[Judged] = own) -> Any:
-            values = [row.get(key) for row in own]
-            return None if None in values else by(values)
-
-        tau, volume = of("tau"), of("hypervolume")
-        cells = [name, "-" if tau is None else f"{tau:.3f}", percent(of("regret"), 2)]
-        cells += [percent(of("seconds_of_all")), f"{of('networks'):.1f}"]
-        below = " (below counting)" if volume < of("of_macs") else ""
-        cells += [percent(volume) + below]
-        cells += [percent(of(key)) for key in ("random", "random_alphas", "of_macs")]
-        shares = {k: of(f"hypervolume_{k}") for k in at}
-        cells += [f"{percent(shares[k])} ({percent(of(f'hypervolume_{k}', min))})" for k in at]
-        cells += [percent(way(truth, share, k), 0) for k, share in shares.items()]
+        cells = [name, f"{of['tau']:.3f}" if "tau" in of else "-", percent(of["regret"], 2)]
+        cells += [percent(of["seconds_of_all"]), percent(of["random_seconds"])]
+        for k in at:
+            share, found = of[f"hypervolume_{k}"], of[f"networks_{k}"]
+            least = min(row[f"hypervolume_{k}"] for row in own)
+            number = f" of {found:.1f}" if found < k else ""
+            below = ", below counting" if share < of[f"of_macs_{k}"] else ""
+            cells.append(f"{percent(share)} ({percent(least)}){number}{below}")
+        for k in at:
+            counted, most = truth.of_macs(k), truth.best(k)
+            cells.append(percent((of[f"hypervolume_{k}"] - counted) / (most - counted), 0))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def way(truth: Truth, share: float | None, networks: int) -> float | None:
-    """How far a share lies on the way from the MACs front to the true front."""
-    least, most = truth.of_macs(networks), truth.best(networks)
-    return None if share is None else (share - least) / (most - least)
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -179,7 +163,7 @@ def main(arguments: list[str]) -> None:
     words = dict(word.split("=", 1) for word in arguments if "=" in word)
     plan = yaml.safe_load(Path(arguments[0]).read_text(encoding="utf-8"))
     truth, out = Truth(Path(words.pop("truth"))), Path(words.pop("out", "."))
-    at = [int(k) for k in words.pop("at", "4,8,12").split(",")]
+    at = [int(k) for k in words.pop("at", "4,8,12,20").split(",")]
     planned = plan["spaces"][truth.space]
     only = [name for name in words.pop("only", ",".join(planned)).split(",") if name]
     given = [f"{key}={value}" for key, value in words.items()]
@@ -188,24 +172,22 @@ def main(arguments: list[str]) -> None:
     print(free_table(truth, at), flush=True)
     results = []
     for name in only:
-        commands = [planned[name]] if isinstance(planned[name], str) else planned[name]
         for seed in plan["seeds"]:
+            run = RunDir(out / truth.space / f"{name}-seed{seed}")
             common = [f"+experiment={truth.space}", *plan["common"].split(), *given]
-            folder = f"{out}/{truth.space}/{name}-{{}}-seed{seed}"
-            runs = carry_out(folder, commands, [*common, f"seed={seed}"])
-            results.append(judged(name, seed, runs, truth, at))
-            names = dict.fromkeys(key for row in results for key in row)
-            write_atomic(
-                out / f"{truth.space}.csv",
-                csv_table(list(names), [[cell(row.get(key)) for key in names] for row in results]),
-            )
+            carry_out(run, [*common, *planned[name].split(), f"seed={seed}"])
+            results.append(judged(name, seed, run, truth, at))
+            write_csv(out / f"{truth.space}.csv", results)
     if results:
         print(table(results, truth, at))
 
 
-def cell(value: Any) -> Any:
-    """Of the table written."""
-    return f"{value:.5f}" if isinstance(value, float) else "" if value is None else value
+def write_csv(path: Path, rows: Sequence[Judged]) -> None:
+    """All figures of all rows and seeds; those that a row does not have are empty."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    values = [[row.get(name) for name in names] for row in rows]
+    short = [[f"{v:.5f}" if isinstance(v, float) else v for v in row] for row in values]
+    write_atomic(path, csv_table(names, short))
 
 
 if __name__ == "__main__":
