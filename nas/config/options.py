@@ -25,7 +25,7 @@ class ExtractOptions:
         fine_tune: train each network; else it has the supernet's weights as they are.
         profile: files of `nas profile`. Of several devices, [A,B,...], each has a folder of its
             name, and all of them are in one table.
-        out: the folder of the networks' folders; null: RUN/extracts.
+        out: the folder of the networks' folders; null: RUN/front.
         trust: run code from outside this package that the run's config.yaml names.
 
     Raises:

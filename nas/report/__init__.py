@@ -74,14 +74,29 @@ def compare(
     screen = console()
     print_table(screen, sweeps, found)
     files = _files(target, found)
+    _write(files, sweeps, metric)
+    _print_next(screen, files, list(folders.values()))
+    return files
+
+
+def write_pictures(run: RunDir, folder: Path, cost: str, metric: str) -> None:
+    """The files of a report on `folder`, in the folder of `run`; nothing is printed.
+
+    Raises:
+        UserError: see `report`.
+    """
+    sweeps = [Sweep(run.path.resolve().name, folder, collect(folder))]
+    _write(_files(run.path, fronts(sweeps, cost, metric)), sweeps, metric)
+
+
+def _write(files: ReportFiles, sweeps: Sequence[Sweep], metric: str) -> None:
+    found = files.fronts
     write_atomic(files.csv, csv_text(sweeps, found))
     png, svg = pictures(found)
     write_atomic(files.png, png)
     write_atomic(files.svg, svg)
     write_atomic(files.html, page(sweeps, found))
     write_entry(files.tensorboard, sweeps, metric)
-    _print_next(screen, files, list(folders.values()))
-    return files
 
 
 def _files(target: Path, found: tuple[Front, ...]) -> ReportFiles:

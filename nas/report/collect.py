@@ -137,6 +137,8 @@ def by_search(sweep: Sweep, cost: str, metric: str, prefix: str = "") -> list[Sw
 def collect(folder: Path) -> tuple[RunRecord, ...]:
     """All runs at or below `folder`, in the order of their paths.
 
+    A run whose own files are copies of a network of its front is there as that network only.
+
     Raises:
         UserError: no such folder, or no run below it.
     """
@@ -151,7 +153,7 @@ def collect(folder: Path) -> tuple[RunRecord, ...]:
             f"no run below {folder}: no result.json and no config.yaml there. "
             "Give the folder that `nas search` wrote to"
         )
-    return tuple(runs.values())
+    return tuple(run for run in runs.values() if not _is_copy(run))
 
 
 def differing(runs: Iterable[RunRecord]) -> tuple[str, ...]:
@@ -173,6 +175,10 @@ def settings(run: RunRecord, names: Sequence[str]) -> str:
 def as_text(path: Path) -> str:
     """The path with "?" for bytes that are no UTF-8: file names are bytes, a report is text."""
     return path.as_posix().encode(errors="replace").decode()
+
+
+def _is_copy(run: RunRecord) -> bool:
+    return bool(run.arch_hash) and RunDir(RunDir(run.path).front / run.arch_hash).finished
 
 
 def _read(run: RunDir, folder: Path) -> RunRecord:

@@ -144,6 +144,7 @@ class TrialSearch:
             [ScoredArch(t.arch, -t.value(self.metric), t.costs) for t in comparable(trials)],
             self.metric,
             self.cost,
+            self.chosen(problem, trials, problem.front),
             {f"trial_{name}": value for name, value in scores.items() if name[:3] == "val"},
             sum(trial.seconds for trial in trials),
             sum(trial.cpu_seconds for trial in trials),

@@ -233,7 +233,7 @@ def test_two_extractions_at_once_give_the_networks_of_one(nas_command: Nas) -> N
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     texts = [process.communicate(timeout=200)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    found = list(Path("runs/a/extracts").iterdir())
+    found = list(Path("runs/a/front").iterdir())
     assert found
     assert all(RunDir(path).finished and not (path / ".lock").exists() for path in found)
     assert sum(text.count("network found in space") for text in texts) == len(found)
