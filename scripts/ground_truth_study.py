@@ -53,11 +53,9 @@ def carry_out(run: RunDir, words: Sequence[str]) -> None:
 def networks(run: RunDir, sizes: Sequence[int]) -> list[list[Arch]]:
     """What ``nas extract`` takes out of a search, for each of these sizes of a front."""
     components = {**components_of(saved_config(run)), "about": {}}
-    found = []
-    for size in sizes:
-        extraction = Extraction(ExtractOptions(front=size, fine_tune=True), run)
-        found.append(extraction.archs(extraction.problem(components)))
-    return found
+    each = [Extraction(ExtractOptions(front=size, fine_tune=True), run) for size in sizes]
+    problem = each[0].problem(components)
+    return [extraction.archs(problem) for extraction in each]
 
 
 def taus(truth: Truth, trials: Mapping[str, Trial]) -> dict[str, float]:
