@@ -12,7 +12,6 @@ import csv
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from statistics import mean, pstdev
 from tempfile import TemporaryDirectory
@@ -36,8 +35,6 @@ SEARCHERS: dict[str, Callable[..., Any]] = {
     "nsga2": NSGA2,
     "tpe": TPE,
     "predictor": Predictor,
-    # It is told, in units of what it sees, which region counts.
-    "predictor_ref": partial(Predictor, reference=(REFERENCE[0] / 100, REFERENCE[1])),
 }
 
 Table = dict[Arch, dict[str, float]]
