@@ -36,7 +36,7 @@ from nas.search.trials import Trial, TrialLog, comparable, table_of, thinned_fro
 from nas.search.zero_cost import METRIC
 from nas.supernet.relax import gumbel_noise
 
-DRAWS = 200  # from the model, when networks are chosen by it
+DRAWS = 600  # from the model, when networks are chosen by it
 
 
 @checked("search")
