@@ -20,7 +20,7 @@ from nas.config.saved import add_cost, change, saved_config
 from nas.diagnostics import silence_third_party_warnings
 from nas.errors import FailedRunError, InterruptedRunError, UserError, is_full, refusal
 from nas.export import load_supernet
-from nas.pipeline import Run
+from nas.front import train
 from nas.problem import SearchProblem
 from nas.quantities import amount
 from nas.report.terminal import announce, console
@@ -195,7 +195,7 @@ class Extraction:
             with self.source.claimed(wait=True):
                 trials = ranking.rank(problem, self.source)
             size = options.front or 1
-            return ranking.chosen(problem, trials, size, options.layers, options.cost)
+            return ranking.chosen(problem, trials, size, options.cost)
         if not options.front:
             return [problem.select()]
         priced = (problem.costs, problem.budgets)
@@ -203,15 +203,8 @@ class Extraction:
 
     def _carry_out(self, device: Device, arch: Arch) -> RunDir:
         problem, run = device.problem, RunDir(device.folder / arch.hash)
-        stages = Run(problem, run, arch, train=self.options.fine_tune)
-        run.create()
-        with run.claimed(wait=True):
-            known: Mapping[str, Any] = run.read_result() or {}
-            if run.complete and (known.get("trained") or not self.options.fine_tune):
-                print(f"already there: {run.path}")
-                return run
-            write_atomic(run.config, device.config)
-            announce(run, stages())
+        result = train(problem, run, arch, device.config, self.options.fine_tune)
+        announce(run, result)
         return run
 
 
@@ -234,7 +227,7 @@ def extract(given: Arguments) -> int:
     ]
     silence_third_party_warnings()
     torch.set_num_threads(configs[0].threads or cores())
-    folder = Path(options.out) if options.out else extraction.source.extracts
+    folder = Path(options.out) if options.out else extraction.source.front
     try:
         # All of them before the first network: a mistake in the last one is found at once.
         with only_main_prints():

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nas.artifacts import RunDir
 from nas.artifacts.files import display_path, is_main, write_atomic, write_json
-from nas.config.check import check, check_keys
+from nas.config.check import check, check_keys, target_of
 from nas.config.compose import Arguments, hydra_message, made
 from nas.config.help import config_dir
 from nas.config.saved import COMMAND, check_same, how_to_go_on, remove_if_empty, resumed
@@ -41,6 +41,8 @@ from nas.errors import (
     refusal,
     write_traceback,
 )
+
+FRONT = 8  # networks that a search trains, if it is not told how many
 
 
 def launch(verb: str, given: Arguments) -> int:
@@ -141,6 +143,7 @@ def _carry_out(config: DictConfig) -> None:
     """One job: single, or one of a sweep. A failure is recorded in its folder."""
     made = display_path(Path(HydraConfig.get().runtime.output_dir))
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    config.front = front_size(config, sweep)
     config, folder = resumed(config, made)
     run = RunDir(folder)
     check_same(config, run)
@@ -164,6 +167,23 @@ def _carry_out(config: DictConfig) -> None:
         if told is error:
             raise
         raise told from error
+
+
+def front_size(config: DictConfig, sweep: bool) -> Any:
+    """How many networks a run trains: as many as it is told to, else see config.yaml.
+
+    Args:
+        sweep: whether it is a job of a sweep.
+    """
+    node, budgets = config.search, config.budget
+    if config.arch or config.front is not None:
+        return 1 if config.arch else config.front
+    if sweep or not all(isinstance(one, DictConfig) for one in (node, budgets)):
+        return 1  # what is no mapping is refused later
+    if "_target_" not in node or any(amount is not None for amount in budgets.values()):
+        return 1
+    leaves = getattr(target_of(node, "search"), "leaves", "nothing")
+    return FRONT if leaves in ("alphas", "supernet") else 1
 
 
 def _told(error: Exception, run: RunDir) -> Exception:
@@ -213,13 +233,16 @@ def _run(config: DictConfig, run: RunDir) -> None:
 
     from nas.arch import Arch
     from nas.export import load_supernet
+    from nas.front import FrontRun, announce_front
     from nas.pipeline import Run
     from nas.problem import SearchProblem
     from nas.report.terminal import announce
 
     torch.set_num_threads(config.threads or _threads())
     arch = Arch.load(Path(config.arch)) if config.get("arch") else None
-    pipeline = Run(SearchProblem(**components_of(config), about=_about(config)), run, arch)
+    problem = SearchProblem(**components_of(config), about=_about(config))
+    kind, show = (FrontRun, announce_front) if problem.front > 1 else (Run, announce)
+    pipeline = kind(problem, run, arch)
     if config.get("checkpoint"):
         load_supernet(pipeline.supernet, Path(config.checkpoint))
     run.create()
@@ -231,7 +254,7 @@ def _run(config: DictConfig, run: RunDir) -> None:
             return
         write_atomic(run.config, OmegaConf.to_yaml(config, resolve=True))
         result = pipeline()
-    announce(run, result)
+    show(run, result)
 
 
 def components_of(config: DictConfig) -> dict[str, Any]:
@@ -253,6 +276,7 @@ def components_of(config: DictConfig) -> dict[str, Any]:
         "seed": config.seed,
         "inherit": config.weights == "inherited",
         "onnx": config.onnx,
+        "front": config.get("front") or 1,
         "stable_epochs": config.stable_epochs,
         "guards": made(config.get("guard") or {}),
         "speed": config.speed,
@@ -262,8 +286,12 @@ def components_of(config: DictConfig) -> dict[str, Any]:
 def _about(config: DictConfig) -> dict[str, Any]:
     """What the user asked for, for result.json."""
     words = list(HydraConfig.get().overrides.task)
+    # With resume=FOLDER the command line chooses no search.
+    chosen = [word for word in words if word.lower() not in ("resume=true", "resume=false")]
+    known = config.arch is None and not any(word.startswith("resume=") for word in chosen)
     return {
         "seed": config.seed,
+        "search": HydraConfig.get().runtime.choices["search"] if known else None,
         "overrides": values_by_key(words),
         "command": " ".join([os.environ.get(COMMAND, "nas search"), *words]),
     }

@@ -2,207 +2,92 @@
 
     python scripts/ground_truth_study.py ROWS.yaml truth=truth.csv out=FOLDER [only=A,B] [KEY=V]
 
-ROWS.yaml: `common`, words of every command; `seeds`; `rows`, name -> a command's words, or a list
-of such (their networks together are the row's front), or a mapping with `commands` and `front`:
-that many networks taken from the alphas of each search. Every command is run as
-``nas search COMMON WORDS seed=S KEY=VALUE ...`` in a folder of its own below FOLDER, and not again
-once finished. Written: ``FOLDER/study.csv``, a row for each name and seed, and a table to stdout.
+ROWS.yaml: `common`, words of every command; `seeds`; `spaces`, of each the rows, name -> the words
+of a search. Every command is run as ``nas search +experiment=SPACE COMMON WORDS seed=S KEY=V ...``
+in a folder of its own below FOLDER, and not again once finished. The space is the one that the
+table is named after.
 
-True accuracy is the mean over the seeds of the table. Hypervolumes are of (test error, log
-params), up to the worst of the table. Seconds are the processor's, of the searches alone, relative
-to training every member once. `random, networks`: the mean hypervolume of as many networks drawn
-at random as the row's front has; `random, seconds`: of as many as can be trained in its seconds.
-A second table is of rows that rank all members: what is found when the networks that only the
-front dominates are trained as well, and those after them.
+A search's networks are those that ``nas extract RUN front=K`` takes, for every K of
+``at=4,8,12,20``. The first table has what costs nothing with as many networks, see
+`ground_truth.Truth`; with ``only=`` it is all, and needs no run. Seconds are the processor's, of
+the searches alone, relative to training every member once. Written: ``FOLDER/SPACE.csv``, a row for
+each name and seed, and tables to stdout.
 """
 
-import csv
-import io
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import numpy as np
 import yaml
+from ground_truth import Truth  # beside this file
 from scipy.stats import kendalltau
 
 from nas.arch import Arch
 from nas.artifacts import RunDir
-from nas.artifacts.files import write_atomic
+from nas.artifacts.files import csv_table, write_atomic
+from nas.artifacts.reading import read_json
+from nas.config.options import ExtractOptions
+from nas.config.saved import saved_config
+from nas.diagnostics import silence_third_party_warnings
+from nas.extract import Extraction
 from nas.pareto import hypervolume, non_dominated
-from nas.search.trials import Trial, TrialLog, front_of
+from nas.search.trials import Trial, TrialLog
+from nas.verbs import components_of
 
-DRAWS = 400  # random searches that a mean is taken of
-LAYERS = (2, 3)  # of non-dominated sorting, beside the front
-COLUMNS = ("params", "macs", "val_acc", "val_loss", "test_acc", "test_loss", "seconds")
-
-
-class Truth:
-    """The table: every member of the space, trained alone under each seed."""
-
-    def __init__(self, path: Path) -> None:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        blocks = [name for name in rows[0] if name not in ("seed", *COLUMNS)]
-        self.seeds = list(dict.fromkeys(row["seed"] for row in rows))
-        self.of: dict[str, dict[str, dict[str, float]]] = {seed: {} for seed in self.seeds}
-        for row in rows:
-            choices = {f"blocks.{name}": row[name] for name in blocks}
-            self.of[row["seed"]][Arch("truth", choices).hash] = {n: float(row[n]) for n in COLUMNS}
-        whole = max(map(len, self.of.values()))
-        self.seeds = [seed for seed in self.seeds if len(self.of[seed]) == whole]
-        if not self.seeds:
-            raise SystemExit(f"{path} has no seed with every member")
-        self.names = list(self.of[self.seeds[0]])
-
-    def column(self, name: str, seed: str | None = None) -> np.ndarray:
-        """One value for each member, in the order of `names`; the mean over seeds without one."""
-        seeds = self.seeds if seed is None else [seed]
-        return np.mean([[self.of[s][n][name] for n in self.names] for s in seeds], axis=0)
-
-    @cached_property
-    def accuracy(self) -> np.ndarray:
-        return self.column("test_acc")
-
-    @cached_property
-    def points(self) -> np.ndarray:
-        return np.stack([1 - self.accuracy, np.log(self.column("params"))], axis=1)
-
-    @cached_property
-    def seconds(self) -> float:
-        """Of training every member once."""
-        return float(self.column("seconds").sum())
-
-    def places(self, archs: Sequence[Arch]) -> list[int]:
-        return [self.names.index(arch.hash) for arch in archs]
-
-    def share(self, places: Sequence[int]) -> float:
-        """Hypervolume of these members over that of all."""
-        corner = self.points.max(0)
-        return hypervolume(self.points[list(places)], corner) / hypervolume(self.points, corner)
-
-    def random(self, networks: int, rng: np.random.Generator) -> float:
-        """Mean share of so many members drawn without replacement."""
-        count = min(networks, len(self.names))
-        drawn = [rng.permutation(len(self.names))[:count].tolist() for _ in range(DRAWS)]
-        return mean(map(self.share, drawn)) if count else 0.0
+Judged = dict[str, Any]  # one row of the table written, of one seed
+BASELINES = ("random", "random_alphas", "of_macs", "best")  # methods of `Truth`
 
 
-@dataclass
-class Row:
-    """One way to search."""
-
-    name: str
-    commands: Sequence[str]
-    front: int = 0
-    runs: dict[int, list[RunDir]] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, name: str, given: Any) -> "Row":
-        if isinstance(given, Mapping):
-            return cls(name, list(given["commands"]), int(given.get("front", 0)))
-        return cls(name, [given] if isinstance(given, str) else list(given))
-
-    def carry_out(self, seed: int, common: Sequence[str], out: Path) -> None:
-        """Run its commands, where they are not done yet."""
-        self.runs[seed] = []
-        for i, words in enumerate(self.commands):
-            run = RunDir(out / f"{self.name}-{i}-seed{seed}")
-            where = [f"seed={seed}", f"out={out}", f"name={run.path.name}", "resume=true"]
-            if not run.finished:
-                command = ["search", *common, *words.split(), *where]
-                print("nas", *command, flush=True)
-                subprocess.run([sys.executable, "-m", "nas.cli", *command], check=True)
-            self.runs[seed].append(run)
+def carry_out(run: RunDir, words: Sequence[str]) -> None:
+    """Search, unless that is done."""
+    command = ["search", *words, f"out={run.path.parent}", f"name={run.path.name}", "resume=true"]
+    if not run.finished:
+        print("nas", *command, flush=True)
+        subprocess.run([sys.executable, "-m", "nas.cli", *command], check=True)
 
 
-def networks(run: RunDir, size: int, layers: int = 1) -> list[Arch]:
-    """The front that a run gives: of its trials, of its alphas, or the one network it found.
-
-    Args:
-        size: at most so many from alphas.
-        layers: of trials, the front, that of the rest, and so on.
-    """
-    trials = list(TrialLog(run.trials).known.values())
-    if trials:
-        return [trial.arch for trial in front_of(trials, _sorted_by(run), layers)]
-    if size:
-        return of_alphas(run, size)
-    return [Arch.load(run.arch)]
+def networks(run: RunDir, sizes: Sequence[int]) -> list[list[Arch]]:
+    """What ``nas extract`` takes out of a search, for each of these sizes of a front."""
+    components = {**components_of(saved_config(run)), "about": {}}
+    found = []
+    for size in sizes:
+        extraction = Extraction(ExtractOptions(front=size, fine_tune=True), run)
+        found.append(extraction.archs(extraction.problem(components)))
+    return found
 
 
-def _sorted_by(run: RunDir) -> tuple[str, str]:
-    from nas.config.saved import read_saved
-
-    search = read_saved(run).search
-    return str(search.get("metric") or search.ranking.metric), "params"
-
-
-def of_alphas(run: RunDir, size: int) -> list[Arch]:
-    """At most `size` networks, from the smallest to the most probable."""
-    from nas.config.saved import saved_config
-    from nas.export import load_supernet
-    from nas.problem import SearchProblem
-    from nas.selection import front
-    from nas.verbs import components_of
-
-    config = saved_config(run)
-    problem = SearchProblem(**components_of(config), about={"seed": config.seed})
-    load_supernet(problem.supernet, run.checkpoint)
-    return front(problem.supernet, problem.space, problem.costs, {}, "params", size)
+def taus(truth: Truth, trials: Mapping[str, Trial]) -> dict[str, float]:
+    """Kendall's tau-b of each score with the true accuracy, where every member has scores."""
+    if not set(truth.names) <= trials.keys():
+        return {}
+    found = {}
+    for name in trials[truth.names[0]].metrics:
+        scores = [-trials[member].value(name) for member in truth.names]
+        found[name] = float(kendalltau(scores, truth.accuracy).statistic)
+    return found
 
 
-def tau(truth: Truth, trials: Sequence[Trial], name: str) -> float | None:
-    """Kendall's tau-b of a score with the true accuracy, where every member has the score."""
-    known = {trial.arch.hash: trial for trial in trials}
-    if not set(truth.names) <= known.keys() or name not in known[truth.names[0]].metrics:
-        return None
-    scores = [-known[member].value(name) for member in truth.names]
-    found = float(kendalltau(scores, truth.accuracy).statistic)
-    return None if np.isnan(found) else found  # all scores equal
-
-
-def judged(row: Row, seed: int, truth: Truth) -> dict[str, Any]:
-    """What a row's runs under one seed are worth."""
-    runs = row.runs[seed]
-    rng = np.random.default_rng(seed)
-    results = [run.read_result() or {} for run in runs]
-    spent = sum(float(result["seconds"]["search_cpu"]) for result in results)
-    found = truth.places([Arch.load(run.arch) for run in runs])
-    best = max(found, key=lambda place: truth.accuracy[place])
-    front = sorted(set(truth.places([a for run in runs for a in networks(run, row.front)])))
-    trials = list(TrialLog(runs[0].trials).known.values())
-    taus = {
-        f"tau_{name}": tau(truth, trials, name)
-        for name in ("val_loss", "val_acc", "raw_val_loss", "raw_val_acc", "zero_cost_score")
-    }
-    deeper: dict[str, Any] = {}
-    for layers in LAYERS:
-        more = [a for run in runs for a in networks(run, row.front, layers)] if trials else []
-        places = sorted(set(truth.places(more)))
-        deeper[f"networks_{layers}"] = len(places) if trials else None
-        deeper[f"hypervolume_{layers}"] = truth.share(places) if trials else None
-        deeper[f"random_{layers}"] = truth.random(len(places), rng) if trials else None
-    affordable = int(spent / (truth.seconds / len(truth.names)))
+def judged(name: str, seed: int, run: RunDir, truth: Truth, at: Sequence[int]) -> Judged:
+    """What a row's run under one seed is worth."""
+    spent = float((run.read_result() or {})["seconds"]["search_cpu"])
+    (best,) = truth.places([Arch.load(run.arch)])
+    scores = taus(truth, TrialLog(run.trials).known)
+    fronts = {k: truth.places(archs) for k, archs in zip(at, networks(run, at), strict=True)}
     return {
-        "row": row.name,
+        "row": name,
         "seed": seed,
-        "test_acc": truth.accuracy[best],
+        "tau": scores.get(read_json(run.path / "search.json")["metric"]),
         "regret": truth.accuracy.max() - truth.accuracy[best],
-        "rank": int((truth.accuracy > truth.accuracy[best]).sum()) + 1,
-        "networks": len(front),
-        "hypervolume": truth.share(front),
-        "random_networks": truth.random(len(front), rng),
-        "random_seconds": truth.random(affordable, rng),
-        **taus,
-        "seconds": spent,
-        "share_of_all": spent / truth.seconds,
-        **deeper,
+        "seconds_of_all": spent / truth.seconds,
+        "random_seconds": truth.random(int(spent / (truth.seconds / len(truth.names)))),
+        **{f"networks_{k}": len(front) for k, front in fronts.items()},
+        **{f"hypervolume_{k}": truth.share(front) for k, front in fronts.items()},
+        **{f"of_macs_{k}": truth.of_macs(len(front)) for k, front in fronts.items()},
+        **{f"tau_{key}": tau for key, tau in scores.items()},
     }
 
 
@@ -211,95 +96,98 @@ def ceiling(truth: Truth) -> dict[str, Any]:
     if len(truth.seeds) < 2:
         return {}
     one, two = truth.seeds[:2]
-    other = truth.column("test_acc", two)
-    picked = int(truth.column("val_acc", one).argmax())
-    params = np.log(truth.column("params"))
-    here = np.stack([1 - truth.column("val_acc", one), params], axis=1)
+    known, validation = truth.column("test_acc", one), truth.column("val_acc", one)
+    other, params = truth.column("test_acc", two), truth.points[:, 1]
     there = np.stack([1 - other, params], axis=1)
-    corner = there.max(0)
-    kept = there[non_dominated(here)]
+    kept = there[non_dominated(np.stack([1 - validation, params], axis=1))]
+    worst, picked = there.max(0), validation.argmax()
     return {
-        "tau, test of seed a / test of seed b": kendalltau(
-            truth.column("test_acc", one), other
-        ).statistic,
-        "tau, validation of a / test of b": kendalltau(
-            truth.column("val_acc", one), other
-        ).statistic,
+        "tau, test of seed a / test of seed b": kendalltau(known, other).statistic,
+        "tau, validation of a / test of b": kendalltau(validation, other).statistic,
         "regret in b of the best validation accuracy in a": other.max() - other[picked],
-        "hypervolume in b of the front of validation in a": hypervolume(kept, corner)
-        / hypervolume(there, corner),
+        "hypervolume in b of the front of validation in a": hypervolume(kept, worst)
+        / hypervolume(there, worst),
     }
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Means over the seeds, in Markdown."""
-    lines = [
-        "| row | true accuracy | regret | rank | networks | hypervolume | random, networks "
-        "| random, seconds | tau | tau, not recalibrated | seconds of all |",
-        "|---" * 11 + "|",
-    ]
+def free_table(truth: Truth, at: Sequence[int]) -> str:
+    """What every search has to beat, and what none can, in Markdown."""
+    names = ("random networks", "random alphas", "MACs front", "true front")
+    lines = [f"| networks | {' | '.join(map(str, at))} |", "|---" * (len(at) + 1) + "|"]
+    for name, key in zip(names, BASELINES, strict=True):
+        cells = [percent(getattr(truth, key)(k)) for k in at]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def table(rows: Sequence[Judged], truth: Truth, at: Sequence[int]) -> str:
+    """Means over the seeds, in Markdown.
+
+    Of K networks: hypervolume, in brackets that of the least seed, and how many there were where
+    they are not K. The way is from the MACs front to the true front of K networks.
+    """
+    heads = ["row", "tau", "regret", "seconds of all", "random, seconds"]
+    heads += [f"K = {k}{rest}" for rest in ("", ", of the way") for k in at]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name in dict.fromkeys(row["row"] for row in rows):
         own = [row for row in rows if row["row"] == name]
+        of = {
+            key: mean(row[key] for row in own)
+            for key, value in own[0].items()
+            if isinstance(value, int | float)
+        }
 
-        def of(key: str, form: str, own: Sequence[Mapping[str, Any]] = own) -> str:
-            values = [row[key] for row in own]
-            return "-" if None in values else format(mean(values), form)
-
-        cells = [name, of("test_acc", ".2%"), of("regret", ".2%"), of("rank", ".1f")]
-        cells += [of("networks", ".1f")]
-        cells += [of(key, ".1%") for key in ("hypervolume", "random_networks", "random_seconds")]
-        own_tau = of("tau_val_loss", ".3f")
-        cells += [of("tau_zero_cost_score", ".3f") if own_tau == "-" else own_tau]
-        cells += [of("tau_raw_val_loss", ".3f")]
-        cells += [of("share_of_all", ".1%")]
+        cells = [name, f"{of['tau']:.3f}" if "tau" in of else "-", percent(of["regret"], 2)]
+        cells += [percent(of["seconds_of_all"]), percent(of["random_seconds"])]
+        for k in at:
+            share, found = of[f"hypervolume_{k}"], of[f"networks_{k}"]
+            least = min(row[f"hypervolume_{k}"] for row in own)
+            number = f" of {found:.1f}" if found < k else ""
+            below = ", below counting" if share < of[f"of_macs_{k}"] else ""
+            cells.append(f"{percent(share)} ({percent(least)}){number}{below}")
+        for k in at:
+            counted, most = truth.of_macs(k), truth.best(k)
+            cells.append(percent((of[f"hypervolume_{k}"] - counted) / (most - counted), 0))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def deeper_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Means over the seeds, in Markdown, of rows that rank all members."""
-    ranked = [row for row in rows if row["networks_2"] is not None]
-    lines = ["| row | layers | networks | hypervolume | random, networks |", "|---" * 5 + "|"]
-    for name in dict.fromkeys(row["row"] for row in ranked):
-        own = [row for row in ranked if row["row"] == name]
-        for layers in LAYERS:
-            count, share, random = (
-                mean(row[f"{key}_{layers}"] for row in own)
-                for key in ("networks", "hypervolume", "random")
-            )
-            lines.append(f"| {name} | {layers} | {count:.1f} | {share:.1%} | {random:.1%} |")
-    return "\n".join(lines)
+def percent(value: float | None, digits: int = 1) -> str:
+    """As a cell of a table."""
+    return "-" if value is None else f"{value:.{digits}%}"
 
 
 def main(arguments: list[str]) -> None:
     """Run what is missing, judge everything."""
+    silence_third_party_warnings()
     words = dict(word.split("=", 1) for word in arguments if "=" in word)
     plan = yaml.safe_load(Path(arguments[0]).read_text(encoding="utf-8"))
-    truth, out = Truth(Path(words.pop("truth"))), Path(words.pop("out"))
-    only = words.pop("only", ",".join(plan["rows"])).split(",")
-    common = [*plan["common"].split(), *(f"{key}={value}" for key, value in words.items())]
+    truth, out = Truth(Path(words.pop("truth"))), Path(words.pop("out", "."))
+    at = [int(k) for k in words.pop("at", "4,8,12,20").split(",")]
+    planned = plan["spaces"][truth.space]
+    only = [name for name in words.pop("only", ",".join(planned)).split(",") if name]
+    given = [f"{key}={value}" for key, value in words.items()]
     for name, value in ceiling(truth).items():
         print(f"{name}: {value:.4f}")
+    print(free_table(truth, at), flush=True)
     results = []
     for name in only:
-        row = Row.read(name, plan["rows"][name])
         for seed in plan["seeds"]:
-            row.carry_out(seed, common, out)
-            results.append(judged(row, seed, truth))
-            write_csv(out / "study.csv", results)
-    print(table(results))
-    if any(row["networks_2"] is not None for row in results):
-        print(deeper_table(results))
+            run = RunDir(out / truth.space / f"{name}-seed{seed}")
+            common = [f"+experiment={truth.space}", *plan["common"].split(), *given]
+            carry_out(run, [*common, *planned[name].split(), f"seed={seed}"])
+            results.append(judged(name, seed, run, truth, at))
+            write_csv(out / f"{truth.space}.csv", results)
+    if results:
+        print(table(results, truth, at))
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        short = {k: f"{v:.5f}" if isinstance(v, float) else v for k, v in row.items()}
-        writer.writerow(short)
-    write_atomic(path, text.getvalue())
+def write_csv(path: Path, rows: Sequence[Judged]) -> None:
+    """All figures of all rows and seeds; those that a row does not have are empty."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    values = [[row.get(name) for name in names] for row in rows]
+    short = [[f"{v:.5f}" if isinstance(v, float) else v for v in row] for row in values]
+    write_atomic(path, csv_table(names, short))
 
 
 if __name__ == "__main__":

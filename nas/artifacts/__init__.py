@@ -41,7 +41,8 @@ class RunDir:
         result: costs, metrics, versions and the rest.
         drawing: the network block by block; beside it the same as a table, with the suffix .csv.
         tensorboard: folder of the curves.
-        extracts: folder of the runs that `nas extract` makes of this one.
+        front: folder of the networks taken out of the search, each a run of its own by the hash of
+            its architecture.
         report: the page of `nas report`.
     """
 
@@ -57,7 +58,7 @@ class RunDir:
     result = _Entry("result.json")
     drawing = _Entry("network.svg")
     tensorboard = _Entry("tensorboard")
-    extracts = _Entry("extracts")
+    front = _Entry("front")
     report = _Entry("report.html")
 
     def create(self) -> "RunDir":

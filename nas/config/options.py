@@ -22,21 +22,18 @@ class ExtractOptions:
         front: 0: the most probable network inside the budgets; N: a front of at most N networks,
             from the smallest on.
         cost: the cost that the networks of a front are spread over.
-        layers: of a ranking, 2: take also networks that only the front dominates, and so on;
-            for scores err.
         fine_tune: train each network; else it has the supernet's weights as they are.
         profile: files of `nas profile`. Of several devices, [A,B,...], each has a folder of its
             name, and all of them are in one table.
-        out: the folder of the networks' folders; null: RUN/extracts.
+        out: the folder of the networks' folders; null: RUN/front.
         trust: run code from outside this package that the run's config.yaml names.
 
     Raises:
-        UserError: several layers of no front, or an empty list of profiles.
+        UserError: an empty list of profiles.
     """
 
     front: Whole = 0
     cost: Name = "params"
-    layers: Count = 1
     fine_tune: bool = False
     profile: tuple[Name, ...] | None = None
     out: Name | None = None
@@ -45,10 +42,6 @@ class ExtractOptions:
     def __post_init__(self) -> None:
         if self.profile == ():
             raise UserError("profile=[] names no file; e.g. profile=[A.json,B.json]")
-        if self.layers > 1 and not self.front:
-            raise UserError(
-                f"layers={self.layers} is of a front: say of how many networks, e.g. front=40"
-            )
 
 
 @checked()

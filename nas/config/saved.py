@@ -97,7 +97,8 @@ COMMAND = "NAS_COMMAND"
 
 def how_to_go_on(run: RunDir) -> str:
     """One sentence for the end of a message."""
-    for saved in (run.finetune_checkpoint, run.checkpoint, run.trials):
+    trainings = sorted(run.front.glob(f"*/{run.finetune_checkpoint.name}"))
+    for saved in (run.finetune_checkpoint, *trainings, run.checkpoint, run.trials):
         if saved.exists():
             verb = os.environ.get(COMMAND, "nas search")
             return f"Saved last: {saved}. Go on with: {verb} resume={run.path}"
@@ -113,8 +114,11 @@ def resumed(config: DictConfig, made: Path) -> tuple[DictConfig, Path]:
         remove_if_empty(made)  # first: a folder that is refused leaves nothing behind
         return saved_config(source, config.trust), source.path
     wanted = _fingerprint(config, resolve=True)
-    for run in reversed(find_runs(Path(config.out))):
-        if _fingerprint_of(run) == wanted:
+    found = find_runs(Path(config.out))
+    inside = {run.path for run in found}
+    for run in reversed(found):
+        # Networks taken out of a run lie inside it, and have its settings.
+        if inside.isdisjoint(run.path.parents) and _fingerprint_of(run) == wanted:
             refuse_links(run.path)
             if run.path != made:
                 remove_if_empty(made)
@@ -128,7 +132,7 @@ def check_same(config: DictConfig, run: RunDir) -> None:
     Raises:
         FolderTakenError: it holds results or checkpoints of other settings.
     """
-    made = (run.checkpoint, run.finetune_checkpoint, run.trials)
+    made = (run.checkpoint, run.finetune_checkpoint, run.trials, run.front)
     if not run.config.is_file() or not (run.finished or any(path.exists() for path in made)):
         return
     if _fingerprint_of(run) != _fingerprint(config, resolve=True):
@@ -155,4 +159,6 @@ def _fingerprint_of(run: RunDir) -> str | None:
 def _fingerprint(config: Any, resolve: bool) -> str:
     container = OmegaConf.to_container(config, resolve=resolve, enum_to_str=True)
     assert isinstance(container, dict)
+    if container.get("front") == 1:
+        container["front"] = None  # as runs of versions without the key
     return fingerprint({str(k): v for k, v in container.items()}, without=_UNIMPORTANT)

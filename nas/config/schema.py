@@ -239,6 +239,7 @@ RUN: Mapping[str, Any] = {
     "trust": bool,
     "threads": Annotated[int, Field(ge=0, le=1024)],
     "stable_epochs": Count | None,
+    "front": Annotated[int, Field(ge=1, le=1000)] | None,
     "speed": Literal["auto", "none", "kernels", "channels_last", "compile"],
     "arch": Name | None,
     "checkpoint": Name | None,

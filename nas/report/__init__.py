@@ -9,7 +9,7 @@ from rich.text import Text
 
 from nas.artifacts import RunDir
 from nas.artifacts.files import write_atomic
-from nas.report.collect import Sweep, collect, labelled
+from nas.report.collect import Sweep, by_search, collect, labelled
 from nas.report.figure import pictures
 from nas.report.fronts import Front, fronts
 from nas.report.page import page
@@ -39,6 +39,8 @@ def report(
 ) -> ReportFiles:
     """Report on all runs below a folder; several folders are overlaid, labelled by their names.
 
+    Runs of several searches in one folder are overlaid in the same way.
+
     Args:
         cost: x axis, a key of the runs' `costs`; minimised, and shown on a logarithmic axis.
         metric: y axis, a key of the runs' `metrics`; ``1 - metric`` is minimised, a loss as it is.
@@ -59,21 +61,42 @@ def compare(
     out: Path | None = None,
 ) -> ReportFiles:
     """As `report`, for labelled folders: one figure, one reference point for all hypervolumes."""
-    sweeps = [Sweep(label, folder, collect(folder)) for label, folder in folders.items()]
+    whole = [Sweep(label, folder, collect(folder)) for label, folder in folders.items()]
+    prefixes = [f"{sweep.label}/" if len(whole) > 1 else "" for sweep in whole]
+    sweeps = [
+        part
+        for sweep, prefix in zip(whole, prefixes, strict=True)
+        for part in by_search(sweep, cost, metric, prefix)
+    ]
     found = fronts(sweeps, cost, metric)
-    target = out or (sweeps[0].folder if len(sweeps) == 1 else Path("report"))
+    target = out or (sweeps[0].folder if len(folders) == 1 else Path("report"))
     RunDir(target).create()
     screen = console()
     print_table(screen, sweeps, found)
     files = _files(target, found)
+    _write(files, sweeps, metric)
+    _print_next(screen, files, list(folders.values()))
+    return files
+
+
+def write_pictures(run: RunDir, folder: Path, cost: str, metric: str) -> None:
+    """The files of a report on `folder`, in the folder of `run`; nothing is printed.
+
+    Raises:
+        UserError: see `report`.
+    """
+    sweeps = [Sweep(run.path.resolve().name, folder, collect(folder))]
+    _write(_files(run.path, fronts(sweeps, cost, metric)), sweeps, metric)
+
+
+def _write(files: ReportFiles, sweeps: Sequence[Sweep], metric: str) -> None:
+    found = files.fronts
     write_atomic(files.csv, csv_text(sweeps, found))
     png, svg = pictures(found)
     write_atomic(files.png, png)
     write_atomic(files.svg, svg)
     write_atomic(files.html, page(sweeps, found))
     write_entry(files.tensorboard, sweeps, metric)
-    _print_next(screen, files, sweeps)
-    return files
 
 
 def _files(target: Path, found: tuple[Front, ...]) -> ReportFiles:
@@ -87,9 +110,9 @@ def _files(target: Path, found: tuple[Front, ...]) -> ReportFiles:
     )
 
 
-def _print_next(screen: Console, files: ReportFiles, sweeps: Sequence[Sweep]) -> None:
+def _print_next(screen: Console, files: ReportFiles, folders: Sequence[Path]) -> None:
     written = (files.html, files.png, files.svg, files.csv)
-    logdir = sweeps[0].folder if len(sweeps) == 1 else files.tensorboard
+    logdir = folders[0] if len(folders) == 1 else files.tensorboard
     lines = [
         "",
         f"written: {', '.join(map(str, written))}",

@@ -5,7 +5,7 @@ import math
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class RunRecord:
     status: str
     message: str = ""
     seed: int | None = None
+    search: str = ""  # its option of `search`; of a network taken out of a run, that of the run
     space: str = ""
     data: str = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -113,21 +114,46 @@ def labelled(folders: Sequence[Path]) -> dict[str, Path]:
     return dict(zip(names, unique, strict=True))
 
 
+def by_search(sweep: Sweep, cost: str, metric: str, prefix: str = "") -> list[Sweep]:
+    """The sweep, or where several searches have runs to show, one for each of them.
+
+    Runs of no such search, which failed say, are left with the first.
+
+    Args:
+        prefix: of the label of each search.
+    """
+    shown = [run for run in sweep.runs if not run.exclusion_reason(cost, metric)]
+    groups: dict[str, list[RunRecord]] = {run.search: [] for run in shown}
+    if len(groups) < 2:
+        return [sweep]
+    for run in sweep.runs:
+        groups.get(run.search, next(iter(groups.values()))).append(run)
+    return [
+        Sweep(f"{prefix}{search or 'other'}", sweep.folder, tuple(runs))
+        for search, runs in groups.items()
+    ]
+
+
 def collect(folder: Path) -> tuple[RunRecord, ...]:
     """All runs at or below `folder`, in the order of their paths.
+
+    A run whose own files are copies of a network of its front is there as that network only.
 
     Raises:
         UserError: no such folder, or no run below it.
     """
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; give the folder that your runs lie in")
-    runs = tuple(_read(run, folder) for run in find_runs(folder))
+    runs: dict[Path, RunRecord] = {}
+    for run in (_read(found, folder) for found in find_runs(folder)):  # the outer ones first
+        outer = next((runs[path].search for path in run.path.parents if path in runs), "")
+        runs[run.path] = replace(run, search=run.search or outer)
     if not runs:
         raise UserError(
             f"no run below {folder}: no result.json and no config.yaml there. "
             "Give the folder that `nas search` wrote to"
         )
-    return runs
+    return tuple(run for run in runs.values() if not _is_copy(run))
 
 
 def differing(runs: Iterable[RunRecord]) -> tuple[str, ...]:
@@ -149,6 +175,10 @@ def settings(run: RunRecord, names: Sequence[str]) -> str:
 def as_text(path: Path) -> str:
     """The path with "?" for bytes that are no UTF-8: file names are bytes, a report is text."""
     return path.as_posix().encode(errors="replace").decode()
+
+
+def _is_copy(run: RunRecord) -> bool:
+    return bool(run.arch_hash) and RunDir(RunDir(run.path).front / run.arch_hash).finished
 
 
 def _read(run: RunDir, folder: Path) -> RunRecord:
@@ -173,7 +203,7 @@ def _fields(record: Any) -> dict[str, Any]:
     seed = record.get("seed")
     if seed is not None and not isinstance(seed, int):
         raise ValueError(f"seed {seed!r} is not a whole number")
-    texts = ("status", "message", "space", "data", "arch_hash")
+    texts = ("status", "message", "search", "space", "data", "arch_hash")
     return {
         "seed": seed,
         **{name: str(record.get(name) or "") for name in texts},

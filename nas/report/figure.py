@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nas.errors import UserError
 from nas.report.collect import RunRecord
 from nas.report.fronts import Front, Series, budgets_of, line_colour, series_of, title
-from nas.report.templates import cost_label, cost_text, metric_label, metric_text, plural
+from nas.report.templates import GREYS, cost_label, cost_text, metric_label, metric_text, plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 Trace = dict[str, Any]  # one of plotly's
 RowIds = Mapping[RunRecord, str]  # run -> id of its row in the page's table of runs
 
-GREY = "#8792a0"  # of marks that are no runs: legible on white and on dark
 LINES = 18  # of a hover box, which the chart's lower edge would cut off; report.csv has it all
 AXIS = {"automargin": True, "zeroline": False}
 LAYOUT = {
@@ -58,6 +57,8 @@ def chart(fronts: Sequence[Front], row_ids: RowIds | None = None) -> dict[str, A
 def _traces(fronts: Sequence[Front], row_ids: RowIds | None) -> Iterator[Trace]:
     for i, front in enumerate(fronts):
         line = {"shape": "hv", "color": line_colour(fronts, i), "width": 2}
+        if front.baseline and len(fronts) > 1:
+            line["dash"] = "dash"
         yield trace("lines", *front.coordinates(front.members), line=line, hoverinfo="skip")
     yield from _budgets(fronts)
     for series in series_of(fronts):
@@ -70,7 +71,7 @@ def _traces(fronts: Sequence[Front], row_ids: RowIds | None) -> Iterator[Trace]:
             yield from _spread(series, fronts[0])
     for front in fronts:
         if (run := front.knee()) is not None:
-            ring = {"symbol": "circle-open", "size": 20, "color": GREY, "line": {"width": 2}}
+            ring = {"symbol": "circle-open", "size": 20, "color": GREYS[0], "line": {"width": 2}}
             own: dict[str, Any] = {} if row_ids is None else {"customdata": [row_ids[run]]}
             place = front.coordinates([run])
             yield trace("markers", *place, marker=ring, name="knee", hoverinfo="skip", **own)
@@ -101,7 +102,7 @@ def _budgets(fronts: Sequence[Front]) -> Iterator[Trace]:
             "lines+text",
             [budget, budget],
             [min(heights), max(heights)],
-            line={"dash": "dot", "width": 1.5, "color": GREY},
+            line={"dash": "dot", "width": 1.5, "color": GREYS[0]},
             text=["", f"budget {cost_text(budget)}"],
             textposition="top center",
             hoverinfo="skip",
@@ -220,7 +221,8 @@ def _draw(axes: "Axes", one: Trace) -> None:
     x, y, line, marker = one["x"], one["y"], one.get("line"), one.get("marker", {})
     if line:
         (drawn,) = axes.plot(x, y, color=line["color"], linewidth=0.8 * line["width"], alpha=0.75)
-        drawn.set_linestyle(":" if "dash" in line else "-")
+        dash = line.get("dash")
+        drawn.set_linestyle(":" if dash == "dot" else "--" if dash else "-")
         drawn.set_drawstyle("steps-post" if "shape" in line else "default")
     elif "error_x" in one:
         least = min(one["error_x"]["array"][0], 0.9 * x[0])  # a logarithmic axis has no 0

@@ -14,6 +14,7 @@ from nas.pareto import hypervolume, knee, non_dominated
 from nas.report.collect import RunRecord, Sweep, differing, settings
 from nas.report.templates import (
     COLOURS,
+    GREYS,
     cost_text,
     error_label,
     error_of,
@@ -26,6 +27,7 @@ Points = NDArray[np.float64]
 
 BEYOND = 1.1  # the reference point is this much worse than the worst run, so that the ends count
 MOST_BUDGETS = 6  # more lines would hide the points
+BASELINES = ("random", "random_search", "zero_cost")  # searches that others have to beat
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,11 @@ class Front:
     def dominance(self, run: RunRecord) -> str:
         """ "front", "dominated", or "" for a run that the figure does not show."""
         return self._dominance.get(run, "")
+
+    @property
+    def baseline(self) -> bool:
+        """Whether it stands here for others to be compared with."""
+        return all(run.search in BASELINES for run in self.runs)
 
     @cached_property
     def _dominance(self) -> dict[RunRecord, str]:
@@ -240,8 +247,9 @@ def series_of(fronts: Sequence[Front]) -> list[Series]:
     if len(fronts) > 1:
         return [
             Series(
-                f"{front.label}: {plural(len(front.runs), 'run')}, hypervolume {front.area:.4f}",
-                COLOURS[i % len(COLOURS)],
+                f"{front.label}: {plural(len(front.runs), 'network')}, "
+                f"hypervolume {front.area:.4f}",
+                line_colour(fronts, i),
                 front.runs,
             )
             for i, front in enumerate(fronts)
@@ -255,9 +263,15 @@ def series_of(fronts: Sequence[Front]) -> list[Series]:
 
 
 def line_colour(fronts: Sequence[Front], index: int) -> str:
-    """The colour of a front's line: its sweep's; grey if colours stand for settings."""
-    several = len(series_of(fronts)) > 1 and len(fronts) == 1
-    return COLOURS[-1] if several else COLOURS[index % len(COLOURS)]
+    """The colour of a front's line: its sweep's, a grey one for each of several baselines.
+
+    That of a lone sweep is grey if colours stand for settings.
+    """
+    if len(fronts) == 1:
+        return COLOURS[-1] if len(series_of(fronts)) > 1 else COLOURS[0]
+    alike = [front for front in fronts[:index] if front.baseline == fronts[index].baseline]
+    colours = GREYS if fronts[index].baseline else COLOURS
+    return colours[len(alike) % len(colours)]
 
 
 def title(fronts: Sequence[Front]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from nas.artifacts import RunDir
 from nas.errors import UserError
-from nas.report.collect import RunRecord, Sweep, collect
+from nas.report.collect import RunRecord, Sweep, by_search, collect
 from nas.report.figure import AXIS, LAYOUT, load_optional, pictures, trace
 from nas.report.fronts import costs_of, fronts
 from nas.report.templates import COLOURS
@@ -50,7 +50,8 @@ def follow(sweep: Path, metric: str = "test_acc") -> None:
     if count > OFTEN and count % (count // OFTEN):
         return
     with suppress(UserError):
-        _write(sweep / FOLDER, [Sweep(sweep.name, sweep, collect(sweep))], metric)
+        whole = Sweep(sweep.name, sweep, collect(sweep))
+        _write(sweep / FOLDER, by_search(whole, "params", metric), metric)
 
 
 def scalars(run: Path, tags: Container[str]) -> dict[str, list[tuple[int, float]]]:

@@ -77,11 +77,13 @@ class SearchResult:
     """The result of a search.
 
     Args:
-        selected: the architecture to be trained; one of `found`.
+        selected: the best architecture; one of `found`.
         found: at least one architecture, with its score.
         metric: the score's meaning: ``log_probability`` (sum over decisions of log p), or a metric
             of the trials, with its sign changed where less is better.
         cost: name of the cost that the front is drawn over.
+        chosen: the architectures to be trained, `SearchProblem.front` of them or as many as there
+            are, the cheapest first; none: `selected` alone.
         metrics: figures for result.json, by name.
         seconds: wall-clock time, over all sessions of a resumed search.
         cpu_seconds: CPU time of the processes that searched.
@@ -91,6 +93,7 @@ class SearchResult:
     found: Sequence[ScoredArch]
     metric: str
     cost: str
+    chosen: Sequence[Arch] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -111,6 +114,7 @@ class SearchResult:
             "metric": self.metric,
             "cost": self.cost,
             "selected": selected.to_json(),
+            "chosen": [dict(arch.choices) for arch in self.chosen or [self.selected]],
             "front": [one.to_json() for one in self.front()],
         }
 

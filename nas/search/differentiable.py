@@ -178,6 +178,7 @@ class DifferentiableSearch(pl.LightningModule):
             probable_front(problem, selected, cost),
             "log_probability",
             cost,
+            probable_archs(problem, cost, problem.front) if problem.front > 1 else [selected],
             dict(saving.metrics),
             watch.seconds,
             watch.cpu_seconds,
@@ -335,16 +336,19 @@ class DifferentiableSearch(pl.LightningModule):
         log_scores(self, split, loss, logits, labels, split != "alpha")
 
 
-def probable_front(problem: SearchProblem, selected: Arch, cost: str) -> list[ScoredArch]:
-    """The most probable architectures along a cost, `selected` among them, found exactly."""
+def probable_archs(problem: SearchProblem, cost: str, size: int) -> list[Arch]:
+    """The most probable architectures along a cost, found exactly, the cheapest first."""
 
     def find() -> list[str]:
-        archs = front(problem.supernet, problem.space, problem.costs, problem.budgets, cost, FRONT)
+        archs = front(problem.supernet, problem.space, problem.costs, problem.budgets, cost, size)
         return [arch.to_json() for arch in archs]
 
-    archs = {arch.hash: arch for arch in map(Arch.from_json, broadcast(find))} | {
-        selected.hash: selected
-    }
+    return [Arch.from_json(text) for text in broadcast(find)]
+
+
+def probable_front(problem: SearchProblem, selected: Arch, cost: str) -> list[ScoredArch]:
+    """The scored architectures of a search's end, `selected` among them."""
+    archs = {arch.hash: arch for arch in [*probable_archs(problem, cost, FRONT), selected]}
     log_p = log_probabilities(problem.supernet)
     options = {name: decision.options for name, decision in decisions(problem.supernet)}
     return [

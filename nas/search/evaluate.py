@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytorch_lightning as pl
 import torch
@@ -89,7 +89,14 @@ class WeightSharing:
         calibration: training images that BatchNorm is measured anew on, for each architecture
             (the supernet's own statistics are those of a mixture); 0: keep the supernet's.
         raw: also record ``raw_val_acc`` and ``raw_val_loss``, without that measurement.
+
+    Attributes:
+        noise: by how much a network trained alone departs from its score here, as a variance
+            beside 1, that of the scores. No ranking tells it, as all of its networks share their
+            weights; it is that of experiments/ground_truth (tau about .65).
     """
+
+    noise: ClassVar[float] = 0.3
 
     calibration: Whole = 1024
     raw: bool = False

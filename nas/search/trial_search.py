@@ -7,6 +7,7 @@ from functools import partial
 from math import log
 from typing import ClassVar, Literal, cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -21,6 +22,7 @@ from nas.ranks import broadcast, each_rank_alone, world
 from nas.search.base import ScoredArch, SearchResult, Stage, agreed
 from nas.search.evaluate import Scoring, TrainFromScratch
 from nas.search.halving import FOLDER, Halving, in_rungs
+from nas.search.model import OptionModel, worth_training
 from nas.search.scoring import Outcomes, Workers, in_turn, over_ranks, recorded
 from nas.search.searchers import (
     Agreed,
@@ -33,6 +35,8 @@ from nas.search.space import Searcher, SearchSpace
 from nas.search.trials import Trial, TrialLog, comparable, table_of, thinned_front
 from nas.search.zero_cost import METRIC
 from nas.supernet.relax import gumbel_noise
+
+DRAWS = 200  # from the model, when networks are chosen by it
 
 
 @checked("search")
@@ -139,25 +143,23 @@ class TrialSearch:
             [ScoredArch(t.arch, -t.value(self.metric), t.costs) for t in comparable(trials)],
             self.metric,
             self.cost,
+            self.chosen(problem, trials, problem.front),
             {f"trial_{name}": value for name, value in scores.items() if name[:3] == "val"},
             sum(trial.seconds for trial in trials),
             sum(trial.cpu_seconds for trial in trials),
         )
 
     def chosen(
-        self,
-        problem: SearchProblem,
-        trials: Sequence[Trial],
-        size: int,
-        layers: int = 1,
-        cost: str | None = None,
+        self, problem: SearchProblem, trials: Sequence[Trial], size: int, cost: str | None = None
     ) -> list[Arch]:
         """The networks to be trained out of those scored, the cheapest first.
+
+        Several are the front of the scores, thinned; or, where networks trained alone depart from
+        their scores, those of the largest expected hypervolume under an `OptionModel`.
 
         Args:
             trials: the scored networks, inside the budgets.
             size: how many; 1: the best.
-            layers: of a front, see `nas.search.trials.front_of`.
             cost: that the front is spread over; None: that of the search.
 
         Raises:
@@ -167,7 +169,16 @@ class TrialSearch:
         if size == 1:
             return [top.arch]
         objectives = (self.metric, cost or self.cost)
-        return [trial.arch for trial in thinned_front(trials, objectives, size, layers)]
+        noise = getattr(self.evaluate, "noise", None)
+        if noise is None or size < 1:
+            return [trial.arch for trial in thinned_front(trials, objectives, size)]
+        space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
+        candidates = comparable(trials)
+        picks = [list(space.indices(trial.arch).values()) for trial in candidates]
+        model = OptionModel(picks, [trial.value(self.metric) for trial in candidates], noise)
+        draws = model.draws(picks, DRAWS, np.random.default_rng(self.seed))
+        costs = [trial.value(objectives[1]) for trial in candidates]
+        return [candidates[i].arch for i in worth_training(draws, costs, size)]
 
     def rank(self, problem: SearchProblem, run: RunDir) -> list[Trial]:
         """The trials inside the budgets; those in the run's ``trials.jsonl`` are not repeated.

@@ -217,17 +217,14 @@ def front_of(trials: Sequence[Trial], objectives: Sequence[str], layers: int = 1
     return [trial for trial in comparable(trials) if trial.arch.hash in found]
 
 
-def thinned_front(
-    trials: Sequence[Trial], objectives: Sequence[str], size: int, layers: int = 1
-) -> list[Trial]:
-    """At most `size` trials of the front, and then of what is behind it, the cheapest first.
+def thinned_front(trials: Sequence[Trial], objectives: Sequence[str], size: int) -> list[Trial]:
+    """At most `size` trials of the front, the cheapest first.
 
     Of a front of more trials those that hold the most hypervolume of score and log cost, see
-    `nas.pareto.thinned`. The front as a whole comes before the layer behind it, and so on.
+    `nas.pareto.thinned`.
 
     Args:
         objectives: the score and the cost.
-        layers: see `front_of`.
 
     Raises:
         UserError: `size` below 1.
@@ -235,15 +232,9 @@ def thinned_front(
     if size < 1:
         raise UserError(f"front={size} must be at least 1")
     score, cost = objectives
-    taken: list[Trial] = []
-    left = list(comparable(trials))
-    for _ in range(layers):
-        layer = front_of(left, objectives)
-        left = [trial for trial in left if trial not in layer]
-        points = [[t.value(score), log(max(t.value(cost), 1e-300))] for t in layer]
-        if room := size - len(taken):
-            taken += [layer[i] for i in thinned(points, room)] if points else []
-    return sorted(taken, key=lambda trial: trial.value(cost))
+    front = front_of(trials, objectives)
+    points = [[t.value(score), log(max(t.value(cost), 1e-300))] for t in front]
+    return [front[i] for i in thinned(points, size)] if points else []
 
 
 def table_of(trials: Sequence[Trial], objectives: Sequence[str]) -> str:

@@ -30,8 +30,8 @@ class ZeroCost:
     """Scores each architecture as the run's seed initialises it, untrained.
 
     Args:
-        score: "params" and "macs" count. "synflow": see `synflow`. "naswot": see `naswot`, of one
-            batch. "zico": see `zico`.
+        score: "params" and "macs": the logarithm of the count, of at least 1. "synflow": see
+            `synflow`. "naswot": see `naswot`, of one batch. "zico": see `zico`.
         batches: number of batches of training images for "zico".
     """
 
@@ -46,7 +46,7 @@ class ZeroCost:
         """The function that scores architectures of `problem`."""
         counted = problem.costs[self.score] if self.score in ("params", "macs") else None
         if counted is not None:
-            return lambda arch: {METRIC: counted.of(arch.choices)}
+            return lambda arch: {METRIC: log(max(1.0, counted.of(arch.choices)))}
         device = quiet_trainer(problem, 1).strategy.root_device
         fresh, loss = problem.build().to(device), task_of(problem.data).loss
         images = self.batches * problem.data.batch_size

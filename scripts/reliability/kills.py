@@ -56,7 +56,7 @@ CASES = {
         ["tuned/a/result.json"],
         before=[(*SEARCH, "out=out")],
     ),
-    "extract front": Case(EXTRACT, ["out/a/extracts/*/result.json"], before=[(*SEARCH, "out=out")]),
+    "extract front": Case(EXTRACT, ["out/a/front/*/result.json"], before=[(*SEARCH, "out=out")]),
     "export": Case(
         EXPORT,
         ["out/a/export/export.json"],

@@ -349,7 +349,7 @@ def test_a_damaged_configuration_is_refused_in_one_line(
 
 
 def test_a_link_in_a_folder_is_not_written_through(folder: Path) -> None:
-    for name in ("trials.jsonl", "extracts", "tensorboard/x"):
+    for name in ("trials.jsonl", "front", "tensorboard/x"):
         link = folder / "RUN" / name
         link.parent.mkdir(exist_ok=True)
         link.symlink_to(folder / "elsewhere")

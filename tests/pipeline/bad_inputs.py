@@ -109,8 +109,6 @@ OF_RUN: dict[str, str] = {
     "extract {run} front=-1": "at least 0",
     "extract {run} front=nan": "front",
     "extract {run} front=": "front= is empty",
-    "extract {run} layers=0 front=3": "layers=0",
-    "extract {run} layers=2": "front",
     "extract {run} fine_tune=maybe": "true or false",
     "extract {run} fine_tune=1": "true or false",
     "extract {run} cost=": "cost",

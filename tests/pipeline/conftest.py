@@ -7,6 +7,7 @@ import pytest
 from hydra._internal.hydra import Hydra
 
 import nas.pipeline
+import nas.verbs
 from nas.cli import run
 
 SMALL = [
@@ -14,6 +15,7 @@ SMALL = [
     "data.limit=400",
     "finetune.epochs=2",
     "threads=1",
+    "front=1",
     "trainer.enable_progress_bar=false",
 ]
 
@@ -27,10 +29,12 @@ def _quick(request: pytest.FixtureRequest) -> Iterator[None]:
     """Leave out what takes a third of the time of a run as small as these, and changes no result.
 
     Hydra composes once only to see whether ``hydra.mode`` is set, which no test does; and
-    TensorBoard's graph, which `test_run` has drawn, is traced twice.
+    TensorBoard's graph, which `test_run` has drawn, is traced twice. One network is trained where a
+    test does not ask for more.
     """
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Hydra, "get_mode", lambda *_, **__: None)
+        patched.setattr(nas.verbs, "FRONT", 1)
         if request.path.stem != "test_run":
             patched.setattr(nas.pipeline, "log_graph", lambda *_: None)
         yield

@@ -102,7 +102,7 @@ def test_other_networks_come_out_of_one_search(made: Path) -> None:
     whole = result_of("runs/a")
     bound = whole["least"]["params"] * 1.2
     assert run(["extract", "runs/a", f"budget.params={bound}"]) == 0
-    (inside,) = find_runs(Path("runs/a/extracts"))
+    (inside,) = find_runs(Path("runs/a/front"))
     result = result_of(inside.path)
     assert result["costs"]["params"] <= bound
     assert not result["trained"]
@@ -125,7 +125,7 @@ def test_other_networks_come_out_of_one_search(made: Path) -> None:
 def test_an_inherited_network_gets_statistics_of_its_own(made: Path) -> None:
     copied(made / "searched")
     assert run(["extract", "runs/a"]) == 0
-    (inside,) = find_runs(Path("runs/a/extracts"))
+    (inside,) = find_runs(Path("runs/a/front"))
     network = nas.load(inside.path)
     again = copy.deepcopy(network)
     recalibrate(again, (x for x, _ in digits(limit=400).calibration_loader()))

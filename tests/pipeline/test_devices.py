@@ -72,14 +72,14 @@ def test_each_device_has_a_network_inside_its_budget(capsys: pytest.CaptureFixtu
     out = capsys.readouterr().out
     found = {}
     for name in ("left_board_2", "right_board_2"):
-        (one,) = find_runs(Path("runs/a/extracts") / name)
+        (one,) = find_runs(Path("runs/a/front") / name)
         found[name] = one.read_result()
         assert found[name]["costs"]["latency"] <= found[name]["budgets"]["latency"]
         assert found[name]["latency"]["device"] == name.replace("_", " ", 1).replace("_", "/")
         assert not found[name]["trained"]
         assert name in out.rpartition("test accuracy")[2]
     assert found["left_board_2"]["arch"] != found["right_board_2"]["arch"]
-    table = rows("runs/a/extracts/devices.csv")
+    table = rows("runs/a/front/devices.csv")
     assert [row["device"] for row in table] == ["left board/2", "right board/2"]
     for row, result in zip(table, found.values(), strict=True):
         assert row["network"] == result["arch_hash"]

@@ -12,7 +12,8 @@ from nas.train import strategy_of
 
 TINY = (
     "data=digits", "space=chain_tiny", "finetune.epochs=1", "onnx=false", "threads=1", "seed=0",
-    "trainer.enable_progress_bar=false", "trainer.accelerator=cpu", "trainer.devices=2", "name=two",
+    "front=1", "trainer.enable_progress_bar=false", "trainer.accelerator=cpu", "trainer.devices=2",
+    "name=two",
 )  # fmt: skip
 
 

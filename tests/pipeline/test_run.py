@@ -28,7 +28,7 @@ def test_search_leaves_a_network_that_is_what_the_result_says(
     folder = RunDir(Path("runs/a"))
     result = folder.read_result()
     assert result is not None
-    assert result["status"] == "finished"
+    assert (result["status"], result["search"]) == ("finished", "bilevel")
 
     network = nas.load("runs/a")
 

@@ -330,7 +330,7 @@ def test_compare_overlays_labelled_sweeps(sweep, tmp_path, monkeypatch, capsys):
 
     assert files.html == Path("report/report.html")
     assert [front.label for front in files.fronts] == ["ours", "by chance"]
-    assert "by chance: 1 run" in files.svg.read_text()
+    assert "by chance: 1 network" in files.svg.read_text()
     assert "by chance: front: 1 of 1 run" in capsys.readouterr().out
     assert not (sweep / "report.html").exists()
 

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from nas.report.collect import Sweep, collect
+from nas.report import report
+from nas.report.collect import Sweep, by_search, collect
 from nas.report.figure import chart
 from nas.report.fronts import Front, budgets_of, fronts, series_of
 from nas.report.page import details, frequencies, page
+from nas.report.templates import COLOURS, GREYS
 from nas.report.tensorboard import curves
 
 PART = {"name": "a", "option": "conv_k3", "channels": 8, "size": [4, 4], "costs": {"params": 3.0}}
@@ -74,6 +76,37 @@ def test_seeds_of_a_setting_are_summed_up(tmp_path):
     assert (found.cost, found.metric) == pytest.approx((100, 70))
     assert (found.cost_sd, found.metric_sd) == pytest.approx((0, 20))
     assert single.spread(front) is None
+
+
+def test_each_search_has_a_front_and_baselines_are_grey_and_dashed(tmp_path):
+    write(tmp_path, "r", 100, 0.5, search="random")
+    write(tmp_path, "z", 150, 0.5, search="zero_cost")
+    write(tmp_path, "f", 200, 0.8, search="fairnas", metrics={})  # a search with a front of two
+    write(tmp_path / "f" / "front", "one", 100, 0.7)
+    write(tmp_path / "f" / "front", "two", 300, 0.9)
+    write(tmp_path, "s", 100, 0.9, search="spos", status="failed", message="out of memory")
+    sweep = Sweep("s", tmp_path, collect(tmp_path))
+    parts = by_search(sweep, "params", "test_acc")
+    names = {part.label: [run.name for run in part.runs] for part in parts}
+    fair = ["f", "f/front/one", "f/front/two", "s"]
+    assert names == {"fairnas": fair, "random": ["r"], "zero_cost": ["z"]}
+    found = fronts(parts, "params", "test_acc")
+    labels = [series.label.partition(",")[0] for series in series_of(found)]
+    assert labels == ["fairnas: 2 networks", "random: 1 network", "zero_cost: 1 network"]
+    lines = [t["line"] for t in chart(found)["data"] if t["mode"] == "lines"]
+    assert [line.get("dash") for line in lines] == [None, "dash", "dash"]
+    assert [line["color"] for line in lines] == [COLOURS[0], *GREYS[:2]]
+    assert (tmp_path / "report.html") == report(tmp_path).html
+
+
+def test_a_lone_search_is_one_front(tmp_path):
+    write(tmp_path, "a", 100, 0.5, search="random")
+    write(tmp_path, "b", 200, 0.9, overrides={"search": "random"}, status="interrupted")
+    sweep = Sweep("s", tmp_path, collect(tmp_path))
+    assert by_search(sweep, "params", "test_acc") == [sweep]
+    (line,) = [t["line"] for t in chart([front_of(tmp_path)])["data"] if t["mode"] == "lines"]
+    assert line["color"] == COLOURS[0]
+    assert "dash" not in line
 
 
 def test_choices_are_counted_over_the_front(tmp_path):

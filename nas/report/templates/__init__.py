@@ -17,6 +17,7 @@ FOLDER = Path(__file__).parent
 
 # Distinct to colour-blind readers (after Okabe and Ito), legible on white and on dark.
 COLOURS = ("#3a8bd0", "#d9622b", "#259b78", "#b768a8", "#c2921d", "#6b7f93")
+GREYS = ("#8792a0", "#b9c0c9", "#5d6673")  # of what is no result: marks, baselines
 
 COSTS = {
     "params": "parameters",

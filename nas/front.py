@@ -1,0 +1,203 @@
+"""The front of a search: several of its networks, each trained in a folder of its own, one table.
+
+`nas search` and `nas extract` both train here, in ``RUN/front/HASH``, so that what one has trained
+the other finds.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import TensorBoardLogger
+from rich.table import Table
+from rich.text import Text
+
+from nas.arch import Arch
+from nas.artifacts import RunDir
+from nas.artifacts.files import csv_table, display_path, is_main, write_atomic, write_json
+from nas.pipeline import Run, TrainingStage
+from nas.problem import SearchProblem
+from nas.quantities import amount
+from nas.ranks import broadcast
+from nas.report import write_pictures
+from nas.report.page import PICTURE
+from nas.report.terminal import console
+from nas.result import log_final
+
+TABLE = "front.csv"
+_COPIED = ("network.pt", "network.onnx", "network.svg", "network.csv", PICTURE)
+
+
+class FrontRun(Run):
+    """A search, and the training of `SearchProblem.front` of its networks one after another.
+
+    A network that is trained already is not trained again. The run's own files are those of the
+    network that is best by the validation metric.
+    """
+
+    def _stages(self, logger: TensorBoardLogger) -> dict[str, Any]:
+        started = time.monotonic()
+        found = self._find(TrainingStage(self.problem, self.run, logger))
+        archs = [Arch(self.problem.space, choices) for choices in found["chosen"]]
+        asked, config = self.problem.front, broadcast(lambda: _text(self.run.config))
+        fewer = f" (front={asked}: the search found no more)" if len(archs) < asked else ""
+        networks = []
+        for number, arch in enumerate(archs, 1):
+            print(f"\nnetwork {number} of {len(archs)}{fewer}: {self._described(arch)}", flush=True)
+            run = RunDir(self.run.front / arch.hash)
+            result = train(self.problem, run, arch, config)
+            networks.append((run, result))
+            if result:
+                print(_scores(result))
+        if not is_main():
+            return {}
+        return self._gathered(found, networks, logger, time.monotonic() - started)
+
+    def _described(self, arch: Arch) -> str:
+        costs = [
+            f"{name} {amount(cost.of(arch.choices), cost.unit)}"
+            for name, cost in self.problem.costs.items()
+        ]
+        return ", ".join([arch.hash, *costs])
+
+    def _gathered(
+        self,
+        found: Mapping[str, Any],
+        networks: Sequence[tuple[RunDir, Mapping[str, Any]]],
+        logger: TensorBoardLogger,
+        seconds: float,
+    ) -> dict[str, Any]:
+        """The run's own files: copies of the best network's, and those about all of them."""
+        metric = self.task.primary
+        larger = bool(self.task.metrics()[metric].higher_is_better)
+        best, known = (max if larger else min)(
+            networks, key=lambda network: network[1]["metrics"][f"val_{metric}"]
+        )
+        spent = [network["seconds"]["finetune"] for _, network in networks]
+        result = {
+            **known,
+            "metrics": {**found["metrics"], **known["metrics"]},
+            "seconds": {
+                "search": found["seconds"],
+                "search_cpu": found.get("cpu_seconds"),
+                "finetune": sum(spent),
+                "this_session": seconds,
+            },
+            "front": [network["arch_hash"] for _, network in networks],
+        }
+        for name in _COPIED:
+            if (best.path / name).is_file():
+                write_atomic(self.run.path / name, (best.path / name).read_bytes())
+        Arch.load(best.arch).save(self.run.arch)
+        attempt = self.attempts.attempt
+        with attempt("front", "no pictures of the front"):
+            write_files(self.run, found["cost"], f"test_{metric}")
+        with attempt("tensorboard", "no final figures in TensorBoard"):
+            log_final(logger, result, self.problem)
+        result["warnings"] = [*known["warnings"], *self.attempts.warnings]
+        write_json(self.run.result, result)
+        return result
+
+
+def train(
+    problem: SearchProblem, run: RunDir, arch: Arch, config: str, fine_tune: bool = True
+) -> dict[str, Any]:
+    """Train a network of a finished search in a folder of its own, unless it is there already.
+
+    Args:
+        problem: with the supernet as the search has left it.
+        run: the folder.
+        config: of the folder, YAML; "": none.
+        fine_tune: else the network is evaluated with the supernet's weights as they are.
+
+    Returns:
+        What is in its result.json; of the processes of a distributed run, of the first only.
+    """
+    stages = Run(problem, run, arch, train=fine_tune)
+    run.create()
+    with run.claimed(wait=True):
+        known = run.read_result() or {}
+        if broadcast(lambda: run.complete and bool(known.get("trained") or not fine_tune)):
+            print(f"already there: {display_path(run.path)}")
+            return known
+        if config:
+            write_atomic(run.config, config)
+        return stages()
+
+
+def _scores(result: Mapping[str, Any]) -> str:
+    metrics = result["metrics"]
+    return f"test accuracy {metrics['test_acc']:.2%}, validation {metrics['val_acc']:.2%}"
+
+
+def write_files(run: RunDir, cost: str, metric: str) -> None:
+    """``front.csv``, ``front.png`` and a page of all networks in the run's folder of networks.
+
+    Raises:
+        UserError: see `nas.report.report`; the table is written first.
+    """
+    rows = rows_of(run)
+    text = csv_table(list(rows[0]), ([row.get(name, "") for name in rows[0]] for row in rows))
+    write_atomic(run.path / TABLE, text)
+    write_pictures(run, run.front, cost, metric)
+
+
+def rows_of(run: RunDir) -> list[dict[str, Any]]:
+    """A row for each finished network in the run's folder of networks, the smallest first."""
+    found = []
+    for folder in sorted(run.front.iterdir()):
+        result = RunDir(folder).read_result() or {}
+        if result.get("status") != "finished":
+            continue
+        scored = {name: result["metrics"].get(name) for name in ("val_acc", "test_acc")}
+        row = {"network": result["arch_hash"], **scored, **result["costs"]}
+        found.append({**row, "folder": str(folder.relative_to(run.path))})
+    return sorted(found, key=lambda row: (row["params"], row["macs"]))
+
+
+def announce_front(run: RunDir, result: Mapping[str, Any]) -> None:
+    """Print the table of a front, where its files are, and what to type next."""
+    if not is_main():
+        return
+    rows, units = rows_of(run), result["units"]
+    drawn = Table(box=None, pad_edge=False, header_style="dim")
+    drawn.add_column("network")
+    names = [name for name in rows[0] if name not in ("network", "folder")]
+    for name in names:
+        drawn.add_column(
+            {"val_acc": "validation", "test_acc": "test"}.get(name, name), justify="right"
+        )
+    for row in rows:
+        mark = " *" if row["network"] == result["arch_hash"] else ""
+        cells = [_shown(name, row.get(name), units) for name in names]
+        drawn.add_row(Text(row["folder"] + mark), *cells)
+    print(f"\nfront of space {result['space']!r} (data {result['data']!r}):")
+    console().print(drawn)
+    seconds, folder = result["seconds"], display_path(run.path)
+    print("* best by validation: the files of the folder itself are its copies")
+    print(f"search {seconds['search']:.0f} s, training of the networks {seconds['finetune']:.0f} s")
+    written = [path for path in (run.report, run.path / "front.png") if path.is_file()]
+    print(
+        f"\nfiles: {folder}\n"
+        + "".join(f"  {path.name:22} {_ABOUT[path.name]}\n" for path in written)
+        + f"  {TABLE:22} the table\n"
+        "  front/HASH/            network.pt, network.onnx, arch.json, ... of each network\n"
+        "next:\n"
+        f"  nas export {folder}/{rows[0]['folder']}\n"
+        f"  nas extract {folder} front={2 * len(rows)} fine_tune=true\n"
+        f"  nas extract {folder} budget.params=20k fine_tune=true"
+    )
+
+
+_ABOUT = {"report.html": "open it in a browser", "front.png": "test accuracy over cost"}
+
+
+def _shown(name: str, value: Any, units: Mapping[str, str]) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2%}" if name.endswith("acc") else amount(value, units.get(name, ""))
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""

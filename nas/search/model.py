@@ -1,0 +1,182 @@
+"""A model of accuracy over options, and the networks that are worth training by it."""
+
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import cho_factor, cho_solve
+
+Floats = NDArray[np.float64]
+Picks = NDArray[np.int64]  # (n, decisions): the number of the option that each decision takes
+
+# Shares of the prior variance: options, pairs of options, and what only the whole network has.
+OPTION, PAIR, WHOLE = 0.77, 0.19, 0.04
+
+MARGIN = 0.05  # of the range of the log costs, beyond the most expensive candidate
+POOL = 400  # candidates that `worth_training` compares, at most
+
+
+class OptionModel:
+    """Gaussian process over architectures: effects of options, of their pairs, and a rest.
+
+    ``y(a) = m + sum_i u_i(a_i) + sum_{i<j} v_ij(a_i, a_j) + r(a) + e``, all effects independent and
+    normal (Rasmussen and Williams 2006, chapter 2). So the prior correlation of two architectures
+    depends on the number of decisions in which they agree alone, and effects that few scores tell
+    of shrink to zero.
+
+    Args:
+        picks: ``(n, D)``, the architectures scored, as numbers of options.
+        values: ``(n,)``, their scores, the less the better, all above 0; they are taken in log
+            scale.
+        noise: variance of e, that of the effects being 1.
+    """
+
+    def __init__(self, picks: ArrayLike, values: ArrayLike, noise: float) -> None:
+        self.picks = np.asarray(picks, dtype=np.int64)
+        logs = np.log(np.maximum(np.asarray(values, dtype=np.float64), 1e-9))
+        self.shift, self.scale = float(logs.mean()), float(logs.std()) or 1.0
+        self.targets: Floats = (logs - self.shift) / self.scale
+        self.noise = noise
+        gram = correlation(self.picks, self.picks)
+        gram[np.diag_indices_from(gram)] += noise
+        self.factor = cho_factor(gram, lower=True)
+
+    def mean(self, picks: ArrayLike) -> Floats:
+        """Expected scores ``(m,)``, in log scale, of other architectures ``(m, D)``."""
+        near = correlation(np.asarray(picks, dtype=np.int64), self.picks)
+        found: Floats = self.shift + self.scale * (near @ cho_solve(self.factor, self.targets))
+        return found
+
+    def draws(self, picks: ArrayLike, count: int, generator: np.random.Generator) -> Floats:
+        """So many joint draws ``(count, m)`` of the log scores of other architectures ``(m, D)``.
+
+        A draw of the prior, moved by what the scores say of it (Matheron's rule; Wilson et al.
+        2020, eq. 8).
+        """
+        own = np.asarray(picks, dtype=np.int64)
+        prior = _prior(np.concatenate([self.picks, own]), count, generator)
+        known, asked = prior[:, : len(self.picks)], prior[:, len(self.picks) :]
+        errors = np.sqrt(self.noise) * generator.standard_normal(known.shape)
+        moved = cho_solve(self.factor, (self.targets - known - errors).T)
+        found: Floats = asked + (correlation(own, self.picks) @ moved).T
+        return self.shift + self.scale * found
+
+
+def correlation(a: Picks, b: Picks) -> Floats:
+    """Prior correlations ``(n, m)`` of architectures ``(n, D)`` and ``(m, D)``."""
+    decisions = a.shape[1]
+    equal = np.zeros((len(a), len(b)))
+    for i in range(decisions):
+        equal += a[:, i, None] == b[None, :, i]
+    share = equal / decisions
+    pairs = share * (equal - 1) / (decisions - 1) if decisions > 1 else share
+    found: Floats = OPTION * share + PAIR * pairs + WHOLE * (equal == decisions)
+    return found
+
+
+def _prior(picks: Picks, count: int, generator: np.random.Generator) -> Floats:
+    """Draws ``(count, n)`` of the prior; equal architectures have equal values."""
+    _, decisions = picks.shape
+    sizes = picks.max(axis=0) + 1
+    found = np.zeros((count, len(picks)))
+    for i, size in enumerate(sizes):
+        effects = generator.standard_normal((count, size))
+        found += np.sqrt(OPTION / decisions) * effects[:, picks[:, i]]
+    pairs = list(combinations(range(decisions), 2))
+    columns = [(picks[:, i] * sizes[j] + picks[:, j], sizes[i] * sizes[j]) for i, j in pairs]
+    for column, size in columns or [(picks[:, 0], sizes[0])]:
+        effects = generator.standard_normal((count, size))
+        found += np.sqrt(PAIR / max(1, len(pairs))) * effects[:, column]
+    unique, inverse = np.unique(picks, axis=0, return_inverse=True)
+    rest = generator.standard_normal((count, len(unique)))
+    whole: Floats = found + np.sqrt(WHOLE) * rest[:, inverse.ravel()]
+    return whole
+
+
+def worth_training(draws: Floats, costs: ArrayLike, size: int) -> list[int]:
+    """The `size` candidates whose front has the largest expected hypervolume.
+
+    Taken one after another, each time the one that adds most in the mean over the draws; then any
+    of them is exchanged for another as long as that adds. The volume is that of score and log cost,
+    up to the worst score of a draw and a little beyond the largest cost.
+
+    Args:
+        draws: ``(S, n)``, possible scores of n candidates, the less the better.
+        costs: ``(n,)``.
+        size: at least 1; no more than are better than all cheaper ones in some draw.
+
+    Returns:
+        Positions, by ascending cost.
+    """
+    logs = np.log(np.maximum(np.asarray(costs, dtype=np.float64), 1e-300))
+    order = np.argsort(logs, kind="stable")
+    order = order[np.sort(_promising(draws[:, order]))]
+    if len(order) <= size:
+        return [int(i) for i in order]
+    places = logs[order]
+    corner = places[-1] + MARGIN * float(np.ptp(places)) + 1e-12
+    heights = draws.max(axis=1, keepdims=True) - draws[:, order]
+    front = _Front(heights, np.append(places, corner))
+    for _ in range(size):
+        front.add(int(front.gains().argmax()))
+    exchanged = True
+    while exchanged:
+        exchanged = False
+        for one in list(front.taken):
+            before = front.volume()
+            front.remove(one)
+            other = int(front.gains().argmax())
+            front.add(other)
+            if front.volume() > before * (1 + 1e-9):
+                exchanged = True
+            elif other != one:
+                front.remove(other)
+                front.add(one)
+    return [int(order[i]) for i in sorted(front.taken)]
+
+
+def _promising(draws: Floats) -> Picks:
+    """Positions of the candidates that are most often better than all cheaper ones."""
+    best = np.minimum.accumulate(draws, axis=1)
+    often = (draws <= best).mean(axis=0)
+    order = np.argsort(-often, kind="stable")[:POOL]
+    found: Picks = order[often[order] > 0]
+    return found
+
+
+class _Front:
+    """Candidates taken, and what each other one would add to their volume in each draw."""
+
+    def __init__(self, heights: Floats, places: Floats) -> None:
+        self.heights, self.places = heights, places
+        self.taken: list[int] = []
+
+    def add(self, one: int) -> None:
+        self.taken = sorted({*self.taken, one})
+
+    def remove(self, one: int) -> None:
+        self.taken.remove(one)
+
+    def volume(self) -> float:
+        """Mean over the draws."""
+        found: Floats = self._steps() * np.diff(self.places)
+        return float(found.sum(axis=1).mean())
+
+    def _steps(self) -> Floats:
+        """Height of the front over each interval of the costs, ``(S, n)``."""
+        shown = np.zeros_like(self.heights)
+        shown[:, self.taken] = self.heights[:, self.taken]
+        steps: Floats = np.maximum.accumulate(shown, axis=1)
+        return steps
+
+    def gains(self) -> Floats:
+        """What each candidate would add ``(n,)``, mean over the draws; -1 for those taken."""
+        steps, widths = self._steps(), np.diff(self.places)
+        found = np.array(
+            [
+                (np.maximum(0.0, self.heights[:, i, None] - steps[:, i:]) @ widths[i:]).mean()
+                for i in range(len(widths))
+            ]
+        )
+        found[self.taken] = -1.0
+        return found

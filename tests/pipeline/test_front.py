@@ -1,0 +1,125 @@
+"""`nas search` with several networks: where they lie, what is made of them, how it goes on."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nas
+import nas.verbs
+from nas.artifacts import RunDir
+from nas.cli import run
+from nas.config.compose import compose_config
+from nas.pipeline import Run
+from nas.report.collect import collect
+
+WORDS = [
+    "space.width=0.25", "data.limit=280", "finetune.epochs=1", "threads=1", "onnx=false",
+    "trainer.enable_progress_bar=false", "search=fairnas", "search.epochs=1",
+    "search.ranking.trials=6", "search.ranking.evaluate.calibration=64", "front=2",
+]  # fmt: skip
+
+
+def search(*words: str) -> int:
+    return run(["search", *WORDS, "name=a", *words])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of two networks."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        assert search() == 0
+    return folder / "runs" / "a"
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return found
+
+
+def test_each_network_of_a_front_has_a_folder_and_the_run_has_the_best(whole: Path) -> None:
+    own, networks = result_of(whole), sorted((whole / "front").iterdir())
+    results = [result_of(network) for network in networks]
+    assert sorted(own["front"]) == [network.name for network in networks]
+    assert len(networks) == 2
+    assert all(RunDir(network).complete and result["trained"]
+               for network, result in zip(networks, results, strict=True))  # fmt: skip
+    best = max(results, key=lambda result: result["metrics"]["val_acc"])
+    assert own["arch_hash"] == best["arch_hash"]
+    assert own["seconds"]["search"] > 0
+    for name in ("network.pt", "arch.json", "network.csv"):
+        same = (whole / "front" / best["arch_hash"] / name).read_bytes()
+        assert (whole / name).read_bytes() == same
+    assert sum(p.numel() for p in nas.load(whole).parameters()) == own["costs"]["params"]
+
+
+def test_a_front_has_a_table_a_picture_and_a_page(whole: Path) -> None:
+    with (whole / "front.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["network"] for row in rows] == result_of(whole)["front"]  # the cheapest first
+    for row in rows:
+        result = result_of(whole / row["folder"])
+        assert float(row["test_acc"]) == result["metrics"]["test_acc"]
+        assert float(row["val_acc"]) == result["metrics"]["val_acc"]
+        assert int(row["macs"]) == result["costs"]["macs"]
+    assert (whole / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert all(row["network"] in (whole / "report.html").read_text() for row in rows)
+    assert len(collect(whole.parent)) == 2  # the run itself is a copy of one
+
+
+def test_a_front_that_was_broken_off_trains_no_network_twice(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    finetune = Run._finetune
+    trained: list[str] = []
+
+    def counted(self: Run, *arguments: Any) -> Any:
+        if len(trained) == most:
+            raise KeyboardInterrupt
+        trained.append(self.run.path.name)
+        return finetune(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "_finetune", counted)
+        most = 1
+        assert search() == 130
+        most = 2
+        assert search("resume=true") == 0
+    assert trained == result_of(whole)["front"]
+    for file in whole.rglob("network.pt"):
+        assert file.read_bytes() == Path("runs/a", file.relative_to(whole)).read_bytes()
+    # The networks' own folders have the settings of the run, and are no runs to go on with.
+    assert search("resume=true") == 0
+    assert search("resume=true", "front=3") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [
+        (["search=bilevel"], 8),
+        (["search=fairnas"], 8),
+        (["search=fairnas", "budget.params=50%"], 1),
+        (["search=fairnas", "budget.params=50%", "front=3"], 3),
+        (["search=nsga2"], 1),
+        (["search=random"], 1),
+        (["+experiment=gdas"], 1),
+    ],
+)
+def test_how_many_networks_are_trained(
+    words: list[str], size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nas.verbs, "FRONT", 8)
+    config = compose_config(words)
+    assert nas.verbs.front_size(config, sweep=False) == size
+    if "front=3" not in words:
+        assert nas.verbs.front_size(config, sweep=True) == 1
+
+
+def test_a_front_of_no_network_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["search", "front=0"]) == 2
+    assert "front=0 must be at least 1" in capsys.readouterr().err
