@@ -24,15 +24,14 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-from ground_truth_study import Truth, write_csv
+from ground_truth import Truth
+from ground_truth_study import write_csv
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
-from nas.arch import Arch
 from nas.artifacts import RunDir
 from nas.config.compose import compose_config
 from nas.decision import decisions
-from nas.pareto import non_dominated, thinned
 from nas.pipeline import TrainingStage
 from nas.problem import SearchProblem
 from nas.search.base import build_search
@@ -61,13 +60,16 @@ class Recorder(pl.Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.started = process_time()
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.current_epoch < pl_module.warmup_epochs:
             return
         own = dict(decisions(pl_module.supernet))
         row = {
             "epoch": trainer.current_epoch,
-            "seconds": process_time(),
+            "seconds": process_time() - self.started,
             "options": {name: decision.options for name, decision in own.items()},
             "alphas": {name: decision.alpha.tolist() for name, decision in own.items()},
         }
@@ -80,12 +82,11 @@ class Judge:
 
     def __init__(self, truth: Truth, options: Mapping[str, Sequence[Any]]) -> None:
         self.truth, self.options = truth, options
-        rows = [dict(zip(options, row, strict=True)) for row in product(*options.values())]
-        self.choices = {truth.names.index(Arch("truth", row).hash): row for row in rows}
         columns = [(name, option) for name, found in options.items() for option in found]
-        self.design = np.array(
-            [[float(self.choices[i][n] == o) for n, o in columns] for i in range(len(truth.names))]
-        )
+        archs = truth.archs.values()
+        self.design = np.array([[float(a.choices[n] == o) for n, o in columns] for a in archs])
+        fitted = np.linalg.lstsq(self.design, truth.accuracy, rcond=None)[0]
+        self.additive: Scores = self.design @ fitted
 
     def scores(self, alphas: Alphas) -> Scores:
         """The log-probability of each member, but for a constant."""
@@ -95,15 +96,13 @@ class Judge:
     def __call__(self, scores: Scores) -> dict[str, float]:
         """tau, R2, the number of networks on the front, and shares of the true hypervolume."""
         truth = self.truth
-        additive = self.design @ np.linalg.lstsq(self.design, truth.accuracy, rcond=None)[0]
-        points = np.stack([-scores, truth.points[:, 1]], axis=1)
-        front = np.flatnonzero(non_dominated(points)).tolist()
+        front = truth.front(-scores, len(truth.names))
         return {
             "tau": float(kendalltau(scores, truth.accuracy).statistic),
-            "R2": float(np.corrcoef(scores, additive)[0, 1] ** 2),
+            "R2": float(np.corrcoef(scores, self.additive)[0, 1] ** 2),
             "networks": float(len(front)),
             "hypervolume": truth.share(front),
-            **{f"K={size}": truth.share(thinned(points, size)) for size in SIZES},
+            **{f"K={size}": truth.share(truth.front(-scores, size)) for size in SIZES},
         }
 
 
@@ -111,7 +110,7 @@ def searched(words: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     """What `Recorder` wrote of a search, which is made unless it is there."""
     path = folder / "alphas.jsonl"
     if not (folder / "done").exists():
-        config = compose_config("search", [*words, f"out={folder.parent}", f"name={folder.name}"])
+        config = compose_config([*words, f"out={folder.parent}", f"name={folder.name}"])
         problem = SearchProblem(**components_of(config), about={"seed": config.seed})
         folder.mkdir(parents=True, exist_ok=True)
         problem.guards = {**problem.guards, "recorder": Recorder(path)}
@@ -130,10 +129,9 @@ def baselines(judge: Judge) -> dict[str, dict[str, float]]:
         judge(judge.scores({n: rng.normal(size=len(o)) for n, o in judge.options.items()}))
         for _ in range(DRAWS)
     ]
-    additive = judge.design @ np.linalg.lstsq(judge.design, truth.accuracy, rcond=None)[0]
     return {
         "the truth": judge(truth.accuracy),
-        "the truth, additive": judge(additive),
+        "the truth, additive": judge(judge.additive),
         "MACs": judge(np.log(truth.column("macs"))),
         "random alphas": {key: mean(row[key] for row in drawn) for key in drawn[0]},
     }

@@ -31,7 +31,7 @@ from nas.search.guards import StopWhenStable
 from nas.search.path_sampling import AllPaths, PathSampling, UniformPath
 from nas.search.regularizers import Perturbing, Regularizer
 from nas.search.telemetry import SearchTelemetry
-from nas.selection import front, log_probabilities
+from nas.selection import front, log_probability
 from nas.supernet.choice import AuxiliarySkip
 from nas.supernet.relax import Schedule, constant
 from nas.tasks import Task
@@ -349,12 +349,10 @@ def probable_archs(problem: SearchProblem, cost: str, size: int) -> list[Arch]:
 def probable_front(problem: SearchProblem, selected: Arch, cost: str) -> list[ScoredArch]:
     """The scored architectures of a search's end, `selected` among them."""
     archs = {arch.hash: arch for arch in [*probable_archs(problem, cost, FRONT), selected]}
-    log_p = log_probabilities(problem.supernet)
-    options = {name: decision.options for name, decision in decisions(problem.supernet)}
     return [
         ScoredArch(
             arch,
-            sum(float(log_p[name][options[name].index(o)]) for name, o in arch.choices.items()),
+            log_probability(problem.supernet, arch),
             {name: priced.of(arch.choices) for name, priced in problem.costs.items()},
         )
         for arch in archs.values()
