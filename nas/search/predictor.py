@@ -256,11 +256,16 @@ class Predictor(Searcher):
         return -worst
 
     def _corner(self, points: Floats) -> Floats:
-        """The worst that counts: of a cost what is known before, else of what was seen, less what
-        is far out (Tukey 1977: three times the distance of the quartiles above the upper one)."""
-        low, high = np.quantile(points, (0.25, 0.75), axis=0)
-        seen = np.minimum(points.max(0), high + 3 * (high - low))
-        return np.array([self.largest.get(n, seen[k]) for k, n in enumerate(self.objectives)])
+        """The worst that counts: of the score, the first objective, the upper quartile of what was
+        seen; of a cost what is known before, else the largest seen.
+
+        Networks that learn next to nothing are on a front, too, as the cheapest; up to the worst
+        of them, most of the hypervolume lies where nobody looks.
+        """
+        worst: Floats = points.max(0)
+        worst[0] = np.quantile(points[:, 0], 0.75)
+        known = [self.largest.get(name, worst[k]) for k, name in enumerate(self.objectives)]
+        return np.array(known)
 
     def _scaled(self, points: Floats) -> Floats:
         """With exact costs in log scale, as fronts are thinned."""
