@@ -20,7 +20,7 @@ from nas.errors import UserError
 from nas.problem import SearchProblem
 from nas.ranks import broadcast, each_rank_alone, world
 from nas.search.base import ScoredArch, SearchResult, Stage, agreed
-from nas.search.evaluate import Scoring, TrainFromScratch, WeightSharing
+from nas.search.evaluate import Scoring, TrainFromScratch
 from nas.search.halving import FOLDER, Halving, in_rungs
 from nas.search.model import OptionModel, worth_training
 from nas.search.scoring import Outcomes, Workers, in_turn, over_ranks, recorded
@@ -36,7 +36,7 @@ from nas.search.trials import Trial, TrialLog, comparable, table_of, thinned_fro
 from nas.search.zero_cost import METRIC
 from nas.supernet.relax import gumbel_noise
 
-DRAWS = 200  # from the model, when networks are chosen by it
+DRAWS = 600  # from the model, when networks are chosen by it
 
 
 @checked("search")
@@ -117,11 +117,10 @@ class TrialSearch:
         names = getattr(self.evaluate, "metrics", None)
         if names is not None and self.metric not in (scores := names(problem)):
             raise UserError(f"search.metric={self.metric} is not one of {', '.join(scores)}")
-        self._made(problem, space)
+        self._made(space)
 
-    def _made(self, problem: SearchProblem, space: SearchSpace) -> tuple[Searcher, int | None]:
-        trained = problem if isinstance(self.evaluate, WeightSharing) else None
-        return make(self.searcher, space, self.seed, (self.metric, self.cost), self.trials, trained)
+    def _made(self, space: SearchSpace) -> tuple[Searcher, int | None]:
+        return make(self.searcher, space, self.seed, (self.metric, self.cost), self.trials)
 
     @property
     def ranking(self) -> "TrialSearch":
@@ -193,7 +192,7 @@ class TrialSearch:
 
     def _ranked(self, problem: SearchProblem, run: RunDir) -> list[Trial]:
         space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
-        searcher, count = self._made(problem, space)
+        searcher, count = self._made(space)
         searcher = Agreed(searcher)
         log = TrialLog(run.trials)
         # As the first rank reads them, which may have written more by now than this one has read.
