@@ -21,7 +21,7 @@ from nas.decision import Decision, decisions, free, sample_path, split_parameter
 from nas.errors import UserError
 from nas.problem import SearchProblem
 from nas.search.base import SearchResult, Stage, check_searchable
-from nas.search.callbacks import LastCheckpoint, Stopwatch
+from nas.search.callbacks import LastCheckpoint, SpeedUp, Stopwatch
 from nas.search.telemetry import TrainingTelemetry
 from nas.search.trial_search import TrialSearch
 from nas.supernet.choice import Relaxing
@@ -291,7 +291,12 @@ class OneShot(pl.LightningModule):
     def run(self, problem: SearchProblem, stage: Stage) -> SearchResult:
         """Train the supernet, then rank its networks inside the budgets with its weights."""
         watch, data = Stopwatch(), problem.data
-        callbacks = [watch, TrainingTelemetry("supernet"), LastCheckpoint(stage.run.checkpoint)]
+        callbacks = [
+            watch,
+            SpeedUp(problem.speed, (data.batch_size, *data.input_shape)),
+            TrainingTelemetry("supernet"),
+            LastCheckpoint(stage.run.checkpoint),
+        ]
         trainer = stage.trainer(self.epochs, callbacks)
         # No validation: its networks are ranked afterwards, each by itself.
         stage.fit(trainer, self, self.loaders(data), stage.run.checkpoint, validate=False)

@@ -211,6 +211,7 @@ OVER_SUPERNET: dict[str, Callable[..., Searcher]] = {"gradient": GradientSearch}
 
 SMALL = 2000  # the largest space that "auto" enumerates
 TRIALS = 500  # where no number is given and the searcher does not end by itself
+RANKED = 100  # the same, of a trained supernet: each is recalibrated and validated
 
 
 def make(
@@ -244,8 +245,9 @@ def make(
                 "search.ranking.searcher=gradient"
             )
         over = trained
-    number = TRIALS if trials is None and kind is not Enumerate else trials
-    return factory(over, seed, objectives), number
+    if trials is None and kind is not Enumerate:
+        trials = TRIALS if trained is None else RANKED
+    return factory(over, seed, objectives), trials
 
 
 def check_name(searcher: object) -> None:
