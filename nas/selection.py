@@ -15,10 +15,12 @@ from nas.cost.integer_program import IntegerProgram, Limit, Optimum, worst
 from nas.decision import decisions
 from nas.discretization import arch_of
 from nas.errors import UserError
+from nas.pareto import thinned
 from nas.quantities import amount
 
 Costs = Mapping[str, Expected]
 Budgets = Mapping[str, float]  # name of a cost -> at most so much, in its unit
+PRICES = 4  # budgets that a front is looked for at, for each network that is asked for
 
 
 def least_of(cost: Expected) -> float:
@@ -88,6 +90,12 @@ def log_probabilities(supernet: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def log_probability(supernet: nn.Module, arch: Arch) -> float:
+    """``sum log p`` of the options that `arch` takes."""
+    own, log_p = dict(decisions(supernet)), log_probabilities(supernet)
+    return sum(float(log_p[n][own[n].options.index(o)]) for n, o in arch.choices.items())
+
+
 def select(supernet: nn.Module, space: str, costs: Costs, budgets: Budgets) -> Arch:
     """The architecture of the largest ``prod p`` inside all budgets.
 
@@ -115,10 +123,12 @@ def select(supernet: nn.Module, space: str, costs: Costs, budgets: Budgets) -> A
 def front(
     supernet: nn.Module, space: str, costs: Costs, budgets: Budgets, cost: str, size: int
 ) -> list[Arch]:
-    """At most `size` architectures inside the budgets, from the smallest to the most probable.
+    """At most `size` architectures inside the budgets, from the cheapest to the most probable.
 
-    One `select` for each of `size` budgets of the cost `cost`, spread evenly in log scale from the
-    least reachable to what the most probable network inside the budgets has. Equal ones count once.
+    One `select` for each of four times as many budgets of the cost `cost`, spread evenly in log
+    scale from the least reachable to what the most probable network inside the budgets has. Of
+    these, those that hold the most hypervolume of log probability and log cost together, see
+    `nas.pareto.thinned`.
 
     Raises:
         UserError: `size` below 1, an unknown cost, or budgets that no network meets.
@@ -134,11 +144,16 @@ def front(
     found: dict[str, Arch] = {}
     # The least cost may be 0, which has no place in a log scale.
     low = max(inner.value, 1e-9 * top, 1e-300)
-    for bound in np.geomspace(low, max(top, low), size):
+    for bound in np.geomspace(low, max(top, low), PRICES * size):
         # geomspace rounds: its ends must let the two networks themselves in.
         arch = select(supernet, space, costs, {**budgets, cost: float(bound) * (1 + 1e-12)})
         found.setdefault(arch.hash, arch)
-    return list(found.values())
+    archs = list(found.values())
+    prices = np.log([max(costs[cost].of(arch.choices), low) for arch in archs])
+    points = [
+        (-log_probability(supernet, arch), price) for arch, price in zip(archs, prices, strict=True)
+    ]
+    return [archs[i] for i in thinned(points, size)]
 
 
 def limits(costs: Costs, budgets: Budgets) -> list[Limit]:

@@ -65,8 +65,9 @@ def takes(factory: Callable[..., Any], name: str) -> bool:
 
 
 def called(factory: Callable[..., Any], known: Mapping[str, Any], **needed: Any) -> Any:
-    """Call `factory` with `needed`, and with those of `known` that it takes."""
-    given = {name: value for name, value in known.items() if takes(factory, name)}
+    """Call `factory` with `needed`, and with those of `known` that it takes and does not hold."""
+    held = getattr(factory, "keywords", {})
+    given = {n: value for n, value in known.items() if takes(factory, n) and n not in held}
     return factory(**needed, **given)
 
 

@@ -35,18 +35,22 @@ _MOVED = {
     "nas.search.gradient.reinforce": "nas.search.reinforce",
     "nas.search.oneshot.once_for_all": "nas.search.once_for_all",
     "nas.search.oneshot.oneshot": "nas.search.oneshot",
-    "nas.search.oneshot.path_sampling": "nas.search.oneshot",
+    "nas.search.oneshot.path_sampling": "nas.search.path_sampling",
     "nas.search.perturbation": "nas.search.regularizers",
     "nas.search.reward": "nas.search.reinforce",
     "nas.search.sampling": "nas.search.trial_search",
     "nas.search.sampling.halving": "nas.search.halving",
     "nas.search.sampling.trial_search": "nas.search.trial_search",
-    "nas.search.schemes": "nas.search.oneshot",
+    "nas.search.schemes": "nas.search.path_sampling",
     "nas.search.unrolled": "nas.search.darts",
     "nas.supernet.auxiliary": "nas.supernet.relax",
     "nas.supernet.temperature": "nas.supernet.relax",
 }
 _RENAMED = {  # as a whole
+    **{
+        f"nas.search.oneshot.{name}": f"nas.search.path_sampling.{name}"
+        for name in ("AllPaths", "UniformPath", "StrictFairness", "Sandwich")
+    },
     "nas.search.evaluate.Inherited": "nas.search.evaluate.WeightSharing",
     "nas.search.evaluate.StandAlone": "nas.search.evaluate.TrainFromScratch",
 }
@@ -65,6 +69,7 @@ _CONTROLLER = (
 _REMOVED = dict.fromkeys(
     ("nas.search.controller.Controller", "nas.search.sampling.controller.Controller"), _CONTROLLER
 )
+_REPLACED = {("searcher", "gradient"): "auto"}  # now a search of its own, search=fair_descent
 
 
 def moved(node: Any) -> Any:
@@ -77,7 +82,10 @@ def moved(node: Any) -> Any:
         return [moved(item) for item in node]
     if not isinstance(node, Mapping):
         return node
-    found = {key: moved(value) for key, value in node.items()}
+    found = {
+        key: _REPLACED.get((key, value), value) if isinstance(value, str) else moved(value)
+        for key, value in node.items()
+    }
     if isinstance(target := found.get(TARGET), str):
         if target in _REMOVED:
             raise UserError(_REMOVED[target])

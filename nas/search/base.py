@@ -154,7 +154,8 @@ def build_search(problem: SearchProblem) -> Search:
     """The search of a problem.
 
     Its constructor is called with `supernet` and `seed`, and with those that it takes of `costs`,
-    `targets` (the budgets), `objective`, `temperature` and `task`. Where it takes an objective,
+    `targets` (the budgets), `objective`, `temperature` and `task`; the configuration of a search
+    may give its own. Where it takes an objective,
     `costs` are those that the objective joins to the loss; else they are all that are computed.
 
     Raises:

@@ -53,15 +53,16 @@ class SingleLevelSearch(DifferentiableSearch):
         if self.warming_up:
             self.step_weights(batch["train"])
             return
-        weight_optimizer, alpha_optimizer = cast(list[LightningOptimizer], self.optimizers())
+        moving = cast(list[LightningOptimizer], self.optimizers())[int(self.freeze_weights) :]
         self.draw()
-        weight_optimizer.zero_grad()
-        alpha_optimizer.zero_grad()
-        loss = self.alpha_loss(self.task_loss(batch["train"], "train"))
-        self.manual_backward(check_finite(loss, self.current_epoch))
-        self._clip(weight_optimizer)
-        weight_optimizer.step()
-        alpha_optimizer.step()
+        for optimizer in moving:
+            optimizer.zero_grad()
+        with frozen(self.parameters_of.weights if self.freeze_weights else []):
+            loss = self.alpha_loss(self.task_loss(batch["train"], "train"))
+            self.manual_backward(check_finite(loss, self.current_epoch))
+        for optimizer in moving:
+            self._clip(optimizer)
+            optimizer.step()
 
 
 Loss = Callable[[], Tensor]
@@ -82,7 +83,8 @@ class SecondOrderSearch(BilevelSearch):
     See `unrolled_gradient` (Liu et al. 2019, Eq. 6 to 8).
 
     Raises:
-        UserError: the optimizer of the weights is not SGD, the step that is computed here.
+        UserError: the optimizer of the weights is not SGD, the step that is computed here, or the
+            weights are frozen.
     """
 
     def configure_optimizers(self) -> Any:
@@ -91,6 +93,11 @@ class SecondOrderSearch(BilevelSearch):
             raise UserError(
                 f"second-order search looks a step of SGD ahead, and search.weight_optimizer is "
                 f"{type(optimizers[0]).__name__}: use torch.optim.SGD, or search=darts"
+            )
+        if self.freeze_weights:
+            raise UserError(
+                "second-order search looks at the weights' next step, and they are frozen: take "
+                "search=bilevel, or search.freeze_weights=false"
             )
         return optimizers, schedules
 

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from nas.arch import Arch
 from nas.config.schema import Count, NonNegative, Seed, Share, Whole, checked
 from nas.cost.expected import Expected
-from nas.decision import decisions, free, resample, sample_path, split_parameters
+from nas.decision import decisions, free, resample, split_parameters
 from nas.errors import UserError
 from nas.objective import Objective
 from nas.problem import SearchProblem
@@ -28,9 +28,10 @@ from nas.search.callbacks import (
     Stopwatch,
 )
 from nas.search.guards import StopWhenStable
+from nas.search.path_sampling import AllPaths, PathSampling, UniformPath
 from nas.search.regularizers import Perturbing, Regularizer
 from nas.search.telemetry import SearchTelemetry
-from nas.selection import front, log_probabilities
+from nas.selection import front, log_probability
 from nas.supernet.choice import AuxiliarySkip
 from nas.supernet.relax import Schedule, constant
 from nas.tasks import Task
@@ -53,8 +54,9 @@ UPDATES = 20  # of the objective's strengths in a search, at least
 class DifferentiableSearch(pl.LightningModule):
     """Base of the differentiable searches: phases, optimizers, schedules, logging.
 
-    The first `warmup_epochs` train weights alone, on uniformly sampled paths, so that no candidate
-    is judged before it has learned. Then alphas move too, while tau follows `temperature`.
+    The first `warmup_epochs` train weights alone, on sampled paths, so that no candidate is judged
+    before it has learned. Then alphas move, while tau follows `temperature`, and weights too unless
+    they are frozen. The rate of the weights ends with their training.
 
     The objective adapts its strengths once an epoch, and more often in a search of few epochs.
     A subclass says which loaders it reads, and defines `training_step`.
@@ -66,6 +68,8 @@ class DifferentiableSearch(pl.LightningModule):
         weight_optimizer, alpha_optimizer: parameters -> optimizer.
         epochs: all epochs, warm-up included.
         warmup_epochs: epochs of weights alone.
+        path_sampling: which paths a step of the warm-up trains; None: one drawn uniformly.
+        freeze_weights: train weights during warm-up only. BatchNorm goes on using batches.
         temperature: progress of the alpha phase in [0, 1] -> tau.
         clip: largest norm of the weights' gradient; 0 does not clip.
         label_smoothing: in the weights' loss only, as in ProxylessNAS.
@@ -77,7 +81,8 @@ class DifferentiableSearch(pl.LightningModule):
 
     Raises:
         UserError: nothing to search, a number out of its range, epochs that leave no time for
-            alphas, or budgets that the objective cannot work with.
+            alphas, or for weights that are then frozen, or budgets that the objective cannot work
+            with.
     """
 
     leaves: ClassVar[Literal["alphas"]] = "alphas"
@@ -91,6 +96,8 @@ class DifferentiableSearch(pl.LightningModule):
         alpha_optimizer: OptimizerFactory,
         epochs: Count,
         warmup_epochs: Whole = 0,
+        path_sampling: PathSampling | None = None,
+        freeze_weights: bool = False,
         temperature: Schedule | None = None,
         clip: NonNegative = 5.0,
         label_smoothing: Share = 0.0,
@@ -108,6 +115,16 @@ class DifferentiableSearch(pl.LightningModule):
                 f"epochs={epochs}: alphas are searched in the epochs after it. Give both, e.g. "
                 f"search.epochs={epochs} search.warmup_epochs={epochs // 3}"
             )
+        if freeze_weights and not warmup_epochs:
+            raise UserError(
+                "search.freeze_weights=true needs search.warmup_epochs of at least 1: weights "
+                "would never be trained"
+            )
+        if isinstance(path_sampling, AllPaths):
+            raise UserError(
+                "search.path_sampling: a warm-up trains sampled paths, and AllPaths samples none. "
+                "Take StrictFairness, UniformPath or Sandwich"
+            )
         self.automatic_optimization = False
         self.supernet, self.costs, self.targets = supernet, dict(costs), dict(targets or {})
         self.objective = objective
@@ -115,10 +132,12 @@ class DifferentiableSearch(pl.LightningModule):
         objective.start({name: cost.mean() for name, cost in self.costs.items()}, self.targets)
         self.weight_factory, self.alpha_factory = weight_optimizer, alpha_optimizer
         self.epochs, self.warmup_epochs = epochs, warmup_epochs
+        self.freeze_weights, self.path_sampling = freeze_weights, path_sampling or UniformPath()
         self.temperature = temperature or constant()
         self.clip, self.label_smoothing, self.seed = clip, label_smoothing, seed
         self.parameters_of = split_parameters(supernet)
-        self.task = task or Classification()
+        self.task = self.path_sampling.task = task or Classification()
+        self.path_sampling.start(supernet, self.costs)
         self.metrics = metrics_of(self.task, ("train", "alpha", "supernet_val"))
         self.regularizers, self.perturbation = dict(regularizers or {}), perturbation
         self.done = 0.0  # share of the steps in which alphas move
@@ -173,12 +192,14 @@ class DifferentiableSearch(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         weights, alphas = self.parameters_of
         weight_optimizer = self.weight_factory([p for p in weights if p.requires_grad])
-        schedule = LambdaLR(weight_optimizer, warmup_cosine(0, self.epochs, floor=0.04))
+        learning = self.warmup_epochs if self.freeze_weights else self.epochs
+        schedule = LambdaLR(weight_optimizer, warmup_cosine(0, learning, floor=0.04))
         return [weight_optimizer, self.alpha_factory(alphas)], [schedule]
 
     def on_train_epoch_start(self) -> None:
         torch.manual_seed(self.seed + self.current_epoch + 1000 * self.global_rank)
         self.generator.manual_seed(self.seed + self.current_epoch)
+        self.path_sampling.start_epoch()
         if not self.warming_up:
             free(self.supernet)
 
@@ -218,21 +239,33 @@ class DifferentiableSearch(pl.LightningModule):
         return {name: cost() for name, cost in self.costs.items()}
 
     def draw(self) -> None:
-        """Draw for one step: a path while warming up, else the noise of the relaxation."""
-        if self.warming_up:
-            sample_path(self.supernet, self.generator)
-        else:
-            resample(self.supernet, self.generator)
+        """Draw the noise of the relaxation for one step."""
+        resample(self.supernet, self.generator)
 
     def step_weights(self, batch: Batch) -> None:
-        """Train the weights on one batch; alphas stay."""
-        weight_optimizer, _ = cast(list[LightningOptimizer], self.optimizers())
+        """Train the weights on one batch, unless they are frozen by now; alphas stay."""
+        optimizer, _ = cast(list[LightningOptimizer], self.optimizers())
         with frozen(self.parameters_of.alphas):
-            self._descend(weight_optimizer, lambda: self._weight_loss(batch))
+            if self.warming_up:
+                self._warm_up(optimizer, batch)
+            elif not self.freeze_weights:
+                self._descend(optimizer, lambda: self._weight_loss(batch))
+
+    def _warm_up(self, optimizer: LightningOptimizer, batch: Batch) -> None:
+        x, labels = batch
+        optimizer.zero_grad()
+        self.path_sampling.add_gradients(
+            x, lambda logits: self._scored(logits, labels, "train"), self.generator, self._backward
+        )
+        self._clip(optimizer)
+        optimizer.step()
+
+    def _backward(self, loss: Tensor) -> None:
+        self.manual_backward(check_finite(loss, self.current_epoch))
 
     def _weight_loss(self, batch: Batch) -> Tensor:
         """The task loss, at perturbed alphas if there is a perturbation."""
-        if self.perturbation is None or self.warming_up:
+        if self.perturbation is None:
             return self.task_loss(batch, "train")
         alphas = self.parameters_of.alphas
         slopes = partial(self._alpha_slopes, batch)
@@ -249,7 +282,7 @@ class DifferentiableSearch(pl.LightningModule):
     def _descend(self, optimizer: LightningOptimizer, loss: Callable[[], Tensor]) -> None:
         self.draw()
         optimizer.zero_grad()
-        self.manual_backward(check_finite(loss(), self.current_epoch))
+        self._backward(loss())
         self._clip(optimizer)
         optimizer.step()
 
@@ -260,7 +293,9 @@ class DifferentiableSearch(pl.LightningModule):
     def task_loss(self, batch: Batch, split: str) -> Tensor:
         """The task loss ``()`` of a batch, logged for `split`."""
         x, labels = batch
-        logits = self.supernet(x)
+        return self._scored(self.supernet(x), labels, split)
+
+    def _scored(self, logits: Tensor, labels: Tensor, split: str) -> Tensor:
         smoothing = self.label_smoothing if split == "train" else 0.0
         loss = self.task.loss(logits, labels, smoothing)
         self._log(split, loss, logits, labels)
@@ -314,12 +349,10 @@ def probable_archs(problem: SearchProblem, cost: str, size: int) -> list[Arch]:
 def probable_front(problem: SearchProblem, selected: Arch, cost: str) -> list[ScoredArch]:
     """The scored architectures of a search's end, `selected` among them."""
     archs = {arch.hash: arch for arch in [*probable_archs(problem, cost, FRONT), selected]}
-    log_p = log_probabilities(problem.supernet)
-    options = {name: decision.options for name, decision in decisions(problem.supernet)}
     return [
         ScoredArch(
             arch,
-            sum(float(log_p[name][options[name].index(o)]) for name, o in arch.choices.items()),
+            log_probability(problem.supernet, arch),
             {name: priced.of(arch.choices) for name, priced in problem.costs.items()},
         )
         for arch in archs.values()
@@ -336,6 +369,8 @@ class Options(TypedDict, total=False):
     alpha_optimizer: OptimizerFactory
     epochs: Count
     warmup_epochs: Whole
+    path_sampling: PathSampling | None
+    freeze_weights: bool
     temperature: Schedule | None
     clip: NonNegative
     label_smoothing: Share

@@ -16,7 +16,8 @@ from nas.cost.expected import Expected
 from nas.decision import Decision, decisions, split_parameters
 from nas.discretization import discretize
 from nas.errors import UserError
-from nas.search.oneshot import Choices, Loss, OneShot, PathSampling, choose, extremes
+from nas.search.oneshot import OneShot
+from nas.search.path_sampling import Choices, Loss, PathSampling, choose, extremes
 from nas.search.trial_search import TrialSearch
 from nas.supernet.elastic_ops import sort_channels
 from nas.tasks import Task

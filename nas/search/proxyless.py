@@ -8,7 +8,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from nas.config.schema import Count, checked
-from nas.decision import decisions, free, sample_path, split_parameters
+from nas.decision import decisions, free, split_parameters
 from nas.errors import UserError
 from nas.ops.blocks import Zero
 from nas.search.darts import BilevelSearch
@@ -81,8 +81,7 @@ class PathSearch(BilevelSearch):
             )
 
     def draw(self) -> None:
-        draw = sample_path if self.warming_up else draw_path
-        draw(self.supernet, self.generator)
+        draw_path(self.supernet, self.generator)
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
         self.step_weights(batch["train"])

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from nas.config.schema import Count, checked
 from nas.decision import Decision, decisions
-from nas.errors import UserError
 from nas.ranks import averaged
 from nas.search.differentiable import Options
 from nas.search.proxyless import Optimizer, PathSearch
@@ -124,11 +123,10 @@ class ReinforceSearch(PathSearch):
             None: the reward is minus the validation loss, joined by `objective` with the expected
             costs, through which alphas have their exact gradient.
         samples: networks of an alpha step.
-        freeze_weights: train weights during warm-up only.
         alpha_every, options: as for `PathSearch`.
 
     Raises:
-        UserError: as `PathSearch`, fewer than 2 samples, or weights that are never trained.
+        UserError: as `PathSearch`, or fewer than 2 samples.
     """
 
     baseline: Tensor  # () smoothed mean reward; NaN before the first alpha step
@@ -137,25 +135,15 @@ class ReinforceSearch(PathSearch):
         self,
         reward: Reward | None = None,
         samples: Annotated[int, Field(ge=2, le=10**6)] = 10,  # the mean reward is the baseline
-        freeze_weights: bool = False,
         alpha_every: Count = 5,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(alpha_every, **options)
-        if freeze_weights and not self.warmup_epochs:
-            raise UserError(
-                "search.freeze_weights=true needs search.warmup_epochs of at least 1: weights "
-                "would never be trained"
-            )
-        self.reward, self.samples, self.freeze_weights = reward, samples, freeze_weights
+        self.reward, self.samples = reward, samples
         self.policy = dict(decisions(self.supernet))
         self.desired = {n: self.targets.get(n, float(c.mean())) for n, c in self.costs.items()}
         self.batch_metric = self.task.metrics()[self.task.primary]
         self.register_buffer("baseline", torch.tensor(torch.nan))
-
-    def step_weights(self, batch: Batch) -> None:
-        if self.warming_up or not self.freeze_weights:
-            super().step_weights(batch)
 
     def step_alphas(self, batch: dict[str, Batch]) -> None:
         policy = list(self.policy.values())

@@ -11,9 +11,7 @@ import torch
 
 from nas.arch import Arch
 from nas.errors import UserError
-from nas.problem import SearchProblem
 from nas.ranks import broadcast, world
-from nas.search.alpha_descent import GradientSearch
 from nas.search.evolution import NSGA2, RegularisedEvolution
 from nas.search.predictor import Predictor
 from nas.search.space import Searcher, SearchSpace
@@ -206,9 +204,6 @@ SEARCHERS: dict[str, Callable[..., Searcher]] = {
     "predictor": Predictor,
 }
 
-# These read a trained supernet: (problem, seed, objectives) -> Searcher.
-OVER_SUPERNET: dict[str, Callable[..., Searcher]] = {"gradient": GradientSearch}
-
 SMALL = 2000  # the largest space that "auto" enumerates
 TRIALS = 500  # where no number is given and the searcher does not end by itself
 RANKED = 100  # the same, of a trained supernet: each is recalibrated and validated
@@ -220,38 +215,27 @@ def make(
     seed: int,
     objectives: Sequence[str],
     trials: int | None,
-    trained: SearchProblem | None = None,
+    usual: int = TRIALS,
 ) -> tuple[Searcher, int | None]:
     """The searcher, and the number of trials it is given (None: until it has none left).
 
     Args:
         searcher: a name, "auto", or ``(space, seed, objectives) -> Searcher``.
-        trained: the problem, where its supernet is trained.
+        usual: the number where none is given, and the searcher does not end by itself.
 
     Raises:
         UserError: no such name, or the searcher cannot work on this space.
     """
     if searcher == "auto":
         searcher = "enumerate" if space.size <= SMALL else "predictor"
-    named = {**SEARCHERS, **OVER_SUPERNET}
-    factory: Any = named[searcher] if isinstance(searcher, str) else searcher
+    factory: Any = SEARCHERS[searcher] if isinstance(searcher, str) else searcher
     kind = getattr(factory, "func", factory)
-    over: Any = space
-    if kind in OVER_SUPERNET.values():
-        if trained is None:
-            raise UserError(
-                "the searcher gradient asks a trained supernet, and here networks are trained one "
-                "by one: take it after a one-shot search, e.g. search=spos "
-                "search.ranking.searcher=gradient"
-            )
-        over = trained
-    if trials is None and kind is not Enumerate:
-        trials = TRIALS if trained is None else RANKED
-    return factory(over, seed, objectives), trials
+    number = usual if trials is None and kind is not Enumerate else trials
+    return factory(space, seed, objectives), number
 
 
 def check_name(searcher: object) -> None:
     """Raises UserError unless it is a searcher's name, or no name at all."""
-    if isinstance(searcher, str) and searcher not in ("auto", *SEARCHERS, *OVER_SUPERNET):
-        known = ", ".join([*SEARCHERS, *OVER_SUPERNET])
+    if isinstance(searcher, str) and searcher not in ("auto", *SEARCHERS):
+        known = ", ".join(SEARCHERS)
         raise UserError(f"no searcher {searcher!r}: there are auto, {known}")

@@ -25,6 +25,8 @@ from nas.search.halving import FOLDER, Halving, in_rungs
 from nas.search.model import OptionModel, worth_training
 from nas.search.scoring import Outcomes, Workers, in_turn, over_ranks, recorded
 from nas.search.searchers import (
+    RANKED,
+    TRIALS,
     Agreed,
     best,
     check_name,
@@ -36,7 +38,7 @@ from nas.search.trials import Trial, TrialLog, comparable, table_of, thinned_fro
 from nas.search.zero_cost import METRIC
 from nas.supernet.relax import gumbel_noise
 
-DRAWS = 200  # from the model, when networks are chosen by it
+DRAWS = 600  # from the model, when networks are chosen by it
 
 
 @checked("search")
@@ -117,11 +119,12 @@ class TrialSearch:
         names = getattr(self.evaluate, "metrics", None)
         if names is not None and self.metric not in (scores := names(problem)):
             raise UserError(f"search.metric={self.metric} is not one of {', '.join(scores)}")
-        self._made(problem, space)
+        self._made(space)
 
-    def _made(self, problem: SearchProblem, space: SearchSpace) -> tuple[Searcher, int | None]:
-        trained = problem if isinstance(self.evaluate, WeightSharing) else None
-        return make(self.searcher, space, self.seed, (self.metric, self.cost), self.trials, trained)
+    def _made(self, space: SearchSpace) -> tuple[Searcher, int | None]:
+        usual = RANKED if isinstance(self.evaluate, WeightSharing) else TRIALS
+        objectives = (self.metric, self.cost)
+        return make(self.searcher, space, self.seed, objectives, self.trials, usual)
 
     @property
     def ranking(self) -> "TrialSearch":
@@ -193,7 +196,7 @@ class TrialSearch:
 
     def _ranked(self, problem: SearchProblem, run: RunDir) -> list[Trial]:
         space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
-        searcher, count = self._made(problem, space)
+        searcher, count = self._made(space)
         searcher = Agreed(searcher)
         log = TrialLog(run.trials)
         # As the first rank reads them, which may have written more by now than this one has read.

@@ -58,7 +58,7 @@ KINDS: dict[str, list[str]] = {
     "sandwich": ["sandwich", *SHOTS],
     "all_paths": ["all_paths", *SHOTS],
     "once_for_all": ["once_for_all", *SHOTS[1:], f"search.phases={PHASES}"],
-    "gradient": ["spos", *SHOTS, "search.ranking.searcher=gradient"],
+    "fair_descent": ["fair_descent", *DESCENT, "search.samples=3"],
     "enumerate": ["enumerate", *TRIALS],
     "random_search": ["random_search", *TRIALS],
     "evolution": ["evolution", *TRIALS],
@@ -101,7 +101,7 @@ KINDS: dict[str, list[str]] = {
 # One of each way to go on: the others differ from one of these in how they train or ask, not in
 # what they read again.
 RESUMED = (
-    "bilevel", "reinforce", "random", "fairnas", "once_for_all", "gradient", "evolution",
+    "bilevel", "reinforce", "random", "fairnas", "once_for_all", "fair_descent", "evolution",
     "predictor", "halving", "constrained", "eigenvalue", "stable",
 )  # fmt: skip
 

@@ -26,6 +26,7 @@ from nas.search.callbacks import LastCheckpoint
 from nas.search.darts import BilevelSearch, SingleLevelSearch
 from nas.search.differentiable import DifferentiableSearch
 from nas.search.guards import StopWhenStable
+from nas.search.path_sampling import StrictFairness
 from nas.search.proxyless import ProxylessSearch
 from nas.search.reinforce import CostAwareAccuracy, ReinforceSearch
 from nas.search.telemetry import (
@@ -159,6 +160,9 @@ RUNS |= {
         search, partial(ProxylessSearch, exact=True), objective=AugmentedLagrangian, budget=0.8
     ),
     "reinforce": partial(search, partial(ReinforceSearch, alpha_every=2, samples=3)),
+    "fair warm-up, frozen": lambda: search(
+        partial(BilevelSearch, path_sampling=StrictFairness(), freeze_weights=True), warmup=2
+    ),
     "reinforce, reward, frozen": partial(
         search,
         partial(ReinforceSearch, CostAwareAccuracy(), alpha_every=2, freeze_weights=True),

@@ -64,6 +64,8 @@ search.oneshot.oneshot.OneShot search.oneshot.path_sampling.AllPaths
 search.oneshot.path_sampling.Sandwich search.oneshot.path_sampling.StrictFairness
 search.oneshot.path_sampling.UniformPath search.sampling.halving.Halving
 search.sampling.trial_search.RandomArch search.sampling.trial_search.TrialSearch
+search.oneshot.AllPaths search.oneshot.Sandwich search.oneshot.StrictFairness
+search.oneshot.UniformPath
 """
 
 
@@ -81,6 +83,7 @@ def test_a_run_of_an_earlier_version_is_read_by_the_names_of_this_one(tmp_path: 
     kept = {"_target_": "nas.search.trial_search.TrialSearch", "metric": "val_acc", "cost": "macs"}
     old = {"_target_": "nas.search.by_trials.TrialSearch", "by": "val_acc", "along": "macs"}
     assert moved(old) == moved(kept) == kept
+    assert moved({"ranking": {"searcher": "gradient"}}) == {"ranking": {"searcher": "auto"}}
 
 
 def test_a_run_of_a_search_that_is_gone_says_what_to_take(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from nas import ChoiceBlock, MACs, build_op
 from nas.cost.expected import expected
 from nas.decision import decisions, split_parameters
 from nas.errors import UserError
-from nas.search.oneshot import AllPaths, OneShot, Sandwich, StrictFairness, UniformPath
+from nas.search.oneshot import OneShot
+from nas.search.path_sampling import AllPaths, Sandwich, StrictFairness, UniformPath
 
 X = torch.randn(4, 2, 6, 6, generator=torch.Generator().manual_seed(1))
 Y = torch.tensor([0, 1, 1, 0])

@@ -2,6 +2,7 @@
 
 from functools import cache
 from itertools import product
+from math import log
 
 import pytest
 import torch
@@ -15,7 +16,16 @@ from nas.cost.expected import ExpectedCost
 from nas.cost.trace import trace
 from nas.decision import decisions
 from nas.errors import UserError
-from nas.selection import check_feasible, front, largest_of, least_of, log_probabilities, select
+from nas.pareto import thinned
+from nas.selection import (
+    check_feasible,
+    front,
+    largest_of,
+    least_of,
+    log_probabilities,
+    log_probability,
+    select,
+)
 from nas.supernet.choice import ChoiceBlock
 
 
@@ -116,6 +126,15 @@ def test_budgets_that_exclude_each_other_are_named():
         UserError, match=r"at once.*params 144 \(budget 72, alone reachable: 16\).*factor 2"
     ):
         check_feasible(costs, {"params": 72.0, "macs": 144.0})
+
+
+def test_a_front_holds_the_most_hypervolume_of_log_probability_and_log_cost():
+    net, costs = supernet(3)
+    many = front(net, "nested", costs, {}, "params", 50)
+    points = [(-log_probability(net, a), log(costs["params"].of(a.choices))) for a in many]
+    assert len(many) > 2
+    few = front(net, "nested", costs, {}, "params", 2)
+    assert few == [many[i] for i in thinned(points, 2)]
 
 
 def test_a_front_goes_from_the_smallest_to_the_most_probable():
