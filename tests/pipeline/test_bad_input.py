@@ -58,7 +58,10 @@ def image_folder(root: Path, classes: int, images: int) -> Path:
         (["search", "weights=random"], ["random", "inherited", "fresh"]),
         (["search", "space.width=-1"], ["width", "-1"]),
         (["search", "data.batch_size=4096"], ["data.batch_size=4096", "train split"]),
-        (["search", "objective.strength=-0.1"], ["objective.strength=-0.1", "at least 0"]),
+        (
+            ["search", "search=bilevel", "objective.strength=-0.1"],
+            ["objective.strength=-0.1", "at least 0"],
+        ),
         (["search", "relax.function=softmin"], ["softmin", "softmax"]),
         (
             ["search", "search=bilevel", "search.warmup_epochs=99"],
