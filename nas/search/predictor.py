@@ -1,7 +1,6 @@
-"""A surrogate-guided searcher: predict the objectives, propose what enlarges the front most.
+"""A model-guided searcher: predict the scores, propose what enlarges the front most.
 
-The surrogate is Bayesian linear regression on one-hot options and on their pairs: its posterior
-is exact, and drawing from it (Thompson sampling) balances exploring and exploiting.
+The surrogate is Bayesian linear regression on one-hot options and on their pairs.
 """
 
 from collections.abc import Sequence
@@ -16,14 +15,14 @@ from nas.arch import Arch
 from nas.config.schema import Count
 from nas.pareto import non_dominated
 from nas.search.evolution import FAILED, mutated, values
-from nas.search.space import Searcher, SearchSpace
+from nas.search.space import WHOLE, Searcher, SearchSpace
 from nas.search.trials import Trial
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
-WHOLE = 20_000  # spaces up to this size are predicted as a whole
 AROUND = 500  # of a larger space, candidates of each kind: neighbours, their neighbours, random
+REFIT = 1.03  # the models are fitted anew to so many times the trials
 
 
 class Encoding:
@@ -72,12 +71,12 @@ class Surrogate:
     def fit(self, places: Indices, y: Floats) -> None:
         """Fit to the objective values `y` ``(n,)`` of architectures at `places` ``(n, ones)``."""
         target = np.log(np.maximum(y, 1e-9))
-        self.mean = float(np.median(target))
+        self.mid = float(np.median(target))
         spread = float(np.std(target)) or 1.0
         X = np.zeros((len(y), self.encoding.size))
         np.put_along_axis(X, places, 1.0, axis=1)
         X *= self.scale
-        z = (target - self.mean) / spread
+        z = (target - self.mid) / spread
         gram = X @ X.T
         fits = [(self._evidence(gram, z, noise), noise) for noise in self.NOISE]
         _, noise = max(fits)
@@ -100,27 +99,35 @@ class Surrogate:
         n = len(z)
         return float(-np.log(np.diag(factor)).sum() - n / 2 * np.log(half @ half / n + 1e-12))
 
+    def mean(self, places: Indices) -> Floats:
+        """Expected objectives ``(m,)`` of other architectures: their median, as logs are fitted."""
+        weights = self.weights * self.scale
+        out: Floats = np.exp(self.mid + self.spread * weights[places].sum(axis=1))
+        return out
+
     def drawn(self, places: Indices, generator: np.random.Generator) -> Floats:
         """Objectives ``(m,)`` of other architectures, under one draw from the posterior."""
         noise = generator.standard_normal(self.encoding.size)
         step = solve_triangular(self.factor, noise, lower=True, trans="T")
         weights = (self.weights + self.deviation * step) * self.scale
-        out: Floats = np.exp(self.mean + self.spread * weights[places].sum(axis=1))
+        out: Floats = np.exp(self.mid + self.spread * weights[places].sum(axis=1))
         return out
 
 
 class Predictor(Searcher):
-    """Proposes the architecture that, under one draw of all surrogates, adds most hypervolume.
+    """Proposes the architecture that by the models' means adds most hypervolume; where none adds
+    any, by one draw from the models.
 
-    Objectives that are exact costs of the space are priced, not predicted.
+    The first architectures are on the front of counted MACs over the cost, see
+    `SearchSpace.most_macs`. Objectives that are exact costs of the space are priced, not predicted.
+    The hypervolume reaches up to what is known before, the budget of a cost or its largest value in
+    the space, not up to the front found so far: what lies beyond that would never be looked at.
 
     Args:
         space: what to search.
         seed: of all draws.
         objectives: minimised, see `Trial.value`; all above 0.
-        startup: number of random architectures at the start.
-        reference: reference point of the hypervolume, one value for each objective; None: the worst
-            values on the front, and a tenth of its extent more.
+        startup: number of architectures before the first that is predicted.
     """
 
     def __init__(
@@ -128,24 +135,24 @@ class Predictor(Searcher):
         space: SearchSpace,
         seed: int = 0,
         objectives: Sequence[str] = ("val_loss",),
-        startup: Count = 8,
-        reference: Sequence[float] | None = None,
+        startup: Count = 6,
     ) -> None:
         self.space, self.objectives, self.startup = space, tuple(objectives), startup
-        self.reference = None if reference is None else np.array(reference, dtype=np.float64)
         self.generator = torch.Generator().manual_seed(seed)
         self.noise = np.random.default_rng(seed)
-        self.encoding = Encoding([len(options) for options in space.options.values()])
         self.seen: dict[str, tuple[Arch, Floats]] = {}
         self.known: set[str] = set()  # proposed or scored
         self.models: dict[str, Surrogate] = {}
         self.fitted = 0  # trials that the models have seen
-        self.pool = Pool(space, self.encoding) if space.size <= WHOLE else None
+        self.encoding = Encoding([len(options) for options in space.options.values()])
+        self.pool = Pool(space) if space.size <= WHOLE else None
+        self.largest = space.largest(self.objectives)
+        self.first = space.most_macs(self.objectives[-1], startup, self.noise)
 
     def ask(self, count: int) -> Sequence[Arch]:
         finite = [trial for trial in self.seen.values() if (trial[1] < FAILED).all()]
         if len(finite) < self.startup:
-            return self._random(count)
+            return self._unseen(count)
         asked = self._promising(count, finite)
         self._mark(asked)
         return asked
@@ -160,16 +167,15 @@ class Predictor(Searcher):
         if self.pool is not None:
             self.pool.take(archs)
 
-    def _random(self, count: int) -> list[Arch]:
+    def _unseen(self, count: int) -> list[Arch]:
+        """The zero-cost front, then random ones."""
         asked: list[Arch] = []
-        for _ in range(count):
-            if self.pool is not None and not self.pool.free.any():
-                break
-            asked.append(self._unseen())
+        while len(asked) < count and (self.pool is None or self.pool.free.any()):
+            asked.append(self.first.pop(0) if self.first else self._random())
             self._mark(asked[-1:])
         return asked
 
-    def _unseen(self) -> Arch:
+    def _random(self) -> Arch:
         if self.pool is not None:
             left = np.flatnonzero(self.pool.free)
             return self._arch(self.pool.picks[self.noise.choice(left)])
@@ -184,24 +190,22 @@ class Predictor(Searcher):
 
     def _promising(self, count: int, finite: Sequence[tuple[Arch, Floats]]) -> list[Arch]:
         points = np.array([point for _, point in finite])
-        picks, places = self._candidates(finite, points)
+        picks = self._candidates(finite, points)
         if not len(picks):
             return []
         # While there are few trials each counts; later a fit serves for some.
-        if len(finite) >= 1.03 * self.fitted:
+        if len(finite) >= REFIT * self.fitted:
             self._fit(finite, points)
-        exact = {n: self.space.prices(n, picks) for n in self.objectives if n in self.space.costs}
+        expected = self._predicted(picks, drawn=False)
         free = np.ones(len(picks), dtype=bool)
-        asked = []
+        asked: list[Arch] = []
         for _ in range(min(count, len(picks))):
-            found = [
-                exact[name] if name in exact else self.models[name].drawn(places, self.noise)
-                for name in self.objectives
-            ]
-            table = np.stack(found, axis=1)
-            pick = int(np.where(free, self._acquisition(table, points), -np.inf).argmax())
+            gains = self._gains(expected, points)
+            if expected.shape[1] == 2 and not (gains[free] > 0).any():
+                gains = self._gains(self._predicted(picks, drawn=True), points)
+            pick = int(np.where(free, gains, -np.inf).argmax())
             free[pick] = False
-            points = np.concatenate([points, table[pick : pick + 1]])
+            points = np.concatenate([points, expected[pick : pick + 1]])
             asked.append(self._arch(picks[pick]))
         return asked
 
@@ -214,12 +218,22 @@ class Predictor(Searcher):
                 self.models[name] = Surrogate(self.encoding)
                 self.models[name].fit(places, points[:, k])
 
-    def _candidates(
-        self, finite: Sequence[tuple[Arch, Floats]], points: Floats
-    ) -> tuple[Indices, Indices]:
-        """Option numbers ``(n, decisions)`` of architectures not proposed yet, and their places."""
+    def _predicted(self, picks: Indices, drawn: bool) -> Floats:
+        """Objectives ``(m, d)`` of candidates ``(m, decisions)``, expected, or one draw of them."""
+        found, places = [], self.encoding.places(picks)
+        for name in self.objectives:
+            if name in self.space.costs:
+                found.append(self.space.prices(name, picks))
+            elif drawn:
+                found.append(self.models[name].drawn(places, self.noise))
+            else:
+                found.append(self.models[name].mean(places))
+        return np.stack(found, axis=1)
+
+    def _candidates(self, finite: Sequence[tuple[Arch, Floats]], points: Floats) -> Indices:
+        """Option numbers ``(n, decisions)`` of architectures not proposed yet."""
         if self.pool is not None:
-            return self.pool.picks[self.pool.free], self.pool.places[self.pool.free]
+            return self.pool.picks[self.pool.free]
         front = [finite[i][0] for i in np.flatnonzero(non_dominated(points)).tolist()]
         near = [front[i % len(front)] for i in range(AROUND)]
         archs = [mutated(self.space, arch, self.generator) for arch in near]
@@ -227,33 +241,46 @@ class Predictor(Searcher):
         archs += [self.space.draw(self.generator) for _ in range(AROUND)]
         fresh = {arch.hash: arch for arch in archs if arch.hash not in self.known}
         rows = [list(self.space.indices(arch).values()) for arch in fresh.values()]
-        picks = np.array(rows, dtype=np.int64).reshape(-1, len(self.space.options))
-        return picks, self.encoding.places(picks)
+        return np.array(rows, dtype=np.int64).reshape(-1, len(self.space.options))
 
-    def _acquisition(self, found: Floats, points: Floats) -> Floats:
-        """The acquisition value ``(m,)`` of predicted objectives ``(m, d)``; larger is better."""
-        front = points[non_dominated(points)]
-        if self.reference is not None:
-            corner = self.reference
-        else:
-            corner = front.max(0) + 0.1 * np.ptp(front, axis=0) + 1e-9
+    def _gains(self, found: Floats, points: Floats) -> Floats:
+        """What each of predicted objectives ``(m, d)`` is worth ``(m,)``; larger is better."""
         if found.shape[1] == 2:
-            return enlarged(found, front, corner)
+            corner = self._corner(points)
+            found, points = self._scaled(found), self._scaled(points)
+            return enlarged(found, points[non_dominated(points)], self._scaled(corner[None])[0])
         # Any number of objectives: a random weighing of the distances to the best of each.
         low, span = points.min(0), np.ptp(points, axis=0)
         weight = self.noise.dirichlet(np.ones(found.shape[1]))
         worst: Floats = (weight * (found - low) / np.where(span > 0, span, 1)).max(1)
         return -worst
 
+    def _corner(self, points: Floats) -> Floats:
+        """The worst that counts: of the score, the first objective, the upper quartile of what was
+        seen; of a cost what is known before, else the largest seen.
+
+        Networks that learn next to nothing are on a front, too, as the cheapest; up to the worst
+        of them, most of the hypervolume lies where nobody looks.
+        """
+        worst: Floats = points.max(0)
+        worst[0] = np.quantile(points[:, 0], 0.75)
+        known = [self.largest.get(name, worst[k]) for k, name in enumerate(self.objectives)]
+        return np.array(known)
+
+    def _scaled(self, points: Floats) -> Floats:
+        """With exact costs in log scale, as fronts are thinned."""
+        exact = [name in self.space.costs for name in self.objectives]
+        scaled: Floats = np.where(exact, np.log(np.maximum(points, 1e-9)), points)
+        return scaled
+
 
 class Pool:
     """Every architecture inside the budgets, and which of them have not been proposed yet."""
 
-    def __init__(self, space: SearchSpace, encoding: Encoding) -> None:
+    def __init__(self, space: SearchSpace) -> None:
         archs = list(space)
         rows = [list(space.indices(arch).values()) for arch in archs]
         self.picks: Indices = np.array(rows, dtype=np.int64)
-        self.places = encoding.places(self.picks)
         self.row = {arch: i for i, arch in enumerate(archs)}
         self.free = np.ones(len(archs), dtype=bool)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from math import isclose, prod
+from math import inf, isclose, log, prod
 from typing import Protocol
 
 import numpy as np
@@ -16,10 +16,12 @@ from nas.cost.expected import Expected
 from nas.cost.integer_program import IntegerProgram, worst
 from nas.decision import decisions
 from nas.errors import UserError
+from nas.pareto import thinned
 from nas.search.base import check_searchable
 from nas.search.trials import Trial
-from nas.selection import check_feasible, limits
+from nas.selection import check_feasible, largest_of, least_of, limits
 
+WHOLE = 20_000  # spaces up to this size are looked at as a whole
 TRIES = 50  # draws outside the budgets before one is repaired
 
 
@@ -121,6 +123,46 @@ class SearchSpace:
             if self.fits(arch):
                 return arch
         return self.repaired(arch)
+
+    def largest(self, names: Sequence[str]) -> dict[str, float]:
+        """The largest value inside the budgets of each of `names` that is a cost, and a twentieth
+        more, so that who has it counts.
+
+        Budgets of several costs are taken one by one.
+        """
+        known = [name for name in names if name in self.costs]
+        tops = {name: self.budgets.get(name, inf) for name in known}
+        return {name: 1.05 * min(tops[name], largest_of(self.costs[name])) for name in known}
+
+    def most_macs(self, cost: str, count: int, generator: np.random.Generator) -> list[Arch]:
+        """At most `count` networks of the front of counted MACs over `cost`, the cheapest first.
+
+        Known before anything is trained: who computes more is likely the better. Where `cost` is
+        the MACs themselves, or not known before, parameters stand in for it. Of the front those are
+        taken that hold the most hypervolume of both in log scale, see `nas.pareto.thinned`; of
+        equal ones, one at random. None where MACs or parameters are not counted.
+        """
+        cost = cost if cost in self.costs and cost != "macs" else "params"
+        if "macs" not in self.costs or cost not in self.costs:
+            return []
+        if self.size <= WHOLE:
+            archs = list(self)
+        else:
+            low, high = least_of(self.costs[cost]), self.largest([cost])[cost]
+            bounds = np.geomspace(max(low, 1e-3 * high), high, 2 * count)
+            archs = [arch for bound in bounds if (arch := self._most(cost, float(bound)))]
+        order = generator.permutation(len(archs)).tolist()
+        prices = [self.price(archs[i]) for i in order]
+        points = np.array([[-log(max(p["macs"], 1e-9)), log(max(p[cost], 1e-9))] for p in prices])
+        # Of points that are equal, `thinned` takes the first.
+        return [archs[order[i]] for i in thinned(points, count)]
+
+    def _most(self, cost: str, bound: float) -> Arch | None:
+        """The network of the most MACs of those inside the budgets whose `cost` is at most so."""
+        budgets = {**self.budgets, cost: bound * (1 + 1e-9)}
+        program = IntegerProgram({name: len(options) for name, options in self.options.items()})
+        found = program.maximise(self.costs["macs"].constraints, limits(self.costs, budgets))
+        return self.arch(found.choices) if found else None
 
     def repaired(self, arch: Arch) -> Arch:
         """The architecture inside the budgets that differs from `arch` in the fewest decisions."""

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from nas import ChoiceBlock, Params, build_op
+from nas import ChoiceBlock, MACs, Params, build_op
 from nas.arch import Arch
 from nas.config.help import config_dir
 from nas.cost.expected import expected
 from nas.errors import UserError
 from nas.pareto import hypervolume
-from nas.search.predictor import enlarged
+from nas.search.predictor import Predictor, enlarged
 from nas.search.searchers import (
     SEARCHERS,
     Enumerate,
@@ -126,6 +126,43 @@ def test_it_learns(name, tmp_path):
     generator = torch.Generator().manual_seed(0)
     random = [volume([TABLE.draw(generator) for _ in range(80)]) for _ in range(20)]
     assert own > np.quantile(random, 0.9)
+
+
+def counted() -> SearchSpace:
+    """4 x 4 x 4 networks, priced by parameters and MACs, which do not always go together."""
+    blocks = [ChoiceBlock({name: build_op(name, 4, 4) for name in OPS}) for _ in range(2)]
+    model = nn.Sequential(
+        *blocks, nn.MaxPool2d(2), ChoiceBlock({n: build_op(n, 4, 4) for n in OPS})
+    )
+    costs = {c.name: expected(model, c, (4, 8, 8)) for c in (Params(), MACs())}
+    return SearchSpace.of(model, "s", costs, {})
+
+
+@pytest.mark.parametrize("whole", [20_000, 0])
+def test_the_start_is_on_the_front_of_macs_over_the_cost(whole, monkeypatch):
+    monkeypatch.setattr("nas.search.space.WHOLE", whole)
+    space = counted()
+    found = space.most_macs("params", 4, np.random.default_rng(0))
+    assert len({arch.hash for arch in found}) == 4
+    for arch in found:
+        own = space.price(arch)
+        assert not any(
+            p["params"] <= own["params"] and p["macs"] > own["macs"]
+            for p in map(space.price, space)
+        )
+    first = Predictor(space, 0, OBJECTIVES, startup=4).ask(4)
+    assert [arch.hash for arch in first] == [arch.hash for arch in found]
+
+
+def test_the_region_is_the_budget_or_the_space_and_not_the_front_found():
+    space = counted()
+    searcher = Predictor(space, 0, OBJECTIVES, startup=2)
+    prices = [space.price(arch)["params"] for arch in space]
+    points = np.array([[2.0, min(prices)], [1.9, min(prices) + 1]])
+    assert searcher._corner(points)[1] == pytest.approx(1.05 * max(prices))
+    bound = sorted(prices)[30]
+    tight = SearchSpace(space.name, space.options, space.costs, {"params": bound})
+    assert Predictor(tight, 0, OBJECTIVES)._corner(points)[1] == pytest.approx(1.05 * bound)
 
 
 def test_enumeration_is_exact_and_refuses_what_is_large(space, tmp_path):
