@@ -20,7 +20,7 @@ from nas.config.saved import add_cost, change, saved_config
 from nas.diagnostics import silence_third_party_warnings
 from nas.errors import FailedRunError, InterruptedRunError, UserError, is_full, refusal
 from nas.export import load_supernet
-from nas.front import train
+from nas.front import print_rows, rows_of, train, write_files
 from nas.problem import SearchProblem
 from nas.quantities import amount
 from nas.report.terminal import announce, console
@@ -182,7 +182,7 @@ class Extraction:
     def __call__(self, device: Device) -> list[RunDir]:
         """Select, evaluate and export; one run in the device's folder for each network."""
         archs = self.archs(device.problem)
-        return [self._carry_out(device, arch) for arch in archs]
+        return [self._carry_out(device, arch, len(archs) == 1) for arch in archs]
 
     def archs(self, problem: SearchProblem) -> list[Arch]:
         """The architectures to take, the smallest first.
@@ -201,10 +201,11 @@ class Extraction:
         priced = (problem.costs, problem.budgets)
         return front(problem.supernet, problem.space, *priced, options.cost, options.front)
 
-    def _carry_out(self, device: Device, arch: Arch) -> RunDir:
+    def _carry_out(self, device: Device, arch: Arch, alone: bool) -> RunDir:
         problem, run = device.problem, RunDir(device.folder / arch.hash)
         result = train(problem, run, arch, device.config, self.options.fine_tune)
-        announce(run, result)
+        if alone:
+            announce(run, result)
         return run
 
 
@@ -245,6 +246,14 @@ def extract(given: Arguments) -> int:
         return 0
     if len(devices) > 1:
         summarise(folder, taken)
+    elif len(taken) > 1:
+        units = {name: cost.unit for name, cost in devices[0].problem.costs.items()}
+        print_rows(rows_of(folder, [run for _, run in taken]), units)
+    if options.fine_tune and folder == extraction.source.front:
+        try:
+            write_files(extraction.source, options.cost, "test_acc")
+        except UserError as error:  # no matplotlib
+            print(error)
     print(f"{len(taken)} network(s) in {display_path(folder)}")
     return 0
 

@@ -4,11 +4,13 @@
 the other finds.
 """
 
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +18,7 @@ from rich.text import Text
 from nas.arch import Arch
 from nas.artifacts import RunDir
 from nas.artifacts.files import csv_table, display_path, is_main, write_atomic, write_json
+from nas.errors import UserError
 from nas.pipeline import Run, TrainingStage
 from nas.problem import SearchProblem
 from nas.quantities import amount
@@ -23,9 +26,10 @@ from nas.ranks import broadcast
 from nas.report import write_pictures
 from nas.report.page import PICTURE
 from nas.report.terminal import console
-from nas.result import log_final
+from nas.result import cost_fields, log_final
 
 TABLE = "front.csv"
+_TRAINING = ("data", "space", "seed", "weights", "finetune")  # keys that decide its weights
 _COPIED = ("network.pt", "network.onnx", "network.svg", "network.csv", PICTURE)
 
 
@@ -113,17 +117,43 @@ def train(
 
     Returns:
         What is in its result.json; of the processes of a distributed run, of the first only.
+
+    Raises:
+        UserError: it is there, but was trained in another way.
     """
     stages = Run(problem, run, arch, train=fine_tune)
     run.create()
     with run.claimed(wait=True):
         known = run.read_result() or {}
         if broadcast(lambda: run.complete and bool(known.get("trained") or not fine_tune)):
+            _check_training(run, config)
             print(f"already there: {display_path(run.path)}")
-            return known
+            return _priced(run, known, problem, arch)
         if config:
             write_atomic(run.config, config)
         return stages()
+
+
+def _check_training(run: RunDir, config: str) -> None:
+    """What is there must have been trained as is asked for now."""
+    before, now = (yaml.safe_load(text) or {} for text in (_text(run.config), config))
+    other = [key for key in _TRAINING if before and now and before.get(key) != now.get(key)]
+    if other:
+        raise UserError(
+            f"{display_path(run.path)} was trained with other values of {', '.join(other)}: "
+            "choose another folder with out=FOLDER, or remove it"
+        )
+
+
+def _priced(
+    run: RunDir, known: dict[str, Any], problem: SearchProblem, arch: Arch
+) -> dict[str, Any]:
+    """The result with those costs that nobody asked for when the network was trained."""
+    if known and not problem.costs.keys() <= known["costs"].keys():
+        fields = cost_fields(problem.costs, problem.budgets, arch)
+        known |= {name: {**table, **known.get(name, {})} for name, table in fields.items()}
+        write_json(run.result, known)
+    return known
 
 
 def _scores(result: Mapping[str, Any]) -> str:
@@ -132,65 +162,72 @@ def _scores(result: Mapping[str, Any]) -> str:
 
 
 def write_files(run: RunDir, cost: str, metric: str) -> None:
-    """``front.csv``, ``front.png`` and a page of all networks in the run's folder of networks.
+    """``front.csv``, ``front.png`` and a page of all trained networks in the run's folder of them.
 
     Raises:
         UserError: see `nas.report.report`; the table is written first.
     """
-    rows = rows_of(run)
+    networks = [RunDir(folder) for folder in sorted(run.front.iterdir())]
+    trained = [one for one in networks if one.finished and (one.read_result() or {})["trained"]]
+    rows = rows_of(run.path, trained)
     text = csv_table(list(rows[0]), ([row.get(name, "") for name in rows[0]] for row in rows))
     write_atomic(run.path / TABLE, text)
     write_pictures(run, run.front, cost, metric)
 
 
-def rows_of(run: RunDir) -> list[dict[str, Any]]:
-    """A row for each finished network in the run's folder of networks, the smallest first."""
-    found = []
-    for folder in sorted(run.front.iterdir()):
-        result = RunDir(folder).read_result() or {}
-        if result.get("status") != "finished":
-            continue
+def rows_of(base: Path, networks: Iterable[RunDir]) -> list[dict[str, Any]]:
+    """A row for each finished network, the smallest first; its folder as seen from `base`."""
+    rows = []
+    for run in networks:
+        result = run.read_result() or {}
         scored = {name: result["metrics"].get(name) for name in ("val_acc", "test_acc")}
-        row = {"network": result["arch_hash"], **scored, **result["costs"]}
-        found.append({**row, "folder": str(folder.relative_to(run.path))})
-    return sorted(found, key=lambda row: (row["params"], row["macs"]))
+        place = {"folder": os.path.relpath(run.path, base)}
+        rows.append({"network": result["arch_hash"], **scored, **result["costs"], **place})
+    return sorted(rows, key=lambda row: (row["params"], row["macs"]))
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], units: Mapping[str, str], best: str = "") -> None:
+    """The networks as a table in the terminal; `best` is the hash of the one that is marked."""
+    drawn = Table(box=None, pad_edge=False, header_style="dim")
+    names = [name for name in rows[0] if name not in ("network", "folder")]
+    titles = {"val_acc": "validation", "test_acc": "test"}
+    drawn.add_column("network")
+    for name in names:
+        drawn.add_column(titles.get(name, name), justify="right")
+    for row in rows:
+        cells = [_shown(name, row.get(name), units) for name in names]
+        drawn.add_row(Text(row["folder"] + " *" * (row["network"] == best)), *cells)
+    print()
+    console().print(drawn)
 
 
 def announce_front(run: RunDir, result: Mapping[str, Any]) -> None:
     """Print the table of a front, where its files are, and what to type next."""
     if not is_main():
         return
-    rows, units = rows_of(run), result["units"]
-    drawn = Table(box=None, pad_edge=False, header_style="dim")
-    drawn.add_column("network")
-    names = [name for name in rows[0] if name not in ("network", "folder")]
-    for name in names:
-        drawn.add_column(
-            {"val_acc": "validation", "test_acc": "test"}.get(name, name), justify="right"
-        )
-    for row in rows:
-        mark = " *" if row["network"] == result["arch_hash"] else ""
-        cells = [_shown(name, row.get(name), units) for name in names]
-        drawn.add_row(Text(row["folder"] + mark), *cells)
-    print(f"\nfront of space {result['space']!r} (data {result['data']!r}):")
-    console().print(drawn)
-    seconds, folder = result["seconds"], display_path(run.path)
-    print("* best by validation: the files of the folder itself are its copies")
+    networks, seconds = [RunDir(run.front / name) for name in result["front"]], result["seconds"]
+    rows, folder = rows_of(run.path, networks), display_path(run.path)
+    print_rows(rows, result["units"], result["arch_hash"])
+    print("* best by validation; its files lie in the run's folder, too")
     print(f"search {seconds['search']:.0f} s, training of the networks {seconds['finetune']:.0f} s")
-    written = [path for path in (run.report, run.path / "front.png") if path.is_file()]
+    print(f"\nfiles: {folder}")
+    for name, about in _ABOUT.items():
+        if (run.path / name).exists():
+            print(f"  {name:12} {about}")
     print(
-        f"\nfiles: {folder}\n"
-        + "".join(f"  {path.name:22} {_ABOUT[path.name]}\n" for path in written)
-        + f"  {TABLE:22} the table\n"
-        "  front/HASH/            network.pt, network.onnx, arch.json, ... of each network\n"
         "next:\n"
-        f"  nas export {folder}/{rows[0]['folder']}\n"
+        f"  nas export {folder}\n"
         f"  nas extract {folder} front={2 * len(rows)} fine_tune=true\n"
         f"  nas extract {folder} budget.params=20k fine_tune=true"
     )
 
 
-_ABOUT = {"report.html": "open it in a browser", "front.png": "test accuracy over cost"}
+_ABOUT = {
+    "report.html": "the page: open it in a browser",
+    "front.png": "test accuracy over cost",
+    "front.csv": "the table",
+    "front": "a folder for each network: network.pt, network.onnx, arch.json, ...",
+}
 
 
 def _shown(name: str, value: Any, units: Mapping[str, str]) -> str:

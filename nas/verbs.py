@@ -143,6 +143,7 @@ def _carry_out(config: DictConfig) -> None:
     """One job: single, or one of a sweep. A failure is recorded in its folder."""
     made = display_path(Path(HydraConfig.get().runtime.output_dir))
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    _check_read(config, HydraConfig.get().overrides.task)
     config.front = front_size(config, sweep)
     config, folder = resumed(config, made)
     run = RunDir(folder)
@@ -167,6 +168,26 @@ def _carry_out(config: DictConfig) -> None:
         if told is error:
             raise
         raise told from error
+
+
+def _check_read(config: DictConfig, words: Sequence[str]) -> None:
+    """Refuse what only searches with alphas read, where no search is named.
+
+    Raises:
+        UserError: with the word.
+    """
+    if any(word.partition("=")[0].lstrip("+") in ("search", "experiment") for word in words):
+        return
+    if not isinstance(config.search, DictConfig) or "_target_" not in config.search:
+        return
+    leaves = getattr(target_of(config.search, "search"), "leaves", "nothing")
+    for word in words if leaves != "alphas" and config.resume is False else ():
+        key = word.partition("=")[0].lstrip("+~").partition(".")[0]
+        if key in ("objective", "stable_epochs", "guard") and "=augmented_" not in word:
+            raise UserError(
+                f"{word} is for searches that move alphas while they train: name one, e.g. "
+                "search=bilevel"
+            )
 
 
 def front_size(config: DictConfig, sweep: bool) -> Any:

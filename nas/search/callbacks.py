@@ -176,9 +176,10 @@ class SpeedUp(pl.Callback):
             self.used = (
                 self.asked if self.asked != "auto" else self._measured(trainer, pl_module, x)
             )
-        if self.used == "compile":
+        if self.used == "compile" and hasattr(pl_module, "parameters_of"):
             self._compile(trainer, pl_module, x)
         else:
+            # Sampled paths go through no graph.
             prepare(pl_module.supernet, self.used)
 
     def _measured(self, trainer: pl.Trainer, module: Any, x: torch.Tensor) -> str:

@@ -15,7 +15,7 @@ from nas.cost.expected import Expected
 from nas.decision import free, split_parameters
 from nas.problem import SearchProblem
 from nas.search.base import SearchResult, Stage, check_searchable
-from nas.search.callbacks import LastCheckpoint, Stopwatch
+from nas.search.callbacks import LastCheckpoint, SpeedUp, Stopwatch
 from nas.search.path_sampling import Loss, PathSampling
 from nas.search.telemetry import TrainingTelemetry
 from nas.search.trial_search import TrialSearch
@@ -99,7 +99,12 @@ class OneShot(pl.LightningModule):
     def run(self, problem: SearchProblem, stage: Stage) -> SearchResult:
         """Train the supernet, then rank its networks inside the budgets with its weights."""
         watch, data = Stopwatch(), problem.data
-        callbacks = [watch, TrainingTelemetry("supernet"), LastCheckpoint(stage.run.checkpoint)]
+        callbacks = [
+            watch,
+            SpeedUp(problem.speed, (data.batch_size, *data.input_shape)),
+            TrainingTelemetry("supernet"),
+            LastCheckpoint(stage.run.checkpoint),
+        ]
         trainer = stage.trainer(self.epochs, callbacks)
         # No validation: its networks are ranked afterwards, each by itself.
         stage.fit(trainer, self, self.loaders(data), stage.run.checkpoint, validate=False)

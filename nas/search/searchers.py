@@ -206,6 +206,7 @@ SEARCHERS: dict[str, Callable[..., Searcher]] = {
 
 SMALL = 2000  # the largest space that "auto" enumerates
 TRIALS = 500  # where no number is given and the searcher does not end by itself
+RANKED = 100  # the same, of a trained supernet: each is recalibrated and validated
 
 
 def make(
@@ -214,11 +215,13 @@ def make(
     seed: int,
     objectives: Sequence[str],
     trials: int | None,
+    usual: int = TRIALS,
 ) -> tuple[Searcher, int | None]:
     """The searcher, and the number of trials it is given (None: until it has none left).
 
     Args:
         searcher: a name, "auto", or ``(space, seed, objectives) -> Searcher``.
+        usual: the number where none is given, and the searcher does not end by itself.
 
     Raises:
         UserError: no such name, or the searcher cannot work on this space.
@@ -227,7 +230,7 @@ def make(
         searcher = "enumerate" if space.size <= SMALL else "predictor"
     factory: Any = SEARCHERS[searcher] if isinstance(searcher, str) else searcher
     kind = getattr(factory, "func", factory)
-    number = TRIALS if trials is None and kind is not Enumerate else trials
+    number = usual if trials is None and kind is not Enumerate else trials
     return factory(space, seed, objectives), number
 
 

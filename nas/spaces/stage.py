@@ -5,7 +5,7 @@ from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
 from functools import partial
 from itertools import product
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -79,11 +79,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Stem:
-    """A fixed convolution, BatchNorm and activation before the stages."""
+    """A fixed convolution, BatchNorm and activation before the stages.
+
+    `stride` "auto" is 2 for inputs whose shorter side is above 48, else 1.
+    """
 
     channels: Count
     kernel: Kernel = 3
-    stride: Stride = 1
+    stride: Stride | Literal["auto"] = 1
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from nas.supernet.elastic import Elastic, ElasticDepth, ElasticResolution, Numbe
 from nas.supernet.elastic_layers import ElasticConv
 from nas.supernet.elastic_ops import build_op, op_exclusion_reason
 
+LARGE = 48  # pixels of a side above which a stem of stride "auto" halves the input
+
 
 @checked("space")
 class StagedSpace(nn.Module):
@@ -99,7 +101,10 @@ class StagedSpace(nn.Module):
             return nn.Identity(), channels
         stem = read_row(Stem, row, "the stem")
         width = self._scale(stem.channels)
-        return self._op(f"conv_k{stem.kernel}", channels, width, stem.stride), width
+        stride = stem.stride
+        if stride == "auto":
+            stride = 2 if min(self.input_shape[1:]) > LARGE else 1
+        return self._op(f"conv_k{stem.kernel}", channels, width, stride), width
 
     def _head(
         self, row: Mapping[str, Any] | None, channels: Number

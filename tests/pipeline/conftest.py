@@ -19,7 +19,7 @@ SMALL = [
     "trainer.enable_progress_bar=false",
 ]
 
-SEARCHED = ["search.epochs=2", "search.warmup_epochs=1"]
+SEARCHED = ["search=bilevel", "search.epochs=2", "search.warmup_epochs=1"]
 
 Nas = Callable[..., int]
 
@@ -51,7 +51,8 @@ def nas_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nas:
     monkeypatch.chdir(tmp_path)
 
     def command(verb: str, *arguments: str) -> int:
-        searched = [] if "search=random" in arguments else SEARCHED
+        chosen = any(word.startswith(("search=", "+experiment=")) for word in arguments)
+        searched = [] if "search=random" in arguments else SEARCHED[chosen:]
         return run([verb, *SMALL, *searched, *arguments])
 
     return command

@@ -17,7 +17,13 @@ from nas.errors import UserError
 from .bad_inputs import OF_RUN, OTHERS, SEARCH, configurations, wrong_numbers
 
 CONFIGURATIONS = configurations()
-QUICK = ["search.epochs=1", "search.warmup_epochs=0", "finetune.epochs=1", "onnx=false"]
+QUICK = [
+    "search=bilevel",
+    "search.epochs=1",
+    "search.warmup_epochs=0",
+    "finetune.epochs=1",
+    "onnx=false",
+]
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -52,9 +58,15 @@ def image_folder(root: Path, classes: int, images: int) -> Path:
         (["search", "weights=random"], ["random", "inherited", "fresh"]),
         (["search", "space.width=-1"], ["width", "-1"]),
         (["search", "data.batch_size=4096"], ["data.batch_size=4096", "train split"]),
-        (["search", "objective.strength=-0.1"], ["objective.strength=-0.1", "at least 0"]),
+        (
+            ["search", "search=bilevel", "objective.strength=-0.1"],
+            ["objective.strength=-0.1", "at least 0"],
+        ),
         (["search", "relax.function=softmin"], ["softmin", "softmax"]),
-        (["search", "search.warmup_epochs=99"], ["search.warmup_epochs=99", "below"]),
+        (
+            ["search", "search=bilevel", "search.warmup_epochs=99"],
+            ["search.warmup_epochs=99", "below"],
+        ),
         (["search", "stable_epochs=0"], ["0"]),
         (["search", "seed=-1"], ["seed=-1"]),
         (["search", "data=image_folder"], ["data.root"]),
@@ -107,6 +119,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "run"
 
 
+def _of_bilevel(words: str) -> list[str]:
+    """The words of a search, of bilevel where they are of its keys and name no search."""
+    named = "search=" in words or " search." not in f" {words}"
+    return [*([] if named else ["search=bilevel"]), *words.split(" ")]
+
+
 def nothing_is_left(folder: Path) -> None:
     assert not [str(path) for path in folder.rglob("*")]
 
@@ -114,7 +132,7 @@ def nothing_is_left(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        *((["search", *words.split(" ")], said) for words, said in SEARCH.items()),
+        *((["search", *_of_bilevel(words)], said) for words, said in SEARCH.items()),
         *((words.split(" "), said) for words, said in OTHERS.items()),
         (["search", ""], "empty"),
         (["search", "search.epochs={{{{"], "{{"),

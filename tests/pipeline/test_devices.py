@@ -37,7 +37,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         patch.setattr("nas.latency.profile.fit_units", partial(fit_units, kinds=("linear",)))
         assert run(["profile", *BRIEF, "seconds=0.05", "calls=2", "out=here.json"]) == 0
-        small = [*ONE_SHOT[:6], "search.epochs=1", "search.warmup_epochs=0", "name=a"]
+        small = [
+            *ONE_SHOT[:6],
+            "search=bilevel",
+            "search.epochs=1",
+            "search.warmup_epochs=0",
+            "name=a",
+        ]
         assert run(["search", *small]) == 0
         assert run(["search", *ONE_SHOT]) == 0
     raw = json.loads((folder / "here.json").read_text())

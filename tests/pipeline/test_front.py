@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +124,28 @@ def test_how_many_networks_are_trained(
 def test_a_front_of_no_network_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["search", "front=0"]) == 2
     assert "front=0 must be at least 1" in capsys.readouterr().err
+
+
+def test_extract_adds_to_a_front(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole.parent, tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    words = ["extract", "runs/a", "fine_tune=true", "trainer.enable_progress_bar=false"]
+    assert run([*words, "front=3"]) == 0
+    assert "already there: runs/a/front/" in capsys.readouterr().out
+    with Path("runs/a/front.csv").open(newline="") as file:
+        found = {row["network"] for row in csv.DictReader(file)}
+    assert found == {path.name for path in Path("runs/a/front").iterdir()}
+    assert len(found) > 2
+    assert run([*words, "front=3", "finetune.epochs=2"]) == 2
+    assert "was trained with other values of finetune" in capsys.readouterr().err
+
+
+def test_keys_of_searches_with_alphas_need_one_to_be_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for word in ("objective.strength=0.1", "objective=log", "stable_epochs=3", "guard=[skips]"):
+        assert run(["search", word]) == 2
+        assert f"{word} is for searches that move alphas" in capsys.readouterr().err

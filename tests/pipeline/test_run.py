@@ -124,7 +124,13 @@ def test_a_space_of_the_users_own_in_python(
     Path("confs/space/mine.yaml").write_text(
         "_target_: mine.Mine\n_partial_: true\nchannels: 6\n", encoding="utf-8"
     )
-    small = ["data.limit=400", "search.epochs=2", "search.warmup_epochs=1", "finetune.epochs=1"]
+    small = [
+        "search=bilevel",
+        "data.limit=400",
+        "search.epochs=2",
+        "search.warmup_epochs=1",
+        "finetune.epochs=1",
+    ]
     assert run(["search", *small, "threads=1", *arguments]) == 0
     from mine import Mine  # type: ignore[import-not-found]
 

@@ -147,7 +147,7 @@ def test_unknown_keys_and_wrong_types_are_named_with_their_path() -> None:
     with pytest.raises(UserError, match=r"data\.colour.*batch_size"):
         check(config)
     with pytest.raises(UserError, match=r"search\.weight_optimizer\.momentum='high'.*float"):
-        check(composed("search.weight_optimizer.momentum=high"))
+        check(composed("search=bilevel", "search.weight_optimizer.momentum=high"))
 
 
 @pytest.mark.parametrize("verb", VERBS)
