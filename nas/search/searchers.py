@@ -125,8 +125,10 @@ def search(
     return list(found.values())
 
 
-def best(trials: Sequence[Trial], metric: str) -> Trial:
-    """The trial of the best `by` among those `comparable`; of equal ones the first.
+def best(trials: Sequence[Trial], metric: str, cost: str | None = None) -> Trial:
+    """The trial of the best `metric` among those `comparable`; of equal ones the first.
+
+    With `cost` the cheapest of equal ones: accuracies of few images are often equal.
 
     Raises:
         UserError: no trial was scored.
@@ -135,7 +137,7 @@ def best(trials: Sequence[Trial], metric: str) -> Trial:
     if not scored:
         messages = {trial.message for trial in trials}
         raise UserError(f"no architecture could be scored: {messages or 'none was proposed'}")
-    return min(scored, key=lambda trial: trial.value(metric))
+    return min(scored, key=lambda trial: (trial.value(metric), trial.costs.get(cost or "", 0)))
 
 
 class TPE(Searcher):

@@ -169,7 +169,7 @@ class TrialSearch:
         Raises:
             UserError: `size` below 1, or nothing was scored.
         """
-        top = best(trials, self.metric)
+        top = best(trials, self.metric, cost or self.cost)
         if size == 1:
             return [top.arch]
         objectives = (self.metric, cost or self.cost)
