@@ -218,7 +218,7 @@ def announce_front(run: RunDir, result: Mapping[str, Any]) -> None:
         "next:\n"
         f"  nas export {folder}\n"
         f"  nas extract {folder} front={2 * len(rows)} fine_tune=true\n"
-        f"  nas extract {folder} budget.params=20k fine_tune=true"
+        f"  nas extract {folder} budget.params=30% fine_tune=true"
     )
 
 
