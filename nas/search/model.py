@@ -26,14 +26,16 @@ class OptionModel:
 
     Args:
         picks: ``(n, D)``, the architectures scored, as numbers of options.
-        values: ``(n,)``, their scores, the less the better, all above 0; they are taken in log
-            scale.
+        values: ``(n,)``, their scores, the less the better, taken in log scale; an error of 0, as
+            few images give, counts as half of the least above it.
         noise: variance of e, that of the effects being 1.
     """
 
     def __init__(self, picks: ArrayLike, values: ArrayLike, noise: float) -> None:
         self.picks = np.asarray(picks, dtype=np.int64)
-        logs = np.log(np.maximum(np.asarray(values, dtype=np.float64), 1e-9))
+        given = np.asarray(values, dtype=np.float64)
+        floor = given[given > 0].min(initial=np.inf) / 2
+        logs = np.log(np.maximum(given, floor if np.isfinite(floor) else 1.0))
         self.shift, self.scale = float(logs.mean()), float(logs.std()) or 1.0
         self.targets: Floats = (logs - self.shift) / self.scale
         self.noise = noise

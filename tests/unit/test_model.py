@@ -40,6 +40,14 @@ def test_without_noise_scores_are_met_and_with_much_they_shrink_to_their_mean():
     assert np.abs(far - logs.mean()).max() < 1e-3
 
 
+def test_an_error_of_zero_is_no_outlier():
+    values = np.full(len(SOME), 0.02)
+    values[:3] = 0.01, 0.0, 0.04
+    found = OptionModel(SOME, values, 1e-9).mean(SOME)
+    assert np.allclose(np.exp(found[:3]), [0.01, 0.005, 0.04], rtol=1e-3)
+    assert np.isfinite(OptionModel(SOME, 0 * values, 0.3).mean(ALL)).all()
+
+
 @pytest.mark.parametrize("counts", [(5,), (2, 2), (1, 3, 2)])
 def test_correlations_are_one_on_the_diagonal_and_positive_definite(counts):
     picks = np.array(list(product(*map(range, counts))))
