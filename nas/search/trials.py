@@ -201,20 +201,12 @@ def comparable(trials: Sequence[Trial]) -> list[Trial]:
     return [trial for trial in scored if trial.epochs == longest]
 
 
-def front_of(trials: Sequence[Trial], objectives: Sequence[str], layers: int = 1) -> list[Trial]:
-    """The trials that no other `comparable` one dominates, in the order given.
-
-    Args:
-        layers: with 2, also the trials that only the front dominates; and so on. Scores have
-            errors, and the best network may lie a little behind the front.
-    """
-    left, found = comparable(trials), set()
-    for _ in range(layers):
-        points = [[trial.value(name) for name in objectives] for trial in left]
-        kept: Sequence[bool] = list(non_dominated(points)) if points else []
-        found |= {trial.arch.hash for trial, on_it in zip(left, kept, strict=True) if on_it}
-        left = [trial for trial in left if trial.arch.hash not in found]
-    return [trial for trial in comparable(trials) if trial.arch.hash in found]
+def front_of(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Trial]:
+    """The trials that no other `comparable` one dominates, in the order given."""
+    scored = comparable(trials)
+    points = [[trial.value(name) for name in objectives] for trial in scored]
+    kept: Sequence[bool] = list(non_dominated(points)) if points else []
+    return [trial for trial, on_it in zip(scored, kept, strict=True) if on_it]
 
 
 def thinned_front(trials: Sequence[Trial], objectives: Sequence[str], size: int) -> list[Trial]:

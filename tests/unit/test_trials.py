@@ -70,18 +70,10 @@ def test_the_front_and_its_table():
     trials = [trial("x", 1.0, 10), trial("y", 2.0, 20), trial("z", 0.5, 40)]
     front = front_of(trials, ("val_loss", "params"))
     assert [t.arch.choices["a"] for t in front] == ["x", "z"]
+    assert front_of([], ("val_loss",)) == []
     rows = table_of(trials, ("val_loss", "params")).splitlines()
     assert rows[0].startswith("hash,a,params,")
     assert [row.rsplit(",", 1)[1] for row in rows[1:]] == ["1", "0", "1"]
-
-
-def test_layers_of_the_front():
-    places = {"a": (1, 9), "b": (2, 8), "c": (2, 9), "d": (3, 8), "e": (3, 9), "f": (9, 9)}
-    trials = [trial(name, *place) for name, place in places.items()]
-    fronts = [front_of(trials, ("val_loss", "params"), layers) for layers in (1, 2, 3, 4, 9)]
-    names = ["".join(t.arch.choices["a"] for t in front) for front in fronts]
-    assert names == ["ab", "abcd", "abcde", "abcdef", "abcdef"]
-    assert front_of([], ("val_loss",), 2) == []
 
 
 def test_a_front_is_thinned_to_what_covers_most_with_the_most_accurate_in_it():
