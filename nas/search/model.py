@@ -118,23 +118,20 @@ def worth_training(draws: Floats, costs: ArrayLike, size: int) -> list[int]:
     places = logs[order]
     corner = places[-1] + MARGIN * float(np.ptp(places)) + 1e-12
     heights = draws.max(axis=1, keepdims=True) - draws[:, order]
-    front = _Front(heights, np.append(places, corner))
+    widths = np.diff(np.append(places, corner))
+    taken: list[int] = []
     for _ in range(size):
-        front.add(int(front.gains().argmax()))
+        taken.append(int(_gains(heights, widths, taken).argmax()))
     exchanged = True
     while exchanged:
         exchanged = False
-        for one in list(front.taken):
-            before = front.volume()
-            front.remove(one)
-            other = int(front.gains().argmax())
-            front.add(other)
-            if front.volume() > before * (1 + 1e-9):
-                exchanged = True
-            elif other != one:
-                front.remove(other)
-                front.add(one)
-    return [int(order[i]) for i in sorted(front.taken)]
+        for one in sorted(taken):
+            others = [i for i in taken if i != one]
+            gains = _gains(heights, widths, others)
+            other = int(gains.argmax())
+            if gains[other] > gains[one] * (1 + 1e-9):
+                taken, exchanged = [*others, other], True
+    return [int(order[i]) for i in sorted(taken)]
 
 
 def _promising(draws: Floats) -> Picks:
@@ -146,39 +143,22 @@ def _promising(draws: Floats) -> Picks:
     return found
 
 
-class _Front:
-    """Candidates taken, and what each other one would add to their volume in each draw."""
+def _gains(heights: Floats, widths: Floats, taken: list[int]) -> Floats:
+    """What each candidate would add to the volume of those taken ``(n,)``, mean over the draws.
 
-    def __init__(self, heights: Floats, places: Floats) -> None:
-        self.heights, self.places = heights, places
-        self.taken: list[int] = []
-
-    def add(self, one: int) -> None:
-        self.taken = sorted({*self.taken, one})
-
-    def remove(self, one: int) -> None:
-        self.taken.remove(one)
-
-    def volume(self) -> float:
-        """Mean over the draws."""
-        found: Floats = self._steps() * np.diff(self.places)
-        return float(found.sum(axis=1).mean())
-
-    def _steps(self) -> Floats:
-        """Height of the front over each interval of the costs, ``(S, n)``."""
-        shown = np.zeros_like(self.heights)
-        shown[:, self.taken] = self.heights[:, self.taken]
-        steps: Floats = np.maximum.accumulate(shown, axis=1)
-        return steps
-
-    def gains(self) -> Floats:
-        """What each candidate would add ``(n,)``, mean over the draws; -1 for those taken."""
-        steps, widths = self._steps(), np.diff(self.places)
-        found = np.array(
-            [
-                (np.maximum(0.0, self.heights[:, i, None] - steps[:, i:]) @ widths[i:]).mean()
-                for i in range(len(widths))
-            ]
-        )
-        found[self.taken] = -1.0
-        return found
+    Args:
+        heights: ``(S, n)``, by ascending cost.
+        widths: ``(n,)``, from the cost of each candidate to the next.
+        taken: positions; for them it is -1.
+    """
+    shown = np.zeros_like(heights)
+    shown[:, taken] = heights[:, taken]
+    steps = np.maximum.accumulate(shown, axis=1)  # of the front, over each interval of the costs
+    found = np.array(
+        [
+            (np.maximum(0.0, heights[:, i, None] - steps[:, i:]) @ widths[i:]).mean()
+            for i in range(len(widths))
+        ]
+    )
+    found[taken] = -1.0
+    return found

@@ -101,16 +101,17 @@ class Surrogate:
 
     def mean(self, places: Indices) -> Floats:
         """Expected objectives ``(m,)`` of other architectures: their median, as logs are fitted."""
-        weights = self.weights * self.scale
-        out: Floats = np.exp(self.mid + self.spread * weights[places].sum(axis=1))
-        return out
+        return self._objectives(self.weights, places)
 
     def drawn(self, places: Indices, generator: np.random.Generator) -> Floats:
         """Objectives ``(m,)`` of other architectures, under one draw from the posterior."""
         noise = generator.standard_normal(self.encoding.size)
         step = solve_triangular(self.factor, noise, lower=True, trans="T")
-        weights = (self.weights + self.deviation * step) * self.scale
-        out: Floats = np.exp(self.mid + self.spread * weights[places].sum(axis=1))
+        return self._objectives(self.weights + self.deviation * step, places)
+
+    def _objectives(self, weights: Floats, places: Indices) -> Floats:
+        scaled = weights * self.scale
+        out: Floats = np.exp(self.mid + self.spread * scaled[places].sum(axis=1))
         return out
 
 
