@@ -9,7 +9,6 @@ as well.
 """
 
 import csv
-import io
 import sys
 from collections.abc import Sequence
 from functools import cached_property
@@ -21,7 +20,7 @@ import yaml
 
 from nas.arch import Arch
 from nas.artifacts import RunDir
-from nas.artifacts.files import write_atomic
+from nas.artifacts.files import csv_table, write_atomic
 from nas.pareto import hypervolume, thinned
 from nas.search.trials import Trial, TrialLog
 
@@ -135,11 +134,7 @@ def main(arguments: list[str]) -> None:
     """Write the table of the runs in `arguments`."""
     out = Path(next((a.partition("=")[2] for a in arguments if a.startswith("out=")), "truth.csv"))
     found = [row for a in arguments if "=" not in a for row in rows(RunDir(Path(a)))]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(found[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(found)
-    write_atomic(out, text.getvalue())
+    write_atomic(out, csv_table(list(found[0]), (row.values() for row in found)))
     print(f"{len(found)} rows in {out}")
 
 
