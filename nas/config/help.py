@@ -213,11 +213,11 @@ nas: search for the network that fits your device
 
 {verbs}
 
-  nas VERB --help                                   what most people need of a verb
-  nas search --help GROUP                           the options and keys of a group
+  nas VERB --help                                   what most people need
+  nas search --help GROUP                           its options and keys
   nas search                                        digits, a few minutes
   nas search data=image_folder data.root=photos     your own images
-  nas describe data=image_folder data.root=photos   what they are, how long it takes
+  nas describe data=image_folder data.root=photos   what it would take
   nas search -m seed=0,1,2                          one run for each seed
 """
 
