@@ -119,10 +119,10 @@ class Predictor(Searcher):
     """Proposes the architecture that by the models' means adds most hypervolume; where none adds
     any, by one draw from the models.
 
-    The first architectures are those of `SearchSpace.start`. Objectives that are exact costs of the
-    space are priced, not predicted. The hypervolume reaches up to what is known before, the budget
-    of a cost or its largest value in the space, not up to the front found so far: what lies beyond
-    that would never be looked at.
+    The first architectures are on the front of counted MACs over the cost, see
+    `SearchSpace.most_macs`. Objectives that are exact costs of the space are priced, not predicted.
+    The hypervolume reaches up to what is known before, the budget of a cost or its largest value in
+    the space, not up to the front found so far: what lies beyond that would never be looked at.
 
     Args:
         space: what to search.
@@ -148,7 +148,8 @@ class Predictor(Searcher):
         self.encoding = Encoding([len(options) for options in space.options.values()])
         self.pool = Pool(space) if space.size <= WHOLE else None
         self.largest = space.largest(self.objectives)
-        self.first = space.start(self.objectives, seed, startup)
+        generator = np.random.default_rng(seed)
+        self.first = space.most_macs(self.objectives[-1], startup, generator)
 
     def ask(self, count: int) -> Sequence[Arch]:
         finite = [trial for trial in self.seen.values() if (trial[1] < FAILED).all()]

@@ -135,9 +135,15 @@ class SearchSpace:
         tops = {name: self.budgets.get(name, inf) for name in known}
         return {name: 1.05 * min(tops[name], largest_of(self.costs[name])) for name in known}
 
-    def start(self, objectives: Sequence[str], seed: int, count: int = START) -> list[Arch]:
-        """What a searcher asks for first: `most_macs` over the last of its objectives."""
-        return self.most_macs(objectives[-1], count, np.random.default_rng(seed))
+    def start(self, objectives: Sequence[str], seed: int) -> list[Arch]:
+        """What a searcher asks for first: `most_macs` over the last of its objectives.
+
+        None where that cost is not known before: then counting may be far from its front, and is no
+        better a start than chance (see experiments/one_shot/searchers.md).
+        """
+        if objectives[-1] not in self.costs:
+            return []
+        return self.most_macs(objectives[-1], START, np.random.default_rng(seed))
 
     def most_macs(self, cost: str, count: int, generator: np.random.Generator) -> list[Arch]:
         """At most `count` networks of the front of counted MACs over `cost`, the cheapest first.
