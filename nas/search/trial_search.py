@@ -21,12 +21,11 @@ from nas.problem import SearchProblem
 from nas.progress import Part, current
 from nas.ranks import broadcast, each_rank_alone, world
 from nas.search.base import ScoredArch, SearchResult, Stage, agreed
-from nas.search.evaluate import Scoring, TrainFromScratch, WeightSharing
+from nas.search.evaluate import Scoring, TrainFromScratch
 from nas.search.halving import FOLDER, Halving, in_rungs
 from nas.search.model import OptionModel, worth_training
 from nas.search.scoring import Outcomes, Workers, in_turn, over_ranks, recorded
 from nas.search.searchers import (
-    RANKED,
     SMALL,
     TRIALS,
     Agreed,
@@ -52,7 +51,7 @@ class TrialSearch:
         searcher: a name of `nas.search.searchers`; "auto": `Enumerate` in small spaces.
         evaluate: ``problem -> (arch -> scores)``, see `nas.search.evaluate`.
         trials: number of different architectures to score; None: all of them where they are
-            enumerated, else 100 over a trained supernet and 500 without.
+            enumerated, else the `usual_trials` of the evaluation, or 500.
         metric: the score that decides, an accuracy, a loss, or ``zero_cost_score``.
         cost: the cost that the front is drawn over.
         batch: number of architectures asked for at once; None: one for each worker, or what halving
@@ -124,7 +123,7 @@ class TrialSearch:
         self._made(space)
 
     def _made(self, space: SearchSpace) -> tuple[Searcher, int | None]:
-        usual = RANKED if isinstance(self.evaluate, WeightSharing) else TRIALS
+        usual = getattr(self.evaluate, "usual_trials", TRIALS)
         objectives = (self.metric, self.cost)
         return make(self.searcher, space, self.seed, objectives, self.trials, usual)
 
@@ -137,10 +136,15 @@ class TrialSearch:
         """What is to be done, for the time that it takes."""
         space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
         count = self._count(space, self._made(space)[1]) or 1
-        work = problem.work(getattr(self.evaluate, "epochs", None)).work
-        if isinstance(self.evaluate, WeightSharing):
-            work = self.evaluate.calibration + problem.images[1]
-        return {"ranking": Part(count, work)}
+        if self._trains:
+            return {"ranking": Part(count, problem.work(getattr(self.evaluate, "epochs", 0)).work)}
+        measured = getattr(self.evaluate, "calibration", 0)  # images on which BatchNorm is
+        return {"ranking": Part(count, measured + problem.images[1])}
+
+    @property
+    def _trains(self) -> bool:
+        """Whether each network is trained to be scored, which takes long."""
+        return isinstance(self.evaluate, TrainFromScratch)
 
     def _count(self, space: SearchSpace, count: int | None) -> int | None:
         """How many trials there will be; None: not known before, or fewer where budgets rule."""
@@ -221,11 +225,11 @@ class TrialSearch:
         for key, trial in log.known.items():
             if space.holds(trial.arch):
                 log.known[key] = replace(trial, costs=space.price(trial.arch))
-        ranked, total = isinstance(self.evaluate, WeightSharing), self._count(space, count)
-        each = Told(self.metric, total, not ranked, list(log.known))
+        total = self._count(space, count)
+        each = Told(self.metric, total, self._trains, list(log.known))
         begun = len(log.known)
         left = max(0, (total or 1) - begun)
-        current().begin("ranking", "ranking" if ranked else "trials", left, at=begun)
+        current().begin("ranking", "trials" if self._trains else "ranking", left, at=begun)
         if not self.halving.rungs:
             with self._outcomes(self.evaluate, problem) as outcomes:
                 evaluate = recorded(outcomes, space, log, each)
