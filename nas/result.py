@@ -1,5 +1,6 @@
 """The fields of result.json, and the row of a run in TensorBoard."""
 
+import re
 import warnings
 from collections.abc import Mapping
 from math import isclose
@@ -11,11 +12,13 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
 from nas.arch import Arch
+from nas.artifacts import RunDir
 from nas.artifacts.files import versions_of
 from nas.artifacts.reading import read_json as read_value
 from nas.cost.expected import Expected
 from nas.errors import UserError
 from nas.problem import SearchProblem
+from nas.report.collect import short_names
 from nas.selection import largest_of, least_of
 
 SCHEMA = 1
@@ -80,10 +83,22 @@ ACCURACIES = ("test_acc", "val_acc")
 
 def logger_of(problem: SearchProblem, folder: Path) -> TensorBoardLogger:
     """The logger of a run, with the row of its hyper-parameters begun."""
-    logger = TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)
+    board = RunDir(folder).tensorboard
+    place = {"name": board.name, "version": _board_name(problem, board)}
+    logger = TensorBoardLogger(folder, **place, default_hp_metric=False)
     metrics = {f"final/{name}": float("nan") for name in (*ACCURACIES, *problem.costs)}
     logger.log_hyperparams(_hyper_parameters(problem), metrics)
     return logger
+
+
+def _board_name(problem: SearchProblem, board: Path) -> str:
+    """The folder inside `board` of a sweep's job, which TensorBoard shows: how the job differs."""
+    if board.is_dir():  # a session that goes on: where an earlier one has written
+        return next((path.name for path in sorted(board.iterdir()) if path.is_dir()), "")
+    given = problem.about.get("overrides", {})
+    names = short_names(problem.about.get("swept", ()))
+    text = ",".join(f"{short}={given[name]}" for name, short in names.items())
+    return re.sub(r"[^\w.=+,()\[\]-]", "_", text)[:120]
 
 
 def _hyper_parameters(problem: SearchProblem) -> dict[str, Any]:

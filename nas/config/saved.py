@@ -89,7 +89,7 @@ def add_cost(config: DictConfig, name: str) -> None:
 
 
 # Keys that say where and how a run is made, not what comes out of it.
-_UNIMPORTANT = ("out", "name", "resume", "trust", "threads", "trainer", "measure")
+_UNIMPORTANT = ("out", "name", "keep", "resume", "trust", "threads", "trainer", "measure")
 
 # Environment variable: jobs of a sweep may run in processes that know no command line.
 COMMAND = "NAS_COMMAND"
