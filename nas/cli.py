@@ -17,6 +17,7 @@ from nas.errors import (
     UserError,
     about_path,
     is_full,
+    page_of,
     refusal,
     write_traceback,
 )
@@ -46,7 +47,7 @@ def run(arguments: Sequence[str]) -> int:
         with interrupting():
             return _verb(arguments)
     except (Exception, KeyboardInterrupt) as error:
-        return _ended_by(error)
+        return _ended_by(error, arguments[0])
 
 
 def _verb(arguments: Sequence[str]) -> int:
@@ -62,6 +63,10 @@ def _verb(arguments: Sequence[str]) -> int:
     from nas.config.compose import parse
 
     given = parse(verb, rest)
+    if given.places:
+        from nas.config.saved import check_places
+
+        check_places(verb, given)
     if verb == "extract":
         from nas.extract import extract
 
@@ -96,10 +101,10 @@ def _report(given: "Arguments") -> int:
     return 0
 
 
-def _ended_by(error: BaseException) -> int:
+def _ended_by(error: BaseException, verb: str) -> int:
     """Tell the user in one line what has ended the command; the exit code."""
     if isinstance(error, UserError):
-        return _complain(str(error))
+        return _complain(str(error), verb)
     if isinstance(error, KeyboardInterrupt):
         code, said = 130, "interrupted"
     elif isinstance(error, InterruptedRunError):
@@ -109,7 +114,7 @@ def _ended_by(error: BaseException) -> int:
     elif isinstance(error, OSError) and is_full(error):
         code, said = 1, f"{refusal(error)}, and run the same command again"
     elif about := about_path(error):
-        return _complain(about)
+        return _complain(about, verb)
     else:  # no traceback for the user: it goes to a file
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         code, said = 1, f"failed: {reason[:500]} (see {write_traceback(error)})"
@@ -125,8 +130,10 @@ def _check_text(arguments: Sequence[str]) -> None:
             raise UserError(f"argument {number}, {argument!r}, is no text (UTF-8)")
 
 
-def _complain(message: str) -> int:
-    print(f"nas: error: {' '.join(message.split())}", file=sys.stderr)
+def _complain(message: str, verb: str) -> int:
+    page = page_of(message, verb)
+    more = f" (see docs/{page}.md)" if page else ""
+    print(f"nas: error: {' '.join(message.split())}{more}", file=sys.stderr)
     return 2
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import tempfile
 import traceback
 from pathlib import Path
@@ -11,6 +12,18 @@ _PATHS = (
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG,
     errno.EROFS, errno.ELOOP, errno.EINVAL, errno.EEXIST,
 )  # fmt: skip
+
+# Page of docs/ -> what the messages speak of that it helps with, and the verb that it is about.
+PAGES = {
+    "front": (r"\bfront=", "extract"),
+    "searches": (r"\b(search|objective|relax|guard|experiment)[.=/]", None),
+}
+
+
+def page_of(message: str, verb: str) -> str | None:
+    """The page of the documentation that helps with a refusal; None: none."""
+    named = [page for page, (words, _) in PAGES.items() if re.search(words, message)]
+    return next(iter([*named, *(page for page, (_, own) in PAGES.items() if own == verb)]), None)
 
 
 class UserError(ValueError):

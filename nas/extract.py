@@ -13,10 +13,10 @@ from rich.table import Table
 from nas.arch import Arch
 from nas.artifacts import RunDir
 from nas.artifacts.files import csv_table, display_path, is_main, write_atomic
-from nas.config.check import check, check_keys
-from nas.config.compose import Arguments, parse_overrides, value_of
+from nas.config.check import check
+from nas.config.compose import Arguments
 from nas.config.options import ExtractOptions
-from nas.config.saved import add_cost, change, saved_config
+from nas.config.saved import configs_to_extract, overrides_of_each
 from nas.diagnostics import silence_third_party_warnings
 from nas.errors import FailedRunError, InterruptedRunError, UserError, is_full, refusal
 from nas.export import load_supernet
@@ -49,30 +49,6 @@ class Device:
     folder: Path
     problem: SearchProblem
     config: str
-
-
-def overrides_of_each(words: Sequence[str], profiles: Sequence[str]) -> list[list[str]]:
-    """The overrides for each device: those of a budget with a value for each are shared out.
-
-    Returns:
-        The overrides as they are, where there is one profile or none.
-
-    Raises:
-        UserError: a budget with another number of values.
-    """
-    each: list[list[str]] = [[] for _ in range(max(1, len(profiles)))]
-    for one in parse_overrides(words):
-        values, key = value_of(one), one.key_or_group
-        if not key.startswith("budget.") or not isinstance(values, list):
-            values = None
-        elif len(values) != len(each):
-            raise UserError(
-                f"{one.input_line} must be one amount, or one for each of the {len(each)} "
-                f"devices of profile=[A.json,B.json]"
-            )
-        for place, own in enumerate(each):
-            own.append(str(one.input_line) if values is None else f"{key}={values[place]}")
-    return each
 
 
 def folders(names: Sequence[str], profiles: Sequence[str]) -> list[str]:
@@ -222,10 +198,7 @@ def extract(given: Arguments) -> int:
     options: ExtractOptions = given.options
     extraction = Extraction(options, RunDir(Path(given.places[0])))
     each = overrides_of_each(given.overrides, options.profile or ())
-    profiles: Sequence[str | None] = options.profile or (None,)
-    configs = [
-        _config(extraction, words, profile) for words, profile in zip(each, profiles, strict=True)
-    ]
+    configs = configs_to_extract(given)
     silence_third_party_warnings()
     torch.set_num_threads(configs[0].threads or cores())
     folder = Path(options.out) if options.out else extraction.source.front
@@ -258,21 +231,6 @@ def extract(given: Arguments) -> int:
     return 0
 
 
-def _config(extraction: Extraction, words: Sequence[str], profile: str | None) -> DictConfig:
-    """The run's configuration with these overrides; a profile brings its cost along."""
-    config = saved_config(extraction.source, extraction.options.trust)
-    if profile is not None:
-        add_cost(config, COST)
-        # A run saves the cost with the profile it was searched with.
-        config.profile = config.cost[COST].profile = profile
-        if len(extraction.options.profile or ()) > 1:
-            config.cost[COST].expect_device = None  # the run's own can be one of them only
-    change(config, words)
-    check_keys(config)
-    check(config)
-    return config
-
-
 def _devices(
     extraction: Extraction,
     folder: Path,
@@ -282,6 +240,7 @@ def _devices(
 ) -> list[Device]:
     each = []
     for given, config in zip(words, configs, strict=True):
+        check(config)
         overrides = {"profile": config.profile} if extraction.options.profile else {}
         about = {"seed": config.seed, "overrides": overrides | values_by_key(given)}
         each.append({**components_of(config), "about": {**about, "command": command}})

@@ -25,10 +25,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nas.artifacts import RunDir
 from nas.artifacts.files import display_path, is_main, write_atomic, write_json
-from nas.config.check import check, check_keys, target_of
+from nas.config.calls import target_of
+from nas.config.check import check, check_keys, check_words
 from nas.config.compose import Arguments, hydra_message, made, parse_overrides
 from nas.config.help import config_dir
 from nas.config.saved import COMMAND, check_same, how_to_go_on, remove_if_empty, resumed
+from nas.config.written import attribute
 from nas.diagnostics import interrupting, silence_third_party_warnings
 from nas.errors import (
     FailedRunError,
@@ -150,6 +152,8 @@ def _carry_out(config: DictConfig) -> None:
     """One job: single, or one of a sweep. A failure is recorded in its folder."""
     made = display_path(Path(HydraConfig.get().runtime.output_dir))
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    if not sweep:  # a job of a sweep that is refused leaves a record, see below
+        check_words(config)
     _check_read(config, HydraConfig.get().overrides.task)
     config.front = front_size(config, sweep)
     config, folder = resumed(config, made)
@@ -188,7 +192,7 @@ def _check_read(config: DictConfig, words: Sequence[str]) -> None:
         return
     if not isinstance(config.search, DictConfig) or "_target_" not in config.search:
         return
-    leaves = getattr(target_of(config.search, "search"), "leaves", "nothing")
+    leaves = _leaves(config.search)
     for word in words if leaves != "alphas" and config.resume is False else ():
         key = word.partition("=")[0].lstrip("+~").partition(".")[0]
         if key in ("objective", "stable_epochs", "guard") and "=augmented_" not in word:
@@ -211,8 +215,13 @@ def front_size(config: DictConfig, sweep: bool) -> Any:
         return 1  # what is no mapping is refused later
     if "_target_" not in node or any(amount is not None for amount in budgets.values()):
         return 1
-    leaves = getattr(target_of(node, "search"), "leaves", "nothing")
-    return FRONT if leaves in ("alphas", "supernet") else 1
+    return FRONT if _leaves(node) in ("alphas", "supernet") else 1
+
+
+def _leaves(search: DictConfig) -> str:
+    """What a search leaves behind, see `nas.search.base.Search`, if possible without an import."""
+    known = attribute(str(search["_target_"]), "leaves")
+    return str(known or getattr(target_of(search, "search"), "leaves", "nothing"))
 
 
 def _told(error: Exception, run: RunDir) -> Exception:
@@ -369,6 +378,7 @@ def cores() -> int:
 
 
 def _describe(config: DictConfig) -> None:
+    check_words(config)
     check(config)
     remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
     from nas.problem import build, read
@@ -381,6 +391,7 @@ def _describe(config: DictConfig) -> None:
 
 
 def _profile(config: DictConfig) -> None:
+    check_words(config, data=config.measure.get("input") is None)
     check(config)
     silence_third_party_warnings()
     remove_if_empty(Path(HydraConfig.get().runtime.output_dir))

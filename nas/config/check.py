@@ -1,30 +1,20 @@
-"""Check a configuration before anything of it is made: keys, values, calls."""
+"""Check a configuration before anything of it is made: what needs no import, then the calls."""
 
-import inspect
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Unpack, get_args, get_origin, get_type_hints
+from typing import Any
 
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field
 
+from nas.config.calls import CALLED, check_call, ranges_by_name
 from nas.config.compose import nearest
+from nas.config.folders import check_images, existing_folder
 from nas.config.help import groups
-from nas.config.schema import (
-    RUN,
-    BelowOne,
-    NonNegative,
-    Share,
-    run_violation,
-    short_repr,
-    violation,
-)
+from nas.config.schema import RUN, run_violation, short_repr, violation
+from nas.config.written import annotations, attribute
 from nas.errors import UserError
+from nas.quantities import parse_budget
 
 
 def check(config: DictConfig) -> None:
@@ -34,6 +24,45 @@ def check(config: DictConfig) -> None:
         UserError: an unknown key, or a value of the wrong type or outside its range, with its full
             key.
     """
+    for key, node in _checked_words(config):
+        check_call(key, node)
+
+
+def check_words(config: DictConfig, data: bool = True) -> None:
+    """What `check` finds without importing what the configuration names: a second, not ten.
+
+    Args:
+        data: look at the folder of the data, too.
+
+    Raises:
+        UserError: see `check`; a file or folder that is not there.
+    """
+    for key, node in _checked_words(config):
+        target = str(node["_target_"])
+        hints = {**annotations(target), **ranges_by_name(target)}
+        for name, value in node.items():
+            if name in hints and (reason := violation(value, hints[name])):
+                raise UserError(f"{key}.{name}={short_repr(value)} {reason}")
+    for key, hint in (("arch", "the arch.json of a run"), ("checkpoint", "a run's last.ckpt")):
+        if config.get(key) is not None and not Path(str(config[key])).exists():
+            raise UserError(f"{key}={config[key]} is no file: give {hint}")
+    for name, text in config.budget.items():
+        unit = attribute(str((config.cost.get(name) or {}).get("_target_", "")), "unit")
+        if text is not None and unit:
+            parse_budget(str(name), text, unit, largest=1.0)
+    if data:
+        _check_data(config.data)
+
+
+def _check_data(data: Any) -> None:
+    if data._target_ == "nas.data.image_folder":
+        check_images(data.get("root"))
+    elif data.get("download") is False and "root" in data:
+        existing_folder(data.root, f"the folder that holds {data.get('name')}")
+
+
+def _checked_words(config: DictConfig) -> list[tuple[str, Mapping[str, Any]]]:
+    """Key and node of all that has a target, once the values of the run are checked."""
     try:
         resolved = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     except OmegaConfBaseException as error:
@@ -42,8 +71,7 @@ def check(config: DictConfig) -> None:
     _check_run(resolved)
     _check_groups(resolved)
     _check_device(resolved)
-    for key, node in _targets(resolved, ""):
-        _check_call(key, node)
+    return list(_targets(resolved, ""))
 
 
 def check_keys(config: DictConfig) -> None:
@@ -84,29 +112,14 @@ def _check_run(config: Mapping[Any, Any]) -> None:
         raise UserError(f"profile={profile} is no file: `nas profile` writes one")
 
 
-# Group -> what a run calls its target with; these must wait for it (`_partial_: true`).
-_CALLED: Mapping[str, tuple[str, ...]] = {
-    "data": ("seed",),
-    "space": ("input_shape", "num_outputs"),
-    "search": ("supernet", "seed"),
-    "finetune": ("network", "seed"),
-    "trainer": (),
-}
-# And what it adds for those that take it.
-_OFFERED: Mapping[str, tuple[str, ...]] = {
-    "search": ("costs", "targets", "objective", "temperature", "task"),
-    "finetune": ("task",),
-}
-
-
 def _check_groups(config: Mapping[Any, Any]) -> None:
-    for group in (*_CALLED, "relax", "objective"):
+    for group in (*CALLED, "relax", "objective"):
         node = config.get(group)
         if not isinstance(node, Mapping) or "_target_" not in node:
             options = ", ".join(groups()[group])
             raise UserError(f"{group}={short_repr(node)} is none of {options}: choose one")
-        if group in _CALLED and node.get("_partial_") is not True:
-            names = ", ".join(_CALLED[group]) or "what a run adds"
+        if group in CALLED and node.get("_partial_") is not True:
+            names = ", ".join(CALLED[group]) or "what a run adds"
             raise UserError(
                 f"{group} lacks `_partial_: true`: {node['_target_']} is called later, with {names}"
             )
@@ -137,173 +150,3 @@ def _targets(node: object, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield key, node
         for name, child in node.items():
             yield from _targets(child, f"{key}.{name}".lstrip("."))
-
-
-def target_of(node: Mapping[str, Any], key: str) -> Any:
-    """The object that ``_target_`` names.
-
-    Raises:
-        UserError: it cannot be imported.
-    """
-    try:
-        return get_object(str(node["_target_"]))
-    except Exception as error:
-        raise UserError(
-            f"{key}._target_={node['_target_']!r} cannot be imported ({error}): name a class or "
-            "function of an installed package or of a module on PYTHONPATH"
-        ) from None
-
-
-def _check_call(key: str, node: Mapping[str, Any]) -> None:
-    target = target_of(node, key)
-    given = {name: value for name, value in node.items() if not str(name).startswith("_")}
-    try:
-        signature = inspect.signature(target)
-        function = target.__init__ if inspect.isclass(target) else target
-        hints = get_type_hints(function, include_extras=True)
-    except (TypeError, ValueError, NameError):
-        return  # a builtin that does not say; the call itself will
-    hints = {**hints, **_keyword_hints(signature.parameters, hints), **ranges_of(target)}
-    known = sorted({*signature.parameters, *hints} - {"self", "seed", "return"})
-    anything = any(
-        p.kind is p.VAR_KEYWORD and get_origin(hints.get(n)) is not Unpack
-        for n, p in signature.parameters.items()
-    )
-    for name, value in given.items():
-        if name not in signature.parameters and name not in hints and not anything:
-            raise UserError(f"unknown key {key}.{name}; {node['_target_']} takes {known}")
-        if name in hints and (reason := violation(value, hints[name])):
-            raise UserError(f"{key}.{name}={short_repr(value)} {reason}")
-    _check_signature(key, node, signature, given)
-    try_out(key, target, given)
-
-
-def _check_signature(
-    key: str, node: Mapping[str, Any], signature: inspect.Signature, given: Mapping[str, Any]
-) -> None:
-    """A class or function of the user's own must take what a run calls it with."""
-    offered = [name for name in _OFFERED.get(key, ()) if name in signature.parameters]
-    added = (*_CALLED.get(key, ()), *offered)
-    try:
-        if node.get("_partial_") is True and key not in _CALLED:  # its caller knows the rest
-            signature.bind_partial(*node.get("_args_", ()), **dict.fromkeys({*given, *added}))
-        else:
-            signature.bind(*node.get("_args_", ()), **dict.fromkeys({*given, *added}))
-    except TypeError as error:
-        called = f", which a run calls with {' and '.join(added)}" if added else ""
-        raise UserError(f"{key}: {node['_target_']}{signature}{called}: {error}") from None
-
-
-def _keyword_hints(
-    parameters: Mapping[str, inspect.Parameter], hints: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Types of the keywords that ``**options: Unpack[SomeTypedDict]`` stands for."""
-    for name, parameter in parameters.items():
-        if parameter.kind is parameter.VAR_KEYWORD and get_origin(hints.get(name)) is Unpack:
-            return get_type_hints(get_args(hints[name])[0], include_extras=True)
-    return {}
-
-
-# Of `torch.optim`, by the names that its optimizers share.
-_OPTIMIZER: Mapping[str, Any] = {
-    "lr": NonNegative,
-    "momentum": BelowOne,
-    "dampening": Share,
-    "weight_decay": NonNegative,
-    "betas": tuple[BelowOne, BelowOne],
-    "eps": NonNegative,
-    "alpha": Share,
-    "rho": Share,
-    "lr_decay": NonNegative,
-    "momentum_decay": NonNegative,
-}
-
-Strategy = Literal[
-    "auto",
-    "single_device",
-    "ddp",
-    "ddp_find_unused_parameters_true",
-    "ddp_find_unused_parameters_false",
-]
-# -1 and "auto": all there are. Of the CPU each is a process.
-Devices = Literal["auto", -1] | Annotated[int, Field(ge=1, le=1024)] | Sequence[int] | str
-_TRAINER: Mapping[str, Any] = {
-    "accelerator": str,
-    "strategy": Strategy,
-    "devices": Devices,
-    "num_nodes": Annotated[int, Field(ge=1, le=10**6)],
-    "accumulate_grad_batches": Annotated[int, Field(ge=1, le=10**9)],
-}
-# What a run sets itself -> the keys that say it.
-_SET_BY_RUN = {
-    "max_epochs": "search.epochs and finetune.epochs",
-    "callbacks": "guard",
-    "logger": "out and name",
-    "default_root_dir": "out and name",
-    "enable_model_summary": "`nas draw`",
-    "enable_checkpointing": "nothing, every epoch is saved",
-    "num_sanity_val_steps": "nothing, the input is checked before",
-    "use_distributed_sampler": "nothing, each process has its share",
-    "gradient_clip_val": "search.clip and finetune.clip",
-    "gradient_clip_algorithm": "search.clip and finetune.clip",
-    "accumulate_grad_batches": "data.batch_size",
-}
-
-
-def ranges_of(target: Any) -> Mapping[str, Any]:
-    """Argument -> annotation, for the arguments of `target` that have a range; else nothing."""
-    module = str(getattr(target, "__module__", ""))
-    if module.startswith("torch.optim"):
-        return _OPTIMIZER
-    return _TRAINER if _is_trainer(target) else {}
-
-
-def try_out(key: str, target: Any, arguments: Mapping[str, Any]) -> None:
-    """Construct an optimizer over one parameter, or a trainer of no epochs, for its own checks.
-
-    Raises:
-        UserError: it refuses its arguments, or a combination of them.
-    """
-    module = str(getattr(target, "__module__", ""))
-    if module.startswith("torch.optim"):
-        import torch
-
-        parameter = torch.nn.Parameter(torch.zeros(1))
-        _construct(key, lambda: target([parameter], **arguments))
-    elif _is_trainer(target):
-        for name in _SET_BY_RUN.keys() & arguments.keys():
-            raise UserError(f"{key}.{name} is set by the run: {_SET_BY_RUN[name]} decides it")
-        quiet = {
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-        }
-        _construct(key, lambda: target(**{**arguments, **quiet, "max_epochs": 0}))
-
-
-def _is_trainer(target: Any) -> bool:
-    found = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
-    return found == "pytorch_lightning.trainer.trainer.Trainer"
-
-
-def _construct(key: str, make: Any) -> None:
-    try:
-        with _silence():
-            make()
-    except Exception as error:  # they raise whatever they like
-        reason = " ".join(str(error).split())
-        raise UserError(f"{key}: {reason or type(error).__name__}") from None
-
-
-@contextmanager
-def _silence() -> Any:
-    """Warnings and lines in the log are for the time when it is constructed to be used."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

@@ -193,6 +193,7 @@ def _of_hydra(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[str]
         raise UserError(f"{message}; {_see(verb)}")
 
     parser.error = refuse  # type: ignore[method-assign]
+    arguments = [_of_experiment(word) for word in arguments]
     overrides = [word for word in arguments if word[0] != "-" and (word[0] == "~" or "=" in word)]
     flags = [word for word in arguments if word not in overrides]
     found = parser.parse_args([*flags, *overrides])
@@ -206,6 +207,11 @@ def _of_hydra(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[str]
         own = {key.name for key in keys_of(short, "default")} - {"seed"}
         return [f"{short}.{w}" if w.partition("=")[0] in own else w for w in overrides], flags
     return with_budgets(overrides, found.config_dir), flags
+
+
+def _of_experiment(word: str) -> str:
+    """``experiment=NAME`` is written as the groups are, though for Hydra it adds to them."""
+    return f"+{word}" if word.startswith("experiment=") else word
 
 
 def with_budgets(words: Sequence[str], folder: str | None = None) -> list[str]:
@@ -249,7 +255,7 @@ def compose_config(overrides: Sequence[str] = (), folder: str | None = None) -> 
     Raises:
         UserError: an unknown key or option, or a word that the grammar does not allow.
     """
-    words = list(overrides)
+    words = [_of_experiment(word) for word in overrides]
     if folder:
         words.append(f"hydra.searchpath=[file://{Path(folder).resolve()}]")
     try:

@@ -11,8 +11,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nas.artifacts import RunDir, find_runs, fingerprint
 from nas.artifacts.reading import read_config
-from nas.config.compose import apply, check_values, compose_config, parse_overrides
-from nas.config.help import groups
+from nas.config.check import check_keys, check_words
+from nas.config.compose import (
+    Arguments,
+    apply,
+    check_values,
+    compose_config,
+    parse_overrides,
+    value_of,
+)
+from nas.config.help import VERBS, groups
 from nas.config.trusted import check_trusted, moved, refuse_links
 from nas.errors import FolderTakenError, UserError
 
@@ -88,11 +96,80 @@ def add_cost(config: DictConfig, name: str) -> None:
         config.cost = OmegaConf.merge(config.cost, compose_config([f"cost=[{name}]"]).cost)
 
 
+def overrides_of_each(words: Sequence[str], profiles: Sequence[str]) -> list[list[str]]:
+    """The overrides for each device: those of a budget with a value for each are shared out.
+
+    Returns:
+        The overrides as they are, where there is one profile or none.
+
+    Raises:
+        UserError: a budget with another number of values.
+    """
+    each: list[list[str]] = [[] for _ in range(max(1, len(profiles)))]
+    for one in parse_overrides(words):
+        values, key = value_of(one), one.key_or_group
+        if not key.startswith("budget.") or not isinstance(values, list):
+            values = None
+        elif len(values) != len(each):
+            raise UserError(
+                f"{one.input_line} must be one amount, or one for each of the {len(each)} "
+                f"devices of profile=[A.json,B.json]"
+            )
+        for place, own in enumerate(each):
+            own.append(str(one.input_line) if values is None else f"{key}={values[place]}")
+    return each
+
+
+def configs_to_extract(given: Arguments) -> list[DictConfig]:
+    """The configuration that ``nas extract RUN key=value ...`` asks for, one for each device.
+
+    A profile brings its cost along. Nothing that a configuration names is imported.
+
+    Raises:
+        UserError: see `saved_config`, `change` and `check_words`.
+    """
+    options, run = given.options, RunDir(Path(given.places[0]))
+    each = overrides_of_each(given.overrides, options.profile or ())
+    configs = []
+    for words, profile in zip(each, options.profile or (None,), strict=True):
+        config = saved_config(run, options.trust)
+        if profile is not None:
+            add_cost(config, LATENCY)
+            # A run saves the cost with the profile it was searched with.
+            config.profile = config.cost[LATENCY].profile = profile
+            if len(options.profile) > 1:
+                config.cost[LATENCY].expect_device = None  # the run's own can be one of them only
+        change(config, words)
+        check_keys(config)
+        check_words(config)
+        configs.append(config)
+    return configs
+
+
+def check_places(verb: str, given: Arguments) -> None:
+    """Refuse folders and files that are no runs, before a verb imports what reads them.
+
+    Raises:
+        UserError: one is not there, or is not what the verb needs.
+    """
+    for place in map(Path, given.places):
+        if not place.exists():
+            raise UserError(
+                f"{place} is not there: nas {verb} needs {VERBS[verb].usage.split()[0]}"
+            )
+        if place.is_dir() and verb != "report":
+            read_saved(RunDir(place))
+    if verb == "extract":
+        configs_to_extract(given)
+
+
 # Keys that say where and how a run is made, not what comes out of it.
 _UNIMPORTANT = ("out", "name", "keep", "resume", "trust", "threads", "trainer", "measure")
 
 # Environment variable: jobs of a sweep may run in processes that know no command line.
 COMMAND = "NAS_COMMAND"
+
+LATENCY = "latency"  # the cost that a profile is of
 
 
 def how_to_go_on(run: RunDir) -> str:

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nas.config.check import target_of
+from nas.config.calls import target_of
 from nas.config.help import config_dir
 from nas.errors import UserError
 

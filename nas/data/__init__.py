@@ -23,9 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nas.config.folders import existing_folder
 from nas.config.schema import Count
 from nas.data.datamodule import DataModule, DataOptions
-from nas.data.folder import Channels, ImageFolder, Unreadable, existing_folder
+from nas.data.folder import Channels, ImageFolder, Unreadable
 from nas.data.splits import Images, Levels, Part, Source
 from nas.errors import UserError
 

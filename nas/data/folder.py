@@ -10,13 +10,13 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 
+from nas.config.folders import HINT, class_names, existing_folder, part_folders, subfolders
 from nas.config.schema import Count, Finite, checked, violation
 from nas.data.pixels import Decoded, Pixels, common_range, decode, read_picture
 from nas.data.splits import Images, Levels, Part
 from nas.errors import UserError
 
 _LOG = logging.getLogger(__name__)
-_HINT = "a folder with one subfolder of images per class"
 _NAMED = 20  # unreadable files named in one message
 Channels = Literal[1, 3]
 Unreadable = Literal["skip", "refuse"]
@@ -56,8 +56,8 @@ class ImageFolder:
             object.__setattr__(self, "value_range", _black_and_white(self.value_range))
 
     def __call__(self) -> Images:
-        root = existing_folder(self.root, _HINT)
-        folders = part_folders(root)
+        root = existing_folder(self.root, HINT)
+        folders = cast(dict[Part, Path], part_folders(root))
         classes = class_names(folders["train"])
         samples: list[Sample] = []
         part_of: list[str] = []
@@ -141,51 +141,11 @@ def _black_and_white(value: Any) -> Levels:
     return float(numbers[0]), float(numbers[1])
 
 
-def existing_folder(root: str | Path | None, hint: str) -> Path:
-    """`root` as a path.
-
-    Raises:
-        UserError: it is not set or no folder; `hint` says what the folder should hold.
-    """
-    if not root:
-        raise UserError(f"data.root is not set: pass data.root=FOLDER, {hint}.")
-    path = Path(str(root)).expanduser()  # `data.root=2024` arrives as a number
-    if not path.is_dir():
-        raise UserError(
-            f"data.root={root} is not a folder (looked at {path.absolute()}): "
-            f"pass data.root=FOLDER, {hint}."
-        )
-    return path
-
-
-def part_folders(root: Path) -> dict[Part, Path]:
-    """The folder of each part that `root` comes in; `root` itself when it is not divided."""
-    train = root / "train"
-    if not train.is_dir() or not _subfolders(train):  # a class may be called "train", too
-        return {"train": root}
-    there = {part: root / part for part in ("train", "val", "test") if (root / part).is_dir()}
-    if "val" in there and "test" not in there:
-        there["test"] = there.pop("val")
-    return cast(dict[Part, Path], there)
-
-
-def class_names(root: Path) -> list[str]:
-    """Sorted names of the class folders in `root`; UserError unless there are two or more."""
-    names = _subfolders(root)
-    if len(names) < 2:
-        found = f"only one class folder, {names[0]!r}" if names else "no class folder"
-        raise UserError(
-            f"data.root: {root} holds {found}, and at least two are needed: put the images into "
-            f"one folder per class."
-        )
-    return names
-
-
 def list_images(root: Path, classes: Sequence[str]) -> list[Sample]:
     """Every image file below ``root/<class>``, sorted; UserError if there is none."""
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-    unknown = sorted(set(_subfolders(root)) - set(classes))
+    unknown = sorted(set(subfolders(root)) - set(classes))
     if unknown:
         raise UserError(
             f"{root} has the class folder {unknown[0]!r} that the training images do not have: "
@@ -206,8 +166,3 @@ def list_images(root: Path, classes: Sequence[str]) -> list[Sample]:
             f"{', '.join(endings)}."
         )
     return cast(list[Sample], samples)
-
-
-def _subfolders(root: Path) -> list[str]:
-    folders = (path.name for path in root.iterdir() if path.is_dir())
-    return sorted(name for name in folders if not name.startswith((".", "__")))  # __MACOSX

@@ -190,9 +190,9 @@ def _points(front: Front, series: Series, row_ids: RowIds | None) -> Iterator[Po
     small = [r for r in series.among(front.runs) if row_ids is not None and r not in row_ids]
     if small:
         # More digits are below a pixel.
-        place = [[float(f"{v:.5g}") for v in values] for values in front.coordinates(small)]
+        x, y = ([float(f"{v:.5g}") for v in values] for values in front.coordinates(small))
         names = [run.name for run in small]
-        yield Points(*place, series.colour, SMALL_POINT, names=names, series=series.key)
+        yield Points(x, y, series.colour, SMALL_POINT, names=names, series=series.key)
     for members, radius, hollow in looks:
         runs = [r for r in series.among(members) if row_ids is None or r in row_ids]
         if runs:
@@ -246,12 +246,12 @@ def pictures(
 
 def _draw(axes: "Axes", mark: Mark) -> None:
     if isinstance(mark, Line):
-        style = {"color": mark.colour, "linewidth": 0.8 * mark.width, "alpha": 0.75}
+        style: dict[str, Any] = {"color": mark.colour, "linewidth": 0.8 * mark.width, "alpha": 0.75}
         (drawn,) = axes.plot(mark.x, mark.y, linestyle=_dashes(mark.dash), **style)
         drawn.set_drawstyle("steps-post" if mark.steps else "default")
     elif isinstance(mark, Whiskers):
         least = min(mark.dx, 0.9 * mark.x)  # a logarithmic axis has no 0
-        bars = {"xerr": least, "yerr": mark.dy, "elinewidth": 1, "capsize": 2}
+        bars: dict[str, Any] = {"xerr": least, "yerr": mark.dy, "elinewidth": 1, "capsize": 2}
         axes.errorbar([mark.x], [mark.y], color=mark.colour, zorder=1, **bars)
     else:
         axes.scatter(
@@ -299,7 +299,8 @@ def _legend(figure: "Figure", drawn: Chart, small: bool) -> None:
         line([], [], color=colour, label=label, marker="o", markersize=5, linestyle=_dashes(dash))
         for _, label, colour, dash in drawn.legend
     ]
-    columns = 1 if small or max(len(entry[1]) for entry in drawn.legend) > 30 else 3
+    longest = max(len(entry[1]) for entry in drawn.legend)
+    columns = max(1, (36 if small else 72) // (longest + 6))
     figure.legend(
         handles=entries, loc="outside lower left", ncols=columns, frameon=False, fontsize=9
     )

@@ -4,7 +4,6 @@ import io
 import time
 from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +55,10 @@ def scalars(run: Path, tags: Container[str]) -> dict[str, list[tuple[int, float]
     """Tag -> [(epoch, value), ...] for those of `tags` that a run's search has written."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    board, name = RunDir(run).tensorboard, "events.out.tfevents.*"
-    written = next(chain(board.glob(name), board.glob(f"*/{name}")), None)
-    if written is None:
+    folder = RunDir(run).tensorboard
+    if not any(folder.glob("events.out.tfevents.*")):
         return {}
-    events = EventAccumulator(str(written.parent), size_guidance={"scalars": 0, "images": 1})
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 1})
     events.Reload()
     known = [tag for tag in events.Tags()["scalars"] if tag in tags]
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in known}

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 import nas
 from nas.artifacts import RunDir
 from nas.cli import run
-from nas.config.check import target_of
+from nas.config.calls import target_of
 from nas.config.compose import compose_config
 from nas.config.saved import saved_config
 from nas.config.trusted import _is_allowed, _shipped, foreign

@@ -10,7 +10,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from nas.artifacts import RunDir, fingerprint
-from nas.config.check import check, target_of
+from nas.config.calls import target_of
+from nas.config.check import check
 from nas.config.compose import compose_config, parse
 from nas.config.help import VERBS, config_dir, groups, help_of, keys_of
 from nas.config.saved import change, read_saved

@@ -133,7 +133,7 @@ def test_without_architectures_no_table_of_choices(tmp_path):
     assert '<table class="choices">' not in html
 
 
-@pytest.mark.parametrize("board", ["tensorboard", "tensorboard/strength=1"])
+@pytest.mark.parametrize("board", ["tensorboard", "strength=1,seed=0"])
 def test_curves_are_those_that_the_search_has_written_in_its_colour(tmp_path, board):
     from torch.utils.tensorboard import SummaryWriter
 

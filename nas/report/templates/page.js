@@ -51,7 +51,7 @@ function short(value) {
   return Number((value / unit).toPrecision(6)) + letter;
 }
 
-function ticks(low, high, log, most) {
+function ticks(low, high, log, most, least = 0) {
   if (log) {
     const all = [1, 2, 5].map(factor => {
       const found = [];
@@ -65,7 +65,7 @@ function ticks(low, high, log, most) {
     if (all[0].length >= 2) return all[0].filter((_, i) => i % each === 0);
   }
   const rough = (high - low) / most, power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * [1, 2, 5, 10].find(factor => factor * power >= rough);
+  const step = Math.max(least, power * [1, 2, 5, 10].find(factor => factor * power >= rough));
   const found = [];
   for (let i = Math.ceil(low / step); i * step <= high; i++)
     found.push(Number((i * step).toPrecision(12)));
@@ -123,7 +123,9 @@ function draw(box, chart) {
     shape('text', {x: left - 6, y: up(tick) + 4, 'text-anchor': 'end'}, svg, tick);
   }
   const most = (right - left) / 55;
-  for (const tick of ticks(x.low, x.high, chart.log, chart.log ? most : Math.min(most, 6))) {
+  const places = chart.log ? ticks(x.low, x.high, true, most)
+    : ticks(x.low, x.high, false, Math.min(most, 6), 1);  // epochs are whole numbers
+  for (const tick of places) {
     shape('path', {d: `M${across(tick)} ${high}V${low}`, class: 'grid'}, svg);
     shape('text', {x: across(tick), y: low + 16, 'text-anchor': 'middle'}, svg, short(tick));
   }
