@@ -7,7 +7,7 @@ the command line stay quick.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from nas.arch import Arch as Arch
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nas.decision import decisions as decisions
     from nas.decision import free as free
     from nas.decision import resample as resample
+    from nas.decision import sample_path as sample_path
     from nas.decision import split_parameters as split_parameters
     from nas.discretization import arch_of as arch_of
     from nas.discretization import discretize as discretize
@@ -42,6 +43,7 @@ _HOME = {
     "free": "nas.decision",
     "load": "nas.export",
     "resample": "nas.decision",
+    "sample_path": "nas.decision",
     "split_parameters": "nas.decision",
     "trace": "nas.cost.trace",
 }

@@ -32,6 +32,14 @@ class Arch:
 
     Hashable, equal by value, and canonical in JSON: the same architecture always gives the same
     text, whatever order its decisions were written in.
+
+    Example:
+        >>> import nas
+        >>> arch = nas.Arch("mine", {"first": "wide", "second": "skip"})
+        >>> arch == nas.Arch.from_json(arch.to_json())
+        True
+        >>> arch.choices["second"]
+        'skip'
     """
 
     space: str

@@ -154,6 +154,14 @@ def decisions(model: nn.Module) -> Iterator[tuple[str, Decision]]:
     """Name and decision, each decision once, named by the first path that leads to it.
 
     Modules that are tied to a decision count as that one.
+
+    Example:
+        >>> import nas
+        >>> from torch import nn
+        >>> block = nas.ChoiceBlock({"linear": nn.Linear(4, 4), "skip": nn.Identity()})
+        >>> supernet = nn.Sequential(block, nn.Linear(4, 2))
+        >>> [(name, decision.options) for name, decision in nas.decisions(supernet)]
+        [('0', ('linear', 'skip'))]
     """
     seen = set()
     for name, site in sites(model):
@@ -174,6 +182,15 @@ def apply(model: nn.Module, arch: Arch) -> None:
 
     Raises:
         UserError: `arch` is of another space, or lacks, or has more than, the model's decisions.
+
+    Example:
+        >>> import nas
+        >>> from torch import nn
+        >>> block = nas.ChoiceBlock({"linear": nn.Linear(4, 4), "skip": nn.Identity()})
+        >>> supernet = nn.Sequential(block, nn.Linear(4, 2))
+        >>> nas.apply(supernet, nas.Arch("mine", {"0": "skip"}))
+        >>> block.theta.tolist()
+        [0.0, 1.0]
     """
     own = dict(decisions(model))
     space = getattr(model, "name", None)
@@ -196,19 +213,50 @@ def apply(model: nn.Module, arch: Arch) -> None:
 
 
 def free(model: nn.Module) -> None:
-    """Open every option of every decision."""
+    """Open every option of every decision.
+
+    Example:
+        >>> import nas
+        >>> from torch import nn
+        >>> block = nas.ChoiceBlock({"linear": nn.Linear(4, 4), "skip": nn.Identity()})
+        >>> supernet = nn.Sequential(block, nn.Linear(4, 2))
+        >>> block.choose("skip")
+        >>> nas.free(supernet)
+        >>> block.theta.tolist()
+        [0.5, 0.5]
+    """
     for _, decision in decisions(model):
         decision.free()
 
 
 def resample(model: nn.Module, generator: torch.Generator | None = None) -> None:
-    """Draw anew in every decision, in the order of the modules."""
+    """Draw anew in every decision, in the order of the modules.
+
+    Example:
+        >>> import nas
+        >>> from torch import nn
+        >>> block = nas.ChoiceBlock({"linear": nn.Linear(4, 4), "skip": nn.Identity()}, gumbel=True)
+        >>> before = block.theta.tolist()
+        >>> nas.resample(block)
+        >>> block.theta.tolist() == before
+        False
+    """
     for _, decision in decisions(model):
         decision.resample(generator)
 
 
 def sample_path(model: nn.Module, generator: torch.Generator | None = None) -> None:
-    """Choose one option of every decision, all with the same probability."""
+    """Choose one option of every decision, all with the same probability.
+
+    Example:
+        >>> import nas
+        >>> from torch import nn
+        >>> block = nas.ChoiceBlock({"linear": nn.Linear(4, 4), "skip": nn.Identity()})
+        >>> supernet = nn.Sequential(block, nn.Linear(4, 2))
+        >>> nas.sample_path(supernet)
+        >>> sorted(block.theta.tolist())
+        [0.0, 1.0]
+    """
     for _, decision in decisions(model):
         pick = torch.randint(len(decision.options), (), generator=generator)
         decision.choose(decision.options[int(pick)])
@@ -226,6 +274,15 @@ def split_parameters(model: nn.Module) -> SplitParameters:
 
     Raises:
         UserError: a lazy module has no weights yet.
+
+    Example:
+        >>> import nas
+        >>> from torch import nn
+        >>> block = nas.ChoiceBlock({"linear": nn.Linear(4, 4), "skip": nn.Identity()})
+        >>> supernet = nn.Sequential(block, nn.Linear(4, 2))
+        >>> weights, alphas = nas.split_parameters(supernet)
+        >>> len(weights), alphas[0] is block.alpha
+        (4, True)
     """
     if lazy := [name for name, parameter in model.named_parameters() if is_lazy(parameter)]:
         raise UserError(

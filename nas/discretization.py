@@ -12,7 +12,17 @@ from nas.ops.convolution import Conv2d
 
 
 def arch_of(model: nn.Module, space: str | None = None) -> Arch:
-    """The architecture of the largest alphas (of the chosen options where some are closed)."""
+    """The architecture of the largest alphas (of the chosen options where some are closed).
+
+    Example:
+        >>> import nas
+        >>> from torch import nn
+        >>> block = nas.ChoiceBlock({"linear": nn.Linear(4, 4), "skip": nn.Identity()})
+        >>> supernet = nn.Sequential(block, nn.Linear(4, 2))
+        >>> block.alpha.data[1] = 1.0
+        >>> dict(nas.arch_of(supernet, "mine").choices)
+        {'0': 'skip'}
+    """
     name = space or getattr(model, "name", None) or type(model).__name__
     return Arch(str(name), {path: decision.best() for path, decision in decisions(model)})
 
@@ -28,6 +38,17 @@ def discretize(model: nn.Module, arch: Arch | None = None) -> nn.Module:
 
     Raises:
         UserError: `arch` does not fit the model.
+
+    Example:
+        >>> import nas
+        >>> from torch import nn
+        >>> block = nas.ChoiceBlock({"linear": nn.Linear(4, 4), "skip": nn.Identity()})
+        >>> supernet = nn.Sequential(block, nn.Linear(4, 2))
+        >>> nas.discretize(supernet, nas.Arch("mine", {"0": "skip"}))
+        Sequential(
+          (0): Identity()
+          (1): Linear(in_features=4, out_features=2, bias=True)
+        )
     """
     taken = arch or arch_of(model)
     _check(model, taken)

@@ -18,6 +18,11 @@ def non_dominated(points: ArrayLike) -> NDArray[np.bool_]:
 
     Raises:
         ValueError: not ``(n, d)``, or a value is NaN or infinite (the row is named).
+
+    Example:
+        >>> from nas.pareto import non_dominated
+        >>> non_dominated([(10, 0.3), (20, 0.1), (30, 0.2)]).tolist()  # (cost, error)
+        [True, True, False]
     """
     array = _checked(points)
     on_front = np.zeros(len(array), dtype=bool)
@@ -42,6 +47,11 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
 
     Raises:
         ValueError: as `non_dominated`, or `reference` is not ``(d,)`` and finite.
+
+    Example:
+        >>> from nas.pareto import hypervolume
+        >>> hypervolume([(1, 2), (2, 1)], (3, 3))
+        3.0
     """
     array = _checked(points)
     corner = np.asarray(reference, dtype=np.float64)

@@ -103,6 +103,19 @@ def select(supernet: nn.Module, space: str, costs: Costs, budgets: Budgets) -> A
 
     Raises:
         UserError: no architecture is inside, see `check_feasible`.
+
+    Example:
+        >>> import nas
+        >>> from nas.selection import select
+        >>> from torch import nn
+        >>> block = nas.ChoiceBlock({"linear": nn.Linear(4, 4), "skip": nn.Identity()})
+        >>> block.alpha.data[0] = 1.0
+        >>> supernet = nn.Sequential(block, nn.Linear(4, 2))
+        >>> costs = {"params": nas.ExpectedCost(supernet, nas.Params(), (4,))}
+        >>> dict(select(supernet, "mine", costs, {}).choices)
+        {'0': 'linear'}
+        >>> dict(select(supernet, "mine", costs, {"params": 20}).choices)
+        {'0': 'skip'}
     """
     check_known(costs, budgets)
     if not budgets:

@@ -131,6 +131,17 @@ class ExpectedCost(Expected):
 
     Raises:
         UserError: as `trace` does, or `cost` gives a layer a value that is not finite.
+
+    Example:
+        >>> import nas
+        >>> from torch import nn
+        >>> block = nas.ChoiceBlock({"linear": nn.Linear(4, 4, bias=False), "skip": nn.Identity()})
+        >>> cost = nas.ExpectedCost(nn.Sequential(block), nas.Params(), (4,))
+        >>> cost().item(), cost.of({"0": "linear"}), cost.of({"0": "skip"})
+        (8.0, 16.0, 0.0)
+        >>> cost().backward()  # descent moves probability away from what is expensive
+        >>> block.alpha.grad.tolist()
+        [4.0, -4.0]
     """
 
     def __init__(self, model: nn.Module, cost: LayerCost, example: Example | Trace) -> None:

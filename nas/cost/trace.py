@@ -89,6 +89,16 @@ def trace(model: nn.Module, example: Example) -> Trace:
 
     Raises:
         UserError: the forward pass fails, or a layer with weights is of an unknown kind.
+
+    Example:
+        >>> import nas
+        >>> from torch import nn
+        >>> wide = nn.Conv2d(3, 8, 5, padding=2)
+        >>> block = nas.ChoiceBlock({"thin": nn.Conv2d(3, 8, 1), "wide": wide})
+        >>> for layer in nas.trace(nn.Sequential(block), (3, 10, 10)).layers[:2]:
+        ...     print(layer.spec.kind, layer.spec.kernel, [sorted(c) for c in layer.active_if])
+        conv (1, 1) [[('0', 0)]]
+        conv (5, 5) [[('0', 1)]]
     """
     inputs = inputs_of(example, model)
     return replace(dry_run(model, inputs, _record), inputs=inputs)

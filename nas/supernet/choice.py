@@ -54,6 +54,15 @@ class ChoiceBlock(RelaxedDecision):
     Raises:
         UserError: no candidates, a candidate that is no module, or one module given twice; in the
             forward pass, candidates that differ in what they give, or cannot be called so.
+
+    Example:
+        >>> import nas, torch
+        >>> from torch import nn
+        >>> block = nas.ChoiceBlock({"wide": nn.Conv2d(4, 4, 3, padding=1), "skip": nn.Identity()})
+        >>> block.options, block.theta.tolist()
+        (('wide', 'skip'), [0.5, 0.5])
+        >>> block(torch.zeros(2, 4, 8, 8)).shape
+        torch.Size([2, 4, 8, 8])
     """
 
     def __init__(

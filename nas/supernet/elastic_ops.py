@@ -257,6 +257,12 @@ def build_op(
     Raises:
         UserError: unknown name or activation, an even kernel, numbers below 1, or an op that
             cannot change the channels or the size as asked.
+
+    Example:
+        >>> import nas, torch
+        >>> op = nas.build_op("mb_k5_e6_se", 16, 24, stride=2)  # MBConv, kernel 5, expansion 6
+        >>> op(torch.zeros(1, 16, 8, 8)).shape
+        torch.Size([1, 24, 4, 4])
     """
     site = Site(in_channels, out_channels, stride, ndim, activation, affine)
     catalogue.check(name, _largest(site))

@@ -2,16 +2,34 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+from omegaconf import DictConfig
+from PIL import Image
+
+import nas.verbs
+from nas.cli import run
+from nas.config.check import check
+from nas.config.compose import made, parse
+from nas.config.help import VERBS, groups
+from nas.errors import UserError
+from nas.export.formats import FORMATS
+from nas.latency.profile import About, Profile
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *ROOT.glob("experiments/*/*.md")]
+GENERATED = ("keys.md", "commands.md")  # of the site: their headings come from the configuration
+SMALL = ["space.width=0.25", "data.limit=200", "threads=1", "onnx=false"]
+SMALL += ["trainer.enable_progress_bar=false"]
+RANKED = ["search.epochs=2", "search.ranking.trials=6", "search.ranking.searcher=random"]
 # Runs each argument as a command. The imports take longer than the commands: forks share them.
 COMMANDS = """
 import os, shlex, sys
@@ -29,6 +47,10 @@ for line in sys.argv[1:]:
         assert (program, *words[:2]) == ("python", "-m", "pytest"), line
         sys.exit(pytest.main(words[2:]))
 """
+# The reason why a block is not run, its language, the words behind that, its lines.
+BLOCK = re.compile(
+    r"^(?:<!-- not run: (.+?) -->\n)?```(\w*)[ ]?([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -95,24 +117,127 @@ def test_walkthroughs(tmp_path):
     assert not done.returncode, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
 
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A small finished search, which documents call RUN."""
+    folder = tmp_path_factory.mktemp("documents")
+    words = [*SMALL, *RANKED, f"out={folder}", "name=RUN", "front=2", "finetune.epochs=1"]
+    assert run(["search", *words]) == 0
+    return folder / "RUN"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_code_of_a_page_runs(page):
+def test_code_of_a_page_runs(page, run_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(nas.verbs, "_run", lambda config, run: compose(config))
+    monkeypatch.setitem(nas.verbs.VERBS, "describe", compose)
+    monkeypatch.setitem(nas.verbs.VERBS, "profile", profile)
+    for folder in ("cat", "dog"):
+        Path("photos", folder).mkdir(parents=True)
+        for number in range(8):
+            Image.new("L", (8, 8), 30 * number).save(f"photos/{folder}/{number}.png")
+    shutil.copytree(run_folder, "RUN")
+    shutil.copytree(run_folder, "runs/sweep/done")
     names: dict[str, object] = {}
-    blocks = [
-        body
-        for language, _, body in FENCE.findall(page.read_text(encoding="utf-8"))
-        if language == "python"
-    ]
-    assert blocks
-    for body in blocks:
-        exec(compile(body, str(page), "exec"), names)
+    for reason, language, words, body in BLOCK.findall(page.read_text(encoding="utf-8")):
+        if reason or language == "text":
+            continue
+        if words:
+            Path(words).parent.mkdir(parents=True, exist_ok=True)
+            Path(words).write_text(body, encoding="utf-8")
+        elif language == "bash":
+            for line in body.replace("\\\n", " ").splitlines():
+                command(line)
+        else:
+            assert language == "python", f"a block of {language!r} says neither file nor reason"
+        if language == "python":
+            exec(compile(body, words or str(page), "exec"), names)
 
 
-@pytest.mark.parametrize(
-    "page",
-    ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))],
-)
+def command(line: str) -> None:
+    """Carry out a line of a shell, a search only up to the point where it would begin."""
+    words = shlex.split(line, comments=True)
+    while words and re.match(r"[A-Z]+=", words[0]):  # of the environment
+        words.pop(0)
+    if not words:
+        return
+    assert words[0] == "nas", line
+    # Another process would not stop there.
+    words = [word for word in words[1:] if not word.startswith("hydra")]
+    given = parse(words[0], words[1:])
+    if any(word.startswith("profile=[") for word in words):
+        return  # the files would take minutes to measure
+    if words[0] == "export":  # each format has its test
+        assert set(given.options.format) <= set(FORMATS)
+        words[2:] = ["format=python", "latency=false"]
+    if "-m" in words:  # one job of a sweep is like another
+        words = [re.sub(r"=([^\[,]+),.*", r"=\1", word) for word in words]
+    assert run(words) == 0, line
+
+
+def compose(config: DictConfig) -> None:
+    """What a search does with its configuration before it reads any data."""
+    check(config)
+    nas.verbs.components_of(config)
+
+
+def profile(config: DictConfig) -> None:
+    """Leave a profile without any measurement where `nas profile` would write one."""
+    check(config)
+    made(config.measure)
+    if config.measure.out:
+        about = About("", ((1, 1, 8, 8),), "", "", "torch", "cpu", 1, "float32", 1, {}, "")
+        Profile(about, {}).save(Path(config.measure.out))
+
+
+def test_commands_of_documents_are_checked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(nas.verbs, "_run", lambda config, run: compose(config))
+    for wrong in ("nas search sede=3", "nas search space=cahin", "nas sarch", "nas search seed=-1"):
+        with pytest.raises((AssertionError, UserError, KeyError)):
+            command(wrong)
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
-    path = ROOT / page
-    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
-    assert [link for link in links if not (path.parent / link).exists()] == []
+    assert broken(page) == []
+
+
+def broken(page: Path) -> list[str]:
+    """Links of a page to no file, no heading, or no address."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    found = []
+    for link in re.findall(r"\]\(([^()\s]+)\)", text):
+        if ":" in link:  # elsewhere: it is not asked for, there may be no network
+            parts = urlsplit(link)
+            good = parts.scheme in ("http", "https") and "." in parts.netloc
+        else:
+            name, _, anchor = link.partition("#")
+            path = page.parent / name if name else page
+            good = path.exists() and (not anchor or anchor in anchors(path))
+        if not good:
+            found.append(link)
+    return found
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub, and the site, give to a page's headings."""
+    if page.name in GENERATED:
+        return {*groups(), "keys-of-a-run", *(f"nas-{verb}" for verb in VERBS)}
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_broken_links_are_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A title, of `two`\n[1](page.md#a-title-of-two) [2](page.md#none) [3](no.md) [4](#a) "
+        "[5](https://example.org/x) [6](htps://example.org) [7](https://nowhere)"
+    )
+    assert broken(page) == ["page.md#none", "no.md", "#a", "htps://example.org", "https://nowhere"]
