@@ -43,7 +43,8 @@ class FrontRun(Run):
     def _stages(self, logger: TensorBoardLogger) -> dict[str, Any]:
         started = time.monotonic()
         found = self._find(TrainingStage(self.problem, self.run, logger))
-        archs = [Arch(self.problem.space, choices) for choices in found["chosen"]]
+        chosen = broadcast(lambda: found["chosen"])
+        archs = [Arch(self.problem.space, choices) for choices in chosen]
         asked, config = self.problem.front, broadcast(lambda: _text(self.run.config))
         fewer = f" (front={asked}: the search found no more)" if len(archs) < asked else ""
         networks = []
