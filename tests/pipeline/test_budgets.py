@@ -155,7 +155,7 @@ def test_a_supernet_is_kept_until_it_is_not_asked_for(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nowhere"], "not a run's folder"),
+        (["nowhere"], "is not there"),
         (["runs/a", "budget.params=1"], "no network of this space has less than"),
         (["runs/a", "budget.parms=1k"], "Did you mean 'params'"),
         (["runs/a", "front=0.5"], "front"),
