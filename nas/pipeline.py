@@ -210,8 +210,8 @@ class Run:
         if self.search is not None:
             found = self.search.run(self.problem, stage)
             self.arch, known = found.selected, found.to_json()
+            write_json(path, known)
         assert self.arch is not None
-        write_json(path, known)
         self.arch.save(self.run.arch)
         return known
 
