@@ -25,7 +25,11 @@ def silence_third_party_warnings() -> None:
     """Silence Lightning's adverts, its hints about workers, and deprecations of libraries."""
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    for text in (".*does not have many workers.*", ".*smaller than the logging interval.*"):
+    for text in (
+        ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
+        ".*but have no `val_dataloader`.*",
+    ):
         warnings.filterwarnings("ignore", text)
     warnings.filterwarnings(
         "ignore", category=FutureWarning, module="torch|pytorch_lightning|executorch"
