@@ -160,14 +160,17 @@ def _columns(
     metric = by_cost[cost][0].metric
     costs = dict.fromkeys([cost, *(name for run in runs for name in run.costs)])
     seeds = len({run.seed for run in runs}) > 1
-    names = differing(runs)
+    several = len(by_cost[cost]) > 1
+    # Of several searches in a folder, each is a sweep of its name.
+    named = several and all(labels[run].endswith(run.search or "?") for run in runs)
+    names = [name for name in differing(runs) if not (named and name == "search")]
     titles = short_names(names)
     return [
         Column("run", lambda run: run.name),
         _numbers("metrics", metric, partial(metric_text, metric)),
         *(_numbers("costs", name, cost_text) for name in costs),
         Column("place", lambda run: _dominance(run, by_cost[cost]), follows_cost=True),
-        *[Column("sweep", labels.__getitem__)] * (len(by_cost[cost]) > 1),
+        *[Column("sweep", labels.__getitem__)] * several,
         *(_override(name, titles[name], runs) for name in names),
         *[Column("seed", lambda r: "-" if r.seed is None else str(r.seed), lambda r: _key(r.seed))]
         * seeds,
