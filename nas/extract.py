@@ -1,7 +1,7 @@
 """`nas extract`: other networks out of a finished search, without searching again."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,7 @@ from nas.config.saved import configs_to_extract, overrides_of_each
 from nas.diagnostics import silence_third_party_warnings
 from nas.errors import FailedRunError, InterruptedRunError, UserError, is_full, refusal
 from nas.export import load_supernet
-from nas.front import print_rows, rows_of, train, write_files
+from nas.front import further, print_rows, rows_of, train, write_files
 from nas.problem import SearchProblem
 from nas.quantities import amount
 from nas.report.terminal import announce, console
@@ -157,30 +157,38 @@ class Extraction:
 
     def __call__(self, device: Device) -> list[RunDir]:
         """Select, evaluate and export; one run in the device's folder for each network."""
-        archs = self.archs(device.problem)
-        return [self._carry_out(device, arch, len(archs) == 1) for arch in archs]
+        return [self._carry_out(device, arch) for arch in self.archs(device)]
 
-    def archs(self, problem: SearchProblem) -> list[Arch]:
-        """The architectures to take, the smallest first.
+    def archs(self, device: Device) -> Iterator[Arch]:
+        """The architectures to take, the smallest first; each may depend on those trained before.
 
         Where networks have scores of their own instead of alphas, those that the run has scored
         already are not scored again.
         """
+        problem, size = device.problem, self.options.front or 1
+        if (ranking := _ranking(problem)) is None:
+            yield from self._by_alphas(problem)
+            return
+        with self.source.claimed(wait=True):
+            trials = ranking.rank(problem, self.source)
+        first = ranking.ranked_first(size) if self.options.fine_tune else size
+        archs = ranking.chosen(problem, trials, first, self.options.cost)
+        yield from archs
+        if size > first:
+            given = (trials, device.folder, size - len(archs), self.options.cost, archs)
+            yield from further(ranking, problem, *given)
+
+    def _by_alphas(self, problem: SearchProblem) -> list[Arch]:
         options = self.options
-        if (ranking := _ranking(problem)) is not None:
-            with self.source.claimed(wait=True):
-                trials = ranking.rank(problem, self.source)
-            size = options.front or 1
-            return ranking.chosen(problem, trials, size, options.cost)
         if not options.front:
             return [problem.select()]
         priced = (problem.costs, problem.budgets)
         return front(problem.supernet, problem.space, *priced, options.cost, options.front)
 
-    def _carry_out(self, device: Device, arch: Arch, alone: bool) -> RunDir:
+    def _carry_out(self, device: Device, arch: Arch) -> RunDir:
         problem, run = device.problem, RunDir(device.folder / arch.hash)
         result = train(problem, run, arch, device.config, self.options.fine_tune)
-        if alone:
+        if (self.options.front or 1) == 1:
             announce(run, result)
         return run
 
@@ -219,7 +227,7 @@ def extract(given: Arguments) -> int:
         return 0
     if len(devices) > 1:
         summarise(folder, taken)
-    elif len(taken) > 1:
+    elif (options.front or 1) > 1:
         units = {name: cost.unit for name, cost in devices[0].problem.costs.items()}
         print_rows(rows_of(folder, [run for _, run in taken]), units)
     if options.fine_tune and folder == extraction.source.front:
