@@ -322,7 +322,16 @@ class RandomArch:
         self.supernet, self.seed = supernet, seed
 
     def prepare(self, problem: SearchProblem) -> None:
-        """Nothing can be wrong here."""
+        """See `nas.search.base.Search`.
+
+        Raises:
+            UserError: several networks are asked for.
+        """
+        if (count := problem.front) > 1:
+            raise UserError(
+                f"front={count}: search=random draws one network; take search=random_search "
+                f"search.trials={count}, which trains {count}"
+            )
 
     def run(self, problem: SearchProblem, stage: Stage) -> SearchResult:
         """Draw; the score is the logarithm of the probability, budgets aside."""
