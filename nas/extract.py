@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from nas.errors import FailedRunError, InterruptedRunError, UserError, is_full, 
 from nas.export import load_supernet
 from nas.front import further, print_rows, rows_of, train, write_files
 from nas.problem import SearchProblem
+from nas.progress import shown
 from nas.quantities import amount
 from nas.report.terminal import announce, console
 from nas.search.base import build_search, leaves_of
@@ -157,26 +159,36 @@ class Extraction:
 
     def __call__(self, device: Device) -> list[RunDir]:
         """Select, evaluate and export; one run in the device's folder for each network."""
-        return [self._carry_out(device, arch) for arch in self.archs(device)]
+        problem, runs, result = device.problem, [], dict[str, Any]()
+        with shown({"network": problem.work()}, problem.shows_progress) as progress:
+            archs, most = self.archs(device)
+            progress.parts["network"].count = most
+            for number, arch in enumerate(archs, 1):
+                progress.place = number, most
+                runs.append(RunDir(device.folder / arch.hash))
+                result = train(problem, runs[-1], arch, device.config, self.options.fine_tune)
+        if len(runs) == 1:
+            announce(runs[0], result)
+        return runs
 
-    def archs(self, device: Device) -> Iterator[Arch]:
-        """The architectures to take, the smallest first; each may depend on those trained before.
+    def archs(self, device: Device) -> tuple[Iterator[Arch], int]:
+        """The architectures to take, the smallest first, and how many they are at most.
 
         Where networks have scores of their own instead of alphas, those that the run has scored
-        already are not scored again.
+        already are not scored again, and those after the first eight depend on their training.
         """
         problem, size = device.problem, self.options.front or 1
         if (ranking := _ranking(problem)) is None:
-            yield from self._by_alphas(problem)
-            return
+            found = self._by_alphas(problem)
+            return iter(found), len(found)
         with self.source.claimed(wait=True):
             trials = ranking.rank(problem, self.source)
-        first = ranking.ranked_first(size) if self.options.fine_tune else size
-        archs = ranking.chosen(problem, trials, first, self.options.cost)
-        yield from archs
-        if size > first:
-            given = (trials, device.folder, size - len(archs), self.options.cost, archs)
-            yield from further(ranking, problem, *given)
+        ranked = ranking.ranked_first(size) if self.options.fine_tune else size
+        first = ranking.chosen(problem, trials, ranked, self.options.cost)
+        if ranked == size:
+            return iter(first), len(first)
+        given = (trials, device.folder, size - len(first), self.options.cost, first)
+        return chain(first, further(ranking, problem, *given)), size
 
     def _by_alphas(self, problem: SearchProblem) -> list[Arch]:
         options = self.options
@@ -184,13 +196,6 @@ class Extraction:
             return [problem.select()]
         priced = (problem.costs, problem.budgets)
         return front(problem.supernet, problem.space, *priced, options.cost, options.front)
-
-    def _carry_out(self, device: Device, arch: Arch) -> RunDir:
-        problem, run = device.problem, RunDir(device.folder / arch.hash)
-        result = train(problem, run, arch, device.config, self.options.fine_tune)
-        if (self.options.front or 1) == 1:
-            announce(run, result)
-        return run
 
 
 def _ranking(problem: SearchProblem) -> TrialSearch | None:
@@ -227,7 +232,7 @@ def extract(given: Arguments) -> int:
         return 0
     if len(devices) > 1:
         summarise(folder, taken)
-    elif (options.front or 1) > 1:
+    elif len(taken) > 1:
         units = {name: cost.unit for name, cost in devices[0].problem.costs.items()}
         print_rows(rows_of(folder, [run for _, run in taken]), units)
     if options.fine_tune and folder == extraction.source.front:

@@ -7,6 +7,7 @@ the other finds.
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from nas.artifacts.files import csv_table, display_path, is_main, write_atomic, 
 from nas.errors import UserError
 from nas.pipeline import Run, TrainingStage
 from nas.problem import SearchProblem
+from nas.progress import current
 from nas.quantities import amount
 from nas.ranks import broadcast
 from nas.report import write_pictures
@@ -49,33 +51,38 @@ class FrontRun(Run):
         first = [Arch(self.problem.space, choices) for choices in chosen]
         asked, config = self.problem.front, broadcast(lambda: _text(self.run.config))
         networks = []
-        for number, arch in enumerate(self._archs(first, cost), 1):
-            print(f"\nnetwork {number} of {asked}: {self._described(arch)}", flush=True)
+        archs, most = self._archs(first, cost)
+        current().parts["network"].count = most
+        for number, arch in enumerate(archs, 1):
+            current().place = number, most
             run = RunDir(self.run.front / arch.hash)
             result = train(self.problem, run, arch, config)
             networks.append((run, result))
             if result:
-                print(_scores(result))
+                place = f"network {number} of {most}"
+                accuracy = f"test {result['metrics']['test_acc']:.2%}"
+                print(f"{place} {self._described(arch)}, {accuracy}", flush=True)
         if not is_main():
             return {}
         if len(networks) < asked:
             print(f"\nfront={asked}: the search found no more than {len(networks)}")
         return self._gathered(found, networks, logger, time.monotonic() - started)
 
-    def _archs(self, first: Sequence[Arch], cost: str) -> Iterator[Arch]:
-        yield from first
-        count, ranking = self.problem.front - len(first), getattr(self.search, "ranking", None)
-        if ranking is not None and self.problem.front > ranking.ranked_first(self.problem.front):
-            trials = ranking.rank(self.problem, self.run)
-            given = (self.problem, trials, self.run.front, count, cost, first)
-            yield from further(ranking, *given)
+    def _archs(self, first: Sequence[Arch], cost: str) -> tuple[Iterator[Arch], int]:
+        """The networks to train, and how many they are at most."""
+        asked, ranking = self.problem.front, getattr(self.search, "ranking", None)
+        if ranking is None or ranking.ranked_first(asked) == asked:
+            return iter(first), len(first)
+        trials = ranking.rank(self.problem, self.run)
+        given = (self.problem, trials, self.run.front, asked - len(first), cost, first)
+        return chain(first, further(ranking, *given)), asked
 
     def _described(self, arch: Arch) -> str:
         costs = [
             f"{name} {amount(cost.of(arch.choices), cost.unit)}"
             for name, cost in self.problem.costs.items()
         ]
-        return ", ".join([arch.hash, *costs])
+        return f"({arch.hash}): {', '.join(costs)}"
 
     def _gathered(
         self,
@@ -219,11 +226,6 @@ def _priced(
     return known
 
 
-def _scores(result: Mapping[str, Any]) -> str:
-    metrics = result["metrics"]
-    return f"test accuracy {metrics['test_acc']:.2%}, validation {metrics['val_acc']:.2%}"
-
-
 def write_files(run: RunDir, cost: str, metric: str) -> None:
     """``front.csv``, ``front.png`` and a page of all trained networks in the run's folder of them.
 
@@ -293,7 +295,7 @@ _ABOUT = {
     "report.html": "the page: open it in a browser",
     "front.png": "test accuracy over cost",
     "front.csv": "the table",
-    "front": "a folder for each network: network.pt, network.onnx, arch.json, ...",
+    "front": "a folder for each network: network.pt, network.onnx, ...",
 }
 
 
