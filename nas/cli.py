@@ -93,7 +93,7 @@ def _report(given: "Arguments") -> int:
     folders = [Path(place) for place in given.places]
     options = given.options
     out = Path(options.out) if options.out else None
-    files = report(folders, options.cost, options.metric, out)
+    files = report(folders, options.cost, options.metric, out, options.spread)
     if options.serve:
         from nas.report.tensorboard import serve
 

@@ -145,8 +145,8 @@ class Extraction:
             components = {**components, "inherit": False}
         elif not source.checkpoint.is_file():
             raise UserError(
-                f"{source.path} has no last.ckpt, the weights of a finished search: extract from "
-                "a run of `nas search` with search=bilevel, single_level, spos, fairnas, ..."
+                f"{source.path} has no last.ckpt: its supernet was not kept (keep=network), or its "
+                "search has none. Search again, with keep=supernet and search=fairnas, bilevel, ..."
             )
         elif not options.fine_tune:
             components = {**components, "inherit": True}

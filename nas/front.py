@@ -25,7 +25,7 @@ from nas.quantities import amount
 from nas.ranks import broadcast
 from nas.report import write_pictures
 from nas.report.page import PICTURE
-from nas.report.terminal import console
+from nas.report.terminal import about_supernet, console
 from nas.result import cost_fields, log_final
 
 TABLE = "front.csv"
@@ -43,7 +43,8 @@ class FrontRun(Run):
     def _stages(self, logger: TensorBoardLogger) -> dict[str, Any]:
         started = time.monotonic()
         found = self._find(TrainingStage(self.problem, self.run, logger))
-        archs = [Arch(self.problem.space, choices) for choices in found["chosen"]]
+        chosen = broadcast(lambda: found["chosen"])
+        archs = [Arch(self.problem.space, choices) for choices in chosen]
         asked, config = self.problem.front, broadcast(lambda: _text(self.run.config))
         fewer = f" (front={asked}: the search found no more)" if len(archs) < asked else ""
         networks = []
@@ -214,12 +215,14 @@ def announce_front(run: RunDir, result: Mapping[str, Any]) -> None:
     for name, about in _ABOUT.items():
         if (run.path / name).exists():
             print(f"  {name:12} {about}")
-    print(
-        "next:\n"
-        f"  nas export {folder}\n"
-        f"  nas extract {folder} front={2 * len(rows)} fine_tune=true\n"
-        f"  nas extract {folder} budget.params=30% fine_tune=true"
-    )
+    commands = [f"nas export {folder}"]
+    if supernet := about_supernet(run):
+        print(f"  {run.checkpoint.name:12} {supernet}")
+        commands += [
+            f"nas extract {folder} front={2 * len(rows)} fine_tune=true",
+            f"nas extract {folder} budget.params=30% fine_tune=true",
+        ]
+    print("next:", *commands, sep="\n  ")
 
 
 _ABOUT = {

@@ -40,6 +40,7 @@ from nas.result import (
 from nas.search.base import Search, agreed, build_search
 from nas.search.callbacks import LastCheckpoint, Stopwatch
 from nas.search.telemetry import TrainingTelemetry
+from nas.supernet.speed import prepare, prepare_network
 from nas.tasks.classification import task_of
 from nas.train import Training, called, interruptible, strategy_of
 
@@ -209,8 +210,8 @@ class Run:
         if self.search is not None:
             found = self.search.run(self.problem, stage)
             self.arch, known = found.selected, found.to_json()
+            write_json(path, known)
         assert self.arch is not None
-        write_json(path, known)
         self.arch.save(self.run.arch)
         return known
 
@@ -228,6 +229,8 @@ class Run:
         checkpoint = self.run.finetune_checkpoint
         callbacks = [watch, TrainingTelemetry(), LastCheckpoint(checkpoint)]
         trainer = stage.trainer(module.epochs, callbacks)
+        sample = torch.zeros(2, *data.input_shape, device=trainer.strategy.root_device)
+        prepare_network(module.network, self.problem.speed, sample)
         if self.problem.inherit:
             self._recalibrate(module.network, trainer.strategy.root_device)
         if self.problem.inherit and self._has_trained_supernet:
@@ -237,6 +240,7 @@ class Run:
             metrics[f"inherited_{name}"] = float(trainer.callback_metrics[name])
         if self.train:
             stage.fit(trainer, module, data.weight_loader(), checkpoint)
+        prepare(module.network, "none")  # what is tested is what is saved
         for evaluate, loader in (
             (trainer.validate, data.val_dataloader()),
             (trainer.test, data.test_dataloader()),

@@ -74,19 +74,18 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
     """
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     pools = [_Pool(norm) for norm in norms]
-    handles = [
-        norm.register_forward_pre_hook(pool) for norm, pool in zip(norms, pools, strict=True)
-    ]
     seen = 0
     try:
+        for norm, pool in zip(norms, pools, strict=True):
+            vars(norm)["forward"] = pool
         with kept_modes(network), torch.no_grad():
             network.eval()
             for x in batches:
                 network(x)
                 seen += 1
     finally:
-        for handle in handles:
-            handle.remove()
+        for norm in norms:
+            del norm.forward
     if not seen:
         raise UserError(
             "recalibrating BatchNorm needs at least one batch of training inputs, got none"
@@ -97,33 +96,31 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
 
 
 class _Pool:
-    """The statistics of all inputs of one norm.
-
-    Called before each forward pass of the norm, in evaluation mode, it sets the statistics of the
-    batch as those that the norm uses.
-    """
+    """The statistics of all inputs of one norm, whose forward pass it is meanwhile."""
 
     def __init__(self, norm: _BatchNorm) -> None:
         self.norm, self.calls, self.count = norm, 0, 0  # count: values per channel
 
-    def __call__(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0]
-        count = x.numel() // x.shape[1]
-        if not count:
-            return
-        x = x if x.dtype == torch.float64 else x.float()
+    def __call__(self, x: Tensor) -> Tensor:
+        """The batch, normalised with its own statistics."""
+        norm, count = self.norm, x.numel() // x.shape[1]
+        kind = torch.float64 if x.dtype == torch.float64 else torch.float32
+        mean, variance = (x.new_zeros(x.shape[1], dtype=kind) for _ in range(2))
+        if count > 1:
+            # One kernel normalises and leaves the statistics, the variance unbiased.
+            y = F.batch_norm(x, mean, variance, norm.weight, norm.bias, True, 1.0, norm.eps)
+            self._add(count, mean, variance * (count - 1))
+            if type(norm).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+                return y
+            variance = variance * ((count - 1) / count)  # a norm that does more, as well
         if count == 1:
+            self._add(1, x.flatten().to(kind), variance)
             # It has no variance of its own: it is normalised with that of all so far.
-            mean = x.flatten()
-            self._add(count, mean, torch.zeros_like(mean))
-            self._use(self.mean, self.squares / self.count)
-            return
-        mean, variance = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
-        # Its kernel takes a third of the time of `torch.var_mean`.
-        F.batch_norm(x, mean, variance, training=True, momentum=1.0)
-        squares = variance * (count - 1)
-        self._add(count, mean, squares)
-        self._use(mean, squares / count)
+            mean, variance = self.mean, self.squares / self.count
+        if count:
+            self._use(mean, variance)
+        found: Tensor = type(norm).forward(norm, x)
+        return found
 
     def _add(self, count: int, mean: Tensor, squares: Tensor) -> None:
         """Join a batch to all (Chan, Golub and LeVeque 1979, Eq. 2.1); `squares` about `mean`."""

@@ -1,5 +1,6 @@
 """The fields of result.json, and the row of a run in TensorBoard."""
 
+import re
 import warnings
 from collections.abc import Mapping
 from math import isclose
@@ -11,11 +12,13 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
 from nas.arch import Arch
+from nas.artifacts import RunDir
 from nas.artifacts.files import versions_of
 from nas.artifacts.reading import read_json as read_value
 from nas.cost.expected import Expected
 from nas.errors import UserError
 from nas.problem import SearchProblem
+from nas.report.collect import short_names
 from nas.selection import largest_of, least_of
 
 SCHEMA = 1
@@ -80,19 +83,41 @@ ACCURACIES = ("test_acc", "val_acc")
 
 def logger_of(problem: SearchProblem, folder: Path) -> TensorBoardLogger:
     """The logger of a run, with the row of its hyper-parameters begun."""
-    logger = TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)
+    name = _board_name(problem, RunDir(folder))
+    logger = _Logger(folder, name=name, version="", default_hp_metric=False)
     metrics = {f"final/{name}": float("nan") for name in (*ACCURACIES, *problem.costs)}
     logger.log_hyperparams(_hyper_parameters(problem), metrics)
     return logger
 
 
+class _Logger(TensorBoardLogger):
+    """Without its hparams.yaml, which config.yaml says better."""
+
+    def save(self) -> None:
+        """Nothing but events is written."""
+
+
+def _board_name(problem: SearchProblem, run: RunDir) -> str:
+    """The folder of curves, which TensorBoard shows: of a sweep's job, how it differs."""
+    if run.tensorboard.is_dir():  # a session that goes on: where an earlier one has written
+        return run.tensorboard.name
+    given = problem.about.get("overrides", {})
+    names = short_names(problem.about.get("swept", ()))
+    text = ",".join(f"{short}={given[name]}" for name, short in names.items())
+    return re.sub(r"[^\w.=+,()\[\]-]", "_", text)[:120] or run.tensorboard.name
+
+
 def _hyper_parameters(problem: SearchProblem) -> dict[str, Any]:
+    given = problem.about.get("overrides", {})
+    if swept := problem.about.get("swept"):
+        # TensorBoard shows the first five, before the metrics.
+        return {name: given[name] for name in swept}
     shown = {"space": problem.space, "data": problem.data.name, "seed": problem.seed}
     shown["objective"] = type(problem.objective).__name__
     strength = getattr(problem.objective, "strength", None)
     if isinstance(strength, float):  # of the others it changes while they search
         shown["strength"] = strength
-    return {**shown, **problem.about.get("overrides", {})}
+    return {**shown, **given}
 
 
 def log_graph(logger: TensorBoardLogger, network: nn.Module, shape: tuple[int, ...]) -> None:

@@ -4,7 +4,7 @@ Picking one option per decision to maximise ``sum log p`` under ``c_i <= T_i`` i
 knapsack, solved to the optimum by `nas.cost.integer_program`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from torch import Tensor, nn
@@ -90,10 +90,14 @@ def log_probabilities(supernet: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def log_probability(supernet: nn.Module, arch: Arch) -> float:
-    """``sum log p`` of the options that `arch` takes."""
+def log_probability(supernet: nn.Module) -> Callable[[Arch], float]:
+    """A function of an architecture, ``sum log p`` of the options that it takes."""
     own, log_p = dict(decisions(supernet)), log_probabilities(supernet)
-    return sum(float(log_p[n][own[n].options.index(o)]) for n, o in arch.choices.items())
+
+    def of(arch: Arch) -> float:
+        return sum(float(log_p[n][own[n].options.index(o)]) for n, o in arch.choices.items())
+
+    return of
 
 
 def select(supernet: nn.Module, space: str, costs: Costs, budgets: Budgets) -> Arch:
@@ -163,9 +167,8 @@ def front(
         found.setdefault(arch.hash, arch)
     archs = list(found.values())
     prices = np.log([max(costs[cost].of(arch.choices), low) for arch in archs])
-    points = [
-        (-log_probability(supernet, arch), price) for arch, price in zip(archs, prices, strict=True)
-    ]
+    score = log_probability(supernet)
+    points = [(-score(arch), price) for arch, price in zip(archs, prices, strict=True)]
     return [archs[i] for i in thinned(points, size)]
 
 

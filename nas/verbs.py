@@ -27,7 +27,7 @@ from nas.artifacts import RunDir
 from nas.artifacts.files import display_path, is_main, write_atomic, write_json
 from nas.config.calls import target_of
 from nas.config.check import check, check_keys, check_words
-from nas.config.compose import Arguments, hydra_message, made
+from nas.config.compose import Arguments, hydra_message, made, parse_overrides
 from nas.config.help import config_dir
 from nas.config.saved import COMMAND, check_same, how_to_go_on, remove_if_empty, resumed
 from nas.config.written import attribute
@@ -52,7 +52,7 @@ def launch(verb: str, given: Arguments) -> int:
     # Hydra then lets exceptions through instead of printing them and exiting with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     os.environ[COMMAND] = f"nas {verb}"
-    words = [*given.flags, *given.overrides]
+    words = [*given.flags, *given.overrides, _fixed_keys(given.overrides)]
     script = sys.argv[0]
     sys.argv = [f"nas {verb}", *words]
     ended: list[Exception] = []
@@ -95,6 +95,13 @@ def launch(verb: str, given: Arguments) -> int:
             raise UserError(hydra_message(failure, given.overrides)) from None
         raise failure
     return 0
+
+
+def _fixed_keys(words: Sequence[str]) -> str:
+    """The override that tells Hydra which keys have one value in all jobs of a sweep."""
+    fixed = [str(o.key_or_group) for o in parse_overrides(words) if not o.is_sweep_override()]
+    quoted = ",".join(f"'{key}'" for key in dict.fromkeys(fixed))
+    return f"hydra.job.config.override_dirname.exclude_keys=[{quoted}]"
 
 
 @contextmanager
@@ -154,6 +161,7 @@ def _carry_out(config: DictConfig) -> None:
     check_same(config, run)
     if run.complete:
         print(f"already finished: {run.path}")
+        _tidy_checkpoint(config, run)
         return
     try:
         _run(config, run)
@@ -284,7 +292,21 @@ def _run(config: DictConfig, run: RunDir) -> None:
             return
         write_atomic(run.config, OmegaConf.to_yaml(config, resolve=True))
         result = pipeline()
+        _tidy_checkpoint(config, run)
     show(run, result)
+
+
+def _tidy_checkpoint(config: DictConfig, run: RunDir) -> None:
+    """Of a finished run's checkpoint, keep what `nas extract` needs, or nothing."""
+    if not is_main() or not run.checkpoint.is_file():
+        return
+    from nas.export.loading import slim
+
+    with suppress(OSError, ValueError):  # it stays larger than it need be
+        if config.get("keep") == "network":
+            run.checkpoint.unlink()
+        else:
+            slim(run.checkpoint)
 
 
 def components_of(config: DictConfig) -> dict[str, Any]:
@@ -318,11 +340,15 @@ def _about(config: DictConfig) -> dict[str, Any]:
     words = list(HydraConfig.get().overrides.task)
     # With resume=FOLDER the command line chooses no search.
     chosen = [word for word in words if word.lower() not in ("resume=true", "resume=false")]
+    overrides = values_by_key(words)
+    fixed = HydraConfig.get().job.config.override_dirname.exclude_keys
+    swept = [key for key in overrides if key not in fixed]
     known = config.arch is None and not any(word.startswith("resume=") for word in chosen)
     return {
         "seed": config.seed,
         "search": HydraConfig.get().runtime.choices["search"] if known else None,
-        "overrides": values_by_key(words),
+        "overrides": overrides,
+        "swept": swept if HydraConfig.get().mode == RunMode.MULTIRUN else [],
         "command": " ".join([os.environ.get(COMMAND, "nas search"), *words]),
     }
 
@@ -330,7 +356,7 @@ def _about(config: DictConfig) -> dict[str, Any]:
 def values_by_key(words: Sequence[str]) -> dict[str, Any]:
     """Key -> value of overrides, for result.json; those that change no result are left out."""
     given = {key.lstrip("+~"): value for key, _, value in (w.partition("=") for w in words)}
-    unimportant = ("out", "name", "resume", "trust", "threads")
+    unimportant = ("out", "name", "keep", "resume", "trust", "threads")
     return {key: yaml.safe_load(v) for key, v in given.items() if key not in unimportant}
 
 

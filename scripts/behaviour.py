@@ -35,9 +35,9 @@ RUNS: dict[str, list[str]] = {
     "proxyless_g": [MOBILE.format("proxyless_g") + f" ~data.size {SHORT} search.alpha_every=2"],
     "proxyless_r": [MOBILE.format("proxyless_r") + f" ~data.size {SHORT} search.alpha_every=2"],
     "fashion_front": [
-        f"search +experiment=fashion_front {TINY} space=chain_tiny {SHORT} onnx=false"
+        f"search +experiment=fashion_front {TINY} space=chain_tiny search.epochs=1 front=2"
+        " search.ranking.trials=6 onnx=false"
     ],
-    "fashion_random": [f"search +experiment=fashion_random {TINY} space=chain_tiny onnx=false"],
     "cifar_chain": [f"search +experiment=cifar_chain {TINY} {SHORT} onnx=false"],
     "truth": [f"search +experiment=truth {TINY} space=chain_tiny {SHORT} onnx=false"],
     "budget": [

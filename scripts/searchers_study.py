@@ -1,28 +1,38 @@
-"""Searchers on a table where every answer is known: NAS-Bench-201, nothing trained.
+"""Searchers on a table where every answer is known, nothing trained.
 
     python scripts/searchers_study.py nas_bench_201_dev.csv out=FOLDER [device=silver_4114]
         [seeds=10] [names=predictor,nsga2] [budgets=50,200,1000]
+    python scripts/searchers_study.py experiments/ground_truth/truth.csv out=FOLDER budgets=8,16,32
 
-A searcher sees the validation accuracy, or with ``see=test`` the test accuracy, and the latency of
-what it asks for; parameters and MACs it knows before, as in ``nas search space=nas_bench_201``.
-Reported at so many different evaluations: the best test accuracy, and the hypervolume of (test
-error in %, latency in ms) of all that was evaluated, up to 25 % and the latency in `DEVICES`, over
-that of the whole table. Row ``macs`` is the front of counted MACs over parameters, thinned.
-Rows are appended to ``FOLDER/DEVICE_see_val.csv``; those there are kept.
+A searcher sees the validation accuracy, or with ``see=test`` the test accuracy, of what it asks
+for, and knows parameters and MACs before, as in ``nas search``. Of NAS-Bench-201 it also sees the
+latency. Of a table as `ground_truth.Truth` reads it, seed n of a searcher sees the trainings of one
+seed of the table, and is judged by the mean over all of them.
+
+Reported at so many different evaluations: the best test accuracy, and the hypervolume of all that
+was evaluated over that of the whole table, of (test error in %, latency in ms) up to 25 % and the
+latency in `DEVICES`; or as `Truth.share`. Row ``macs`` is the front of counted MACs over
+parameters, thinned. Rows are appended to ``FOLDER/DEVICE_see_val.csv``; those there are kept.
 """
 
 import csv
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, pstdev
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from ground_truth import Truth  # beside this file
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
 
 from nas.arch import Arch
+from nas.config.help import config_dir
 from nas.cost.analytic import MACs, Params
 from nas.cost.expected import expected
 from nas.cost.trace import trace
@@ -36,8 +46,27 @@ from nas.spaces.nas_bench_201 import EDGES, NasBench201, parse
 
 # Column of the table -> where the latency ends that counts, in ms: a little beyond the true front.
 DEVICES = {"raspi4": 60.0, "silver_4114": 30.5, "1080ti_1": 14.0}
-OBJECTIVES = ("val_acc", "latency_ms")
+SHAPES = {"truth": (1, 28, 28), "truth_mobile": (3, 24, 24)}  # of the images, by space
 Table = dict[Arch, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is searched, and the answers.
+
+    Args:
+        name: of the file of results.
+        space: with the costs that are known before.
+        tables: one for each seed that networks were trained with; ``val``, ``test``, and the cost.
+        cost: the second objective.
+        share: hypervolume of architectures over that of all.
+    """
+
+    name: str
+    space: SearchSpace
+    tables: Sequence[Table]
+    cost: str
+    share: Callable[[Sequence[Arch]], float]
 
 
 class MostMACs(Searcher):
@@ -67,15 +96,17 @@ class Memory(TrialLog):
         self.known[trial.arch.hash] = trial
 
 
-def read(path: Path, device: str) -> tuple[SearchSpace, Table]:
-    """The space, and what the table says of each of its architectures."""
-    supernet = NasBench201((3, 32, 32), 10)
-    traced = trace(supernet, (3, 32, 32))
-    costs = {
-        "params": expected(supernet, Params(), traced),
-        "macs": expected(supernet, MACs(), traced),
-    }
-    space = SearchSpace.of(supernet, "nas_bench_201", costs, {})
+def space_of(supernet: nn.Module, name: str, shape: tuple[int, ...]) -> SearchSpace:
+    """The space of a supernet, its parameters and MACs known."""
+    traced = trace(supernet, shape)
+    costs = {cost.name: expected(supernet, cost, traced) for cost in (Params(), MACs())}
+    return SearchSpace.of(supernet, name, costs, {})
+
+
+def cells(path: Path, device: str) -> Question:
+    """NAS-Bench-201, with the latency on `device`."""
+    shape = (3, 32, 32)
+    space = space_of(NasBench201(shape, 10), "nas_bench_201", shape)
     names = [f"cell.{source}_{to}" for source, to in EDGES]
     table = {}
     with path.open(encoding="utf-8", newline="") as file:
@@ -86,31 +117,45 @@ def read(path: Path, device: str) -> tuple[SearchSpace, Table]:
                 "test": float(row["cifar10_test_acc"]) / 100,
                 "latency_ms": float(row[f"latency_{device}"]),
             }
-    return space, table
+
+    def volume(archs: Sequence[Arch]) -> float:
+        points = [[100 * (1 - table[a]["test"]), table[a]["latency_ms"]] for a in archs]
+        return hypervolume(points, (25.0, DEVICES[device]))
+
+    whole = volume(list(table))
+    return Question(device, space, [table], "latency_ms", lambda archs: volume(archs) / whole)
 
 
-def points(values: Sequence[dict[str, float]]) -> list[list[float]]:
-    """(test error in %, latency in ms)."""
-    return [[100 * (1 - v["test"]), v["latency_ms"]] for v in values]
+def trainings(path: Path) -> Question:
+    """A space in which every network was trained, over its parameters."""
+    truth, name = Truth(path), path.stem
+    made = instantiate(OmegaConf.load(config_dir() / "space" / f"{name}.yaml"), _convert_="all")
+    space = space_of(made(input_shape=SHAPES[name], num_outputs=10), name, SHAPES[name])
+    tables = []
+    for seed in truth.seeds:
+        values = zip(truth.names, truth.column("val_acc", seed), truth.accuracy, strict=True)
+        tables.append({truth.archs[n]: {"val": val, "test": test} for n, val, test in values})
+    return Question(name, space, tables, "params", lambda archs: truth.share(truth.places(archs)))
 
 
 def run(
-    make: Callable[..., Any], space: SearchSpace, table: Table, see: str, seed: int, count: int
-) -> tuple[list[dict[str, float]], float]:
+    make: Callable[..., Any], question: Question, see: str, seed: int, count: int
+) -> tuple[list[Arch], float]:
     """What the searcher evaluated, in order, and the seconds it took to choose them."""
+    space, table = question.space, question.tables[seed % len(question.tables)]
     with TemporaryDirectory() as folder:
         log = Memory(Path(folder) / "trials.jsonl")
 
         def evaluate(archs: Sequence[Arch]) -> None:
             for arch in archs:
-                known = table[arch]
-                seen = {"val_acc": known[see], "latency_ms": known["latency_ms"]}
-                log.append(Trial(arch, seen))
+                seen = {"val_acc": table[arch][see], question.cost: table[arch].get(question.cost)}
+                known = space.price(arch) if question.cost in space.costs else {}
+                log.append(Trial(arch, {k: v for k, v in seen.items() if v is not None}, known))
 
         started = time.process_time()
-        searcher = make(space, seed, OBJECTIVES)
+        searcher = make(space, seed, ("val_acc", question.cost))
         found = search(searcher, evaluate, log, count)
-        return [table[trial.arch] for trial in found], time.process_time() - started
+        return [trial.arch for trial in found], time.process_time() - started
 
 
 def main(arguments: list[str]) -> None:
@@ -121,27 +166,25 @@ def main(arguments: list[str]) -> None:
     device = words.get("device", "raspi4")
     budgets = [int(count) for count in words.get("budgets", "50,200,1000").split(",")]
     names = words.get("names", ",".join(SEARCHERS)).split(",")
-    out = Path(words["out"]) / f"{device}_see_{see}.csv"
+    question = trainings(path) if path.stem in SHAPES else cells(path, device)
+    out = Path(words["out"]) / f"{question.name}_see_{see}.csv"
     out.parent.mkdir(parents=True, exist_ok=True)
     done = set()
     if out.exists():
         with out.open(encoding="utf-8", newline="") as file:
             done = {(row["searcher"], row["seed"]) for row in csv.DictReader(file)}
-    space, table = read(path, device)
-    reference = (25.0, DEVICES[device])
-    whole = hypervolume(points(list(table.values())), reference)
-    print(f"{len(table)} architectures, hypervolume of the true front {whole:.2f}")
     for seed in range(seeds):
+        table = question.tables[seed % len(question.tables)]
         for name in names:
             if (name, str(seed)) in done:
                 continue
-            found, seconds = run(SEARCHERS[name], space, table, see, seed, max(budgets))
+            found, seconds = run(SEARCHERS[name], question, see, seed, max(budgets))
             lines = []
             for budget in budgets:
                 first = found[:budget]
-                share = hypervolume(points(first), reference) / whole
-                best = max(v["test"] for v in first)
-                picked = max(first, key=lambda v: v["val"])["test"]
+                best = max(table[arch]["test"] for arch in first)
+                picked = table[max(first, key=lambda arch: table[arch]["val"])]["test"]
+                share = question.share(first)
                 lines.append([name, seed, budget, f"{share:.5f}", f"{best:.5f}", f"{picked:.5f}"])
             with out.open("a", encoding="utf-8") as file:
                 if file.tell() == 0:

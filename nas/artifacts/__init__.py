@@ -57,7 +57,6 @@ class RunDir:
     onnx = _Entry("network.onnx")
     result = _Entry("result.json")
     drawing = _Entry("network.svg")
-    tensorboard = _Entry("tensorboard")
     front = _Entry("front")
     report = _Entry("report.html")
 
@@ -89,6 +88,12 @@ class RunDir:
         Of a distributed training the first process holds it for all.
         """
         return claimed(self.path / ".lock", str(self.path), wait) if is_main() else nullcontext()
+
+    @property
+    def tensorboard(self) -> Path:
+        """See the class; a job of a sweep names it by its settings, ``strength=0.5,seed=1``."""
+        named = (path.parent for path in self.path.glob("*=*/events.out.tfevents.*"))
+        return next(named, self.path / "tensorboard")
 
     def read_result(self) -> dict[str, Any] | None:
         """The content of result.json, or None where the run has not ended or it is unreadable."""

@@ -43,7 +43,8 @@ def check_words(config: DictConfig, data: bool = True) -> None:
         for name, value in node.items():
             if name in hints and (reason := violation(value, hints[name])):
                 raise UserError(f"{key}.{name}={short_repr(value)} {reason}")
-    for key, hint in (("arch", "the arch.json of a run"), ("checkpoint", "a run's last.ckpt")):
+    kept = "the last.ckpt of a run with keep=supernet"
+    for key, hint in (("arch", "the arch.json of a run"), ("checkpoint", kept)):
         if config.get(key) is not None and not Path(str(config[key])).exists():
             raise UserError(f"{key}={config[key]} is no file: give {hint}")
     for name, text in config.budget.items():

@@ -92,12 +92,14 @@ class ReportOptions:
         cost: of the fronts.
         metric: of the fronts.
         out: where the files go; null: the folder itself, or ./report for several.
+        spread: draw mean and standard deviation over the seeds of each setting.
         serve: show the runs in TensorBoard as well.
     """
 
     cost: Name = "params"
     metric: Name = "test_acc"
     out: Name | None = None
+    spread: bool = False
     serve: bool = False
 
 

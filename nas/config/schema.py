@@ -233,6 +233,7 @@ RUN: Mapping[str, Any] = {
     "weights": Literal["inherited", "fresh"],
     "profile": Name | None,
     "onnx": bool,
+    "keep": Literal["supernet", "network"],
     "out": str,
     "name": str,
     "resume": bool | str,

@@ -11,11 +11,14 @@ from torch import nn
 
 from nas.arch import Arch
 from nas.artifacts import RunDir
+from nas.artifacts.files import write_atomic
 from nas.artifacts.reading import read_config, read_tensors
 from nas.decision import free
 from nas.discretization import discretize
 from nas.errors import UserError
 from nas.spaces import build
+
+_KEPT = ("epoch", "global_step", "state_dict")  # of a finished search's checkpoint
 
 Builder = Callable[[tuple[int, ...], int], nn.Module]
 
@@ -91,6 +94,11 @@ def load_supernet(supernet: nn.Module, checkpoint: Path) -> None:
     Raises:
         UserError: no such file, no checkpoint of a search, or one of another space.
     """
+    if not checkpoint.exists():
+        raise UserError(
+            f"no {checkpoint}: the supernet was not kept (keep=network), or the search has none. "
+            "Search again, with keep=supernet"
+        )
     try:
         state = read_tensors(checkpoint)["state_dict"]
     except Exception as error:
@@ -107,6 +115,20 @@ def load_supernet(supernet: nn.Module, checkpoint: Path) -> None:
             "data that the search was run with"
         ) from None
     free(supernet)
+
+
+def slim(checkpoint: Path) -> None:
+    """Leave in a finished search's last.ckpt what `load_supernet` reads, about half of it.
+
+    Raises:
+        OSError, ValueError: it cannot be read or written; what is there stays as it is.
+    """
+    saved = read_tensors(checkpoint)
+    kept = {name: saved[name] for name in _KEPT if name in saved}
+    if saved.keys() > kept.keys():
+        buffer = io.BytesIO()
+        torch.save(kept, buffer)
+        write_atomic(checkpoint, buffer.getvalue())
 
 
 def check_checkpoint(module: nn.Module, path: Path) -> None:

@@ -36,6 +36,7 @@ def report(
     cost: str = "params",
     metric: str = "test_acc",
     out: Path | None = None,
+    spread: bool = False,
 ) -> ReportFiles:
     """Report on all runs below a folder; several folders are overlaid, labelled by their names.
 
@@ -45,13 +46,14 @@ def report(
         cost: x axis, a key of the runs' `costs`; minimised, and shown on a logarithmic axis.
         metric: y axis, a key of the runs' `metrics`; ``1 - metric`` is minimised, a loss as it is.
         out: where to write; by default the folder itself, or `./report` for several.
+        spread: draw mean and standard deviation over the seeds of each setting.
 
     Raises:
         UserError: no such folder, no finished run with this cost and metric, `out` cannot be
             written, or the `report` extra is not installed.
     """
     folders = [folder] if isinstance(folder, Path) else list(folder)
-    return compare(labelled(folders), cost, metric, out)
+    return compare(labelled(folders), cost, metric, out, spread)
 
 
 def compare(
@@ -59,6 +61,7 @@ def compare(
     cost: str = "params",
     metric: str = "test_acc",
     out: Path | None = None,
+    spread: bool = False,
 ) -> ReportFiles:
     """As `report`, for labelled folders: one figure, one reference point for all hypervolumes."""
     whole = [Sweep(label, folder, collect(folder)) for label, folder in folders.items()]
@@ -74,7 +77,7 @@ def compare(
     screen = console()
     print_table(screen, sweeps, found)
     files = _files(target, found)
-    _write(files, sweeps, metric)
+    _write(files, sweeps, metric, spread)
     _print_next(screen, files, list(folders.values()))
     return files
 
@@ -89,13 +92,13 @@ def write_pictures(run: RunDir, folder: Path, cost: str, metric: str) -> None:
     _write(_files(run.path, fronts(sweeps, cost, metric)), sweeps, metric)
 
 
-def _write(files: ReportFiles, sweeps: Sequence[Sweep], metric: str) -> None:
+def _write(files: ReportFiles, sweeps: Sequence[Sweep], metric: str, spread: bool = False) -> None:
     found = files.fronts
     write_atomic(files.csv, csv_text(sweeps, found))
-    png, svg = pictures(found)
+    write_atomic(files.html, page(sweeps, found, spread))
+    png, svg = pictures(found, spread=spread)
     write_atomic(files.png, png)
     write_atomic(files.svg, svg)
-    write_atomic(files.html, page(sweeps, found))
     write_entry(files.tensorboard, sweeps, metric)
 
 

@@ -165,11 +165,16 @@ def differing(runs: Iterable[RunRecord]) -> tuple[str, ...]:
 
 
 def settings(run: RunRecord, names: Sequence[str]) -> str:
-    """The run's overrides of these names, by the last part of each: `strength=0.5 tau=1`."""
-    short = [name.rsplit(".", 1)[-1] for name in names]
-    shown = short if len(set(short)) == len(short) else names
-    pairs = zip(shown, names, strict=True)
-    return " ".join(f"{key}={run.overrides[name]}" for key, name in pairs if name in run.overrides)
+    """The run's overrides of these names: `strength=0.5 tau=1`."""
+    short = short_names(names)
+    given = [(short[name], run.overrides[name]) for name in names if name in run.overrides]
+    return " ".join(f"{name}={value}" for name, value in given)
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """Key of an override -> its last part; the whole key, where two end alike."""
+    short = {name: name.rsplit(".", 1)[-1] for name in names}
+    return short if len(set(short.values())) == len(short) else {name: name for name in short}
 
 
 def as_text(path: Path) -> str:

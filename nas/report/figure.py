@@ -1,37 +1,31 @@
-"""The figure of cost against metric: as plotly's JSON for the page, and as PNG and SVG.
+"""The figure of cost against metric: marks that the page's script and matplotlib draw alike.
 
 `chart` says what is shown: the front as a line, its members and the dominated runs as points, the
-knee, budgets, and the spread over seeds. `pictures` draws the same marks with matplotlib.
+knee, budgets and, where they are asked for, mean and deviation over seeds. `pictures` draws it.
 """
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape, unescape
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from nas.errors import UserError
 from nas.report.collect import RunRecord
 from nas.report.fronts import Front, Series, budgets_of, line_colour, series_of, title
-from nas.report.templates import GREYS, cost_label, cost_text, metric_label, metric_text, plural
+from nas.report.templates import GREYS, cost_label, cost_text, metric_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-Trace = dict[str, Any]  # one of plotly's
 RowIds = Mapping[RunRecord, str]  # run -> id of its row in the page's table of runs
 
-LINES = 18  # of a hover box, which the chart's lower edge would cut off; report.csv has it all
-AXIS = {"automargin": True, "zeroline": False}
-LAYOUT = {
-    "hovermode": "closest",
-    "paper_bgcolor": "rgba(0,0,0,0)",
-    "plot_bgcolor": "rgba(0,0,0,0)",
-}
+FRONT, DOMINATED, SMALL_POINT, RING = 6.0, 4.0, 2.5, 10.0  # radii in pixels
 INCHES = (6.0, 4.2)
 DPI = 200  # 1200 pixels wide: sharp where it is shown 600 wide
 SMALL = (3.7, 3.0)  # TensorBoard shows it about 310 pixels wide: letters must be large in it
-POINT = 0.58  # of a pixel in plotly, so that marks have the same share of both figures
+POINT = 1.16  # of a radius in the page, so that marks have the same share of both figures
 STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -44,136 +38,167 @@ STYLE = {
 }
 
 
-def chart(fronts: Sequence[Front], row_ids: RowIds | None = None) -> dict[str, Any]:
-    """The scatter of cost against metric, text escaped for plotly's markup.
+@dataclass(frozen=True)
+class Line:
+    """A line through points.
+
+    Args:
+        x, y: in the units of the axes.
+        width: in pixels.
+        dash: lengths of dashes and gaps in pixels, as SVG writes them; "": none.
+        steps: the line goes to the right, then up or down.
+        label: stands at its upper end.
+        name: of the run that it is about, for the pointer.
+        run: that run's row in the table; "": none.
+        series: the entry of the legend that shows or hides it; "": always shown.
+    """
+
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: str
+    width: float = 2.0
+    dash: str = ""
+    steps: bool = False
+    label: str = ""
+    name: str = ""
+    run: str = ""
+    series: str = ""
+    kind: str = field(default="line", init=False)
+
+
+@dataclass(frozen=True)
+class Points:
+    """Runs as circles.
+
+    Args:
+        x, y: in the units of the axes.
+        radius: in pixels.
+        hollow: an outline alone.
+        runs: of each point its row in the table.
+        names: instead, of points without a row.
+        series: see `Line`.
+    """
+
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: str
+    radius: float
+    hollow: bool = False
+    runs: Sequence[str] = ()
+    names: Sequence[str] = ()
+    series: str = ""
+    kind: str = field(default="points", init=False)
+
+
+@dataclass(frozen=True)
+class Whiskers:
+    """Mean and standard deviation of both quantities over the seeds of a setting."""
+
+    x: float
+    y: float
+    dx: float
+    dy: float
+    colour: str
+    series: str = ""
+    kind: str = field(default="whiskers", init=False)
+
+
+Mark = Line | Points | Whiskers
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Marks between two axes.
+
+    Args:
+        x, y: labels of the axes.
+        log: whether the x axis is logarithmic.
+        legend: (series, label, colour, dash) of each entry.
+    """
+
+    x: str
+    y: str
+    marks: Sequence[Mark]
+    log: bool = False
+    legend: Sequence[tuple[str, str, str, str]] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As the page's script reads it: what is not set is left out."""
+        marks = [
+            {k: v for k, v in asdict(mark).items() if v or isinstance(v, float)}
+            for mark in self.marks
+        ]
+        return {"x": self.x, "y": self.y, "log": self.log, "legend": self.legend, "marks": marks}
+
+
+def chart(fronts: Sequence[Front], row_ids: RowIds | None = None, spread: bool = False) -> Chart:
+    """The scatter of cost against metric.
 
     Args:
         row_ids: runs with details in the page; any other run is a small point with its name.
-            None: every run is a full point, without the text of its hover box.
+            None: every run is a full point.
+        spread: draw mean and standard deviation over the seeds of each setting.
     """
-    return {"data": list(_traces(fronts, row_ids)), "layout": _layout(fronts[0])}
+    first, series = fronts[0], series_of(fronts)
+    dashes = {front.label: "6 4" for front in fronts if front.baseline and len(fronts) > 1}
+    return Chart(
+        cost_label(first.cost),
+        metric_label(first.metric),
+        list(_marks(fronts, series, row_ids, spread, dashes)),
+        log=True,
+        legend=[(s.key, s.label, s.colour, dashes.get(s.key, "")) for s in series if s.label],
+    )
 
 
-def _traces(fronts: Sequence[Front], row_ids: RowIds | None) -> Iterator[Trace]:
+def _marks(
+    fronts: Sequence[Front],
+    series: Sequence[Series],
+    row_ids: RowIds | None,
+    spread: bool,
+    dashes: Mapping[str, str],
+) -> Iterator[Mark]:
     for i, front in enumerate(fronts):
-        line = {"shape": "hv", "color": line_colour(fronts, i), "width": 2}
-        if front.baseline and len(fronts) > 1:
-            line["dash"] = "dash"
-        yield trace("lines", *front.coordinates(front.members), line=line, hoverinfo="skip")
+        own, dash = front.label if len(fronts) > 1 else "", dashes.get(front.label, "")
+        place = front.coordinates(front.members)
+        yield Line(*place, line_colour(fronts, i), dash=dash, steps=True, series=own)
     yield from _budgets(fronts)
-    for series in series_of(fronts):
-        if series.label:
-            yield _swatch(series)
+    for one in series:
         for front in fronts:
-            yield from _points(front, series, row_ids)
+            yield from _points(front, one, row_ids)
         # Over several sweeps colours stand for sweeps, whose runs repeat no setting.
-        if len(fronts) == 1:
-            yield from _spread(series, fronts[0])
+        if spread and len(fronts) == 1 and (found := one.spread(fronts[0])) is not None:
+            yield Whiskers(*found, one.colour, one.key)
     for front in fronts:
         if (run := front.knee()) is not None:
-            ring = {"symbol": "circle-open", "size": 20, "color": GREYS[0], "line": {"width": 2}}
-            own: dict[str, Any] = {} if row_ids is None else {"customdata": [row_ids[run]]}
+            ids = [] if row_ids is None else [row_ids[run]]
+            own = front.label if len(fronts) > 1 else ""
             place = front.coordinates([run])
-            yield trace("markers", *place, marker=ring, name="knee", hoverinfo="skip", **own)
+            yield Points(*place, GREYS[0], RING, hollow=True, runs=ids, series=own)
 
 
-def _layout(front: Front) -> dict[str, Any]:
-    cost, metric = escape(cost_label(front.cost)), escape(metric_label(front.metric))
-    return LAYOUT | {
-        "xaxis": {**AXIS, "type": "log", "tickformat": "~s", "nticks": 3, "title": {"text": cost}},
-        "yaxis": {**AXIS, "title": {"text": metric}},
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
-        "hoverlabel": {"align": "left", "font": {"size": 12}},
-        "font": {"family": "system-ui, sans-serif", "size": 13},
-    }
-
-
-def trace(mode: str, x: Sequence[float | None], y: Sequence[float | None], **more: Any) -> Trace:
-    """A scatter trace of plotly's; only one with a name is listed in the legend."""
-    unlisted = {} if "name" in more else {"showlegend": False}
-    return {"type": "scatter", "mode": mode, "x": x, "y": y, **unlisted, **more}
-
-
-def _budgets(fronts: Sequence[Front]) -> Iterator[Trace]:
+def _budgets(fronts: Sequence[Front]) -> Iterator[Line]:
     heights = [y for front in fronts for y in front.coordinates(front.runs)[1]]
     for budget in budgets_of(fronts):
-        yield trace(
-            "lines+text",
-            [budget, budget],
-            [min(heights), max(heights)],
-            line={"dash": "dot", "width": 1.5, "color": GREYS[0]},
-            text=["", f"budget {cost_text(budget)}"],
-            textposition="top center",
-            hoverinfo="skip",
-        )
+        ends = [min(heights), max(heights)]
+        label = f"budget {cost_text(budget)}"
+        yield Line([budget, budget], ends, GREYS[0], 1.5, dash="2 3", label=label)
 
 
-def _spread(series: Series, front: Front) -> Iterator[Trace]:
-    if (found := series.spread(front)) is not None:
-        bar = {"color": series.colour, "thickness": 1, "width": 3, "type": "data"}
-        yield trace(
-            "markers",
-            [found.cost],
-            [found.metric],
-            error_x={**bar, "array": [found.cost_sd]},
-            error_y={**bar, "array": [found.metric_sd]},
-            marker={"symbol": "line-ns", "size": 1, "color": series.colour},
-            opacity=0.6,
-            text=[f"{escape(series.label)}: mean and standard deviation over seeds"],
-            hoverinfo="text",
-            legendgroup=escape(series.label),
-        )
-
-
-def _swatch(series: Series) -> Trace:
-    """The legend's entry: the first point of a setting may be a dimmed one."""
-    name, marker = escape(series.label), {"size": 12, "color": series.colour}
-    return trace("markers", [None], [None], marker=marker, name=name, legendgroup=name)
-
-
-def _points(front: Front, series: Series, row_ids: RowIds | None) -> Iterator[Trace]:
-    """Traces of the front, of dominated runs and of small points; the legend switches them."""
-    group = escape(series.label)
-    looks = (("front", front.members, 12, 1.0), ("dominated", front.dominated, 8, 0.4))
-    for dominance, members, size, opacity in looks:
-        runs = [r for r in series.among(members) if row_ids is None or r in row_ids]
-        more: dict[str, Any] = {}
-        if row_ids is not None:
-            more["text"] = [hover(run, dominance) for run in runs]
-            more["customdata"] = [row_ids[run] for run in runs]
-        if runs:
-            marker = {"size": size, "color": series.colour, "opacity": opacity}
-            place = front.coordinates(runs)
-            yield trace(
-                "markers", *place, marker=marker, hoverinfo="text", legendgroup=group, **more
-            )
+def _points(front: Front, series: Series, row_ids: RowIds | None) -> Iterator[Points]:
+    """Of the front, of dominated runs, and small ones; the front's lie on top."""
+    looks = ((front.dominated, DOMINATED, True), (front.members, FRONT, False))
     small = [r for r in series.among(front.runs) if row_ids is not None and r not in row_ids]
     if small:
-        yield trace(
-            "markers",
-            # More digits are below a pixel.
-            *([float(f"{value:.5g}") for value in values] for values in front.coordinates(small)),
-            marker={"size": 5, "color": series.colour, "opacity": 0.3},
-            text=[escape(run.name) for run in small],
-            meta="bare",
-            hoverinfo="text",
-            legendgroup=group,
-        )
-
-
-def hover(run: RunRecord, dominance: str) -> str:
-    """The text of the box beside a point under the pointer."""
-    lines = [f"<b>{escape(run.name)}</b> ({dominance})"]
-    lines += [f"{escape(k)}: {escape(metric_text(k, v))}" for k, v in run.metrics.items()]
-    lines += [f"{escape(k)}: {escape(cost_text(v))}" for k, v in run.costs.items()]
-    lines += [f"{escape(k)}={escape(str(v))}" for k, v in run.overrides.items()]
-    decisions = [f"{escape(k)} → {escape(str(v))}" for k, v in run.arch.items()]
-    room = max(LINES - len(lines), 0)
-    lines += decisions[:room]
-    if len(decisions) > room:
-        lines.append(f"... and {plural(len(decisions) - room, 'decision')} more")
-    return "<br>".join(lines)
+        # More digits are below a pixel.
+        x, y = ([float(f"{v:.5g}") for v in values] for values in front.coordinates(small))
+        names = [run.name for run in small]
+        yield Points(x, y, series.colour, SMALL_POINT, names=names, series=series.key)
+    for members, radius, hollow in looks:
+        runs = [r for r in series.among(members) if row_ids is None or r in row_ids]
+        if runs:
+            ids = [row_ids[run] for run in runs] if row_ids is not None else []
+            place = front.coordinates(runs)
+            yield Points(*place, series.colour, radius, hollow, ids, series=series.key)
 
 
 def load_optional(module: str) -> Any:
@@ -187,17 +212,19 @@ def load_optional(module: str) -> Any:
     except ImportError as error:
         package = module.partition(".")[0]
         raise UserError(
-            f"the pictures and the page of a report need {package}, which cannot be imported "
-            f"({error}); install it with: pip install 'dnas[report]'. "
-            "The table and report.csv were made without it"
+            f"pictures need {package}, which cannot be imported ({error}); install it with: "
+            "pip install 'dnas[report]'. The table, report.csv and report.html are made without it"
         ) from None
 
 
-def pictures(fronts: Sequence[Front], small: bool = False) -> tuple[bytes, bytes]:
+def pictures(
+    fronts: Sequence[Front], small: bool = False, spread: bool = False
+) -> tuple[bytes, bytes]:
     """The figure as PNG and as SVG.
 
     Args:
         small: with large letters, for TensorBoard.
+        spread: see `chart`.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -206,55 +233,74 @@ def pictures(fronts: Sequence[Front], small: bool = False) -> tuple[bytes, bytes
         # A Figure without pyplot: no window system, no global state, safe in a thread.
         inches = SMALL if small else INCHES
         figure = load_optional("matplotlib.figure").Figure(figsize=inches, layout="constrained")
-        axes = figure.add_subplot()
-        for one in chart(fronts)["data"]:
-            _draw(axes, one)
-        _label(axes, fronts, small)
+        axes, drawn = figure.add_subplot(), chart(fronts, spread=spread)
+        for mark in drawn.marks:
+            _draw(axes, mark)
+        _label(axes, drawn, title(fronts), small)
+        _legend(figure, drawn, small)
         png, svg = io.BytesIO(), io.BytesIO()
         figure.savefig(png, format="png", dpi=DPI)
         figure.savefig(svg, format="svg", metadata={"Date": None})
     return png.getvalue(), svg.getvalue()
 
 
-def _draw(axes: "Axes", one: Trace) -> None:
-    """One of the traces that `chart` makes."""
-    x, y, line, marker = one["x"], one["y"], one.get("line"), one.get("marker", {})
-    if line:
-        (drawn,) = axes.plot(x, y, color=line["color"], linewidth=0.8 * line["width"], alpha=0.75)
-        dash = line.get("dash")
-        drawn.set_linestyle(":" if dash == "dot" else "--" if dash else "-")
-        drawn.set_drawstyle("steps-post" if "shape" in line else "default")
-    elif "error_x" in one:
-        least = min(one["error_x"]["array"][0], 0.9 * x[0])  # a logarithmic axis has no 0
-        bars = {"xerr": least, "yerr": one["error_y"]["array"], "elinewidth": 1, "capsize": 2}
-        axes.errorbar(x, y, color=marker["color"], zorder=1, **bars)
+def _draw(axes: "Axes", mark: Mark) -> None:
+    if isinstance(mark, Line):
+        style: dict[str, Any] = {"color": mark.colour, "linewidth": 0.8 * mark.width, "alpha": 0.75}
+        (drawn,) = axes.plot(mark.x, mark.y, linestyle=_dashes(mark.dash), **style)
+        drawn.set_drawstyle("steps-post" if mark.steps else "default")
+    elif isinstance(mark, Whiskers):
+        least = min(mark.dx, 0.9 * mark.x)  # a logarithmic axis has no 0
+        bars: dict[str, Any] = {"xerr": least, "yerr": mark.dy, "elinewidth": 1, "capsize": 2}
+        axes.errorbar([mark.x], [mark.y], color=mark.colour, zorder=1, **bars)
     else:
-        area, ring = (POINT * marker["size"]) ** 2, "symbol" in marker
-        placed = x != [None]  # else only the legend shows it
         axes.scatter(
-            x if placed else [],
-            y if placed else [],
-            s=area,
-            facecolor="none" if ring else marker["color"],
-            edgecolor=marker["color"] if ring else "white",
-            linewidth=1.0 if ring else 0.6,
-            alpha=marker.get("opacity"),
-            zorder=2 + marker.get("opacity", 1),
-            label=None if ring else unescape(one.get("name", "")) or None,
+            mark.x,
+            mark.y,
+            s=(POINT * mark.radius) ** 2,
+            facecolor=_face(mark),
+            edgecolor=mark.colour if mark.hollow else "white",
+            linewidth=1.0 if mark.hollow else 0.6,
+            zorder=2 if mark.hollow else 3,
         )
 
 
-def _label(axes: "Axes", fronts: Sequence[Front], small: bool) -> None:
+def _face(mark: Points) -> str:
+    """A ring shows what it stands around; other hollow points hide lines behind them."""
+    if not mark.hollow:
+        return mark.colour
+    return "none" if mark.radius == RING else "white"
+
+
+def _dashes(dash: str) -> Any:
+    """SVG's lengths as matplotlib's line style."""
+    return (0, [float(length) / 1.5 for length in dash.split()]) if dash else "-"
+
+
+def _label(axes: "Axes", drawn: Chart, text: str, small: bool) -> None:
     ticker = load_optional("matplotlib.ticker")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
     axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     axes.xaxis.set_minor_locator(ticker.NullLocator())
     axes.grid(alpha=0.25, linewidth=0.6)
-    axes.set_xlabel(cost_label(fronts[0].cost))
-    axes.set_ylabel(metric_label(fronts[0].metric))
-    text = title(fronts)
+    axes.set_xlabel(drawn.x)
+    axes.set_ylabel(drawn.y)
     # Where it is small, one line would be cut off.
     axes.set_title(text.replace(", hypervolume", "\nhypervolume") if small else text, loc="left")
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=9, loc="best")
+
+
+def _legend(figure: "Figure", drawn: Chart, small: bool) -> None:
+    """Below the axes, where it covers nothing."""
+    if not drawn.legend:
+        return
+    line = load_optional("matplotlib.lines").Line2D
+    entries = [
+        line([], [], color=colour, label=label, marker="o", markersize=5, linestyle=_dashes(dash))
+        for _, label, colour, dash in drawn.legend
+    ]
+    longest = max(len(entry[1]) for entry in drawn.legend)
+    columns = max(1, (36 if small else 72) // (longest + 6))
+    figure.legend(
+        handles=entries, loc="outside lower left", ncols=columns, frameon=False, fontsize=9
+    )

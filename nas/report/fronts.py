@@ -214,8 +214,14 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Series:
-    """Runs drawn in one colour; `label` is "" if there is only one series."""
+    """Runs drawn in one colour.
 
+    Args:
+        key: the sweep or the setting; the same for every cost.
+        label: of the legend; "" if there is only one series.
+    """
+
+    key: str
     label: str
     colour: str
     runs: tuple[RunRecord, ...]
@@ -247,6 +253,7 @@ def series_of(fronts: Sequence[Front]) -> list[Series]:
     if len(fronts) > 1:
         return [
             Series(
+                front.label,
                 f"{front.label}: {plural(len(front.runs), 'network')}, "
                 f"hypervolume {front.area:.4f}",
                 line_colour(fronts, i),
@@ -257,9 +264,9 @@ def series_of(fronts: Sequence[Front]) -> list[Series]:
     groups = _by_setting(fronts[0].runs)
     repeated = any(len(runs) > 1 for runs in groups.values())
     if not repeated or not 1 < len(groups) <= len(COLOURS):
-        return [Series("", COLOURS[0], fronts[0].runs)]
+        return [Series("", "", COLOURS[0], fronts[0].runs)]
     pairs = zip(groups.items(), COLOURS, strict=False)
-    return [Series(label, colour, tuple(runs)) for (label, runs), colour in pairs]
+    return [Series(label, label, colour, tuple(runs)) for (label, runs), colour in pairs]
 
 
 def line_colour(fronts: Sequence[Front], index: int) -> str:

@@ -1,4 +1,4 @@
-"""report.html: one file, no network; a scatter, the runs in a table, how to load the front."""
+"""report.html: one file, no network; charts, the runs in a table, how to load the front."""
 
 import json
 import math
@@ -12,27 +12,26 @@ from pathlib import Path
 from typing import Any
 
 from nas.artifacts.reading import RECORD, read_bytes
-from nas.report.collect import RunRecord, Sweep, differing
-from nas.report.figure import RowIds, chart, hover, load_optional
-from nas.report.fronts import Front, costs_of, fronts, left_out
+from nas.report.collect import RunRecord, Sweep, differing, short_names
+from nas.report.figure import RowIds, chart
+from nas.report.fronts import Front, costs_of, fronts, left_out, series_of
 from nas.report.summary import costs_in, svg
 from nas.report.templates import cost_label, cost_text, metric_text, render
 from nas.report.tensorboard import curves
 
-FULL = 2_500_000  # characters for rows, hovers and details: a page stays below 10 MB, half plotly
-DRAWINGS = 1_000_000  # characters of drawings on one page; the first runs have theirs
+FULL = 2_000_000  # characters for rows and details: a page of 1,000 runs stays below 3 MB
+DRAWINGS = 500_000  # characters of drawings on one page; the first runs have theirs
 LEFT_OUT = 500  # excluded runs that the page lists
 PICTURES = 12  # on a page; the others lie in the folders of their runs
 PICTURE = "latency.png"  # in the folder of a run that searched for latency
 
 
-def page(sweeps: Sequence[Sweep], shown: Sequence[Front]) -> str:
+def page(sweeps: Sequence[Sweep], shown: Sequence[Front], spread: bool = False) -> str:
     """The whole page; it opens with the fronts `shown`, other costs are one choice away.
 
-    Raises:
-        UserError: plotly is not installed.
+    Args:
+        spread: see `nas.report.figure.chart`.
     """
-    plotly = load_optional("plotly.offline").get_plotlyjs()
     cost, metric = shown[0].cost, shown[0].metric
     by_cost = {
         name: fronts(sweeps, name, metric)
@@ -63,10 +62,17 @@ def page(sweeps: Sequence[Sweep], shown: Sequence[Front]) -> str:
         left_out_columns=["sweep"] * several + ["run", "status", "settings", "reason"],
         pictures=pictures[:PICTURES],
         picture_count=len(pictures),
-        charts={name: chart(found, row_ids) for name, found in by_cost.items()},
+        charts={name: chart(f, row_ids, spread).to_json() for name, f in by_cost.items()},
         details=details(detailed, row_ids),
-        curves=curves(_unique(run for front in shown for run in front.members), cost),
-        plotly=plotly,
+        curves=[
+            one.to_json()
+            for one in curves(
+                _unique(run for front in shown for run in front.members),
+                cost,
+                series_of(shown),
+                row_ids,
+            )
+        ],
     )
 
 
@@ -85,7 +91,7 @@ def _detailed(by_cost: Mapping[str, Sequence[Front]]) -> list[RunRecord]:
     kept, room = [], FULL
     for run in _unique(run for run in (*members, *others) if run is not None):
         # A row of the table is about as long as the details.
-        room -= 2 * len(json.dumps(detail(run, False))) + len(by_cost) * len(hover(run, ""))
+        room -= 2 * len(json.dumps(detail(run, False)))
         if room < 0:
             break
         kept.append(run)
@@ -147,26 +153,30 @@ class Column:
 def _columns(
     by_cost: Mapping[str, Sequence[Front]], runs: Sequence[RunRecord], cost: str
 ) -> list[Column]:
+    """Metric and costs first, then how the runs differ; the rest is in their details."""
     labels = {run: f.label for found in by_cost.values() for f in found for run in f.runs}
-    metrics = dict.fromkeys(name for run in runs for name in run.metrics)
-    costs = dict.fromkeys(name for run in runs for name in run.costs)
+    metric = by_cost[cost][0].metric
+    costs = dict.fromkeys([cost, *(name for run in runs for name in run.costs)])
+    seeds = len({run.seed for run in runs}) > 1
+    names = differing(runs)
+    titles = short_names(names)
     return [
-        *[Column("sweep", labels.__getitem__)] * (len(by_cost[cost]) > 1),
         Column("run", lambda run: run.name),
-        Column("place", lambda run: _dominance(run, by_cost[cost]), follows_cost=True),
-        Column("seed", lambda r: "-" if r.seed is None else str(r.seed), lambda r: _key(r.seed)),
-        *(_override(name, runs) for name in differing(runs)),
-        *(_numbers("metrics", name, partial(metric_text, name)) for name in metrics),
+        _numbers("metrics", metric, partial(metric_text, metric)),
         *(_numbers("costs", name, cost_text) for name in costs),
-        Column("arch", lambda run: run.arch_hash),
+        Column("place", lambda run: _dominance(run, by_cost[cost]), follows_cost=True),
+        *[Column("sweep", labels.__getitem__)] * (len(by_cost[cost]) > 1),
+        *(_override(name, titles[name], runs) for name in names),
+        *[Column("seed", lambda r: "-" if r.seed is None else str(r.seed), lambda r: _key(r.seed))]
+        * seeds,
     ]
 
 
-def _override(name: str, runs: Sequence[RunRecord]) -> Column:
+def _override(name: str, title: str, runs: Sequence[RunRecord]) -> Column:
     given = [run.overrides[name] for run in runs if name in run.overrides]
     numeric = all(isinstance(value, int | float) for value in given)
     return Column(
-        name,
+        title,
         lambda run: str(run.overrides.get(name, "-")),
         (lambda run: _key(run.overrides.get(name))) if numeric else None,
     )

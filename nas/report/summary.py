@@ -20,9 +20,10 @@ from nas.decision import Decision, Searchable, decisions, sites
 from nas.discretization import discretize
 from nas.ops.blocks import SqueezeExcitation
 from nas.quantities import amount
-from nas.report.templates import COLOURS, render
+from nas.report.templates import render
 
 HEIGHT, FULL, GAP = 30, 200, 14  # of the SVG, in pixels: a row, a full bar, between columns
+SHADES = (0.75, 0.4, 0.2, 0.55, 0.3, 0.12)  # of the bars of each cost: colours mean searches
 LETTER = 7.2  # mean width of a letter of 12 pixels at most, in any sans-serif
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -192,7 +193,7 @@ def csv_text(blocks: Blocks) -> str:
 def svg(blocks: Blocks, costs: Sequence[str], title: str = "", alone: bool = False) -> str:
     """network.svg: boxes in the order of the network, bars for the shares of these costs.
 
-    Colours follow the page around it (``currentColor``); text is text.
+    It has the ink of the page around it (``currentColor``) in shades; text is text.
 
     Args:
         alone: as a file: with its title, its size and colours for light and dark.
@@ -226,7 +227,7 @@ def svg(blocks: Blocks, costs: Sequence[str], title: str = "", alone: bool = Fal
         full=FULL,
         letter=LETTER,
         rows=rows,
-        costs=list(zip(costs, COLOURS, strict=False)),
+        costs=list(zip(costs, SHADES, strict=False)),
         share=partial(share, blocks),
     )
     return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", drawn)

@@ -2,26 +2,23 @@
 
 import io
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from nas.artifacts import RunDir
 from nas.errors import UserError
 from nas.report.collect import RunRecord, Sweep, by_search, collect
-from nas.report.figure import AXIS, LAYOUT, load_optional, pictures, trace
-from nas.report.fronts import costs_of, fronts
-from nas.report.templates import COLOURS
+from nas.report.figure import Chart, Line, RowIds, load_optional, pictures
+from nas.report.fronts import Series, costs_of, fronts
 from nas.report.terminal import markdown
 
 OFTEN = 100  # drawings while the runs of a sweep double in number
 FOLDER = "tensorboard_report"
-GRID = "rgba(128, 140, 155, 0.25)"  # on white and on dark
 MOST_CURVES = 8  # searches whose curves are shown
 CURVES = {
-    "accuracy/supernet_val": "supernet, val. acc. (%)",
+    "accuracy/supernet_val": "supernet, validation accuracy (%)",
     "search/entropy": "entropy of choices",
 }
 
@@ -67,62 +64,42 @@ def scalars(run: Path, tags: Container[str]) -> dict[str, list[tuple[int, float]
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in known}
 
 
-def curves(runs: Sequence[RunRecord], cost: str) -> dict[str, Any] | None:
-    """Accuracy, cost and entropy of the searches by epoch; None if no run has recorded any."""
+def curves(
+    runs: Sequence[RunRecord], cost: str, series: Sequence[Series], row_ids: RowIds
+) -> list[Chart]:
+    """Accuracy, cost and entropy of the searches by epoch, as far as runs have recorded them.
+
+    Args:
+        series: of the scatter; a run's curves have its points' colour.
+        row_ids: see `nas.report.figure.chart`.
+    """
     tags = {**CURVES, f"cost/{cost}_relative": f"expected {cost} (start = 1)"}
-    found = {run.name: scalars(run.path, tags) for run in runs[:MOST_CURVES]}
-    drawn = [tag for tag in tags if any(tag in table for table in found.values())]
-    if not drawn:
-        return None
-    data = [
-        _curve(name, table[tag], place, colour, tag)
-        for (name, table), colour in zip(found.items(), COLOURS * 2, strict=False)
-        for place, tag in enumerate(drawn, 1)
-        if tag in table
-    ]
-    return {"data": data, "layout": _grid([tags[tag] for tag in drawn])}
+    own = {run: one for one in series for run in one.runs}
+    found = {run: scalars(run.path, tags) for run in runs[:MOST_CURVES] if run in own}
+    drawn: Mapping[str, list[Line]] = {
+        tag: [
+            _curve(run, table[tag], tag, own[run], row_ids.get(run, ""))
+            for run, table in found.items()
+            if tag in table
+        ]
+        for tag in tags
+    }
+    return [Chart("epoch", tags[tag], lines) for tag, lines in drawn.items() if lines]
 
 
 def _curve(
-    name: str, points: Sequence[tuple[int, float]], place: int, colour: str, tag: str
-) -> dict[str, Any]:
+    run: RunRecord, points: Sequence[tuple[int, float]], tag: str, series: Series, row: str
+) -> Line:
     scale = 100 if tag.startswith("accuracy") else 1
-    return trace(
-        "lines+markers" if len(points) == 1 else "lines",
+    return Line(
         [step + 1 for step, _ in points],
         [scale * value for _, value in points],
-        line={"color": colour, "width": 1.8},
-        name=escape(name),
-        legendgroup=escape(name),
-        showlegend=place == 1,
-        xaxis=f"x{_number(place)}",
-        yaxis=f"y{_number(place)}",
+        series.colour,
+        1.8,
+        name=run.name,
+        run=row,
+        series=series.key,
     )
-
-
-def _number(place: int) -> str:
-    """Plotly numbers its axes from the second one on."""
-    return "" if place == 1 else str(place)
-
-
-def _grid(titles: Sequence[str]) -> dict[str, Any]:
-    """Plots side by side, each under its title."""
-    layout: dict[str, Any] = LAYOUT | {
-        "grid": {"rows": 1, "columns": len(titles), "pattern": "independent", "xgap": 0.15},
-        "legend": {"orientation": "h", "x": 0, "y": -0.25},
-        "margin": {"l": 40, "r": 10, "t": 30, "b": 40},
-        "font": {"family": "system-ui, sans-serif", "size": 12},
-        "annotations": [],
-    }
-    corner = {"x": 0, "y": 1.0, "xanchor": "left", "yanchor": "bottom", "showarrow": False}
-    axis = {**AXIS, "gridcolor": GRID}
-    for place, title in enumerate(titles, 1):
-        n = _number(place)
-        layout[f"xaxis{n}"] = {**axis, "title": {"text": "epoch"}, "nticks": 6}
-        layout[f"yaxis{n}"] = axis
-        domain = {"xref": f"x{n} domain", "yref": f"y{n} domain"}
-        layout["annotations"].append({"text": escape(title), **corner, **domain})
-    return layout
 
 
 def serve(folders: Sequence[Path], page: Path, wait: bool = True) -> str:

@@ -147,6 +147,16 @@ def announce(run: RunDir, result: Mapping[str, Any]) -> None:
         f"  in Python:             nas.load({str(folder)!r})\n"
         f"  all runs on one front: nas report {folder.parent}"
     )
+    if about := about_supernet(run):
+        print(f"  last.ckpt:             {about}")
+
+
+def about_supernet(run: RunDir) -> str:
+    """What a run's last.ckpt is for, and its size; "" without one."""
+    if not run.checkpoint.is_file():
+        return ""
+    size = amount(run.checkpoint.stat().st_size, "B")
+    return f"the supernet, {size}, for nas extract (keep=network leaves it out)"
 
 
 def _print_network(result: Mapping[str, Any]) -> None:

@@ -349,10 +349,11 @@ def probable_archs(problem: SearchProblem, cost: str, size: int) -> list[Arch]:
 def probable_front(problem: SearchProblem, selected: Arch, cost: str) -> list[ScoredArch]:
     """The scored architectures of a search's end, `selected` among them."""
     archs = {arch.hash: arch for arch in [*probable_archs(problem, cost, FRONT), selected]}
+    score = log_probability(problem.supernet)
     return [
         ScoredArch(
             arch,
-            log_probability(problem.supernet, arch),
+            score(arch),
             {name: priced.of(arch.choices) for name, priced in problem.costs.items()},
         )
         for arch in archs.values()

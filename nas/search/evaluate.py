@@ -17,6 +17,7 @@ from nas.discretization import discretize
 from nas.errors import InterruptedRunError, NotFiniteError
 from nas.problem import SearchProblem
 from nas.recalibrate import recalibrate
+from nas.supernet.speed import prepare_network
 from nas.tasks import Task
 from nas.tasks.classification import task_of
 from nas.train import Training, called, interruptible, strategy_of
@@ -63,6 +64,7 @@ class TrainFromScratch:
         """The training of `arch` from the weights of the supernet `fresh`; None: own epochs."""
         options = {} if epochs is None else {"epochs": epochs}
         network, known = discretize(fresh, arch), {"task": task_of(problem.data)}
+        prepare_network(network, problem.speed, sample_of(problem))
         made = called(problem.finetune, known, network=network, seed=problem.seed, **options)
         return cast(Training, made)
 
@@ -94,9 +96,11 @@ class WeightSharing:
         noise: by how much a network trained alone departs from its score here, as a variance
             beside 1, that of the scores. No ranking tells it, as all of its networks share their
             weights; it is that of experiments/ground_truth (tau about .65).
+        usual_trials: how many networks are scored where no number is given and not all are.
     """
 
     noise: ClassVar[float] = 0.3
+    usual_trials: ClassVar[int] = 100
 
     calibration: Whole = 1024
     raw: bool = False
@@ -108,7 +112,8 @@ class WeightSharing:
     def __call__(self, problem: SearchProblem) -> Scoring:
         """The function that scores architectures of `problem`."""
         task, validation = task_of(problem.data), problem.data.val_dataloader
-        device = quiet_trainer(problem, 1).strategy.root_device
+        sample = sample_of(problem)
+        device = sample.device
         supernet = problem.supernet.to(device)
         batches: list[Tensor] = []
         if self.calibration:
@@ -117,6 +122,7 @@ class WeightSharing:
 
         def score(arch: Arch) -> Mapping[str, float]:
             network = discretize(supernet, arch).eval()
+            prepare_network(network, problem.speed, sample)
             metrics: dict[str, float] = {}
             if self.raw:
                 raw = validated(network, task, validation(), device)
@@ -188,6 +194,12 @@ def quiet_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the loaders know their rank
     )
+
+
+def sample_of(problem: SearchProblem) -> Tensor:
+    """Two empty samples, on the device where this process trains."""
+    device = quiet_trainer(problem, 1).strategy.root_device
+    return torch.zeros(2, *problem.data.input_shape, device=device)
 
 
 def _own_device(trainer: Callable[..., pl.Trainer]) -> dict[str, Any]:

@@ -31,7 +31,8 @@ class RegularisedEvolution(Searcher):
         space: what to search.
         seed: of all draws.
         objectives: minimised, see `Trial.value`.
-        population: number of the youngest that take part; as many random ones come first.
+        population: number of the youngest that take part; as many come first, those of
+            `SearchSpace.start` and random ones.
         tournament: number of those that are drawn for one tournament.
 
     Raises:
@@ -54,6 +55,7 @@ class RegularisedEvolution(Searcher):
         self.population = population
         self.born = 0
         self.seen: set[str] = set()
+        self.first = space.start(objectives, seed)
 
     def ask(self, count: int) -> Sequence[Arch]:
         asked = [self._one() for _ in range(count)]
@@ -65,7 +67,9 @@ class RegularisedEvolution(Searcher):
             self.living.append((trial.arch, values(trial, self.objectives)))
 
     def _one(self) -> Arch:
-        if self.born < self.population or not self.living:
+        if self.first:
+            arch = self.first.pop(0)
+        elif self.born < self.population or not self.living:
             arch = self.space.draw(self.generator)
         else:
             arch = self._child()
@@ -100,7 +104,7 @@ class NSGA2(Searcher):
         space: what to search.
         seed: of all draws.
         objectives: minimised, see `Trial.value`.
-        population: size of a generation.
+        population: size of a generation; the first are those of `SearchSpace.start` and random.
 
     Raises:
         UserError: pymoo is not installed, or a population below 2.
@@ -115,7 +119,8 @@ class NSGA2(Searcher):
     ) -> None:
         self.space, self.objectives = space, tuple(objectives)
         self.names = tuple(space.options)
-        self.algorithm = _nsga2(space, len(self.objectives), population, seed)
+        first = [list(space.indices(arch).values()) for arch in space.start(objectives, seed)]
+        self.algorithm = _nsga2(space, len(self.objectives), population, seed, first[:population])
         self.asked: Any = None  # pymoo's population of this generation
         self.left: deque[Arch] = deque()
         self.told: list[NDArray[np.float64]] = []
@@ -142,14 +147,15 @@ class NSGA2(Searcher):
         self.left.extend(fitting)
 
 
-def _nsga2(space: SearchSpace, objectives: int, population: int, seed: int) -> Any:
+def _nsga2(
+    space: SearchSpace, objectives: int, population: int, seed: int, first: list[list[int]]
+) -> Any:
     try:
         from pymoo.algorithms.moo import nsga2
         from pymoo.core.mutation import Mutation
         from pymoo.core.problem import Problem
         from pymoo.core.termination import NoTermination
         from pymoo.operators.crossover.ux import UniformCrossover
-        from pymoo.operators.sampling.rnd import IntegerRandomSampling
     except ImportError:
         raise UserError(
             "the searcher nsga2 needs pymoo: pip install 'dnas[search]', or take "
@@ -158,6 +164,7 @@ def _nsga2(space: SearchSpace, objectives: int, population: int, seed: int) -> A
 
     counts = np.array([len(options) for options in space.options.values()])
     draws = np.random.default_rng(seed)
+    random = draws.integers(0, counts, (population - len(first), len(counts)))
 
     class Redraw(Mutation):  # type: ignore[misc]
         """Each gene drawn anew with probability 1 / genes: options have no order."""
@@ -169,7 +176,7 @@ def _nsga2(space: SearchSpace, objectives: int, population: int, seed: int) -> A
     problem = Problem(n_var=len(counts), n_obj=objectives, xl=0, xu=counts - 1, vtype=int)
     algorithm = nsga2.NSGA2(
         pop_size=population,
-        sampling=IntegerRandomSampling(),
+        sampling=np.array([*first, *random]),
         crossover=UniformCrossover(),
         mutation=Redraw(),
         eliminate_duplicates=True,

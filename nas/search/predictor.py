@@ -15,7 +15,7 @@ from nas.arch import Arch
 from nas.config.schema import Count
 from nas.pareto import non_dominated
 from nas.search.evolution import FAILED, mutated, values
-from nas.search.space import WHOLE, Searcher, SearchSpace
+from nas.search.space import START, WHOLE, Searcher, SearchSpace
 from nas.search.trials import Trial
 
 Floats = NDArray[np.float64]
@@ -136,7 +136,7 @@ class Predictor(Searcher):
         space: SearchSpace,
         seed: int = 0,
         objectives: Sequence[str] = ("val_loss",),
-        startup: Count = 6,
+        startup: Count = START,
     ) -> None:
         self.space, self.objectives, self.startup = space, tuple(objectives), startup
         self.generator = torch.Generator().manual_seed(seed)
@@ -148,7 +148,8 @@ class Predictor(Searcher):
         self.encoding = Encoding([len(options) for options in space.options.values()])
         self.pool = Pool(space) if space.size <= WHOLE else None
         self.largest = space.largest(self.objectives)
-        self.first = space.most_macs(self.objectives[-1], startup, self.noise)
+        generator = np.random.default_rng(seed)
+        self.first = space.most_macs(self.objectives[-1], startup, generator)
 
     def ask(self, count: int) -> Sequence[Arch]:
         finite = [trial for trial in self.seen.values() if (trial[1] < FAILED).all()]
@@ -257,14 +258,14 @@ class Predictor(Searcher):
         return -worst
 
     def _corner(self, points: Floats) -> Floats:
-        """The worst that counts: of the score, the first objective, the upper quartile of what was
-        seen; of a cost what is known before, else the largest seen.
+        """The worst that counts: of the score, the first objective, what 85 % of those seen are
+        better than; of a cost what is known before, else the largest seen.
 
         Networks that learn next to nothing are on a front, too, as the cheapest; up to the worst
         of them, most of the hypervolume lies where nobody looks.
         """
         worst: Floats = points.max(0)
-        worst[0] = np.quantile(points[:, 0], 0.75)
+        worst[0] = np.quantile(points[:, 0], 0.85)
         known = [self.largest.get(name, worst[k]) for k, name in enumerate(self.objectives)]
         return np.array(known)
 

@@ -147,7 +147,8 @@ class TPE(Searcher):
         space: what to search.
         seed: of all draws.
         objectives: minimised, see `Trial.value`.
-        startup: number of random architectures at the start.
+        startup: number of architectures before the first that is predicted: those of
+            `SearchSpace.start`, then random ones.
 
     Raises:
         UserError: Optuna is not installed.
@@ -174,6 +175,8 @@ class TPE(Searcher):
         directions = [optuna.study.StudyDirection.MINIMIZE] * len(self.objectives)
         self.study = optuna.create_study(directions=directions, sampler=sampler)
         self.asked: deque[Any] = deque()
+        for arch in space.start(objectives, seed):
+            self.study.enqueue_trial(space.indices(arch))
 
     def ask(self, count: int) -> Sequence[Arch]:
         return [self._one() for _ in range(count)]
@@ -208,7 +211,6 @@ SEARCHERS: dict[str, Callable[..., Searcher]] = {
 
 SMALL = 2000  # the largest space that "auto" enumerates
 TRIALS = 500  # where no number is given and the searcher does not end by itself
-RANKED = 100  # the same, of a trained supernet: each is recalibrated and validated
 
 
 def make(

@@ -22,6 +22,7 @@ from nas.search.trials import Trial
 from nas.selection import check_feasible, largest_of, least_of, limits
 
 WHOLE = 20_000  # spaces up to this size are looked at as a whole
+START = 6  # networks of the front of counted MACs that a searcher asks for first
 TRIES = 50  # draws outside the budgets before one is repaired
 
 
@@ -133,6 +134,16 @@ class SearchSpace:
         known = [name for name in names if name in self.costs]
         tops = {name: self.budgets.get(name, inf) for name in known}
         return {name: 1.05 * min(tops[name], largest_of(self.costs[name])) for name in known}
+
+    def start(self, objectives: Sequence[str], seed: int) -> list[Arch]:
+        """What a searcher asks for first: `most_macs` over the last of its objectives.
+
+        None where that cost is not known before: then counting may be far from its front, and is no
+        better a start than chance (see experiments/one_shot/searchers.md).
+        """
+        if objectives[-1] not in self.costs:
+            return []
+        return self.most_macs(objectives[-1], START, np.random.default_rng(seed))
 
     def most_macs(self, cost: str, count: int, generator: np.random.Generator) -> list[Arch]:
         """At most `count` networks of the front of counted MACs over `cost`, the cheapest first.

@@ -20,12 +20,11 @@ from nas.errors import UserError
 from nas.problem import SearchProblem
 from nas.ranks import broadcast, each_rank_alone, world
 from nas.search.base import ScoredArch, SearchResult, Stage, agreed
-from nas.search.evaluate import Scoring, TrainFromScratch, WeightSharing
+from nas.search.evaluate import Scoring, TrainFromScratch
 from nas.search.halving import FOLDER, Halving, in_rungs
 from nas.search.model import OptionModel, worth_training
 from nas.search.scoring import Outcomes, Workers, in_turn, over_ranks, recorded
 from nas.search.searchers import (
-    RANKED,
     TRIALS,
     Agreed,
     best,
@@ -50,7 +49,7 @@ class TrialSearch:
         searcher: a name of `nas.search.searchers`; "auto": `Enumerate` in small spaces.
         evaluate: ``problem -> (arch -> scores)``, see `nas.search.evaluate`.
         trials: number of different architectures to score; None: all of them where they are
-            enumerated, else 100 over a trained supernet and 500 without.
+            enumerated, else the `usual_trials` of the evaluation, or 500.
         metric: the score that decides, an accuracy, a loss, or ``zero_cost_score``.
         cost: the cost that the front is drawn over.
         batch: number of architectures asked for at once; None: one for each worker, or what halving
@@ -122,7 +121,7 @@ class TrialSearch:
         self._made(space)
 
     def _made(self, space: SearchSpace) -> tuple[Searcher, int | None]:
-        usual = RANKED if isinstance(self.evaluate, WeightSharing) else TRIALS
+        usual = getattr(self.evaluate, "usual_trials", TRIALS)
         objectives = (self.metric, self.cost)
         return make(self.searcher, space, self.seed, objectives, self.trials, usual)
 
@@ -270,7 +269,16 @@ class RandomArch:
         self.supernet, self.seed = supernet, seed
 
     def prepare(self, problem: SearchProblem) -> None:
-        """Nothing can be wrong here."""
+        """See `nas.search.base.Search`.
+
+        Raises:
+            UserError: several networks are asked for.
+        """
+        if (count := problem.front) > 1:
+            raise UserError(
+                f"front={count}: search=random draws one network; take search=random_search "
+                f"search.trials={count}, which trains {count}"
+            )
 
     def run(self, problem: SearchProblem, stage: Stage) -> SearchResult:
         """Draw; the score is the logarithm of the probability, budgets aside."""

@@ -16,7 +16,7 @@ from nas.discretization import discretize
 from nas.errors import NotFiniteError, UserError
 from nas.problem import SearchProblem
 from nas.recalibrate import batch_statistics
-from nas.search.evaluate import Scoring, quiet_trainer
+from nas.search.evaluate import Scoring, sample_of
 from nas.tasks.classification import task_of
 from nas.train import Batch
 
@@ -47,7 +47,7 @@ class ZeroCost:
         counted = problem.costs[self.score] if self.score in ("params", "macs") else None
         if counted is not None:
             return lambda arch: {METRIC: log(max(1.0, counted.of(arch.choices)))}
-        device = quiet_trainer(problem, 1).strategy.root_device
+        device = sample_of(problem).device
         fresh, loss = problem.build().to(device), task_of(problem.data).loss
         images = self.batches * problem.data.batch_size
         loader = () if self.score == "synflow" else problem.data.calibration_loader(images)

@@ -150,8 +150,10 @@ def test_the_start_is_on_the_front_of_macs_over_the_cost(whole, monkeypatch):
             p["params"] <= own["params"] and p["macs"] > own["macs"]
             for p in map(space.price, space)
         )
-    first = Predictor(space, 0, OBJECTIVES, startup=4).ask(4)
-    assert [arch.hash for arch in first] == [arch.hash for arch in found]
+    first = space.start(OBJECTIVES, 3)
+    for name in LEARNING:
+        searcher, _ = make(name, space, 3, OBJECTIVES, 20)
+        assert [a.hash for a in searcher.ask(len(first))] == [arch.hash for arch in first], name
 
 
 def test_the_region_is_the_budget_or_the_space_and_not_the_front_found():

@@ -99,6 +99,7 @@ SEARCH: dict[str, str] = {
     "resume=maybe": "maybe",
     "onnx=maybe": "onnx",
     "speed=fast": "kernels",
+    "search=random front=4": "search=random_search search.trials=4",
     "stable_epochs=-1": "stable_epochs",
     "relax.temperature=null": "relax.temperature",
 }

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from torch.testing import assert_close
 
 import nas
@@ -132,10 +133,29 @@ def test_an_inherited_network_gets_statistics_of_its_own(made: Path) -> None:
     assert_close(again.state_dict(), network.state_dict())
 
 
+@pytest.mark.usefixtures("nas_command")
+def test_a_supernet_is_kept_until_it_is_not_asked_for(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied(made / "searched")
+    saved = torch.load("runs/a/last.ckpt", weights_only=True)
+    assert saved.keys() == {"epoch", "global_step", "state_dict"}  # no optimizer's state
+    again = ["search", *SMALL, *SEARCHED, "onnx=false", "keep=network", "resume=true"]
+    assert run(again) == 0
+    assert "already finished: runs/a" in capsys.readouterr().out
+    assert not Path("runs/a/last.ckpt").exists()
+    assert run(["extract", "runs/a"]) == 2
+    assert "keep=network" in capsys.readouterr().err.strip().splitlines()[-1]
+    finetune = ["finetune", "arch=runs/a/arch.json", "checkpoint=runs/a/last.ckpt", *SMALL]
+    assert run(finetune) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "keep=supernet" in line
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nowhere"], "not a run's folder"),
+        (["nowhere"], "is not there"),
         (["runs/a", "budget.params=1"], "no network of this space has less than"),
         (["runs/a", "budget.parms=1k"], "Did you mean 'params'"),
         (["runs/a", "front=0.5"], "front"),

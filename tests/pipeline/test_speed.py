@@ -17,6 +17,7 @@ def test_what_was_measured_is_kept(
         return "channels_last", {"none": 0.2, "channels_last": 0.1}
 
     monkeypatch.setattr(nas.search.callbacks, "fastest", fastest)
+    monkeypatch.setattr(nas.export.loading, "slim", lambda _: None)
     arguments = ["speed=auto", "onnx=false", "finetune.epochs=1", "data.batch_size=32", "name=a"]
     assert nas_command("search", *arguments) == 0
     assert measured == [(32, 1, 8, 8)]

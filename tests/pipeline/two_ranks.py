@@ -19,11 +19,13 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+import nas.front
 import nas.pipeline
 from nas.artifacts import RunDir
 from nas.config.compose import compose_config
 from nas.diagnostics import silence_third_party_warnings
 from nas.errors import InterruptedRunError
+from nas.front import FrontRun
 from nas.pipeline import Run, TrainingStage
 from nas.problem import SearchProblem
 from nas.ranks import all_ranks, broadcast, world
@@ -96,13 +98,14 @@ KINDS: dict[str, list[str]] = {
         "guard.skips.first=1",
     ],
     "stable": ["bilevel", *DESCENT, "search.epochs=5", "stable_epochs=1"],
+    "front": ["fairnas", *SHOTS, "front=2"],
 }  # fmt: skip
 
 # One of each way to go on: the others differ from one of these in how they train or ask, not in
 # what they read again.
 RESUMED = (
     "bilevel", "reinforce", "random", "fairnas", "once_for_all", "fair_descent", "evolution",
-    "predictor", "halving", "constrained", "eigenvalue", "stable",
+    "predictor", "halving", "constrained", "eigenvalue", "stable", "front",
 )  # fmt: skip
 
 
@@ -134,7 +137,8 @@ def made(kind: str, folder: Path, ranks: int, batch: int = BATCH) -> Run:
     config = deepcopy(composed(kind))
     config.data.batch_size, config.trainer.devices = batch // ranks, ranks
     components = components_of(config) | {"make_supernet": Toy}
-    return Run(SearchProblem(**components), RunDir(folder).create())
+    problem = SearchProblem(**components)
+    return (FrontRun if problem.front > 1 else Run)(problem, RunDir(folder).create())
 
 
 @cache
@@ -174,22 +178,27 @@ def without_pictures(put: Callable[[object, str, object], None] = setattr) -> No
     torch.set_num_threads(1)
     for name in ("log_final", "log_graph", "write_drawing"):
         put(nas.pipeline, name, lambda *_: None)
+    for name in ("log_final", "write_pictures"):
+        put(nas.front, name, lambda *_: None)
 
 
 def carried_out(run: Run) -> list[str]:
     """Does it; what this rank ends with: the architecture, and hashes of all weights."""
     kept: list[nn.Module] = []
-    finetune = run._finetune
+    finetune = Run._finetune
 
     def keeping(*arguments: Any) -> Any:
         found = finetune(*arguments)
         kept.append(found[0])
         return found
 
-    run._finetune = keeping  # type: ignore[method-assign]
-    run()
+    Run._finetune = keeping  # type: ignore[method-assign]
+    try:
+        run()
+    finally:
+        Run._finetune = finetune  # type: ignore[method-assign]
     assert run.arch is not None
-    return [run.arch.hash, digest(run.supernet), digest(kept[0])]
+    return [run.arch.hash, digest(run.supernet), *map(digest, kept)]
 
 
 def digest(module: nn.Module) -> str:

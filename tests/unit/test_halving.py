@@ -170,7 +170,7 @@ def test_only_networks_trained_one_by_one_are_halved():
 class Problem:
     """One block of two small convolutions on the digits."""
 
-    space, costs, budgets = "s", {}, {}
+    space, costs, budgets, speed = "s", {}, {}, "kernels"
 
     def __init__(self) -> None:
         data = digits(limit=200)

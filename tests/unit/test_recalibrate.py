@@ -77,6 +77,18 @@ def test_a_norm_that_is_called_twice_pools_both_calls(sizes):
     assert all(value.isfinite().all() for value in norm.state_dict().values())
 
 
+def test_a_norm_that_does_more_does_it_meanwhile():
+    class Doubled(nn.BatchNorm1d):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    network, x = nn.Sequential(Doubled(3), nn.BatchNorm1d(3)), torch.randn(9, 3) + 5
+    recalibrate(network, [x])
+    assert_close(network[0].running_mean, x.mean(0))
+    assert_close(network[1].running_var, torch.full((3,), 4 * 9 / 8), rtol=1e-3, atol=0)
+    assert "forward" not in vars(network[0])
+
+
 def test_a_single_value_leaves_the_variance_where_it_starts():
     norm = nn.BatchNorm1d(2)
     recalibrate(norm, [torch.tensor([[3.0, -1.0]])])

@@ -7,7 +7,7 @@ import pytest
 
 from nas.report import report
 from nas.report.collect import Sweep, by_search, collect
-from nas.report.figure import chart
+from nas.report.figure import RING, Line, Points, Whiskers, chart
 from nas.report.fronts import Front, budgets_of, fronts, series_of
 from nas.report.page import details, frequencies, page
 from nas.report.templates import COLOURS, GREYS
@@ -42,9 +42,9 @@ def test_the_knee_is_where_little_more_is_gained(tmp_path):
     knee = front.knee()
     assert knee is not None
     assert knee.name == "b"
-    rings = [t for t in chart([front], {r: r.name for r in front.runs})["data"]
-             if t.get("name") == "knee"]  # fmt: skip
-    assert [(t["x"], t["customdata"]) for t in rings] == [([200], ["b"])]
+    marks = chart([front], {r: r.name for r in front.runs}).marks
+    rings = [m for m in marks if isinstance(m, Points) and m.radius == RING]
+    assert [(m.x, m.runs) for m in rings] == [([200], ["b"])]
 
 
 def test_two_members_have_no_knee(tmp_path):
@@ -58,10 +58,10 @@ def test_budgets_of_the_cost_shown_are_lines(tmp_path):
     write(tmp_path, "b", 200, 0.9, budgets={"params": 300})
     front = front_of(tmp_path)
     assert budgets_of([front]) == [150, 300]
-    data = chart([front], {run: run.name for run in front.runs})["data"]
-    assert [trace["x"] for trace in data if trace.get("line", {}).get("dash") == "dot"] == [
-        [150, 150],
-        [300, 300],
+    lines = [mark for mark in chart([front]).marks if isinstance(mark, Line) and mark.label]
+    assert [(line.x, line.label) for line in lines] == [
+        ([150, 150], "budget 150"),
+        ([300, 300], "budget 300"),
     ]
 
 
@@ -76,6 +76,9 @@ def test_seeds_of_a_setting_are_summed_up(tmp_path):
     assert (found.cost, found.metric) == pytest.approx((100, 70))
     assert (found.cost_sd, found.metric_sd) == pytest.approx((0, 20))
     assert single.spread(front) is None
+    drawn = [m for m in chart([front], spread=True).marks if isinstance(m, Whiskers)]
+    assert [(m.x, m.y) for m in drawn] == [pytest.approx((100, 70))]
+    assert not any(isinstance(m, Whiskers) for m in chart([front]).marks)
 
 
 def test_each_search_has_a_front_and_baselines_are_grey_and_dashed(tmp_path):
@@ -93,9 +96,11 @@ def test_each_search_has_a_front_and_baselines_are_grey_and_dashed(tmp_path):
     found = fronts(parts, "params", "test_acc")
     labels = [series.label.partition(",")[0] for series in series_of(found)]
     assert labels == ["fairnas: 2 networks", "random: 1 network", "zero_cost: 1 network"]
-    lines = [t["line"] for t in chart(found)["data"] if t["mode"] == "lines"]
-    assert [line.get("dash") for line in lines] == [None, "dash", "dash"]
-    assert [line["color"] for line in lines] == [COLOURS[0], *GREYS[:2]]
+    drawn = chart(found)
+    lines = [mark for mark in drawn.marks if isinstance(mark, Line)]
+    assert [line.dash for line in lines] == ["", "6 4", "6 4"]
+    assert [line.colour for line in lines] == [COLOURS[0], *GREYS[:2]]
+    assert [entry[2:] for entry in drawn.legend] == [(line.colour, line.dash) for line in lines]
     assert (tmp_path / "report.html") == report(tmp_path).html
 
 
@@ -104,9 +109,8 @@ def test_a_lone_search_is_one_front(tmp_path):
     write(tmp_path, "b", 200, 0.9, overrides={"search": "random"}, status="interrupted")
     sweep = Sweep("s", tmp_path, collect(tmp_path))
     assert by_search(sweep, "params", "test_acc") == [sweep]
-    (line,) = [t["line"] for t in chart([front_of(tmp_path)])["data"] if t["mode"] == "lines"]
-    assert line["color"] == COLOURS[0]
-    assert "dash" not in line
+    (line,) = [m for m in chart([front_of(tmp_path)]).marks if isinstance(m, Line)]
+    assert (line.colour, line.dash) == (COLOURS[0], "")
 
 
 def test_choices_are_counted_over_the_front(tmp_path):
@@ -129,19 +133,25 @@ def test_without_architectures_no_table_of_choices(tmp_path):
     assert '<table class="choices">' not in html
 
 
-def test_curves_are_those_that_the_search_has_written(tmp_path):
+@pytest.mark.parametrize("board", ["tensorboard", "strength=1,seed=0"])
+def test_curves_are_those_that_the_search_has_written_in_its_colour(tmp_path, board):
     from torch.utils.tensorboard import SummaryWriter
 
-    write(tmp_path, "a", 100, 0.5)
-    write(tmp_path, "b", 200, 0.9)
-    assert curves(front_of(tmp_path).members, "params") is None
-    with SummaryWriter(str(tmp_path / "a" / "tensorboard")) as writer:
+    write(tmp_path, "a", 100, 0.5, search="random")
+    write(tmp_path, "b", 200, 0.9, search="bilevel")
+    parts = by_search(Sweep("s", tmp_path, collect(tmp_path)), "params", "test_acc")
+    found = fronts(parts, "params", "test_acc")
+    runs = [run for front in found for run in front.members]
+    series, ids = series_of(found), {run: f"run-{run.name}" for run in runs}
+    assert curves(runs, "params", series, ids) == []
+    with SummaryWriter(str(tmp_path / "b" / board)) as writer:
         for epoch in range(3):
             writer.add_scalar("accuracy/supernet_val", epoch / 4, epoch)
-    drawn = curves(front_of(tmp_path).members, "params")
-    assert drawn is not None
-    (trace,) = drawn["data"]
-    assert (trace["name"], trace["x"], trace["y"]) == ("a", [1, 2, 3], [0, 25, 50])
+    (drawn,) = curves(runs, "params", series, ids)
+    (line,) = drawn.marks
+    assert (line.name, line.run, line.x, line.y) == ("b", "run-b", [1, 2, 3], [0, 25, 50])
+    points = [m for m in chart(found, ids).marks if isinstance(m, Points) and "run-b" in m.runs]
+    assert {m.colour for m in points} == {line.colour} == {COLOURS[0]}
 
 
 def test_details_hold_the_drawing_and_what_to_type(tmp_path):

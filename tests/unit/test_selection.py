@@ -131,7 +131,8 @@ def test_budgets_that_exclude_each_other_are_named():
 def test_a_front_holds_the_most_hypervolume_of_log_probability_and_log_cost():
     net, costs = supernet(3)
     many = front(net, "nested", costs, {}, "params", 50)
-    points = [(-log_probability(net, a), log(costs["params"].of(a.choices))) for a in many]
+    score = log_probability(net)
+    points = [(-score(a), log(costs["params"].of(a.choices))) for a in many]
     assert len(many) > 2
     few = front(net, "nested", costs, {}, "params", 2)
     assert few == [many[i] for i in thinned(points, 2)]

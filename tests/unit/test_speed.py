@@ -6,12 +6,15 @@ from torch import nn
 from torch.testing import assert_close
 
 from nas.decision import decisions
+from nas.discretization import discretize
 from nas.errors import UserError
 from nas.spaces.staged import StagedSpace
 from nas.supernet import speed
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.elastic_ops import build_op as build
-from nas.supernet.speed import MEASURED, compiled, fastest, prepare
+from nas.supernet.speed import MEASURED, compiled, fastest, prepare, prepare_network
+
+from .forward import Forward
 
 STAGES = [
     {"ops": ["conv_k3", "conv_k5", "sep_k3"], "channels": 4, "stride": 2},
@@ -128,3 +131,21 @@ def test_a_compiled_step_is_an_eager_one():
 def test_an_unknown_speed_is_refused():
     with pytest.raises(UserError, match="fast"):
         speed.check("fast")
+
+
+def test_a_network_alone_runs_with_channels_last_where_it_can(supernet):
+    x = torch.randn(16, 3, 8, 8)
+    network = discretize(supernet)
+    other = copy.deepcopy(network)
+    prepare_network(other, "kernels", x)
+    convolution = next(m for m in other.modules() if isinstance(m, nn.Conv2d))
+    assert not convolution.weight.is_contiguous()
+    assert_close(trained(other, x), trained(network, x), rtol=1e-3, atol=1e-4)
+
+    views = Forward(lambda self, x: self.conv(x).view(len(x), -1), conv=nn.Conv2d(3, 4, 3))
+    asked = copy.deepcopy(network)
+    for model, name in ((views, "kernels"), (nn.Conv3d(3, 2, 1), "kernels"), (asked, "none")):
+        prepare_network(model, name, x if model is not views else x[:2])
+        assert all(p.is_contiguous() for p in model.parameters())
+        assert not model._forward_pre_hooks
+    views(x)

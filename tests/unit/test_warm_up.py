@@ -10,7 +10,6 @@ from torch import nn
 
 from nas import ChoiceBlock, Params
 from nas.cost.expected import expected
-from nas.data import digits
 from nas.decision import split_parameters
 from nas.errors import UserError
 from nas.objective import Plain
@@ -19,6 +18,9 @@ from nas.search.path_sampling import AllPaths, StrictFairness
 from nas.search.proxyless import ProxylessSearch
 from nas.search.reinforce import ReinforceSearch
 
+from . import test_callbacks
+
+fit = partial(test_callbacks.fit, limit_val_batches=0)
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning, about tiny runs
 
 
@@ -46,21 +48,6 @@ def searched(kind=BilevelSearch, **options):
         "warmup_epochs": 1,
     }
     return kind(**given | options)
-
-
-def fit(search, *callbacks):
-    data = digits(limit=100, batch_size=16)
-    trainer = pl.Trainer(
-        max_epochs=search.epochs,
-        accelerator="cpu",
-        callbacks=list(callbacks),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(search, search.loaders(data))
-    return trainer
 
 
 class State(pl.Callback):
