@@ -63,6 +63,11 @@ def _verb(arguments: Sequence[str]) -> int:
     from nas.config.compose import parse
 
     given = parse(verb, rest)
+    if verb == "completion":
+        from nas.config.completion import script
+
+        print(script(given.places[0]))
+        return 0
     if given.places:
         from nas.config.saved import check_places
 
@@ -103,6 +108,9 @@ def _report(given: "Arguments") -> int:
 
 def _ended_by(error: BaseException, verb: str) -> int:
     """Tell the user in one line what has ended the command; the exit code."""
+    if isinstance(error, BrokenPipeError):  # of `nas ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # lest Python complains when it ends
+        return 141
     if isinstance(error, UserError):
         return _complain(str(error), verb)
     if isinstance(error, KeyboardInterrupt):

@@ -5,6 +5,7 @@ import os
 import re
 import tempfile
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
 # What the user can mend by giving another path, or rights to this one.
@@ -13,17 +14,23 @@ _PATHS = (
     errno.EROFS, errno.ELOOP, errno.EINVAL, errno.EEXIST,
 )  # fmt: skip
 
-# Page of docs/ -> what the messages speak of that it helps with, and the verb that it is about.
-PAGES = {
-    "front": (r"\bfront=", "extract"),
-    "searches": (r"\b(search|objective|relax|guard|experiment)[.=/]", None),
+# Page of docs/ -> what the messages speak of that it helps with, and the verbs that it is about.
+PAGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "images": (r"\bdata[.=/]|\bclass folder", ()),
+    "budgets": (r"\b(budget|cost|device|profile)[.=/]", ("profile",)),
+    "spaces": (r"\bspace[.=/]", ()),
+    "front": (r"\bfront=", ("extract",)),
+    "searches": (r"\b(search|objective|relax|guard|experiment)[.=/]", ()),
+    "export": (r"\bformat=", ("export",)),
+    "results": (r"\bresume=", ("report", "draw")),
+    "sweeps": (r"\blauncher\b", ()),
 }
 
 
 def page_of(message: str, verb: str) -> str | None:
     """The page of the documentation that helps with a refusal; None: none."""
     named = [page for page, (words, _) in PAGES.items() if re.search(words, message)]
-    return next(iter([*named, *(page for page, (_, own) in PAGES.items() if own == verb)]), None)
+    return next(iter([*named, *(page for page, (_, own) in PAGES.items() if verb in own)]), None)
 
 
 class UserError(ValueError):

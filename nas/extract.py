@@ -22,6 +22,7 @@ from nas.errors import FailedRunError, InterruptedRunError, UserError, is_full, 
 from nas.export import load_supernet
 from nas.front import print_rows, rows_of, train, write_files
 from nas.problem import SearchProblem
+from nas.progress import shown
 from nas.quantities import amount
 from nas.report.terminal import announce, console
 from nas.search.base import build_search, leaves_of
@@ -157,8 +158,17 @@ class Extraction:
 
     def __call__(self, device: Device) -> list[RunDir]:
         """Select, evaluate and export; one run in the device's folder for each network."""
-        archs = self.archs(device.problem)
-        return [self._carry_out(device, arch, len(archs) == 1) for arch in archs]
+        problem, runs, result = device.problem, [], dict[str, Any]()
+        with shown({"network": problem.work()}, problem.shows_progress) as progress:
+            archs = self.archs(problem)
+            progress.parts["network"].count = len(archs)
+            for number, arch in enumerate(archs, 1):
+                progress.place = number, len(archs)
+                runs.append(RunDir(device.folder / arch.hash))
+                result = train(problem, runs[-1], arch, device.config, self.options.fine_tune)
+        if len(runs) == 1:
+            announce(runs[0], result)
+        return runs
 
     def archs(self, problem: SearchProblem) -> list[Arch]:
         """The architectures to take, the smallest first.
@@ -176,13 +186,6 @@ class Extraction:
             return [problem.select()]
         priced = (problem.costs, problem.budgets)
         return front(problem.supernet, problem.space, *priced, options.cost, options.front)
-
-    def _carry_out(self, device: Device, arch: Arch, alone: bool) -> RunDir:
-        problem, run = device.problem, RunDir(device.folder / arch.hash)
-        result = train(problem, run, arch, device.config, self.options.fine_tune)
-        if alone:
-            announce(run, result)
-        return run
 
 
 def _ranking(problem: SearchProblem) -> TrialSearch | None:

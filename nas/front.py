@@ -21,6 +21,7 @@ from nas.artifacts.files import csv_table, display_path, is_main, write_atomic, 
 from nas.errors import UserError
 from nas.pipeline import Run, TrainingStage
 from nas.problem import SearchProblem
+from nas.progress import current
 from nas.quantities import amount
 from nas.ranks import broadcast
 from nas.report import write_pictures
@@ -48,13 +49,16 @@ class FrontRun(Run):
         asked, config = self.problem.front, broadcast(lambda: _text(self.run.config))
         fewer = f" (front={asked}: the search found no more)" if len(archs) < asked else ""
         networks = []
+        current().parts["network"].count = len(archs)
         for number, arch in enumerate(archs, 1):
-            print(f"\nnetwork {number} of {len(archs)}{fewer}: {self._described(arch)}", flush=True)
+            current().place = number, len(archs)
             run = RunDir(self.run.front / arch.hash)
             result = train(self.problem, run, arch, config)
             networks.append((run, result))
             if result:
-                print(_scores(result))
+                place = f"network {number} of {len(archs)}{fewer}"
+                accuracy = f"test {result['metrics']['test_acc']:.2%}"
+                print(f"{place} {self._described(arch)}, {accuracy}", flush=True)
         if not is_main():
             return {}
         return self._gathered(found, networks, logger, time.monotonic() - started)
@@ -64,7 +68,7 @@ class FrontRun(Run):
             f"{name} {amount(cost.of(arch.choices), cost.unit)}"
             for name, cost in self.problem.costs.items()
         ]
-        return ", ".join([arch.hash, *costs])
+        return f"({arch.hash}): {', '.join(costs)}"
 
     def _gathered(
         self,
@@ -157,11 +161,6 @@ def _priced(
     return known
 
 
-def _scores(result: Mapping[str, Any]) -> str:
-    metrics = result["metrics"]
-    return f"test accuracy {metrics['test_acc']:.2%}, validation {metrics['val_acc']:.2%}"
-
-
 def write_files(run: RunDir, cost: str, metric: str) -> None:
     """``front.csv``, ``front.png`` and a page of all trained networks in the run's folder of them.
 
@@ -229,7 +228,7 @@ _ABOUT = {
     "report.html": "the page: open it in a browser",
     "front.png": "test accuracy over cost",
     "front.csv": "the table",
-    "front": "a folder for each network: network.pt, network.onnx, arch.json, ...",
+    "front": "a folder for each network: network.pt, network.onnx, ...",
 }
 
 

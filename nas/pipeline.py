@@ -24,6 +24,7 @@ from nas.latency.command import write_picture
 from nas.latency.job import NAME as LATENCY
 from nas.latency.job import measured_fields
 from nas.problem import SearchProblem, check_logits
+from nas.progress import Part, current, shown
 from nas.ranks import all_ranks, broadcast, broadcast_module, each_rank_alone
 from nas.recalibrate import recalibrate
 from nas.report.summary import summarize, write_drawing
@@ -38,7 +39,7 @@ from nas.result import (
     versions,
 )
 from nas.search.base import Search, agreed, build_search
-from nas.search.callbacks import LastCheckpoint, Stopwatch
+from nas.search.callbacks import LastCheckpoint, ShowEpochs, Stopwatch
 from nas.search.telemetry import TrainingTelemetry
 from nas.supernet.speed import prepare, prepare_network
 from nas.tasks.classification import task_of
@@ -65,8 +66,9 @@ class TrainingStage:
         return self.problem.trainer(
             **strategy_of(given.get("strategy", "auto"), given.get("devices", 1)),
             max_epochs=epochs,
-            callbacks=callbacks,
+            callbacks=[ShowEpochs(), *callbacks],
             logger=self.logger,
+            enable_progress_bar=False,  # a run has one of its own
             default_root_dir=self.run.path,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -150,8 +152,14 @@ class Run:
         Of the processes of a distributed run, the first writes and has a result; the others' is
         empty.
         """
-        with all_ranks(TrainingStage(self.problem, self.run).trainer(1, [])):
+        trainer = TrainingStage(self.problem, self.run).trainer(1, [])
+        with all_ranks(trainer), shown(self._work(), self.problem.shows_progress):
             return self._carried_out()
+
+    def _work(self) -> dict[str, Part]:
+        """The parts of the run, for the time that it takes."""
+        known = getattr(self.search, "work", None)
+        return {**(known(self.problem) if known else {}), "network": self.problem.work()}
 
     def _carried_out(self) -> dict[str, Any]:
         logger = logger_of(self.problem, self.run.path)
@@ -182,6 +190,7 @@ class Run:
         self, network: nn.Module, result: dict[str, Any], logger: TensorBoardLogger
     ) -> None:
         """What is made of the network found; a step that fails is a warning in result.json."""
+        current().step = "writing files"
         attempt = self.attempts.attempt
         with attempt("latency", "the latency of the network was not measured"):
             self._measure(network, result, logger)
@@ -225,6 +234,7 @@ class Run:
         metrics: dict[str, float] = {}
         source = self.supernet if self.problem.inherit else self.problem.build()
         module = self._training(discretize(source, self.arch))
+        current().network("training" if self.train else "testing")
         data, watch = self.problem.data, Stopwatch()
         checkpoint = self.run.finetune_checkpoint
         callbacks = [watch, TrainingTelemetry(), LastCheckpoint(checkpoint)]

@@ -21,6 +21,7 @@ from nas.cost.trace import trace
 from nas.data import DataModule
 from nas.decision import apply, free
 from nas.errors import UserError
+from nas.progress import Part
 from nas.quantities import amount, parse_budget
 from nas.selection import check_feasible, check_known, largest_of, select
 from nas.supernet.choice import Relaxing
@@ -121,6 +122,32 @@ class SearchProblem:
         self.relax(supernet)
         init_lazy(supernet, inputs_of(shape, supernet))
         return supernet
+
+    @property
+    def images(self) -> tuple[float, float]:
+        """Images of an epoch of training, and of a validation; 0 where a loader has no length."""
+        data, found = self.data, []
+        for loader, size in ((data.weight_loader(), data.batch_size), (data.val_dataloader(), 0)):
+            try:
+                found.append(float(len(loader) * (size or getattr(data, "eval_batch_size", 1))))
+            except TypeError:
+                found.append(0.0)
+        return found[0], found[1]
+
+    def work(self, epochs: int | None = None) -> Part:
+        """Training of the networks of the front by the recipe `finetune`, see `nas.progress`.
+
+        Args:
+            epochs: instead of those of the recipe.
+        """
+        train, val = self.images
+        known = epochs or getattr(self.finetune, "keywords", {}).get("epochs") or 1
+        return Part(self.front, known * (3 * train + val) + 2 * val)
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether the run shows how far it is."""
+        return bool(getattr(self.trainer, "keywords", {}).get("enable_progress_bar", True))
 
     def _budgets(self) -> dict[str, float]:
         given = {name: text for name, text in self.amounts.items() if text is not None}

@@ -36,6 +36,17 @@ def amount(value: float, unit: str) -> str:
     return f"{_short(value / 10.0**power)} {_PREFIXES[power]}{unit}"
 
 
+def duration(seconds: float) -> str:
+    """A time for people, roughly: "42 s", "3 min", "1 h 20 min"."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, rest = divmod(round(minutes, -1), 60)
+    return f"{hours:,} h {rest} min" if rest and hours < 10 else f"{round(minutes / 60):,} h"
+
+
 def _short(value: float) -> str:
     """Three significant digits, zeros kept."""
     decimals = 2 - floor(log10(abs(value))) if value else 0

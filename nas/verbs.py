@@ -43,6 +43,7 @@ from nas.errors import (
     refusal,
     write_traceback,
 )
+from nas.progress import PREFIX
 
 FRONT = 8  # networks that a search trains, if it is not told how many
 
@@ -61,6 +62,8 @@ def launch(verb: str, given: Arguments) -> int:
     def job(config: DictConfig) -> None:
         # With this command line Lightning starts the other processes of a distributed training.
         sys.argv = [script, *given.typed]
+        several = HydraConfig.get().mode == RunMode.MULTIRUN
+        _sign_lines(several and os.getpid() != launcher)
         config.out, config.name = str(config.out), str(config.name)  # a folder may be "0"
         try:
             check_keys(config)
@@ -74,7 +77,6 @@ def launch(verb: str, given: Arguments) -> int:
         except Exception as error:
             failure = error
         # Of a sweep Hydra must hear of it; of a single job it would only print more lines.
-        several = HydraConfig.get().mode == RunMode.MULTIRUN
         if several and (os.getpid() != launcher or not isinstance(failure, InterruptedRunError)):
             raise failure
         ended.append(failure)
@@ -95,6 +97,12 @@ def launch(verb: str, given: Arguments) -> int:
             raise UserError(hydra_message(failure, given.overrides)) from None
         raise failure
     return 0
+
+
+def _sign_lines(beside: bool) -> None:
+    """Jobs that run side by side write to one terminal: each says which it is."""
+    if beside:
+        os.environ[PREFIX] = f"run {HydraConfig.get().job.num}: "
 
 
 def _fixed_keys(words: Sequence[str]) -> str:
@@ -274,7 +282,7 @@ def _run(config: DictConfig, run: RunDir) -> None:
     from nas.front import FrontRun, announce_front
     from nas.pipeline import Run
     from nas.problem import SearchProblem
-    from nas.report.terminal import announce
+    from nas.report.terminal import announce, data_in_words
 
     torch.set_num_threads(config.threads or _threads())
     arch = Arch.load(Path(config.arch)) if config.get("arch") else None
@@ -283,6 +291,7 @@ def _run(config: DictConfig, run: RunDir) -> None:
     pipeline = kind(problem, run, arch)
     if config.get("checkpoint"):
         load_supernet(pipeline.supernet, Path(config.checkpoint))
+    print(data_in_words(problem.data))
     run.create()
     # Jobs of two sweeps into one folder: the second finds what the first has made.
     with run.claimed(wait=HydraConfig.get().mode == RunMode.MULTIRUN):

@@ -7,11 +7,13 @@ its entry in the docstring of the verb's options.
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
 from textwrap import fill, wrap
 from typing import Any
+
+from nas.errors import UserError
 
 WIDTH = 80
 _MEANING = 32  # column where the meanings begin
@@ -108,6 +110,7 @@ class Verb:
         groups: of the configuration, those whose keys it reads.
         options: class in `nas.config.options` of its own keys; None: it takes Hydra's flags.
         short: a group whose keys are also written without its name.
+        usual: keys that most people need.
         examples: commands, one a line.
     """
 
@@ -116,6 +119,7 @@ class Verb:
     groups: tuple[str, ...] = ()
     options: str | None = None
     short: str | None = None
+    usual: tuple[str, ...] = ()
     examples: tuple[str, ...] = ()
 
 
@@ -123,8 +127,19 @@ _TRAINED = ("data", "space", "relax", "search", "cost", "objective", "guard", "f
 VERBS: Mapping[str, Verb] = {
     "search": Verb(
         "[key=value ...]",
-        "search, fine-tune, test and export one network",
+        "search for networks, train, test and export them",
         _TRAINED,
+        usual=(
+            "budget.params",
+            "front",
+            "search.epochs",
+            "finetune.epochs",
+            "data.limit",
+            "seed",
+            "name",
+            "resume",
+            "threads",
+        ),
         examples=(
             "nas search data=image_folder data.root=photos",
             "nas search -m objective.strength=0.03,0.1,0.3,1",
@@ -134,12 +149,14 @@ VERBS: Mapping[str, Verb] = {
         "arch=FILE [key=value ...]",
         "train a known architecture (checkpoint=FILE inherits weights)",
         ("data", "space", "cost", "finetune", "trainer"),
+        usual=("arch", "checkpoint", "finetune.epochs", "finetune.optimizer.lr", "seed", "name"),
         examples=("nas finetune arch=RUN/arch.json finetune.epochs=100",),
     ),
     "describe": Verb(
         "[key=value ...]",
-        "decisions of a space, number of architectures, cost ranges",
-        ("data", "space", "cost"),
+        "what data and space are, and how long a search takes",
+        _TRAINED,
+        usual=("front", "search.epochs", "finetune.epochs", "data.limit", "seed"),
         examples=("nas describe space=mobilenet_tiny data=cifar10",),
     ),
     "profile": Verb(
@@ -147,6 +164,7 @@ VERBS: Mapping[str, Verb] = {
         "measure a space on a device: the cost latency reads the result",
         ("measure", "data", "space"),
         short="measure",
+        usual=("runtime", "accelerator", "threads", "dtype", "batch", "out"),
         examples=(
             "nas profile space=mobilenet_tiny runtime=onnxruntime out=here.json",
             "nas search cost=[latency] profile=here.json budget.latency=3ms",
@@ -175,37 +193,136 @@ VERBS: Mapping[str, Verb] = {
         options="ExportOptions",
         examples=("nas export RUN format=python,onnx,int8_onnx",),
     ),
+    "completion": Verb(
+        "bash|zsh",
+        "completion of verbs, groups, options and keys in your shell",
+        options="CompletionOptions",
+        examples=(
+            """echo 'eval "$(nas completion bash)"' >> ~/.bashrc""",
+            """echo 'eval "$(nas completion zsh)"' >> ~/.zshrc""",
+        ),
+    ),
 }
 
 
 def usage() -> str:
     """The text of `nas --help`."""
-    verbs = "\n".join(f"  nas {name:9}{verb.summary}" for name, verb in VERBS.items())
+    verbs = "\n".join(f"  nas {name:11}{verb.summary}" for name, verb in VERBS.items())
     return f"""\
 nas: search for the network that fits your device
 
 {verbs}
 
-`nas VERB --help` lists the keys of a verb, with their defaults and meanings.
+  nas VERB --help                                   what most people need
+  nas search --help GROUP                           its options and keys
   nas search                                        digits, a few minutes
   nas search data=image_folder data.root=photos     your own images
-  nas search -m objective.strength=0.03,0.1,0.3,1   one run for each strength
+  nas describe data=image_folder data.root=photos   what it would take
+  nas search -m seed=0,1,2                          one run for each seed
 """
 
 
 def help_of(name: str, arguments: Sequence[str] = ()) -> str:
-    """The text of `nas VERB --help`.
+    """The text of `nas VERB --help`: what most people need, on one screen.
 
     Args:
         name: of the verb.
-        arguments: of these, ``group=option`` choose the options whose keys are listed.
+        arguments: groups, whose keys are listed; ``all``, which lists those of every group;
+            ``group=option``, which choose the options whose keys are listed.
+
+    Raises:
+        UserError: no such group.
     """
     verb = VERBS[name]
     parts = [fill(f"nas {name} {verb.usage}: {verb.summary}", WIDTH)]
-    parts += _own(verb.options) if verb.options else _composed(verb, arguments)
+    asked = [word.lstrip("+") for word in arguments if word[:1] != "-"]
+    chosen = dict(word.split("=", 1) for word in asked if "=" in word)
+    topics = [word for word in asked if "=" not in word] or [g for g in chosen if g in verb.groups]
+    if verb.options:
+        parts += _own(verb.options)
+    elif topics:
+        return "\n\n".join(_topic(name, topic, chosen) for topic in topics)
+    else:
+        parts += _short(name)
     if verb.examples:
         parts.append("\n".join(f"  {example}" for example in verb.examples))
     return "\n\n".join(parts)
+
+
+def _short(name: str) -> Iterator[str]:
+    """What most people need of a verb that takes the configuration of a run."""
+    verb, chosen, options = VERBS[name], _defaults(), groups()
+    known = {key.name: key for key in keys_of_run()}
+    for group in verb.groups:
+        above = "" if group == verb.short else f"{group}."
+        for key in keys_of(group, chosen[group]) if chosen[group] in options[group] else ():
+            known[above + key.name] = replace(key, name=above + key.name)
+    yield "most used:\n" + "\n".join(_lines(known[key]) for key in verb.usual)
+    lines = []
+    for group in verb.groups:
+        left = f"  {group:10}"
+        lines.append(left + shorten(f"{', '.join(_in_order(group, chosen))}", WIDTH - len(left)))
+    yield "groups, with their options, the default first:\n" + "\n".join(lines)
+    more = {
+        f"nas {name} --help GROUP": "its options and keys; also: experiment, run, all",
+        f"nas {name} --cfg job": "the whole configuration, as it would be run",
+    }
+    if "finetune" in verb.groups:
+        more |= {
+            f"nas {name} experiment=NAME": "a recipe; +experiment=NAME is the same",
+            f"nas {name} -m KEY=A,B,C": "a sweep; hydra/launcher=joblib side by side",
+        }
+    more |= {"--config-dir FOLDER": "options of your own: FOLDER/GROUP/NAME.yaml"}
+    yield "more:\n" + "\n".join(f"  {left:{_MEANING - 2}}{about}" for left, about in more.items())
+
+
+def shorten(text: str, width: int) -> str:
+    """The text, cut off at a comma or a space where it is too long."""
+    end = max(text.rfind(mark, 0, width - 4) for mark in (",", " "))
+    return text if len(text) <= width else f"{text[:end].rstrip(',')}, ..."
+
+
+def _in_order(group: str, chosen: Mapping[str, str]) -> list[str]:
+    """The options of a group, those that are chosen first."""
+    options = groups()[group]
+    names = [n for n in re.split(r"[\[\], ]+", chosen.get(group, "")) if n in options]
+    return [*names, *(option for option in options if option not in names)]
+
+
+def _topic(verb: str, topic: str, chosen: Mapping[str, str]) -> str:
+    """`nas VERB --help TOPIC`."""
+    if topic == "all":
+        return "\n\n".join(_composed(VERBS[verb], chosen))
+    if topic in ("run", "budget"):
+        found = [key for key in keys_of_run() if topic == "run" or key.name.startswith("budget")]
+        return "of the run:\n" + "\n".join(map(_lines, found))
+    if topic not in groups():
+        known = ", ".join([*groups(), "run", "all"])
+        raise UserError(f"nas {verb} --help {topic}: there is no such group; choose one of {known}")
+    given = {**_defaults(), **chosen}
+    lines = [f"{topic}=OPTION, of which there are"]
+    for option in _in_order(topic, given):
+        about = _indented(_about(config_dir() / topic / f"{option}.yaml"), _MEANING)
+        lines.append(f"  {option:{_MEANING - 2}}{about}".rstrip())
+    above = "" if topic == VERBS[verb].short else f"{topic}."
+    names = re.split(r"[\[\], ]+", given.get(topic, ""))
+    options = [option for option in _in_order(topic, given) if option in names]
+    for option in options:
+        keys = [_lines(key, above) for key in keys_of(topic, option)]
+        lines += ["", f"keys of {topic}={option} (another: nas {verb} {topic}=NAME --help)", *keys]
+    return "\n".join(lines)
+
+
+def _about(path: Path) -> str:
+    """The first sentence of the comment that a YAML file begins with."""
+    text = ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        if not line.startswith("# @package"):
+            text += line.removeprefix("#") + " "
+    first = re.match(r"(.*?(?<! al))[.:](?=\s+[A-Z]|\s*$|\s+nas )", " ".join(text.split()))
+    return shorten(first[1] if first else " ".join(text.split()), 150)
 
 
 def _own(options: str) -> Iterator[str]:
@@ -225,30 +342,20 @@ def _yaml(value: object) -> str:
     return "null" if value is None else str(value).lower()
 
 
-def _composed(verb: Verb, arguments: Sequence[str]) -> Iterator[str]:
-    chosen = {**_defaults(), **dict(word.split("=", 1) for word in arguments if "=" in word)}
-    options = groups()
-    yield (
-        "Arguments are group=option or key=value. Of each group the option chosen comes\n"
-        "first, and its keys are listed: to see those of another, nas search space=darts\n"
-        "--help."
-    )
+def _composed(verb: Verb, given: Mapping[str, str]) -> Iterator[str]:
+    chosen = {**_defaults(), **given}
     for group in verb.groups:
-        names = [n for n in re.split(r"[\[\], ]+", chosen.get(group, "")) if n in options[group]]
-        others = [option for option in options[group] if option not in names]
-        text = fill(f"{group}: {', '.join([*names, *others])}", WIDTH, subsequent_indent="    ")
+        names = _in_order(group, chosen)
+        text = fill(f"{group}: {', '.join(names)}", WIDTH, subsequent_indent="    ")
         above = "" if group == verb.short else f"{group}."
-        keys = [key for name in names for key in keys_of(group, name)]
+        taken = re.split(r"[\[\], ]+", chosen.get(group, ""))
+        keys = [key for name in names if name in taken for key in keys_of(group, name)]
         yield "\n".join([text, *(_lines(key, above) for key in keys)])
     trains = "finetune" in verb.groups
     own = [key for key in keys_of_run() if trains or key.name in ("seed", "profile")]
     yield "of the run:\n" + "\n".join(map(_lines, own))
-    yield (
-        "--config-dir FOLDER adds options of your own to the groups\n"
-        "--cfg job           prints the whole configuration, runs nothing\n"
-        "-m                  sweeps: key=a,b,c; hydra/launcher=joblib side by side\n"
-        "+experiment=NAME    " + _indented(f"a recipe: {', '.join(options['experiment'])}", 20)
-    )
+    recipes = ", ".join(groups()["experiment"])
+    yield fill(f"experiment: {recipes}", WIDTH, subsequent_indent="    ")
 
 
 def _defaults() -> dict[str, str]:

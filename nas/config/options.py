@@ -109,3 +109,11 @@ class DrawOptions:
 
     Nothing that a folder names is run.
     """
+
+
+@dataclass(frozen=True)
+class CompletionOptions:
+    """Print what a shell needs to complete the words of `nas` with the TAB key.
+
+    Options of your own, of --config-dir, are not among them.
+    """

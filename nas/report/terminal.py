@@ -9,6 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -31,6 +32,7 @@ from nas.report.templates import cost_text, metric_text, plural
 from nas.selection import largest_of, least_of
 
 PIPE_WIDTH = 140  # columns where the output is no terminal that has a width
+UNBALANCED = 1.5  # times as many images in the largest class as in the smallest
 BAR = 12  # characters of a full bar
 MOST_DOMINATED = 30  # runs that a terminal shows; report.csv and the page show all
 TEXTUAL = ("sweep", "run", "settings", "place")  # columns set to the left
@@ -42,6 +44,32 @@ def console() -> Console:
     # No markup: a name out of a file may have brackets in it.
     plain = Console(highlight=False, markup=False)
     return plain if plain.is_terminal else Console(highlight=False, markup=False, width=PIPE_WIDTH)
+
+
+def data_in_words(data: Any) -> str:
+    """What the data are: images, classes, balance, sizes, parts; two lines.
+
+    Args:
+        data: a data module that is set up. Of one of the user's own, what every one must have.
+    """
+    shape = " x ".join(map(str, data.input_shape))
+    parts, images = getattr(data, "parts", None), getattr(data, "images", None)
+    if parts is None or images is None:
+        return f"data {data.name}: samples of {shape}, {data.num_outputs} outputs"
+    used = torch.cat(list(parts.values()))
+    counts = torch.bincount(images.labels[used], minlength=len(data.classes)).tolist()
+    few, many = min(counts), max(counts)
+    each = f"{few:,}" if few == many else f"{few:,} to {many:,}"
+    if many > UNBALANCED * few:
+        names = (data.classes[counts.index(size)] for size in (few, many))
+        each = f"{each} (fewest {{}}, most {{}}: unbalanced)".format(*names)
+    whole = f" of {len(images.labels):,}" if len(used) < len(images.labels) else ""
+    sizes = {part: f"{len(own):,}" for part, own in parts.items()}
+    return (
+        f"data {data.name}: {len(used):,}{whole} images of {shape}, "
+        f"{len(data.classes)} classes of {each}\n"
+        f"  {sizes['train']} to train, {sizes['val']} to validate, {sizes['test']} to test"
+    )
 
 
 def describe(
@@ -127,10 +155,10 @@ def announce(run: RunDir, result: Mapping[str, Any]) -> None:
     """Print the network found, its files and the next commands; in the first process alone."""
     if not is_main():
         return
-    metrics, costs = result["metrics"], result["costs"]
+    costs = result["costs"]
     print(f"\nnetwork found in space {result['space']!r} (data {result['data']!r}):")
     _print_network(result)
-    print(f"test accuracy {metrics['test_acc']:.2%}, validation {metrics['val_acc']:.2%}")
+    print(scores(result))
     width = max(map(len, costs))
     for name, value in costs.items():
         print(f"{name:{width}} {_compared(name, value, result)}")
@@ -157,6 +185,13 @@ def about_supernet(run: RunDir) -> str:
         return ""
     size = amount(run.checkpoint.stat().st_size, "B")
     return f"the supernet, {size}, for nas extract (keep=network leaves it out)"
+
+
+def scores(result: Mapping[str, Any]) -> str:
+    """The accuracies of a network, and whether it was trained at all."""
+    metrics = result["metrics"]
+    said = f"test accuracy {metrics['test_acc']:.2%}, validation {metrics['val_acc']:.2%}"
+    return said if result.get("trained", True) else f"{said} (not trained)"
 
 
 def _print_network(result: Mapping[str, Any]) -> None:

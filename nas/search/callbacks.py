@@ -1,4 +1,4 @@
-"""Callbacks of a search: checkpoint, stopwatch, discretization gap, speed."""
+"""Callbacks of a search: checkpoint, stopwatch, progress, discretization gap, speed."""
 
 import copy
 import io
@@ -16,6 +16,7 @@ from torchmetrics import MetricCollection
 from nas.artifacts.files import write_atomic
 from nas.decision import apply, free
 from nas.discretization import arch_of
+from nas.progress import current
 from nas.recalibrate import batch_statistics
 from nas.supernet.speed import check, compiled, fastest, prepare, step
 from nas.train import frozen, shared
@@ -108,6 +109,30 @@ class Stopwatch(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds = state_dict["seconds"]
         self.cpu_seconds = state_dict.get("cpu_seconds", 0.0)
+
+
+class ShowEpochs(pl.Callback):
+    """Tells the run's progress how far a training is, and the metrics of each epoch."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        current().reach(trainer.current_epoch / (trainer.max_epochs or 1), before=True)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        epoch = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
+        current().reach(epoch / (trainer.max_epochs or 1))
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        current().step = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        current().tell({n: float(value) for n, value in trainer.progress_bar_metrics.items()})
 
 
 class DiscretizationGap(pl.Callback):

@@ -18,6 +18,7 @@ from nas.decision import decisions, free, resample, split_parameters
 from nas.errors import UserError
 from nas.objective import Objective
 from nas.problem import SearchProblem
+from nas.progress import Part, current
 from nas.ranks import averaged, broadcast
 from nas.recalibrate import kept_statistics
 from nas.search.base import ScoredArch, SearchResult, Stage, agreed, check_searchable
@@ -154,6 +155,15 @@ class DifferentiableSearch(pl.LightningModule):
         """See `nas.search.base.Search`; the constructor has checked the rest."""
         self.loaders(problem.data)  # a batch larger than a split is an error now
 
+    def work(self, problem: SearchProblem) -> dict[str, Part]:
+        """What is to be done, for the time that it takes."""
+        train, val = problem.images
+        options = [len(decision.options) for _, decision in decisions(self.supernet)]
+        mixed = sum(options) / len(options)  # candidates that a step runs, unless paths are sampled
+        alphas = self.epochs - self.warmup_epochs
+        work = 3 * train * (self.warmup_epochs + 2 * mixed * alphas) + 2 * val * self.epochs
+        return {"supernet": Part(1, work)}
+
     def run(self, problem: SearchProblem, stage: Stage) -> SearchResult:
         """Train weights and alphas; the result is the front of the most probable architectures."""
         data, watch = problem.data, Stopwatch()
@@ -169,6 +179,7 @@ class DifferentiableSearch(pl.LightningModule):
             saving,
         ]
         trainer = stage.trainer(self.epochs, callbacks)
+        current().begin("supernet", "search")
         stage.fit(trainer, self, self.loaders(data), stage.run.checkpoint)
         free(self.supernet)
         cost = next(iter(problem.cost_models), "params")

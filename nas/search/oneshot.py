@@ -14,6 +14,7 @@ from nas.config.schema import Count, NonNegative, Seed, Share, checked
 from nas.cost.expected import Expected
 from nas.decision import free, split_parameters
 from nas.problem import SearchProblem
+from nas.progress import Part, current
 from nas.search.base import SearchResult, Stage, check_searchable
 from nas.search.callbacks import LastCheckpoint, SpeedUp, Stopwatch
 from nas.search.path_sampling import Loss, PathSampling
@@ -96,6 +97,12 @@ class OneShot(pl.LightningModule):
         self.loaders(problem.data)
         self.ranking.prepare(problem)
 
+    def work(self, problem: SearchProblem) -> dict[str, Part]:
+        """What is to be done, for the time that it takes."""
+        train, _ = problem.images
+        work = 3 * train * self.epochs * self.path_sampling.networks
+        return {"supernet": Part(1, work), **self.ranking.work(problem)}
+
     def run(self, problem: SearchProblem, stage: Stage) -> SearchResult:
         """Train the supernet, then rank its networks inside the budgets with its weights."""
         watch, data = Stopwatch(), problem.data
@@ -106,6 +113,7 @@ class OneShot(pl.LightningModule):
             LastCheckpoint(stage.run.checkpoint),
         ]
         trainer = stage.trainer(self.epochs, callbacks)
+        current().begin("supernet", "training supernet")
         # No validation: its networks are ranked afterwards, each by itself.
         stage.fit(trainer, self, self.loaders(data), stage.run.checkpoint, validate=False)
         ranked = self.ranking.run(problem, stage)

@@ -39,6 +39,11 @@ class PathSampling:
         """Called once before training; budgets play no part, as the supernet is to serve any."""
         self.supernet = supernet
 
+    @property
+    def networks(self) -> float:
+        """Networks whose work a step is, roughly."""
+        return 1.0
+
     def start_epoch(self) -> None:
         """Called before each epoch: forget what a checkpoint does not hold."""
 
@@ -74,6 +79,10 @@ class AllPaths(PathSampling):
     def start(self, supernet: nn.Module, costs: Mapping[str, Expected]) -> None:
         super().start(supernet, costs)
         Relaxing("softmax", False, constant())(supernet)  # of alphas that stay equal
+
+    @property
+    def networks(self) -> float:
+        return max(len(decision.options) for _, decision in decisions(self.supernet))
 
     def paths(self, loss: Loss, generator: torch.Generator) -> Iterator[Loss]:
         free(self.supernet)
@@ -139,6 +148,10 @@ class StrictFairness(PathSampling):
         super().start(supernet, costs)
         self.start_epoch()
 
+    @property
+    def networks(self) -> float:
+        return max(len(decision.options) for _, decision in decisions(self.supernet))
+
     def start_epoch(self) -> None:
         # A decision of fewer than m options is in the middle of a permutation.
         self.queues: dict[str, list[int]] = {name: [] for name, _ in decisions(self.supernet)}
@@ -175,6 +188,10 @@ class Sandwich(PathSampling):
     def start(self, supernet: nn.Module, costs: Mapping[str, Expected]) -> None:
         super().start(supernet, costs)
         self.least, self.largest = extremes(supernet, _known(costs, self.cost))
+
+    @property
+    def networks(self) -> float:
+        return self.random + 2.0
 
     def paths(self, loss: Loss, generator: torch.Generator) -> Iterator[Loss]:
         taught: list[Tensor] = []

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import log
 from typing import ClassVar, Literal, cast
@@ -18,6 +18,7 @@ from nas.config.schema import Count, Processes, Seed, checked
 from nas.decision import decisions, free, sample_path
 from nas.errors import UserError
 from nas.problem import SearchProblem
+from nas.progress import Part, current
 from nas.ranks import broadcast, each_rank_alone, world
 from nas.search.base import ScoredArch, SearchResult, Stage, agreed
 from nas.search.evaluate import Scoring, TrainFromScratch
@@ -25,6 +26,7 @@ from nas.search.halving import FOLDER, Halving, in_rungs
 from nas.search.model import OptionModel, worth_training
 from nas.search.scoring import Outcomes, Workers, in_turn, over_ranks, recorded
 from nas.search.searchers import (
+    SMALL,
     TRIALS,
     Agreed,
     best,
@@ -130,6 +132,24 @@ class TrialSearch:
         """The search itself, which ranks its networks."""
         return self
 
+    def work(self, problem: SearchProblem) -> dict[str, Part]:
+        """What is to be done, for the time that it takes."""
+        space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
+        count = self._count(space, self._made(space)[1]) or 1
+        if self._trains:
+            return {"ranking": Part(count, problem.work(getattr(self.evaluate, "epochs", 0)).work)}
+        measured = getattr(self.evaluate, "calibration", 0)  # images on which BatchNorm is
+        return {"ranking": Part(count, measured + problem.images[1])}
+
+    @property
+    def _trains(self) -> bool:
+        """Whether each network is trained to be scored, which takes long."""
+        return isinstance(self.evaluate, TrainFromScratch)
+
+    def _count(self, space: SearchSpace, count: int | None) -> int | None:
+        """How many trials there will be; None: not known before, or fewer where budgets rule."""
+        return count or (space.size if space.size <= SMALL else None)
+
     def run(self, problem: SearchProblem, stage: Stage) -> SearchResult:
         """Search, with ``trials.jsonl`` and ``trials.csv`` in the run's folder.
 
@@ -205,7 +225,11 @@ class TrialSearch:
         for key, trial in log.known.items():
             if space.holds(trial.arch):
                 log.known[key] = replace(trial, costs=space.price(trial.arch))
-        each = Progress(self.metric, self.cost)
+        total = self._count(space, count)
+        each = Told(self.metric, total, self._trains, list(log.known))
+        begun = len(log.known)
+        left = max(0, (total or 1) - begun)
+        current().begin("ranking", "trials" if self._trains else "ranking", left, at=begun)
         if not self.halving.rungs:
             with self._outcomes(self.evaluate, problem) as outcomes:
                 evaluate = recorded(outcomes, space, log, each)
@@ -232,24 +256,44 @@ class TrialSearch:
 
 
 @dataclass
-class Progress:
-    """Prints a line for each trial, and for each rung that it reaches."""
+class Told:
+    """Tells the run's progress of each trial: where many are ranked quickly, of every tenth part.
+
+    Args:
+        metric: that decides.
+        count: of the trials; None: not known before.
+        each: tell of every one.
+        begun: trials of an earlier session.
+    """
 
     metric: str
-    cost: str
-    numbers: dict[str, int] = field(default_factory=dict)  # hash -> place
+    count: int | None
+    each: bool
+    begun: Sequence[str]  # their hashes
+    best: Trial | None = None
+
+    def __post_init__(self) -> None:
+        self.numbers = {arch: number for number, arch in enumerate(self.begun, 1)}
 
     def __call__(self, trial: Trial) -> None:
         number = self.numbers.setdefault(trial.arch.hash, len(self.numbers) + 1)
-        score = trial.metrics.get(self.metric)
-        text = trial.message if score is None else f"{self.metric} {score:.4f}"
-        if trial.epochs:
-            text = f"{text} after {trial.epochs} epochs"
-        cost = trial.costs.get(self.cost)
-        print(
-            f"trial {number}: {trial.arch.hash} {text}, {self.cost} {cost}, {trial.seconds:.1f} s",
-            flush=True,
-        )
+        if self.best is None or trial.value(self.metric) < self.best.value(self.metric):
+            self.best = trial
+        progress, known = current(), {}
+        if self.count:
+            share = (number - len(self.begun)) / max(1, self.count - len(self.begun))
+            progress.reach(max(0.0, share))
+        of = f" of {self.count}" if self.count else ""
+        epochs = f" after {trial.epochs} epochs" if trial.epochs else ""
+        progress.step = f"network {number}{of}{epochs}"
+        if self.metric in trial.metrics and self.each:
+            known[self.metric] = trial.metrics[self.metric]
+        elif not trial.metrics:
+            progress.step += f" ({trial.message})"
+        if self.metric in self.best.metrics:
+            known[f"best {self.metric}"] = self.best.metrics[self.metric]
+        tenth = number % max(1, (self.count or 1) // 10) == 0 or number == self.count
+        progress.tell(known, self.each or tenth or not trial.metrics)
 
 
 class RandomArch:

@@ -189,7 +189,7 @@ def test_side_by_side_and_in_rungs_is_what_one_process_finds(
 ) -> None:
     words = ["search=random_search", "search.trials=4", "search.batch=4", "weights=fresh"]
     words += ["search.halving.epochs=[1,2]", "search.halving.eta=2"]
-    assert search(*words) == 0
+    assert search(*words, "trainer.enable_progress_bar=true") == 0
     out = capsys.readouterr().out
     assert out.count("after 1 epochs") == 4
     assert out.count("after 2 epochs") == 2

@@ -56,6 +56,27 @@ def test_search_leaves_a_network_that_is_what_the_result_says(
     assert not folder.finetune_checkpoint.exists()
 
 
+def test_the_data_and_each_step_are_said_where_the_output_is_redirected(
+    nas_command: Nas, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["search=spos", "search.epochs=2", "search.ranking.trials=3", "front=2", "onnx=false"]
+    assert nas_command("search", "name=a", "trainer.enable_progress_bar=true", *words) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "data digits: 669 of 1,797 images of 1 x 8 x 8, 10 classes of 65 to 68"
+    assert said[1] == "  300 to train, 100 to validate, 269 to test"
+    steps = [line.partition(";")[0] for line in said if line.startswith(("training", "ranking"))]
+    assert steps == [
+        *(f"training supernet, epoch {number} of 2" for number in (1, 2)),
+        *(f"ranking, network {number} of 3" for number in (1, 2, 3)),
+        *(f"training network {n} of 2, epoch {number} of 2" for n in (1, 2) for number in (1, 2)),
+    ]
+    assert [line.split(" (")[0] for line in said if line.startswith("network ")][:2] == [
+        "network 1 of 2",
+        "network 2 of 2",
+    ]
+    assert not [line for line in said if "━" in line]
+
+
 def test_export_writes_the_onnx_file_again(
     nas_command: Nas, capsys: pytest.CaptureFixture[str]
 ) -> None:

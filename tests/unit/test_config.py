@@ -1,6 +1,7 @@
 """Configurations are checked against the constructors that they are for."""
 
 import re
+import subprocess
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +13,9 @@ from omegaconf import OmegaConf
 from nas.artifacts import RunDir, fingerprint
 from nas.config.calls import target_of
 from nas.config.check import check
+from nas.config.completion import script
 from nas.config.compose import compose_config, parse
-from nas.config.help import VERBS, config_dir, groups, help_of, keys_of
+from nas.config.help import VERBS, config_dir, groups, help_of, keys_of, usage
 from nas.config.saved import change, read_saved
 from nas.config.schema import violation
 from nas.config.trusted import foreign, moved
@@ -153,9 +155,62 @@ def test_unknown_keys_and_wrong_types_are_named_with_their_path() -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_is_80_columns_wide(verb: str) -> None:
-    text = help_of(verb, ["search=once_for_all", "space=ofa_mobilenet", "cost=[latency,energy]"])
-    assert max(map(len, text.splitlines())) <= 80
-    assert "Args" not in text
+    chosen = ["search=once_for_all", "space=ofa_mobilenet", "cost=[latency,energy]"]
+    for words in ([], chosen, ["all", *chosen], ["search"], ["experiment"], ["run"]):
+        text = help_of(verb, words)
+        assert max(map(len, text.splitlines())) <= 80
+        assert "Args" not in text
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_is_one_screen_and_says_where_the_rest_is(verb: str) -> None:
+    lines = help_of(verb).splitlines()
+    assert len(lines) <= 40
+    if VERBS[verb].options is None:
+        assert len(lines) >= 24
+        assert f"nas {verb} --help GROUP" in "\n".join(lines)
+    assert max(map(len, usage().splitlines())) <= 80
+
+
+def test_help_of_a_group_lists_its_options_and_keys() -> None:
+    text = help_of("search", ["data"])
+    assert re.search(r"^  image_folder +Your own images: ", text, re.MULTILINE)
+    assert re.search(r"^  data.batch_size=64 +of a training$", text, re.MULTILINE)
+    assert "gdas" in help_of("search", ["experiment"])
+    assert "  budget.macs=null" in help_of("search", ["budget"])
+    with pytest.raises(UserError, match=r"no such group; choose one of .*data"):
+        help_of("search", ["dta"])
+
+
+COMPLETE = """
+{script}
+complete_line() {{
+    COMP_LINE="$1" COMP_POINT=${{#1}} COMPREPLY=()
+    _nas
+    echo "${{COMPREPLY[*]}}"
+}}
+complete_line "nas sea"
+complete_line "nas search dat"
+complete_line "nas search data=fa"
+complete_line "nas search seed=1 search.weight_optimizer.mo"
+complete_line "nas extract RUN fr"
+complete_line "nas search --he"
+"""
+
+
+def test_completion_in_bash() -> None:
+    code = COMPLETE.format(script=script("bash"))
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
+    verbs, groups_and_keys, options, key, own, flags = done.stdout.splitlines()
+    assert verbs == "search"
+    assert {"data=", "data.limit=", "data.root="} <= set(groups_and_keys.split())
+    assert options == "fashion_mnist"  # after the `=`, which ends a word in bash
+    assert key == "search.weight_optimizer.momentum="
+    assert own == "front="
+    assert flags == "--help"
+    assert "bashcompinit" in script("zsh")
+    with pytest.raises(UserError, match="bash, zsh"):
+        script("fish")
 
 
 def test_every_key_of_every_option_has_a_meaning() -> None:
@@ -165,6 +220,7 @@ def test_every_key_of_every_option_has_a_meaning() -> None:
 
 
 def test_help_lists_the_keys_of_the_option_that_is_chosen() -> None:
+    assert "search.epochs=50 " in help_of("search", ["all", "search=darts"])
     text = help_of("search", ["search=darts"])
     assert "search.epochs=50 " in text
     assert "search.alpha_optimizer.lr=3.0e-4" in text  # darts.yaml's own

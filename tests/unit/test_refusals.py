@@ -75,4 +75,4 @@ def test_the_pages_that_refusals_name_exist(page: str) -> None:
 def test_the_page_is_that_of_what_is_named_else_of_the_verb() -> None:
     assert page_of("search.epochs=0 must be at least 1", "describe") == "searches"
     assert page_of("RUN is not there", "extract") == "front"
-    assert page_of("something else", "draw") is None
+    assert page_of("something else", "search") is None
