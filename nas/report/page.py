@@ -14,7 +14,7 @@ from typing import Any
 from nas.artifacts.reading import RECORD, read_bytes
 from nas.report.collect import RunRecord, Sweep, differing, short_names
 from nas.report.figure import RowIds, chart
-from nas.report.fronts import Front, costs_of, fronts, left_out, series_of
+from nas.report.fronts import Front, budgets_of, costs_of, fronts, left_out, series_of
 from nas.report.summary import costs_in, svg
 from nas.report.templates import cost_label, cost_text, metric_text, render
 from nas.report.tensorboard import curves
@@ -51,6 +51,8 @@ def page(sweeps: Sequence[Sweep], shown: Sequence[Front], spread: bool = False) 
         cost=cost,
         costs={name: cost_label(name) for name in by_cost},
         fronts=[_front(found) for found in by_cost.values()],
+        budgets=any(budgets_of(found) for found in by_cost.values()),
+        spread=spread,
         rest=len(runs) - len(detailed),
         columns=_columns(by_cost, list(row_ids), cost),
         table=[_row(run, row, by_cost) for run, row in row_ids.items()],
