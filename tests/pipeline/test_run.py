@@ -216,7 +216,6 @@ def test_describe_counts_the_space(capsys: pytest.CaptureFixture[str]) -> None:
             ["search=bilevel", "search.epochs=4", "search.warmup_epochs=1"],
             {"training of the supernet": r"4 epochs of \d steps of \d+ ms"},
         ),
-        (["search=random_search", "search.trials=5"], {"trials": "5 networks, each trained for"}),
     ],
 )
 def test_describe_says_how_long_a_search_takes(
