@@ -20,8 +20,9 @@ from nas.config.compose import compose_config
 from nas.config.help import groups
 from nas.data import digits
 from nas.errors import FailedRunError, InterruptedRunError, UserError
-from nas.search.scoring import Workers, in_turn
+from nas.search.scoring import in_turn
 from nas.search.trials import TrialLog
+from nas.search.workers import Workers
 
 # Written to a file: a process that is spawned imports it by name, and nothing heavy with it.
 SCORING = """
@@ -74,7 +75,7 @@ def scoring(faults):
 SEARCH = """
 import os, signal
 import scored_elsewhere
-from nas.search.scoring import Workers
+from nas.search.workers import Workers
 from nas.search.trials import TrialLog
 from pathlib import Path
 
@@ -108,7 +109,7 @@ def test_scores_are_those_of_one_process_and_the_threads_are_shared(scoring):
     try:
         with Workers(scoring, {0: "meets", 1: "meets", 3: "nan"}, 2) as workers:
             found = {o.arch: o for o in workers(jobs(6))}
-            for process in workers.processes:
+            for process in workers.pool.processes:
                 os.kill(process.pid, signal.SIGINT)  # Ctrl-C reaches all; the parent decides
             again = {o.arch: o for o in workers(jobs(2))}
             assert not list(workers([]))
@@ -143,7 +144,7 @@ def test_an_error_in_a_worker_is_the_searchs_and_its_death_names_its_trial(scori
         with pytest.raises(error, match=f"{name}.*{wanted[1][0].hash}"):
             list(arriving)
     assert found == [0]  # what was finished before is handed over
-    assert not alive({process.pid for process in workers.processes})
+    assert not alive({process.pid for process in workers.pool.processes})
 
 
 def test_what_cannot_be_sent_to_a_process_is_named():
@@ -152,7 +153,7 @@ def test_what_cannot_be_sent_to_a_process_is_named():
         pytest.raises(UserError, match="workers=1"),
     ):
         list(workers(jobs(1)))
-    assert not alive({process.pid for process in workers.processes})
+    assert workers.pool is None
 
 
 @pytest.mark.parametrize("workers", [0, -1])
