@@ -19,7 +19,7 @@ from nas.errors import FailedRunError, UserError
 from nas.search.scoring import Job
 from nas.search.workers import Answer, Pool, name_of, score_job, start
 
-RETRIES = 3  # of a trial whose worker has died; then the search ends, and can be resumed
+RETRIES = 3  # of a trial whose worker has died; in Dask the scheduler's `allowed-failures`
 PATIENCE = 10  # seconds for a cluster's answer
 
 
@@ -131,8 +131,8 @@ class Connection:
         """See `nas.search.workers.Pool`."""
         lines = str(error).strip().splitlines() or [""]
         return FailedRunError(
-            f"engine={self.engine}: trial {name_of(jobs[0])} was given up, as its worker died "
-            f"{RETRIES + 1} times or the cluster has gone ({type(error).__name__}: {lines[0]})"
+            f"engine={self.engine}: trial {name_of(jobs[0])} was given up, as its worker died again "
+            f"and again or the cluster has gone ({type(error).__name__}: {lines[0][:200]})"
         )
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from nas.config.compose import compose_config
 from nas.config.help import groups
 from nas.data import digits
 from nas.errors import FailedRunError, InterruptedRunError, UserError
+from nas.search.clusters import Dask, Ray
 from nas.search.scoring import in_turn
 from nas.search.trials import TrialLog
 from nas.search.workers import Workers
@@ -51,6 +52,9 @@ def scoring(faults):
         if fault in ("SIGKILL", "SIGTERM"):
             time.sleep(0.3)
             os.kill(os.getpid(), getattr(signal, fault))
+        if fault == "once" and not os.path.exists("killed"):
+            open("killed", "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
         if fault == "mends":
             raise UserError("mend it")
         if fault == "odd":
@@ -154,6 +158,42 @@ def test_what_cannot_be_sent_to_a_process_is_named():
     ):
         list(workers(jobs(1)))
     assert workers.pool is None
+
+
+@pytest.fixture
+def dask(tmp_path: Path):
+    distributed = pytest.importorskip("distributed", reason="the extra dask is not installed")
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(**options, local_directory=tmp_path / "dask") as cluster:
+        yield Dask(cluster.scheduler_address)
+
+
+@pytest.fixture
+def ray(tmp_path: Path):
+    package = pytest.importorskip("ray", reason="the extra ray is not installed")
+    package.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield Ray()
+    package.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["dask", "ray"])
+def test_a_cluster_gives_what_one_process_does_though_a_worker_is_killed(scoring, name, request):
+    engine = request.getfixturevalue(name)
+    engine.check(2)
+    with Workers(scoring, {1: "once", 3: "nan", 4: "mends", 5: "odd"}, 2, engine) as workers:
+        found = {o.arch: o for o in workers(jobs(4))}
+        with pytest.raises(UserError, match=r"^mend it$"):
+            list(workers(jobs(6)[4:5]))
+        with pytest.raises(FailedRunError, match="KeyError: 'odd'"):
+            list(workers(jobs(6)[5:]))
+    assert Path("killed").exists()
+    alone = {o.arch: o for o in in_turn(scoring({3: "nan"}), jobs(4))}
+    assert found.keys() == alone.keys()
+    for arch, outcome in found.items():
+        assert outcome.metrics.get("val_loss") == alone[arch].metrics.get("val_loss")
+        assert outcome.message == alone[arch].message
+        assert outcome.metrics.get("pid") != os.getpid()
 
 
 @pytest.mark.parametrize("workers", [0, -1])
