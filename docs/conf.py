@@ -42,6 +42,7 @@ nb_execution_mode = "force"
 nb_execution_in_temp = True
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
+nb_merge_streams = True
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # nothing is loaded from the network
 
 # Docstrings: Google's sections; `name` is a reference if there is such a name.
@@ -69,9 +70,14 @@ def option_table(group: str) -> list[str]:
 
 
 def head_of(group: str, option: str) -> str:
-    """The comment that a YAML file begins with, in one line."""
+    """The comment that a YAML file begins with, in one line; else what its class says of itself."""
     text = (config_dir() / group / f"{option}.yaml").read_text(encoding="utf-8")
     lines = re.match(r"(?:# ?@package.*\n)?((?:#.*\n)*)", text)[1].splitlines()
+    if not lines:
+        module, _, name = re.search(r"_target_: ([\w.]+)", text)[1].rpartition(".")
+        lines = (
+            inspect.getdoc(getattr(import_module(module), name)).partition("\n\n")[0].splitlines()
+        )
     return " ".join(line.lstrip("# ") for line in lines)
 
 

@@ -1,8 +1,9 @@
 """`nas extract`: other networks out of a finished search, without searching again."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +21,7 @@ from nas.config.saved import configs_to_extract, overrides_of_each
 from nas.diagnostics import silence_third_party_warnings
 from nas.errors import FailedRunError, InterruptedRunError, UserError, is_full, refusal
 from nas.export import load_supernet
-from nas.front import print_rows, rows_of, train, write_files
+from nas.front import further, print_rows, rows_of, train, write_files
 from nas.problem import SearchProblem
 from nas.progress import shown
 from nas.quantities import amount
@@ -160,28 +161,37 @@ class Extraction:
         """Select, evaluate and export; one run in the device's folder for each network."""
         problem, runs, result = device.problem, [], dict[str, Any]()
         with shown({"network": problem.work()}, problem.shows_progress) as progress:
-            archs = self.archs(problem)
-            progress.parts["network"].count = len(archs)
+            archs, most = self.archs(device)
+            progress.parts["network"].count = most
             for number, arch in enumerate(archs, 1):
-                progress.place = number, len(archs)
+                progress.place = number, most
                 runs.append(RunDir(device.folder / arch.hash))
                 result = train(problem, runs[-1], arch, device.config, self.options.fine_tune)
         if len(runs) == 1:
             announce(runs[0], result)
         return runs
 
-    def archs(self, problem: SearchProblem) -> list[Arch]:
-        """The architectures to take, the smallest first.
+    def archs(self, device: Device) -> tuple[Iterator[Arch], int]:
+        """The architectures to take, the smallest first, and how many they are at most.
 
         Where networks have scores of their own instead of alphas, those that the run has scored
-        already are not scored again.
+        already are not scored again, and those after the first eight depend on their training.
         """
+        problem, size = device.problem, self.options.front or 1
+        if (ranking := _ranking(problem)) is None:
+            found = self._by_alphas(problem)
+            return iter(found), len(found)
+        with self.source.claimed(wait=True):
+            trials = ranking.rank(problem, self.source)
+        ranked = ranking.ranked_first(size) if self.options.fine_tune else size
+        first = ranking.chosen(problem, trials, ranked, self.options.cost)
+        if ranked == size:
+            return iter(first), len(first)
+        given = (trials, device.folder, size - len(first), self.options.cost, first)
+        return chain(first, further(ranking, problem, *given)), size
+
+    def _by_alphas(self, problem: SearchProblem) -> list[Arch]:
         options = self.options
-        if (ranking := _ranking(problem)) is not None:
-            with self.source.claimed(wait=True):
-                trials = ranking.rank(problem, self.source)
-            size = options.front or 1
-            return ranking.chosen(problem, trials, size, options.cost)
         if not options.front:
             return [problem.select()]
         priced = (problem.costs, problem.budgets)

@@ -6,7 +6,8 @@ the other finds.
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from nas.report import write_pictures
 from nas.report.page import PICTURE
 from nas.report.terminal import about_supernet, console
 from nas.result import cost_fields, log_final
+from nas.search.trial_search import TrialSearch
+from nas.search.trials import Trial
 
 TABLE = "front.csv"
 _TRAINING = ("data", "space", "seed", "weights", "finetune")  # keys that decide its weights
@@ -44,24 +47,35 @@ class FrontRun(Run):
     def _stages(self, logger: TensorBoardLogger) -> dict[str, Any]:
         started = time.monotonic()
         found = self._find(TrainingStage(self.problem, self.run, logger))
-        chosen = broadcast(lambda: found["chosen"])
-        archs = [Arch(self.problem.space, choices) for choices in chosen]
+        chosen, cost = broadcast(lambda: (found["chosen"], found["cost"]))
+        first = [Arch(self.problem.space, choices) for choices in chosen]
         asked, config = self.problem.front, broadcast(lambda: _text(self.run.config))
-        fewer = f" (front={asked}: the search found no more)" if len(archs) < asked else ""
         networks = []
-        current().parts["network"].count = len(archs)
+        archs, most = self._archs(first, cost)
+        current().parts["network"].count = most
         for number, arch in enumerate(archs, 1):
-            current().place = number, len(archs)
+            current().place = number, most
             run = RunDir(self.run.front / arch.hash)
             result = train(self.problem, run, arch, config)
             networks.append((run, result))
             if result:
-                place = f"network {number} of {len(archs)}{fewer}"
+                place = f"network {number} of {most}"
                 accuracy = f"test {result['metrics']['test_acc']:.2%}"
                 print(f"{place} {self._described(arch)}, {accuracy}", flush=True)
         if not is_main():
             return {}
+        if len(networks) < asked:
+            print(f"\nfront={asked}: the search found no more than {len(networks)}")
         return self._gathered(found, networks, logger, time.monotonic() - started)
+
+    def _archs(self, first: Sequence[Arch], cost: str) -> tuple[Iterator[Arch], int]:
+        """The networks to train, and how many they are at most."""
+        asked, ranking = self.problem.front, getattr(self.search, "ranking", None)
+        if ranking is None or ranking.ranked_first(asked) == asked:
+            return iter(first), len(first)
+        trials = ranking.rank(self.problem, self.run)
+        given = (self.problem, trials, self.run.front, asked - len(first), cost, first)
+        return chain(first, further(ranking, *given)), asked
 
     def _described(self, arch: Arch) -> str:
         costs = [
@@ -79,6 +93,7 @@ class FrontRun(Run):
     ) -> dict[str, Any]:
         """The run's own files: copies of the best network's, and those about all of them."""
         metric = self.task.primary
+        networks = sorted(networks, key=lambda network: _size(network[1]["costs"]))
         larger = bool(self.task.metrics()[metric].higher_is_better)
         best, known = (max if larger else min)(
             networks, key=lambda network: network[1]["metrics"][f"val_{metric}"]
@@ -107,6 +122,56 @@ class FrontRun(Run):
         result["warnings"] = [*known["warnings"], *self.attempts.warnings]
         write_json(self.run.result, result)
         return result
+
+
+def further(
+    ranking: TrialSearch,
+    problem: SearchProblem,
+    trials: Sequence[Trial],
+    folder: Path,
+    count: int,
+    cost: str,
+    first: Sequence[Arch],
+) -> Iterator[Arch]:
+    """At most `count` networks beside the `first`, each chosen once those before it are trained.
+
+    Those that are trained already come first, so that what was broken off goes on as it was.
+
+    Args:
+        ranking: of the search.
+        problem: with the supernet as the search has left it.
+        trials: the networks scored, inside the budgets.
+        folder: of the trained networks.
+        count: how many.
+        cost: that the front is spread over.
+        first: networks that are trained.
+    """
+    of = {trial.arch.hash: trial.arch for trial in trials}
+    taken = {arch.hash for arch in first}
+    known = broadcast(lambda: [name for name in trained_in(folder) if name not in taken])
+    ready = [of[name] for name in known if name in of][:count]
+    yield from ready
+    for _ in range(count - len(ready)):
+        found = broadcast(lambda: _next(ranking, problem, trials, folder, cost))
+        if found is None:
+            return
+        yield of[found]
+
+
+def _next(
+    ranking: TrialSearch, problem: SearchProblem, trials: Sequence[Trial], folder: Path, cost: str
+) -> str | None:
+    found = ranking.further(problem, trials, trained_in(folder), cost)
+    return None if found is None else found.hash
+
+
+def trained_in(folder: Path) -> dict[str, dict[str, float]]:
+    """Hash -> metrics of each trained network in a folder of networks."""
+    found = {}
+    for path in sorted(folder.glob("*")):
+        if (run := RunDir(path)).finished and (known := run.read_result() or {})["trained"]:
+            found[path.name] = known["metrics"]
+    return found
 
 
 def train(
@@ -167,9 +232,7 @@ def write_files(run: RunDir, cost: str, metric: str) -> None:
     Raises:
         UserError: see `nas.report.report`; the table is written first.
     """
-    networks = [RunDir(folder) for folder in sorted(run.front.iterdir())]
-    trained = [one for one in networks if one.finished and (one.read_result() or {})["trained"]]
-    rows = rows_of(run.path, trained)
+    rows = rows_of(run.path, [RunDir(run.front / name) for name in trained_in(run.front)])
     text = csv_table(list(rows[0]), ([row.get(name, "") for name in rows[0]] for row in rows))
     write_atomic(run.path / TABLE, text)
     write_pictures(run, run.front, cost, metric)
@@ -181,22 +244,29 @@ def rows_of(base: Path, networks: Iterable[RunDir]) -> list[dict[str, Any]]:
     for run in networks:
         result = run.read_result() or {}
         scored = {name: result["metrics"].get(name) for name in ("val_acc", "test_acc")}
-        place = {"folder": os.path.relpath(run.path, base)}
+        place: dict[str, Any] = {"folder": os.path.relpath(run.path, base)}
+        if not result.get("trained", True):
+            place["trained"] = False
         rows.append({"network": result["arch_hash"], **scored, **result["costs"], **place})
-    return sorted(rows, key=lambda row: (row["params"], row["macs"]))
+    return sorted(rows, key=_size)
+
+
+def _size(costs: Mapping[str, Any]) -> tuple[float, float]:
+    return costs["params"], costs["macs"]
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], units: Mapping[str, str], best: str = "") -> None:
     """The networks as a table in the terminal; `best` is the hash of the one that is marked."""
     drawn = Table(box=None, pad_edge=False, header_style="dim")
-    names = [name for name in rows[0] if name not in ("network", "folder")]
+    names = [name for name in rows[0] if name not in ("network", "folder", "trained")]
     titles = {"val_acc": "validation", "test_acc": "test"}
     drawn.add_column("network")
     for name in names:
         drawn.add_column(titles.get(name, name), justify="right")
     for row in rows:
         cells = [_shown(name, row.get(name), units) for name in names]
-        drawn.add_row(Text(row["folder"] + " *" * (row["network"] == best)), *cells)
+        mark = " *" * (row["network"] == best) + " (not trained)" * (not row.get("trained", True))
+        drawn.add_row(Text(row["folder"] + mark), *cells)
     print()
     console().print(drawn)
 

@@ -14,7 +14,7 @@ from typing import Any
 from nas.artifacts.reading import RECORD, read_bytes
 from nas.report.collect import RunRecord, Sweep, differing, short_names
 from nas.report.figure import RowIds, chart
-from nas.report.fronts import Front, costs_of, fronts, left_out, series_of
+from nas.report.fronts import Front, budgets_of, costs_of, fronts, left_out, series_of
 from nas.report.summary import costs_in, svg
 from nas.report.templates import cost_label, cost_text, metric_text, render
 from nas.report.tensorboard import curves
@@ -51,6 +51,8 @@ def page(sweeps: Sequence[Sweep], shown: Sequence[Front], spread: bool = False) 
         cost=cost,
         costs={name: cost_label(name) for name in by_cost},
         fronts=[_front(found) for found in by_cost.values()],
+        budgets=any(budgets_of(found) for found in by_cost.values()),
+        spread=spread,
         rest=len(runs) - len(detailed),
         columns=_columns(by_cost, list(row_ids), cost),
         table=[_row(run, row, by_cost) for run, row in row_ids.items()],
@@ -158,14 +160,17 @@ def _columns(
     metric = by_cost[cost][0].metric
     costs = dict.fromkeys([cost, *(name for run in runs for name in run.costs)])
     seeds = len({run.seed for run in runs}) > 1
-    names = differing(runs)
+    several = len(by_cost[cost]) > 1
+    # Of several searches in a folder, each is a sweep of its name.
+    named = several and all(labels[run].endswith(run.search or "?") for run in runs)
+    names = [name for name in differing(runs) if not (named and name == "search")]
     titles = short_names(names)
     return [
         Column("run", lambda run: run.name),
         _numbers("metrics", metric, partial(metric_text, metric)),
         *(_numbers("costs", name, cost_text) for name in costs),
         Column("place", lambda run: _dominance(run, by_cost[cost]), follows_cost=True),
-        *[Column("sweep", labels.__getitem__)] * (len(by_cost[cost]) > 1),
+        *[Column("sweep", labels.__getitem__)] * several,
         *(_override(name, titles[name], runs) for name in names),
         *[Column("seed", lambda r: "-" if r.seed is None else str(r.seed), lambda r: _key(r.seed))]
         * seeds,

@@ -6,6 +6,7 @@ Dask (joblib 1.6) a search waits for ever for a trial whose worker has died for 
 """
 
 import os
+import socket
 import sys
 import uuid
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 from nas.config.schema import Name, NonNegative, checked
 from nas.errors import FailedRunError, UserError
@@ -21,6 +23,7 @@ from nas.search.workers import Answer, Pool, name_of, score_job, start
 
 RETRIES = 3  # of a trial whose worker has died; in Dask the scheduler's `allowed-failures`
 PATIENCE = 10  # seconds for a cluster's answer
+START = {"ray": "ray start --head", "dask": "dask scheduler"}
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Cluster:
 
     local: ClassVar[bool] = False
     name: ClassVar[str]
+    address: str
 
     def check(self, count: int) -> None:
         """See `nas.search.workers.Engine`.
@@ -92,10 +96,12 @@ class Cluster:
                 f"engine={self.name} needs the number of networks to be scored side by side: "
                 "search.workers=N, or search.ranking.workers=N after the training of a supernet"
             )
+        _check_answers(self.name, self.address)
         self._opened().close()
 
     def pool(self, content: bytes, count: int) -> Pool:
         """See `nas.search.workers.Engine`."""
+        _check_answers(self.name, self.address)
         opened = self._opened()
         opened.send(Sent.of(content))
         return opened
@@ -131,8 +137,8 @@ class Connection:
         """See `nas.search.workers.Pool`."""
         lines = str(error).strip().splitlines() or [""]
         return FailedRunError(
-            f"engine={self.engine}: trial {name_of(jobs[0])} was given up, as its worker died again "
-            f"and again or the cluster has gone ({type(error).__name__}: {lines[0][:200]})"
+            f"engine={self.engine}: trial {name_of(jobs[0])} was given up, as its worker died "
+            f"again and again or the cluster has gone ({type(error).__name__}: {lines[0][:200]})"
         )
 
     def close(self) -> None:
@@ -163,7 +169,7 @@ class Ray(Cluster):
             if own:
                 ray.init(self.address, log_to_driver=False, logging_level="ERROR")
         except Exception as error:
-            raise _unreachable(self.name, self.address, "ray start --head", error) from None
+            raise _unreachable(self.name, self.address, error) from None
         there = ray.cluster_resources()
         for resource, wanted in (("CPU", self.cpus), ("GPU", self.gpus)):
             if wanted > (present := there.get(resource, 0)):
@@ -218,7 +224,7 @@ class Dask(Cluster):
         try:
             client = distributed.Client(self.address, timeout=PATIENCE, set_as_default=False)
         except Exception as error:
-            raise _unreachable(self.name, self.address, "dask scheduler", error) from None
+            raise _unreachable(self.name, self.address, error) from None
         threads = client.nthreads()
         if not threads or max(threads.values()) > 1:
             client.close()
@@ -248,9 +254,22 @@ class _DaskConnection(Connection):
         self.client.close()
 
 
-def _unreachable(engine: str, address: str, start: str, error: Exception) -> UserError:
+def _check_answers(engine: str, address: str) -> None:
+    """Refuse an address where nothing listens; Ray itself would try for minutes, and then exit."""
+    if address == "auto":
+        return
+    place = urlsplit(address if "://" in address else f"tcp://{address}")
+    try:
+        if place.port is None:
+            raise ValueError("it has no port")
+        socket.create_connection((place.hostname, place.port), PATIENCE).close()
+    except (OSError, ValueError) as error:
+        raise _unreachable(engine, address, error) from None
+
+
+def _unreachable(engine: str, address: str, error: Exception) -> UserError:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return UserError(
         f"no cluster for engine={engine} at engine.address={address} ({lines[0][:200]}): start one "
-        f"(`{start}`), give its address, or leave engine=local"
+        f"(`{START[engine]}`), give its address, or leave engine=local"
     )

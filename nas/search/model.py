@@ -1,5 +1,6 @@
 """A model of accuracy over options, and the networks that are worth training by it."""
 
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -110,15 +111,9 @@ def worth_training(draws: Floats, costs: ArrayLike, size: int) -> list[int]:
     Returns:
         Positions, by ascending cost.
     """
-    logs = np.log(np.maximum(np.asarray(costs, dtype=np.float64), 1e-300))
-    order = np.argsort(logs, kind="stable")
-    order = order[np.sort(_promising(draws[:, order]))]
+    order, heights, widths = _steps(draws, costs)
     if len(order) <= size:
         return [int(i) for i in order]
-    places = logs[order]
-    corner = places[-1] + MARGIN * float(np.ptp(places)) + 1e-12
-    heights = draws.max(axis=1, keepdims=True) - draws[:, order]
-    widths = np.diff(np.append(places, corner))
     taken: list[int] = []
     for _ in range(size):
         taken.append(int(_gains(heights, widths, taken).argmax()))
@@ -132,6 +127,41 @@ def worth_training(draws: Floats, costs: ArrayLike, size: int) -> list[int]:
             if gains[other] > gains[one] * (1 + 1e-9):
                 taken, exchanged = [*others, other], True
     return [int(order[i]) for i in sorted(taken)]
+
+
+def adds_most(draws: Floats, costs: ArrayLike, taken: Sequence[int]) -> int | None:
+    """Position of the candidate that adds most to the expected hypervolume of those taken.
+
+    Args:
+        draws: see `worth_training`.
+        costs: see `worth_training`.
+        taken: positions.
+
+    Returns:
+        None where no other adds anything in any draw.
+    """
+    order, heights, widths = _steps(draws, costs, taken)
+    gains = _gains(heights, widths, [int(i) for i in np.flatnonzero(np.isin(order, taken))])
+    best = int(gains.argmax())
+    return int(order[best]) if gains[best] > 0 else None
+
+
+def _steps(
+    draws: Floats, costs: ArrayLike, kept: Sequence[int] = ()
+) -> tuple[Picks, Floats, Floats]:
+    """The promising candidates and those kept, as `_gains` wants them.
+
+    Returns:
+        Positions by ascending cost ``(m,)``, heights ``(S, m)`` above the worst of each draw, and
+        widths ``(m,)`` in log cost.
+    """
+    logs = np.log(np.maximum(np.asarray(costs, dtype=np.float64), 1e-300))
+    order = np.argsort(logs, kind="stable")
+    places = np.union1d(_promising(draws[:, order]), np.flatnonzero(np.isin(order, kept)))
+    order = order[places]
+    corner = logs[order[-1]] + MARGIN * float(np.ptp(logs[order])) + 1e-12
+    heights = draws.max(axis=1, keepdims=True) - draws[:, order]
+    return order, heights, np.diff(np.append(logs[order], corner))
 
 
 def _promising(draws: Floats) -> Picks:

@@ -1,6 +1,6 @@
 """`TrialSearch`: propose architectures, score each, take the best."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from nas.arch import Arch
@@ -23,7 +24,7 @@ from nas.ranks import broadcast, each_rank_alone, world
 from nas.search.base import ScoredArch, SearchResult, Stage, agreed
 from nas.search.evaluate import Scoring, TrainFromScratch
 from nas.search.halving import FOLDER, Halving, in_rungs
-from nas.search.model import OptionModel, worth_training
+from nas.search.model import OptionModel, adds_most, worth_training
 from nas.search.scoring import Outcomes, in_turn, over_ranks, recorded
 from nas.search.searchers import (
     SMALL,
@@ -41,6 +42,8 @@ from nas.search.zero_cost import METRIC
 from nas.supernet.relax import gumbel_noise
 
 DRAWS = 600  # from the model, when networks are chosen by it
+RANKED_FIRST = 8  # of a front's networks are chosen by their ranking, further ones by trainings
+TRAINING = 0.15  # variance of a trained network's score from seed to seed, that of scores being 1
 
 
 @checked("search")
@@ -139,13 +142,13 @@ class TrialSearch:
         """What is to be done, for the time that it takes."""
         space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
         count = self._count(space, self._made(space)[1]) or 1
-        if self._trains:
+        if self.trains:
             return {"ranking": Part(count, problem.work(getattr(self.evaluate, "epochs", 0)).work)}
         measured = getattr(self.evaluate, "calibration", 0)  # images on which BatchNorm is
         return {"ranking": Part(count, measured + problem.images[1])}
 
     @property
-    def _trains(self) -> bool:
+    def trains(self) -> bool:
         """Whether each network is trained to be scored, which takes long."""
         return isinstance(self.evaluate, TrainFromScratch)
 
@@ -169,7 +172,7 @@ class TrialSearch:
             [ScoredArch(t.arch, -t.value(self.metric), t.costs) for t in comparable(trials)],
             self.metric,
             self.cost,
-            self.chosen(problem, trials, problem.front),
+            self.chosen(problem, trials, self.ranked_first(problem.front)),
             {f"trial_{name}": value for name, value in scores.items() if name[:3] == "val"},
             sum(trial.seconds for trial in trials),
             sum(trial.cpu_seconds for trial in trials),
@@ -195,16 +198,66 @@ class TrialSearch:
         if size == 1:
             return [top.arch]
         objectives = (self.metric, cost or self.cost)
-        noise = getattr(self.evaluate, "noise", None)
+        noise = self._noise
         if noise is None or size < 1:
             return [trial.arch for trial in thinned_front(trials, objectives, size)]
+        known = {trial.arch.hash: trial.value(self.metric) for trial in comparable(trials)}
+        archs, draws, costs = self._drawn(problem, trials, known, noise, objectives[1])
+        return [archs[i] for i in worth_training(draws, costs, size)]
+
+    def ranked_first(self, size: int) -> int:
+        """Of a front of so many, how many are chosen by the ranking; the rest by `further`."""
+        return size if self._noise is None else min(size, RANKED_FIRST)
+
+    def further(
+        self,
+        problem: SearchProblem,
+        trials: Sequence[Trial],
+        trained: Mapping[str, Mapping[str, float]],
+        cost: str | None = None,
+    ) -> Arch | None:
+        """The network whose training adds most to those trained; None: no other adds anything.
+
+        How good networks are once they are trained is told by an `OptionModel` of those that are:
+        beside eight of them the ranking tells nothing more (experiments/ground_truth).
+
+        Args:
+            problem: of the search.
+            trials: the scored networks, inside the budgets.
+            trained: hash of a network -> its metrics, once trained alone.
+            cost: that the front is spread over; None: that of the search.
+        """
+        of = {trial.arch.hash: trial.arch for trial in comparable(trials)}
+        values = {
+            name: Trial(of[name], metrics).value(self.metric)
+            for name, metrics in sorted(trained.items())
+            if name in of
+        }
+        archs, draws, costs = self._drawn(problem, trials, values, TRAINING, cost or self.cost)
+        place = adds_most(draws, costs, [i for i, a in enumerate(archs) if a.hash in values])
+        return None if place is None else archs[place]
+
+    @property
+    def _noise(self) -> float | None:
+        """By how much networks trained alone depart from their scores; None: not at all."""
+        found: float | None = getattr(self.evaluate, "noise", None)
+        return found
+
+    def _drawn(
+        self,
+        problem: SearchProblem,
+        trials: Sequence[Trial],
+        known: Mapping[str, float],
+        noise: float,
+        cost: str,
+    ) -> tuple[list[Arch], NDArray[np.float64], list[float]]:
+        """The scored networks, draws of their scores by what is known of some, and their costs."""
         space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
         candidates = comparable(trials)
-        picks = [list(space.indices(trial.arch).values()) for trial in candidates]
-        model = OptionModel(picks, [trial.value(self.metric) for trial in candidates], noise)
-        draws = model.draws(picks, DRAWS, np.random.default_rng(self.seed))
-        costs = [trial.value(objectives[1]) for trial in candidates]
-        return [candidates[i].arch for i in worth_training(draws, costs, size)]
+        picks = {t.arch.hash: list(space.indices(t.arch).values()) for t in candidates}
+        model = OptionModel([picks[name] for name in known], list(known.values()), noise)
+        draws = model.draws(list(picks.values()), DRAWS, np.random.default_rng(self.seed))
+        return [t.arch for t in candidates], draws, [t.value(cost) for t in candidates]
 
     def rank(self, problem: SearchProblem, run: RunDir) -> list[Trial]:
         """The trials inside the budgets; those in the run's ``trials.jsonl`` are not repeated.
@@ -229,10 +282,10 @@ class TrialSearch:
             if space.holds(trial.arch):
                 log.known[key] = replace(trial, costs=space.price(trial.arch))
         total = self._count(space, count)
-        each = Told(self.metric, total, self._trains, list(log.known))
+        each = Told(self.metric, total, self.trains, list(log.known))
         begun = len(log.known)
         left = max(0, (total or 1) - begun)
-        current().begin("ranking", "trials" if self._trains else "ranking", left, at=begun)
+        current().begin("ranking", "trials" if self.trains else "ranking", left, at=begun)
         if not self.halving.rungs:
             with self._outcomes(self.evaluate, problem) as outcomes:
                 evaluate = recorded(outcomes, space, log, each)

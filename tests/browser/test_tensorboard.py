@@ -55,8 +55,10 @@ def wait_until_read(address: str) -> None:
     """TensorBoard answers before it has read all runs, and shows what it has."""
     for _ in range(120):
         with urllib.request.urlopen(f"{address}data/runs") as answer:
-            if len(json.load(answer)) == RUNS + 1:  # and the entry with the fronts
-                return
+            names = json.load(answer)
+        if len(names) == RUNS + 1:  # and the entry with the fronts
+            assert "1/seed=0,width=0.25" in names
+            return
         time.sleep(0.25)
     raise AssertionError("TensorBoard does not see all runs")
 

@@ -13,8 +13,11 @@ import nas.verbs
 from nas.artifacts import RunDir
 from nas.cli import run
 from nas.config.compose import compose_config
+from nas.front import print_rows
 from nas.pipeline import Run
 from nas.report.collect import collect
+from nas.report.terminal import scores
+from nas.search.trial_search import TrialSearch
 
 WORDS = [
     "space.width=0.25", "data.limit=280", "finetune.epochs=1", "threads=1", "onnx=false",
@@ -142,6 +145,46 @@ def test_extract_adds_to_a_front(
     assert "was trained with other values of finetune" in capsys.readouterr().err
 
 
+def test_beyond_the_first_trainings_decide_however_a_front_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("nas.search.trial_search.RANKED_FIRST", 2)
+    told: list[int] = []
+    further, finetune = TrialSearch.further, Run._finetune
+
+    def seen(self: TrialSearch, problem: Any, trials: Any, trained: Any, cost: Any) -> Any:
+        told.append(len(trained))
+        return further(self, problem, trials, trained, cost)
+
+    def broken_off(self: Run, *arguments: Any) -> Any:
+        if len(list(Path("runs/a/front").glob("*/result.json"))) == 3:
+            raise KeyboardInterrupt
+        return finetune(self, *arguments)
+
+    monkeypatch.setattr(TrialSearch, "further", seen)
+    assert search("name=whole", "front=4") == 0
+    whole = Path("runs/whole")
+    assert told == [2, 3]
+    networks = sorted(path.name for path in (whole / "front").iterdir())
+    assert len(networks) == 4
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "_finetune", broken_off)
+        assert search("front=4") == 130
+    assert run(["search", "resume=runs/a"]) == 0
+    assert told == [2, 3, 2, 3, 3]
+    assert search("name=b") == 0
+    words = ["fine_tune=true", "trainer.enable_progress_bar=false", "threads=1"]
+    assert run(["extract", "runs/b", "front=4", *words]) == 0
+    assert run(["extract", "runs/b", "front=4", *words]) == 0  # all are there
+    for other in ("a", "b"):
+        assert sorted(path.name for path in Path("runs", other, "front").iterdir()) == networks
+        for file in (whole / "front").rglob("network.pt"):
+            same = Path("runs", other, file.relative_to(whole))
+            assert file.read_bytes() == same.read_bytes()
+    assert result_of(whole)["front"] == result_of(Path("runs/a"))["front"]
+
+
 def test_keys_of_searches_with_alphas_need_one_to_be_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,3 +192,15 @@ def test_keys_of_searches_with_alphas_need_one_to_be_named(
     for word in ("objective.strength=0.1", "objective=log", "stable_epochs=3", "guard=[skips]"):
         assert run(["search", word]) == 2
         assert f"{word} is for searches that move alphas" in capsys.readouterr().err
+
+
+def test_a_network_that_was_only_extracted_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"val_acc": 0.5, "test_acc": 0.25, "params": 10.0, "macs": 20.0}
+    untrained = {"network": "b", **row, "folder": "front/b", "trained": False}
+    print_rows([{"network": "a", **row, "folder": "front/a"}, untrained], {}, "a")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "front/a *  " in line and "trained" not in line]
+    assert [line for line in lines if "front/b (not trained)  " in line]
+    result = {"metrics": {"test_acc": 0.25, "val_acc": 0.5}, "trained": False}
+    assert scores(result) == "test accuracy 25.00%, validation 50.00% (not trained)"
+    assert scores({**result, "trained": True}) == "test accuracy 25.00%, validation 50.00%"

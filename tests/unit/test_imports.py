@@ -22,7 +22,7 @@ FLOORS = (
     "cost",
     "lowering objective selection recalibrate train problem",
     "search report latency export",
-    "result pipeline front verbs",
+    "result pipeline front estimate verbs",
     "extract export.command cli",
 )
 RANK = {name: rank for rank, name in enumerate(" ".join(FLOORS).split())}
@@ -33,11 +33,21 @@ SEARCH_FREE = {"export", "report"}
 CONFINED = {
     "hydra": {"config", "export.command", "verbs"},
     "omegaconf": {"config", "export.command", "extract", "verbs"},
-    "pytorch_lightning": {"data", "train", "search", "problem", "result", "pipeline", "front"},
+    "pytorch_lightning": {
+        "data",
+        "train",
+        "search",
+        "problem",
+        "result",
+        "pipeline",
+        "front",
+        "estimate",
+    },
     "lightning": set(),
 }
 # In extras: a module-level import would break an installation without the extra.
 OPTIONAL = {
+    "distributed",
     "executorch",
     "joblib",
     "matplotlib",
@@ -46,6 +56,7 @@ OPTIONAL = {
     "onnxscript",
     "optuna",
     "pymoo",
+    "ray",
     "torchao",
 }
 HEAVY = {"torch", "torchvision", "pytorch_lightning", "sklearn", "matplotlib", "onnx"}

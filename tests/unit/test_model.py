@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nas.pareto import hypervolume, thinned
-from nas.search.model import MARGIN, OptionModel, correlation, worth_training
+from nas.search.model import MARGIN, OptionModel, adds_most, correlation, worth_training
 
 COUNTS = (3, 2, 4)
 ALL = np.array(list(product(*map(range, COUNTS))))
@@ -105,3 +105,36 @@ def test_of_noisy_scores_the_model_finds_a_better_front_than_they_themselves():
         corner = points.max(0)
         gained.append(hypervolume(points[taken], corner) / hypervolume(points[plain], corner))
     assert np.mean(gained) > 1.02
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_next_network_adds_the_largest_expected_volume(seed):
+    rng = np.random.default_rng(seed)
+    draws, costs = rng.standard_normal((5, 9)), np.exp(rng.uniform(0, 3, 9))
+    taken = [int(i) for i in rng.permutation(9)[: seed % 4]]
+    found = adds_most(draws, costs, taken)
+    volumes = {i: volume(draws, costs, [*taken, i]) for i in range(9) if i not in taken}
+    assert found is not None
+    assert volumes[found] == pytest.approx(max(volumes.values()))
+    assert adds_most(draws, costs, list(range(9))) is None
+
+
+def test_a_network_dominated_in_every_draw_is_never_next():
+    draws, costs = np.array([[0.1, 0.5, 0.9], [0.2, 0.6, 0.9]]), [1.0, 2.0, 3.0]
+    assert adds_most(draws, costs, [0]) is None
+
+
+def test_trainings_find_the_front_that_a_wrong_ranking_hides():
+    learned, ranked = [], []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        truth = np.exp(sum(rng.standard_normal(n)[ALL[:, i]] for i, n in enumerate(COUNTS)) / 3)
+        costs = np.exp(sum(rng.uniform(0, 1, n)[ALL[:, i]] for i, n in enumerate(COUNTS)))
+        draws = OptionModel(ALL, rng.permutation(truth), 0.3).draws(ALL, 200, rng)
+        taken = worth_training(draws, costs, 5)
+        while len(taken) < 9:
+            known = OptionModel(ALL[taken], truth[taken], 0.15).draws(ALL, 200, rng)
+            taken.append(adds_most(known, costs, taken))
+        learned.append(volume(truth[None], costs, taken))
+        ranked.append(volume(truth[None], costs, worth_training(draws, costs, 9)))
+    assert np.mean(learned) > 1.05 * np.mean(ranked)

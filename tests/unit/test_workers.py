@@ -196,6 +196,24 @@ def test_a_cluster_gives_what_one_process_does_though_a_worker_is_killed(scoring
         assert outcome.metrics.get("pid") != os.getpid()
 
 
+@pytest.mark.parametrize(
+    ("engine", "count", "said"),
+    [
+        (Dask("tcp://127.0.0.1:9"), 1, r"search\.workers=N"),
+        (Dask("tcp://127.0.0.1:9"), 2, "no cluster for engine=dask at .*:9 .*dask scheduler"),
+        (Dask("head"), 2, "engine.address=head .*no port"),
+        (Ray("ray://127.0.0.1:9"), 2, "no cluster for engine=ray at .*ray start"),
+        (Ray(), 2, r"engine=ray needs .*dnas\[ray\]"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_refused_in_one_line(monkeypatch, engine, count, said):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(UserError, match=said) as refused:
+        engine.check(count)
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize("workers", [0, -1])
 def test_less_than_one_worker_is_refused(workers):
     from nas.search.trial_search import TrialSearch
