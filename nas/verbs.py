@@ -376,6 +376,8 @@ def _threads() -> int:
     settings = HydraConfig.get()
     jobs = 1
     if settings.mode == RunMode.MULTIRUN:
+        if given := settings.launcher.get("cpus_per_task"):  # of submitit
+            return min(count, int(given))
         jobs = int(settings.launcher.get("n_jobs") or 1)
     return max(1, count // (count if jobs < 0 else jobs))
 
