@@ -123,7 +123,10 @@ class Verb:
     examples: tuple[str, ...] = ()
 
 
-_TRAINED = ("data", "space", "relax", "search", "cost", "objective", "guard", "finetune", "trainer")
+_TRAINED = (
+    "data", "space", "relax", "search", "cost", "objective", "guard", "finetune", "trainer",
+    "engine",
+)  # fmt: skip
 VERBS: Mapping[str, Verb] = {
     "search": Verb(
         "[key=value ...]",
