@@ -4,6 +4,7 @@ import inspect
 import io
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
@@ -128,13 +129,13 @@ class SearchProblem:
     @property
     def images(self) -> tuple[float, float]:
         """Images of an epoch of training, and of a validation; 0 where a loader has no length."""
-        data, found = self.data, []
-        for loader, size in ((data.weight_loader(), data.batch_size), (data.val_dataloader(), 0)):
-            try:
-                found.append(float(len(loader) * (size or getattr(data, "eval_batch_size", 1))))
-            except TypeError:
-                found.append(0.0)
-        return found[0], found[1]
+        train, val = self.data.weight_loader(), self.data.val_dataloader()
+        trained = validated = 0.0
+        with suppress(TypeError, AttributeError):
+            trained = float(len(train) * self.data.batch_size)
+        with suppress(TypeError, AttributeError):  # a last batch, often the only one, is not full
+            validated = float(len(getattr(val.sampler, "indices", val.dataset)))
+        return trained, validated
 
     def work(self, epochs: int | None = None) -> Part:
         """Training of the networks of the front by the recipe `finetune`, see `nas.progress`.

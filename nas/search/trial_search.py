@@ -144,8 +144,9 @@ class TrialSearch:
         count = self._count(space, self._made(space)[1]) or 1
         if self.trains:
             return {"ranking": Part(count, problem.work(getattr(self.evaluate, "epochs", 0)).work)}
-        measured = getattr(self.evaluate, "calibration", 0)  # images on which BatchNorm is
-        return {"ranking": Part(count, measured + problem.images[1])}
+        train, val = problem.images
+        measured = min(train, getattr(self.evaluate, "calibration", 0))  # BatchNorm, anew
+        return {"ranking": Part(count, measured + val)}
 
     @property
     def trains(self) -> bool:

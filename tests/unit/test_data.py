@@ -3,6 +3,7 @@
 import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
@@ -19,6 +20,7 @@ from nas.data import DataModule, Images, cifar10, digits, fashion_mnist, image_f
 from nas.data.batches import AUGMENTS, EpochBatchSampler
 from nas.data.splits import split
 from nas.errors import UserError
+from nas.problem import SearchProblem
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "data"
 
@@ -271,6 +273,13 @@ def test_auto_augments_photographs_only():
     assert cifar10().augment == image_folder(root="x").augment == "crop_flip"
     assert image_folder(root="x", channels=1).augment == "none"
     assert image_folder(root="x", channels=1, augment="crop").augment == "crop"
+
+
+def test_the_time_that_is_left_counts_images_not_full_batches() -> None:
+    data = made((20, 20, 20), eval_batch_size=512)
+    counted = SearchProblem.images.fget(SimpleNamespace(data=data))  # type: ignore[attr-defined]
+    train = len(data.parts["train"])
+    assert counted == (train - train % 8, len(data.parts["val"]))
 
 
 def test_digits_are_whole_and_bright():
