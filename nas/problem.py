@@ -134,7 +134,8 @@ class SearchProblem:
         with suppress(TypeError, AttributeError):
             trained = float(len(train) * self.data.batch_size)
         with suppress(TypeError, AttributeError):  # a last batch, often the only one, is not full
-            validated = float(len(getattr(val.sampler, "indices", val.dataset)))
+            validated_on: Any = getattr(val.sampler, "indices", val.dataset)
+            validated = float(len(validated_on))
         return trained, validated
 
     def work(self, epochs: int | None = None) -> Part:
