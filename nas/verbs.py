@@ -325,7 +325,7 @@ def components_of(config: DictConfig) -> dict[str, Any]:
         UserError: a component refuses its values.
     """
     return {
-        "data": made(config.data)(seed=config.seed),
+        "data": _data(config),
         "make_supernet": made(config.space),
         "relax": made(config.relax),
         "search": made(config.search),
@@ -342,6 +342,12 @@ def components_of(config: DictConfig) -> dict[str, Any]:
         "guards": made(config.get("guard") or {}),
         "speed": config.speed,
     }
+
+
+def _data(config: DictConfig) -> Any:
+    from nas.problem import data_for
+
+    return data_for(made(config.data), made(config.get("task")), config.seed)
 
 
 def _about(config: DictConfig) -> dict[str, Any]:
@@ -393,7 +399,7 @@ def _describe(config: DictConfig) -> None:
     from nas.problem import build, read
     from nas.report.terminal import describe
 
-    data = made(config.data)(seed=config.seed)
+    data = _data(config)
     read(data)
     supernet = build(made(config.space), data.input_shape, data.num_outputs)
     describe(supernet, data.input_shape, made(config.cost))
@@ -412,7 +418,7 @@ def _profile(config: DictConfig) -> None:
         from nas.problem import build, read
 
         if size is None:
-            data = made(config.data)(seed=config.seed)
+            data = _data(config)
             read(data)
             size = data.input_shape, data.num_outputs
         torch.manual_seed(config.seed)

@@ -123,7 +123,18 @@ class Verb:
     examples: tuple[str, ...] = ()
 
 
-_TRAINED = ("data", "space", "relax", "search", "cost", "objective", "guard", "finetune", "trainer")
+_TRAINED = (
+    "data",
+    "task",
+    "space",
+    "relax",
+    "search",
+    "cost",
+    "objective",
+    "guard",
+    "finetune",
+    "trainer",
+)
 VERBS: Mapping[str, Verb] = {
     "search": Verb(
         "[key=value ...]",
@@ -148,7 +159,7 @@ VERBS: Mapping[str, Verb] = {
     "finetune": Verb(
         "arch=FILE [key=value ...]",
         "train a known architecture (checkpoint=FILE inherits weights)",
-        ("data", "space", "cost", "finetune", "trainer"),
+        ("data", "task", "space", "cost", "finetune", "trainer"),
         usual=("arch", "checkpoint", "finetune.epochs", "finetune.optimizer.lr", "seed", "name"),
         examples=("nas finetune arch=RUN/arch.json finetune.epochs=100",),
     ),
