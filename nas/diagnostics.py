@@ -25,7 +25,13 @@ def silence_third_party_warnings() -> None:
     """Silence Lightning's adverts, its hints about workers, and deprecations of libraries."""
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    for text in (".*does not have many workers.*", ".*smaller than the logging interval.*"):
+    # "Received SIGTERM": the run says so itself, and how to go on.
+    logging.getLogger("pytorch_lightning.trainer.connectors.signal_connector").setLevel("ERROR")
+    for text in (
+        ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
+        ".*but have no `val_dataloader`.*",
+    ):
         warnings.filterwarnings("ignore", text)
     warnings.filterwarnings(
         "ignore", category=FutureWarning, module="torch|pytorch_lightning|executorch"

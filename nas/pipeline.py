@@ -146,6 +146,11 @@ class Run:
         )
         return made
 
+    def training_of(self, arch: Arch) -> Training:
+        """The training of a network by the recipe `finetune`."""
+        source = self.supernet if self.problem.inherit else self.problem.build()
+        return self._training(discretize(source, arch))
+
     def __call__(self) -> dict[str, Any]:
         """Run what is left to do, write the artefacts, return what is in result.json.
 
@@ -232,8 +237,7 @@ class Run:
     def _finetune(self, stage: "TrainingStage") -> tuple[nn.Module, dict[str, Any]]:
         assert self.arch is not None
         metrics: dict[str, float] = {}
-        source = self.supernet if self.problem.inherit else self.problem.build()
-        module = self._training(discretize(source, self.arch))
+        module = self.training_of(self.arch)
         current().network("training" if self.train else "testing")
         data, watch = self.problem.data, Stopwatch()
         checkpoint = self.run.finetune_checkpoint

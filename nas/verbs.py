@@ -371,7 +371,7 @@ def _about(config: DictConfig) -> dict[str, Any]:
 def values_by_key(words: Sequence[str]) -> dict[str, Any]:
     """Key -> value of overrides, for result.json; those that change no result are left out."""
     given = {key.lstrip("+~"): value for key, _, value in (w.partition("=") for w in words)}
-    unimportant = ("out", "name", "keep", "resume", "trust", "threads")
+    unimportant = ("out", "name", "keep", "resume", "trust", "threads", "trial")
     return {key: yaml.safe_load(v) for key, v in given.items() if key not in unimportant}
 
 
@@ -396,13 +396,47 @@ def _describe(config: DictConfig) -> None:
     check_words(config)
     check(config)
     remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
-    from nas.problem import build, read
-    from nas.report.terminal import describe
+    silence_third_party_warnings()
+    import torch
 
+<<<<<<< HEAD
     data = _data(config)
+=======
+    from nas.problem import SearchProblem, build, read
+    from nas.report.terminal import data_in_words, describe
+
+    torch.set_num_threads(config.threads or _threads())
+    data = made(config.data)(seed=config.seed)
+>>>>>>> main
     read(data)
+    print(data_in_words(data))
     supernet = build(made(config.space), data.input_shape, data.num_outputs)
     describe(supernet, data.input_shape, made(config.cost))
+    if config.trial:
+        config.front = front_size(config, sweep=False)
+        _print_time(lambda: SearchProblem(**{**components_of(config), "data": data}))
+
+
+def _print_time(problem: Callable[[], Any]) -> None:
+    """How long `nas search` takes, from a trial of some seconds."""
+    from nas.estimate import estimate
+    from nas.quantities import duration
+
+    print(
+        "\nnas search with these settings on this machine, from a trial of some seconds:",
+        flush=True,
+    )
+    total = 0.0
+    try:
+        for part in estimate(problem()):
+            total += part.seconds
+            print(
+                f"  {part.name:25} {duration(part.seconds):>8}   {part.about}".rstrip(), flush=True
+            )
+    except (UserError, FailedRunError, NotFiniteError) as error:
+        print(f"  not known: {error}")
+        return
+    print(f"  about {duration(total)} in all, if the machine is as busy as now")
 
 
 def _profile(config: DictConfig) -> None:

@@ -238,6 +238,7 @@ RUN: Mapping[str, Any] = {
     "name": str,
     "resume": bool | str,
     "trust": bool,
+    "trial": bool,
     "threads": Annotated[int, Field(ge=0, le=1024)],
     "stable_epochs": Count | None,
     "front": Annotated[int, Field(ge=1, le=1000)] | None,

@@ -192,7 +192,7 @@ def about_supernet(run: RunDir) -> str:
     if not run.checkpoint.is_file():
         return ""
     size = amount(run.checkpoint.stat().st_size, "B")
-    return f"the supernet, {size}, for nas extract (keep=network leaves it out)"
+    return f"the supernet, {size}, for nas extract (keep=network: without)"
 
 
 def scores(result: Mapping[str, Any]) -> str:

@@ -146,13 +146,13 @@ class TrialSearch:
         """What is to be done, for the time that it takes."""
         space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
         count = self._count(space, self._made(space)[1]) or 1
-        if self._trains:
+        if self.trains:
             return {"ranking": Part(count, problem.work(getattr(self.evaluate, "epochs", 0)).work)}
         measured = getattr(self.evaluate, "calibration", 0)  # images on which BatchNorm is
         return {"ranking": Part(count, measured + problem.images[1])}
 
     @property
-    def _trains(self) -> bool:
+    def trains(self) -> bool:
         """Whether each network is trained to be scored, which takes long."""
         return isinstance(self.evaluate, TrainFromScratch)
 
@@ -286,10 +286,10 @@ class TrialSearch:
             if space.holds(trial.arch):
                 log.known[key] = replace(trial, costs=space.price(trial.arch))
         total = self._count(space, count)
-        each = Told(self.metric, total, self._trains, list(log.known))
+        each = Told(self.metric, total, self.trains, list(log.known))
         begun = len(log.known)
         left = max(0, (total or 1) - begun)
-        current().begin("ranking", "trials" if self._trains else "ranking", left, at=begun)
+        current().begin("ranking", "trials" if self.trains else "ranking", left, at=begun)
         if not self.halving.rungs:
             with self._outcomes(self.evaluate, problem) as outcomes:
                 evaluate = recorded(outcomes, space, log, each)

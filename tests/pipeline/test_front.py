@@ -13,8 +13,10 @@ import nas.verbs
 from nas.artifacts import RunDir
 from nas.cli import run
 from nas.config.compose import compose_config
+from nas.front import print_rows
 from nas.pipeline import Run
 from nas.report.collect import collect
+from nas.report.terminal import scores
 from nas.search.trial_search import TrialSearch
 
 WORDS = [
@@ -190,3 +192,15 @@ def test_keys_of_searches_with_alphas_need_one_to_be_named(
     for word in ("objective.strength=0.1", "objective=log", "stable_epochs=3", "guard=[skips]"):
         assert run(["search", word]) == 2
         assert f"{word} is for searches that move alphas" in capsys.readouterr().err
+
+
+def test_a_network_that_was_only_extracted_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"val_acc": 0.5, "test_acc": 0.25, "params": 10.0, "macs": 20.0}
+    untrained = {"network": "b", **row, "folder": "front/b", "trained": False}
+    print_rows([{"network": "a", **row, "folder": "front/a"}, untrained], {}, "a")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "front/a *  " in line and "trained" not in line]
+    assert [line for line in lines if "front/b (not trained)  " in line]
+    result = {"metrics": {"test_acc": 0.25, "val_acc": 0.5}, "trained": False}
+    assert scores(result) == "test accuracy 25.00%, validation 50.00% (not trained)"
+    assert scores({**result, "trained": True}) == "test accuracy 25.00%, validation 50.00%"

@@ -232,7 +232,7 @@ def test_what_is_measured_elsewhere_comes_back_as_a_profile(folder: Path) -> Non
     assert profile.about.machine == ""  # nothing here is that device
     assert sorted(u.seconds for u in profile.units.values())[0] == pytest.approx(1e-4)
     assert [n.seconds for n in profile.networks] == pytest.approx([2e-3, 2.1e-3])
-    assert run(["describe", *FEW_UNITS, "cost=[latency]", "profile=p.json"]) == 0
+    assert run(["describe", "trial=false", *FEW_UNITS, "cost=[latency]", "profile=p.json"]) == 0
 
 
 def test_an_exported_file_is_the_unit(exported: Path) -> None:
@@ -304,7 +304,7 @@ def test_a_table_of_whole_networks_is_a_profile_too(
         csv.writer(file).writerows([[*names, "ms"], *rows])
     words = ["profile", *SPACE, "import_csv=rows.csv", "column=ms", "device=board", "out=p.json"]
     assert run(words) == 0
-    assert run(["describe", *SPACE, "cost=[latency]", "profile=p.json"]) == 0
+    assert run(["describe", "trial=false", *SPACE, "cost=[latency]", "profile=p.json"]) == 0
     out = capsys.readouterr().out
     assert "19.0 ms" in out  # 4 + 1 * (1 + 2 + 3 + 4 + 5), the quickest
     Path("old.json").write_text(json.dumps({**json.loads(Path("p.json").read_text()), "schema": 1}))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -193,7 +194,41 @@ def test_own_images_and_a_space_in_yaml(tmp_path: Path, nas_command: Nas) -> Non
 
 
 def test_describe_counts_the_space(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["describe", "space=chain_tiny"]) == 0
+    assert run(["describe", "space=chain_tiny", "trial=false"]) == 0
     said = capsys.readouterr().out
+    assert "10 classes of 174 to 183" in said
     assert "243 architectures" in said
     assert "blocks.s0b0" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (
+            ["search=spos", "search.epochs=2", "search.ranking.trials=3"],
+            {
+                "training of the supernet": r"2 epochs of 4 steps of \d+ ms",
+                "ranking": r"3 networks of \d+ ms",
+                "training of networks": r"1 x [\d.]+ s, and [\d.]+ s for tests and files",
+            },
+        ),
+        (
+            ["search=bilevel", "search.epochs=4", "search.warmup_epochs=1"],
+            {"training of the supernet": r"4 epochs of \d steps of \d+ ms"},
+        ),
+    ],
+)
+def test_describe_says_how_long_a_search_takes(
+    words: list[str],
+    parts: dict[str, str],
+    nas_command: Nas,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("nas.estimate.ENOUGH", 0.0)
+    assert nas_command("describe", "onnx=false", *words) == 0
+    said = capsys.readouterr().out
+    for name, about in parts.items():
+        assert re.search(rf"^  {name} +\d+ (s|min) +{about}", said, re.MULTILINE), said
+    assert re.search(r"^  about \d+ (s|min) in all, if", said, re.MULTILINE)
+    assert not list(Path("runs").rglob("*"))

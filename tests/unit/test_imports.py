@@ -22,7 +22,7 @@ FLOORS = (
     "cost",
     "lowering objective selection recalibrate train problem",
     "search report latency export",
-    "result pipeline front verbs",
+    "result pipeline front estimate verbs",
     "extract export.command cli",
 )
 RANK = {name: rank for rank, name in enumerate(" ".join(FLOORS).split())}
@@ -33,7 +33,16 @@ SEARCH_FREE = {"export", "report"}
 CONFINED = {
     "hydra": {"config", "export.command", "verbs"},
     "omegaconf": {"config", "export.command", "extract", "verbs"},
-    "pytorch_lightning": {"data", "train", "search", "problem", "result", "pipeline", "front"},
+    "pytorch_lightning": {
+        "data",
+        "train",
+        "search",
+        "problem",
+        "result",
+        "pipeline",
+        "front",
+        "estimate",
+    },
     "lightning": set(),
 }
 # In extras: a module-level import would break an installation without the extra.
