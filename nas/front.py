@@ -243,15 +243,10 @@ def rows_of(base: Path, networks: Iterable[RunDir]) -> list[dict[str, Any]]:
     rows = []
     for run in networks:
         result = run.read_result() or {}
-<<<<<<< HEAD
         scored = {name: result["metrics"].get(name) for name in primary_metrics(result)[::-1]}
-        place = {"folder": os.path.relpath(run.path, base)}
-=======
-        scored = {name: result["metrics"].get(name) for name in ("val_acc", "test_acc")}
         place: dict[str, Any] = {"folder": os.path.relpath(run.path, base)}
         if not result.get("trained", True):
             place["trained"] = False
->>>>>>> main
         rows.append({"network": result["arch_hash"], **scored, **result["costs"], **place})
     return sorted(rows, key=_size)
 
@@ -263,12 +258,7 @@ def _size(costs: Mapping[str, Any]) -> tuple[float, float]:
 def print_rows(rows: Sequence[Mapping[str, Any]], units: Mapping[str, str], best: str = "") -> None:
     """The networks as a table in the terminal; `best` is the hash of the one that is marked."""
     drawn = Table(box=None, pad_edge=False, header_style="dim")
-<<<<<<< HEAD
-    names = [name for name in rows[0] if name not in ("network", "folder")]
-=======
     names = [name for name in rows[0] if name not in ("network", "folder", "trained")]
-    titles = {"val_acc": "validation", "test_acc": "test"}
->>>>>>> main
     drawn.add_column("network")
     for name in names:
         title = {"val": "validation", "test": "test"}.get(name.partition("_")[0], name)

@@ -399,15 +399,11 @@ def _describe(config: DictConfig) -> None:
     silence_third_party_warnings()
     import torch
 
-<<<<<<< HEAD
-    data = _data(config)
-=======
     from nas.problem import SearchProblem, build, read
     from nas.report.terminal import data_in_words, describe
 
     torch.set_num_threads(config.threads or _threads())
-    data = made(config.data)(seed=config.seed)
->>>>>>> main
+    data = _data(config)
     read(data)
     print(data_in_words(data))
     supernet = build(made(config.space), data.input_shape, data.num_outputs)
