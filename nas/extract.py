@@ -29,7 +29,6 @@ from nas.report.terminal import announce, console
 from nas.search.base import build_search, leaves_of
 from nas.search.trial_search import TrialSearch
 from nas.selection import front
-from nas.tasks.classification import task_of
 from nas.verbs import components_of, cores, only_main_prints, values_by_key
 
 COST = "latency"
@@ -238,8 +237,7 @@ def extract(given: Arguments) -> int:
         print_rows(rows_of(folder, [run for _, run in taken]), units)
     if options.fine_tune and folder == extraction.source.front:
         try:
-            metric = f"test_{task_of(devices[0].problem.data).primary}"
-            write_files(extraction.source, options.cost, metric)
+            write_files(extraction.source, options.cost)
         except UserError as error:  # no matplotlib
             print(error)
     print(f"{len(taken)} network(s) in {display_path(folder)}")

@@ -116,7 +116,7 @@ class FrontRun(Run):
         Arch.load(best.arch).save(self.run.arch)
         attempt = self.attempts.attempt
         with attempt("front", "no pictures of the front"):
-            write_files(self.run, found["cost"], f"test_{metric}")
+            write_files(self.run, found["cost"])
         with attempt("tensorboard", "no final figures in TensorBoard"):
             log_final(logger, result, self.problem)
         result["warnings"] = [*known["warnings"], *self.attempts.warnings]
@@ -226,7 +226,7 @@ def _priced(
     return known
 
 
-def write_files(run: RunDir, cost: str, metric: str) -> None:
+def write_files(run: RunDir, cost: str) -> None:
     """``front.csv``, ``front.png`` and a page of all trained networks in the run's folder of them.
 
     Raises:
@@ -235,7 +235,7 @@ def write_files(run: RunDir, cost: str, metric: str) -> None:
     rows = rows_of(run.path, [RunDir(run.front / name) for name in trained_in(run.front)])
     text = csv_table(list(rows[0]), ([row.get(name, "") for name in rows[0]] for row in rows))
     write_atomic(run.path / TABLE, text)
-    write_pictures(run, run.front, cost, metric)
+    write_pictures(run, run.front, cost)
 
 
 def rows_of(base: Path, networks: Iterable[RunDir]) -> list[dict[str, Any]]:

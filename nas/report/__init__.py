@@ -84,13 +84,14 @@ def compare(
     return files
 
 
-def write_pictures(run: RunDir, folder: Path, cost: str, metric: str) -> None:
+def write_pictures(run: RunDir, folder: Path, cost: str) -> None:
     """The files of a report on `folder`, in the folder of `run`; nothing is printed.
 
     Raises:
         UserError: see `report`.
     """
     sweeps = [Sweep(run.path.resolve().name, folder, collect(folder))]
+    metric = primary_of(sweeps)
     _write(_files(run.path, fronts(sweeps, cost, metric)), sweeps, metric)
 
 
