@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nas.arch import Arch as Arch
     from nas.cost.analytic import MACs as MACs
     from nas.cost.analytic import Params as Params
+    from nas.cost.by_layer import cost_of as cost_of
     from nas.cost.expected import ExpectedCost as ExpectedCost
     from nas.cost.trace import trace as trace
     from nas.decision import apply as apply
@@ -38,6 +39,7 @@ _HOME = {
     "apply": "nas.decision",
     "arch_of": "nas.discretization",
     "build_op": "nas.supernet.elastic_ops",
+    "cost_of": "nas.cost.by_layer",
     "decisions": "nas.decision",
     "discretize": "nas.discretization",
     "free": "nas.decision",

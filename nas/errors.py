@@ -23,7 +23,7 @@ PAGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "searches": (r"\b(search|objective|relax|guard|experiment)[.=/]", ()),
     "export": (r"\bformat=", ("export",)),
     "results": (r"\bresume=", ("report", "draw")),
-    "sweeps": (r"\blauncher\b", ()),
+    "sweeps": (r"\b(launcher\b|engine[=.])", ()),
 }
 
 

@@ -55,6 +55,7 @@ class SearchProblem:
         stable_epochs: end the search once the architecture is the same for so many; None: never.
         guards: against collapse, by name.
         speed: see `nas.supernet.speed`.
+        engine: where networks are scored one by one, see `nas.search.workers.Engine`; None: here.
         about: goes into result.json as it is.
 
     Attributes:
@@ -85,6 +86,7 @@ class SearchProblem:
     front: int = 1
     guards: Mapping[str, pl.Callback] = field(default_factory=dict)
     speed: str = "kernels"
+    engine: Any = None
     about: Mapping[str, Any] = field(default_factory=dict)
     supernet: nn.Module = field(init=False)
     space: str = field(init=False)

@@ -341,6 +341,7 @@ def components_of(config: DictConfig) -> dict[str, Any]:
         "stable_epochs": config.stable_epochs,
         "guards": made(config.get("guard") or {}),
         "speed": config.speed,
+        "engine": made(config.get("engine")),
     }
 
 
@@ -371,8 +372,8 @@ def _about(config: DictConfig) -> dict[str, Any]:
 def values_by_key(words: Sequence[str]) -> dict[str, Any]:
     """Key -> value of overrides, for result.json; those that change no result are left out."""
     given = {key.lstrip("+~"): value for key, _, value in (w.partition("=") for w in words)}
-    unimportant = ("out", "name", "keep", "resume", "trust", "threads", "trial")
-    return {key: yaml.safe_load(v) for key, v in given.items() if key not in unimportant}
+    unimportant = ("out", "name", "keep", "resume", "trust", "threads", "trial", "engine")
+    return {k: yaml.safe_load(v) for k, v in given.items() if k.split(".")[0] not in unimportant}
 
 
 def _threads() -> int:
@@ -381,6 +382,8 @@ def _threads() -> int:
     settings = HydraConfig.get()
     jobs = 1
     if settings.mode == RunMode.MULTIRUN:
+        if given := settings.launcher.get("cpus_per_task"):  # of submitit
+            return min(count, int(given))
         jobs = int(settings.launcher.get("n_jobs") or 1)
     return max(1, count // (count if jobs < 0 else jobs))
 

@@ -26,6 +26,14 @@ from nas.config.help import VERBS, config_dir, groups, keys_of, keys_of_run
 from nas.config.schema import run_violation, short_repr, violation
 from nas.errors import UserError
 
+# Launcher -> what has it.
+_LAUNCHERS = {
+    "joblib": "'dnas[sweep]'",
+    "submitit_local": "'dnas[slurm]'",
+    "submitit_slurm": "'dnas[slurm]'",
+    "ray": "hydra-ray-launcher",
+}
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -304,6 +312,9 @@ def hydra_message(
     """
     causes = [error, error.__cause__] if error.__cause__ else [error]
     text = " ".join(" ".join(str(cause).split()) for cause in causes)
+    missing = re.search(r"Could not find 'hydra/launcher/(\w+)'", text)
+    if missing and (package := _LAUNCHERS.get(missing[1])):
+        return f"hydra/launcher={missing[1]} needs a package: pip install {package}"
     unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", text)
     if unknown and "Available options" not in text:
         # The keys of a group are those of the option that was chosen for it.

@@ -124,17 +124,9 @@ class Verb:
 
 
 _TRAINED = (
-    "data",
-    "task",
-    "space",
-    "relax",
-    "search",
-    "cost",
-    "objective",
-    "guard",
-    "finetune",
-    "trainer",
-)
+    "data", "task", "space", "relax", "search", "cost", "objective", "guard", "finetune", "trainer",
+    "engine",
+)  # fmt: skip
 VERBS: Mapping[str, Verb] = {
     "search": Verb(
         "[key=value ...]",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 
+from nas.config.help import config_dir
 from nas.cost.analytic import MACs, bits_of
 from nas.cost.layer import LayerSpec
 from nas.errors import UserError
@@ -130,17 +131,20 @@ class Device:
         return UserError(f"device {self.name!r}: {key}={value!r} must be {wanted}")
 
 
-def load(path: Path) -> Device:
-    """The device of a YAML file.
+def load(name: str | Path) -> Device:
+    """The device of a YAML file, or a shipped one by its name, e.g. "cortex_m7".
 
     Raises:
         UserError: it cannot be read, or a key is missing, unknown, or of a wrong value.
     """
+    shipped = {file.stem: file for file in (config_dir() / "device").glob("*.yaml")}
+    path = shipped.get(str(name), Path(name))
     try:
         table = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(
-            f"cannot read the device file {path}: {' '.join(str(error).split())}"
+            f"cannot read the device file {path}: {' '.join(str(error).split())}; the shipped "
+            f"devices are {sorted(shipped)}"
         ) from None
     if not isinstance(table, Mapping):
         raise UserError(f"{path} must hold the figures of a device, key: value; see {_WHERE}")
@@ -181,7 +185,7 @@ class OnDevice:
         if not isinstance(self.device, Device):
             raise UserError(
                 f"the cost {type(self).__name__.lower()} needs a device, got {self.device!r}: "
-                "choose one with device=NAME, or nas.cost.device.load(FILE) in Python"
+                "choose one with device=NAME, or nas.cost.device.load(NAME or FILE) in Python"
             )
         if self.dtype is not None:
             bits_of(self.dtype)

@@ -126,9 +126,10 @@ def _failing(model: nn.Module, inputs: Inputs) -> Iterator[None]:
         raise
     except Exception as error:
         shapes = [tuple(x.shape) for x in tree_leaves(inputs) if isinstance(x, Tensor)]
+        said = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
         raise UserError(
             f"the forward pass of {type(model).__name__} fails for an input of shape "
-            f"{shapes}: {error}"
+            f"{shapes}: {said}"
         ) from error
 
 

@@ -87,14 +87,23 @@ class PeakMemory:
             UserError: as `trace` does.
         """
         traced = example if isinstance(example, Trace) else trace(model, example)
-        sizes = [-(-buffer.numel * self.bits // 8) for buffer in traced.buffers]
-        peaks = peak_terms(traced, sizes, self.fuse)
+        peaks = peak_terms(traced, self._sizes(traced), self.fuse)
         # Stored weights depend on every decision: added afterwards, they leave the tables small.
         stored = {
             term: c * self.weight_bits / 8 for term, c in layer_terms(traced, Params()).items()
         }
         added = stored if self.weights else None
         return Expected(model, self.name, self.unit, peaks, traced.options, added)
+
+    def by_step(self, traced: Trace) -> Iterator[tuple[Operator, Polynomial]]:
+        """Each operator that computes something, and the bytes of activations while it runs.
+
+        The last one, "output", stands for the end, where the outputs are there.
+        """
+        return _live(traced, self._sizes(traced), self.fuse, _probabilities(traced.options))
+
+    def _sizes(self, traced: Trace) -> list[int]:
+        return [-(-buffer.numel * self.bits // 8) for buffer in traced.buffers]
 
 
 def peak_terms(traced: Trace, sizes: Sequence[int], fuse: bool) -> list[dict[Term, float]]:
@@ -108,9 +117,9 @@ def peak_terms(traced: Trace, sizes: Sequence[int], fuse: bool) -> list[dict[Ter
         fuse: a pointwise step writes over its input where nothing needs that any more.
     """
     root, options = _Node(), traced.options
-    for path, terms in _live(traced, sizes, fuse, _probabilities(options)):
+    for step, terms in _live(traced, sizes, fuse, _probabilities(options)):
         node = root
-        for choice in path:
+        for choice in step.choices:
             node = node.children[choice]
         node.steps.append(reduced(terms, options))
     return _combined(root, options)
@@ -165,8 +174,8 @@ def _at_uniform(terms: Polynomial, options: Mapping[str, int]) -> float:
 
 def _live(
     traced: Trace, sizes: Sequence[int], fuse: bool, probability: Probability
-) -> Iterator[tuple[tuple[Choice, ...], Polynomial]]:
-    """The choices that each step stands under, and the memory that lives while it runs."""
+) -> Iterator[tuple[Operator, Polynomial]]:
+    """Each step, and the memory that lives while it runs."""
     steps = [operator for operator in traced.operators if not operator.view]
     uses = _uses(traced, steps, sizes, fuse)
     last = {buffer: times_[-1] for buffer, (times_, _) in uses.items()}
@@ -185,7 +194,7 @@ def _live(
                 seen[key] = probability(_given(uses[buffer][1][first:], given, traced.options))
             parts.append((sizes[buffer], seen[key]))
         parts += [(sizes[buffer], {frozenset(): 1.0}) for buffer in step.makes]
-        yield step.choices, weighted_sum(parts)
+        yield step, weighted_sum(parts)
         alive.update(dict.fromkeys(b for b in step.makes if b in uses))
         alive = {buffer: None for buffer in alive if last[buffer] > now}
 

@@ -142,6 +142,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.calls: list[tuple[LayerSpec, Condition]] = []
         self.operators: list[Operator] = []
         self.pieces: list[Piece] = []
+        self.shapes: dict[str, tuple[int, ...]] = {}  # of what each module gave last
         self.paths = {module: name for name, module in model.named_modules()}
         self._nodes = {node.path: node for node in nodes}
         self._candidates: dict[nn.Module, list[tuple[str, Condition]]] = defaultdict(list)
@@ -186,6 +187,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if frame.path in self._nodes:
             self._last = {}  # nothing follows a piece across a choice
             out = self.activations.joined(out, frame.alternatives, frame.choices)
+        for x in tensors(out)[:1]:
+            self.shapes[frame.path] = tuple(x.shape)
         self._frames.pop()
         self._frames[-1].alternatives += [(condition, out) for condition in frame.own]
         return out

@@ -64,6 +64,8 @@ class Trace:
         outputs: the buffers that are its outputs.
         pieces: calls of modules without choices, in execution order.
         stored: parameters and buffers of every module.
+        shapes: path of a module -> shape of the first tensor that its last call gave, the largest
+            one where that depends on decisions.
     """
 
     layers: tuple[Layer, ...]
@@ -75,6 +77,7 @@ class Trace:
     outputs: tuple[Read, ...]
     pieces: tuple[Piece, ...]
     stored: tuple[StoredTensor, ...]
+    shapes: Mapping[str, tuple[int, ...]]
 
 
 def trace(model: nn.Module, example: Example) -> Trace:
@@ -136,6 +139,7 @@ def _record(model: nn.Module, inputs: Inputs) -> Trace:
         outputs,
         tuple(recorder.pieces),
         held,
+        recorder.shapes,
     )
 
 

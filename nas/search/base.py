@@ -171,6 +171,11 @@ def build_search(problem: SearchProblem) -> Search:
     if takes(problem.search, "objective"):
         known["costs"] = {name: problem.costs[name] for name in problem.cost_models}
     made: Search = called(problem.search, known, supernet=problem.supernet, seed=problem.seed)
+    if not (problem.engine is None or problem.engine.local or hasattr(made, "ranking")):
+        raise UserError(
+            f"engine={problem.engine.name} is for searches that score networks one by one, and "
+            "this one scores none: leave engine=local"
+        )
     return made
 
 

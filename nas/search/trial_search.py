@@ -25,7 +25,7 @@ from nas.search.base import ScoredArch, SearchResult, Stage, agreed
 from nas.search.evaluate import Scoring, TrainFromScratch
 from nas.search.halving import FOLDER, Halving, in_rungs
 from nas.search.model import OptionModel, adds_most, worth_training
-from nas.search.scoring import Outcomes, Workers, in_turn, over_ranks, recorded
+from nas.search.scoring import Outcomes, in_turn, over_ranks, recorded
 from nas.search.searchers import (
     SMALL,
     TRIALS,
@@ -37,6 +37,7 @@ from nas.search.searchers import (
 )
 from nas.search.space import Searcher, SearchSpace
 from nas.search.trials import Trial, TrialLog, comparable, table_of, thinned_front
+from nas.search.workers import Workers
 from nas.search.zero_cost import METRIC
 from nas.supernet.relax import gumbel_noise
 from nas.tasks import Task
@@ -131,6 +132,8 @@ class TrialSearch:
         if names is not None and self.metric not in (scores := names(problem)):
             raise UserError(f"search.metric={self.metric} is not one of {', '.join(scores)}")
         self._made(space)
+        if problem.engine is not None:
+            problem.engine.check(self.workers)
 
     def _made(self, space: SearchSpace) -> tuple[Searcher, int | None]:
         usual = getattr(self.evaluate, "usual_trials", TRIALS)
@@ -311,7 +314,7 @@ class TrialSearch:
         if self.workers == 1:
             yield partial(over_ranks, partial(in_turn, factory(problem)))
             return
-        with Workers(factory, problem, self.workers) as workers:
+        with Workers(factory, problem, self.workers, problem.engine) as workers:
             yield partial(over_ranks, workers)
 
 

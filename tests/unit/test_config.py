@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -14,7 +15,7 @@ from nas.artifacts import RunDir, fingerprint
 from nas.config.calls import target_of
 from nas.config.check import check
 from nas.config.completion import script
-from nas.config.compose import compose_config, parse
+from nas.config.compose import compose_config, hydra_message, parse
 from nas.config.help import VERBS, config_dir, groups, help_of, keys_of, usage
 from nas.config.saved import change, read_saved
 from nas.config.schema import violation
@@ -180,6 +181,13 @@ def test_help_of_a_group_lists_its_options_and_keys() -> None:
     assert "  budget.macs=null" in help_of("search", ["budget"])
     with pytest.raises(UserError, match=r"no such group; choose one of .*data"):
         help_of("search", ["dta"])
+
+
+def test_a_launcher_that_is_not_installed_names_its_extra() -> None:
+    error = HydraException(
+        "Could not find 'hydra/launcher/submitit_slurm' Available options: basic"
+    )
+    assert "pip install 'dnas[slurm]'" in hydra_message(error)
 
 
 COMPLETE = """

@@ -47,6 +47,7 @@ CONFINED = {
 }
 # In extras: a module-level import would break an installation without the extra.
 OPTIONAL = {
+    "distributed",
     "executorch",
     "joblib",
     "matplotlib",
@@ -55,6 +56,7 @@ OPTIONAL = {
     "onnxscript",
     "optuna",
     "pymoo",
+    "ray",
     "torchao",
 }
 HEAVY = {"torch", "torchvision", "pytorch_lightning", "sklearn", "matplotlib", "onnx"}

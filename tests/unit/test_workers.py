@@ -20,8 +20,10 @@ from nas.config.compose import compose_config
 from nas.config.help import groups
 from nas.data import digits
 from nas.errors import FailedRunError, InterruptedRunError, UserError
-from nas.search.scoring import Workers, in_turn
+from nas.search.clusters import Dask, Ray
+from nas.search.scoring import in_turn
 from nas.search.trials import TrialLog
+from nas.search.workers import Workers
 
 # Written to a file: a process that is spawned imports it by name, and nothing heavy with it.
 SCORING = """
@@ -50,6 +52,9 @@ def scoring(faults):
         if fault in ("SIGKILL", "SIGTERM"):
             time.sleep(0.3)
             os.kill(os.getpid(), getattr(signal, fault))
+        if fault == "once" and not os.path.exists("killed"):
+            open("killed", "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
         if fault == "mends":
             raise UserError("mend it")
         if fault == "odd":
@@ -74,7 +79,7 @@ def scoring(faults):
 SEARCH = """
 import os, signal
 import scored_elsewhere
-from nas.search.scoring import Workers
+from nas.search.workers import Workers
 from nas.search.trials import TrialLog
 from pathlib import Path
 
@@ -108,7 +113,7 @@ def test_scores_are_those_of_one_process_and_the_threads_are_shared(scoring):
     try:
         with Workers(scoring, {0: "meets", 1: "meets", 3: "nan"}, 2) as workers:
             found = {o.arch: o for o in workers(jobs(6))}
-            for process in workers.processes:
+            for process in workers.pool.processes:
                 os.kill(process.pid, signal.SIGINT)  # Ctrl-C reaches all; the parent decides
             again = {o.arch: o for o in workers(jobs(2))}
             assert not list(workers([]))
@@ -143,7 +148,7 @@ def test_an_error_in_a_worker_is_the_searchs_and_its_death_names_its_trial(scori
         with pytest.raises(error, match=f"{name}.*{wanted[1][0].hash}"):
             list(arriving)
     assert found == [0]  # what was finished before is handed over
-    assert not alive({process.pid for process in workers.processes})
+    assert not alive({process.pid for process in workers.pool.processes})
 
 
 def test_what_cannot_be_sent_to_a_process_is_named():
@@ -152,7 +157,61 @@ def test_what_cannot_be_sent_to_a_process_is_named():
         pytest.raises(UserError, match="workers=1"),
     ):
         list(workers(jobs(1)))
-    assert not alive({process.pid for process in workers.processes})
+    assert workers.pool is None
+
+
+@pytest.fixture
+def dask(tmp_path: Path):
+    distributed = pytest.importorskip("distributed", reason="the extra dask is not installed")
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(**options, local_directory=tmp_path / "dask") as cluster:
+        yield Dask(cluster.scheduler_address)
+
+
+@pytest.fixture
+def ray(tmp_path: Path):
+    package = pytest.importorskip("ray", reason="the extra ray is not installed")
+    package.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield Ray()
+    package.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["dask", "ray"])
+def test_a_cluster_gives_what_one_process_does_though_a_worker_is_killed(scoring, name, request):
+    engine = request.getfixturevalue(name)
+    engine.check(2)
+    with Workers(scoring, {1: "once", 3: "nan", 4: "mends", 5: "odd"}, 2, engine) as workers:
+        found = {o.arch: o for o in workers(jobs(4))}
+        with pytest.raises(UserError, match=r"^mend it$"):
+            list(workers(jobs(6)[4:5]))
+        with pytest.raises(FailedRunError, match="KeyError: 'odd'"):
+            list(workers(jobs(6)[5:]))
+    assert Path("killed").exists()
+    alone = {o.arch: o for o in in_turn(scoring({3: "nan"}), jobs(4))}
+    assert found.keys() == alone.keys()
+    for arch, outcome in found.items():
+        assert outcome.metrics.get("val_loss") == alone[arch].metrics.get("val_loss")
+        assert outcome.message == alone[arch].message
+        assert outcome.metrics.get("pid") != os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("engine", "count", "said"),
+    [
+        (Dask("tcp://127.0.0.1:9"), 1, r"search\.workers=N"),
+        (Dask("tcp://127.0.0.1:9"), 2, "no cluster for engine=dask at .*:9 .*dask scheduler"),
+        (Dask("head"), 2, "engine.address=head .*no port"),
+        (Ray("ray://127.0.0.1:9"), 2, "no cluster for engine=ray at .*ray start"),
+        (Ray(), 2, r"engine=ray needs .*dnas\[ray\]"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_refused_in_one_line(monkeypatch, engine, count, said):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(UserError, match=said) as refused:
+        engine.check(count)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("workers", [0, -1])
