@@ -62,7 +62,7 @@ def test_the_card_has_what_there_is_and_no_empty_section():
     text = markdown(CARD)
     assert "Test accuracy 90.00%, validation 80.00%." in text
     assert "- input `[N, 1, 8, 8]`, float32: image scaled\n" in text
-    assert "4 outputs: a\\|b, 'c', d e, <f>\n" in text
+    assert "4 classes: a\\|b, 'c', d e, <f>\n" in text
     assert "| params | 12,345 | - |\n| latency | 1.23 ms | 2.00 ms |\n" in text
     assert "| onnx | ORT | `a.onnx` 2.00 kB | 1.0e-06 | 100.00% | accuracy 90.00% |\n" in text
     assert re.findall("^## (.*)", text, re.M) == [
