@@ -5,12 +5,16 @@ has backends for both, but that of Ray (2.60) cannot give results as they arrive
 Dask (joblib 1.6) a search waits for ever for a trial whose worker has died for good.
 """
 
+import logging
 import os
 import socket
 import sys
 import uuid
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar
@@ -135,10 +139,10 @@ class Connection:
 
     def failure(self, error: Exception, jobs: Sequence[Job]) -> Exception:
         """See `nas.search.workers.Pool`."""
-        lines = str(error).strip().splitlines() or [""]
+        reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])[:200]
         return FailedRunError(
             f"engine={self.engine}: trial {name_of(jobs[0])} was given up, as its worker died "
-            f"again and again or the cluster has gone ({type(error).__name__}: {lines[0][:200]})"
+            f"again and again or the cluster has gone ({reason})"
         )
 
     def close(self) -> None:
@@ -220,6 +224,7 @@ class Dask(Cluster):
 
     def _opened(self) -> Connection:
         distributed = _package("distributed", self.name)
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # `failure` says it in one line
         start = f"dask worker {self.address} --nworkers 4 --nthreads 1"
         try:
             client = distributed.Client(self.address, timeout=PATIENCE, set_as_default=False)
@@ -243,15 +248,18 @@ class _DaskConnection(Connection):
         self.executor = client.get_executor(pure=False)
 
     def send(self, sent: Sent) -> None:
-        self.sent = self.client.scatter(sent, broadcast=True, hash=False)
+        # As a task's result: where all workers that had it have died, it is made again.
+        with warnings.catch_warnings(action="ignore"):  # that it is large
+            self.sent = self.client.submit(copy, sent, pure=False)
 
     def submit(self, job: Job) -> "Future[Answer]":
         future: Future[Answer] = self.executor.submit(score_sent, self.sent, job)
         return future
 
     def close(self) -> None:
-        self.executor.shutdown(wait=False)  # what runs is not ended, but nobody waits for it
-        self.client.close()
+        with suppress(Exception):  # the scheduler has gone
+            self.executor.shutdown(wait=False)  # what runs is not ended, but nobody waits for it
+            self.client.close()
 
 
 def _check_answers(engine: str, address: str) -> None:

@@ -168,6 +168,17 @@ def dask(tmp_path: Path):
         yield Dask(cluster.scheduler_address)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_dask_workers_of_several_threads_are_refused():
+    distributed = pytest.importorskip("distributed", reason="the extra dask is not installed")
+    options = {"n_workers": 1, "threads_per_worker": 2, "processes": False}
+    with (
+        distributed.LocalCluster(**options, protocol="tcp", dashboard_address=None) as cluster,
+        pytest.raises(UserError, match=r"has workers of 2 threads: .*--nthreads 1"),
+    ):
+        Dask(cluster.scheduler_address).check(2)
+
+
 @pytest.fixture
 def ray(tmp_path: Path):
     package = pytest.importorskip("ray", reason="the extra ray is not installed")
