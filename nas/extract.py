@@ -24,7 +24,7 @@ from nas.export import load_supernet
 from nas.front import further, print_rows, rows_of, train, write_files
 from nas.problem import SearchProblem
 from nas.progress import shown
-from nas.quantities import amount
+from nas.quantities import amount, metric_name, metric_words, primary_metrics
 from nas.report.terminal import announce, console
 from nas.search.base import build_search, leaves_of
 from nas.search.trial_search import TrialSearch
@@ -33,7 +33,6 @@ from nas.verbs import components_of, cores, only_main_prints, values_by_key
 
 COST = "latency"
 TABLE = "devices.csv"
-_FIGURES = ("test_acc", "val_acc")
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,8 @@ def summarise(folder: Path, taken: Sequence[tuple[Device, RunDir]]) -> None:
     units = {name: cost.unit for name, cost in taken[0][0].problem.costs.items()}
     drawn = Table(box=None, pad_edge=False, header_style="dim")
     for name in rows[0]:
-        title = {"test_acc": "test accuracy", "val_acc": "validation"}.get(name, name)
+        title = metric_name(name) if name.startswith("test_") else name
+        title = "validation" if name.startswith("val_") else title
         left = name in ("device", "network", "folder")
         drawn.add_column(title, justify="left" if left else "right", overflow="fold")
     for row in rows:
@@ -97,7 +97,7 @@ def _row(device: Device, run: RunDir) -> dict[str, Any]:
     return {
         "device": device.name,
         "network": result["arch_hash"],
-        **{name: result["metrics"].get(name) for name in _FIGURES},
+        **{name: result["metrics"].get(name) for name in primary_metrics(result)},
         COST: costs.pop(COST),
         "budget": problem.budgets.get(COST),
         "measured": result["costs"].get(f"{COST}_measured"),
@@ -109,8 +109,8 @@ def _row(device: Device, run: RunDir) -> dict[str, Any]:
 def _shown(name: str, value: Any, units: Mapping[str, str]) -> str:
     if value is None:
         return "-"
-    if name in _FIGURES:
-        return f"{value:.2%}"
+    if name.startswith(("test_", "val_")):
+        return metric_words(name, value)
     if name in ("budget", "measured"):
         return amount(value, units[COST])
     return amount(value, units[name]) if name in units else str(value)
@@ -237,7 +237,7 @@ def extract(given: Arguments) -> int:
         print_rows(rows_of(folder, [run for _, run in taken]), units)
     if options.fine_tune and folder == extraction.source.front:
         try:
-            write_files(extraction.source, options.cost, "test_acc")
+            write_files(extraction.source, options.cost)
         except UserError as error:  # no matplotlib
             print(error)
     print(f"{len(taken)} network(s) in {display_path(folder)}")

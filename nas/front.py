@@ -23,7 +23,7 @@ from nas.errors import UserError
 from nas.pipeline import Run, TrainingStage
 from nas.problem import SearchProblem
 from nas.progress import current
-from nas.quantities import amount
+from nas.quantities import amount, error_of, metric_words, primary_metrics
 from nas.ranks import broadcast
 from nas.report import write_pictures
 from nas.report.page import PICTURE
@@ -33,7 +33,7 @@ from nas.search.trial_search import TrialSearch
 from nas.search.trials import Trial
 
 TABLE = "front.csv"
-_TRAINING = ("data", "space", "seed", "weights", "finetune")  # keys that decide its weights
+_TRAINING = ("data", "task", "space", "seed", "weights", "finetune")  # keys that decide its weights
 _COPIED = ("network.pt", "network.onnx", "network.svg", "network.csv", PICTURE)
 
 
@@ -60,8 +60,9 @@ class FrontRun(Run):
             networks.append((run, result))
             if result:
                 place = f"network {number} of {most}"
-                accuracy = f"test {result['metrics']['test_acc']:.2%}"
-                print(f"{place} {self._described(arch)}, {accuracy}", flush=True)
+                name = f"test_{self.task.primary}"
+                figure = f"test {metric_words(name, result['metrics'][name])}"
+                print(f"{place} {self._described(arch)}, {figure}", flush=True)
         if not is_main():
             return {}
         if len(networks) < asked:
@@ -94,9 +95,8 @@ class FrontRun(Run):
         """The run's own files: copies of the best network's, and those about all of them."""
         metric = self.task.primary
         networks = sorted(networks, key=lambda network: _size(network[1]["costs"]))
-        larger = bool(self.task.metrics()[metric].higher_is_better)
-        best, known = (max if larger else min)(
-            networks, key=lambda network: network[1]["metrics"][f"val_{metric}"]
+        best, known = min(
+            networks, key=lambda network: error_of(metric, network[1]["metrics"][f"val_{metric}"])
         )
         spent = [network["seconds"]["finetune"] for _, network in networks]
         result = {
@@ -116,7 +116,7 @@ class FrontRun(Run):
         Arch.load(best.arch).save(self.run.arch)
         attempt = self.attempts.attempt
         with attempt("front", "no pictures of the front"):
-            write_files(self.run, found["cost"], f"test_{metric}")
+            write_files(self.run, found["cost"])
         with attempt("tensorboard", "no final figures in TensorBoard"):
             log_final(logger, result, self.problem)
         result["warnings"] = [*known["warnings"], *self.attempts.warnings]
@@ -226,7 +226,7 @@ def _priced(
     return known
 
 
-def write_files(run: RunDir, cost: str, metric: str) -> None:
+def write_files(run: RunDir, cost: str) -> None:
     """``front.csv``, ``front.png`` and a page of all trained networks in the run's folder of them.
 
     Raises:
@@ -235,7 +235,7 @@ def write_files(run: RunDir, cost: str, metric: str) -> None:
     rows = rows_of(run.path, [RunDir(run.front / name) for name in trained_in(run.front)])
     text = csv_table(list(rows[0]), ([row.get(name, "") for name in rows[0]] for row in rows))
     write_atomic(run.path / TABLE, text)
-    write_pictures(run, run.front, cost, metric)
+    write_pictures(run, run.front, cost)
 
 
 def rows_of(base: Path, networks: Iterable[RunDir]) -> list[dict[str, Any]]:
@@ -243,7 +243,7 @@ def rows_of(base: Path, networks: Iterable[RunDir]) -> list[dict[str, Any]]:
     rows = []
     for run in networks:
         result = run.read_result() or {}
-        scored = {name: result["metrics"].get(name) for name in ("val_acc", "test_acc")}
+        scored = {name: result["metrics"].get(name) for name in primary_metrics(result)[::-1]}
         place: dict[str, Any] = {"folder": os.path.relpath(run.path, base)}
         if not result.get("trained", True):
             place["trained"] = False
@@ -259,10 +259,10 @@ def print_rows(rows: Sequence[Mapping[str, Any]], units: Mapping[str, str], best
     """The networks as a table in the terminal; `best` is the hash of the one that is marked."""
     drawn = Table(box=None, pad_edge=False, header_style="dim")
     names = [name for name in rows[0] if name not in ("network", "folder", "trained")]
-    titles = {"val_acc": "validation", "test_acc": "test"}
     drawn.add_column("network")
     for name in names:
-        drawn.add_column(titles.get(name, name), justify="right")
+        title = {"val": "validation", "test": "test"}.get(name.partition("_")[0], name)
+        drawn.add_column(title, justify="right")
     for row in rows:
         cells = [_shown(name, row.get(name), units) for name in names]
         mark = " *" * (row["network"] == best) + " (not trained)" * (not row.get("trained", True))
@@ -296,7 +296,7 @@ def announce_front(run: RunDir, result: Mapping[str, Any]) -> None:
 
 _ABOUT = {
     "report.html": "the page: open it in a browser",
-    "front.png": "test accuracy over cost",
+    "front.png": "the test metric over cost",
     "front.csv": "the table",
     "front": "a folder for each network: network.pt, network.onnx, ...",
 }
@@ -305,7 +305,7 @@ _ABOUT = {
 def _shown(name: str, value: Any, units: Mapping[str, str]) -> str:
     if value is None:
         return "-"
-    return f"{value:.2%}" if name.endswith("acc") else amount(value, units.get(name, ""))
+    return amount(value, units[name]) if name in units else metric_words(name, value)
 
 
 def _text(path: Path) -> str:

@@ -315,6 +315,7 @@ class Run:
             "metrics": {**found["metrics"], **trained["metrics"]},
             **cost_fields(self.problem.costs, self.problem.budgets, self.arch),
             "input": input_fields(self.problem.data),
+            "task": self.task.described(),
             "seconds": {
                 "search": found["seconds"],
                 "search_cpu": found.get("cpu_seconds"),  # of this process

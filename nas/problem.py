@@ -26,7 +26,8 @@ from nas.progress import Part
 from nas.quantities import amount, parse_budget
 from nas.selection import check_feasible, check_known, largest_of, select
 from nas.supernet.choice import Relaxing
-from nas.train import Training
+from nas.tasks.classification import task_of
+from nas.train import Training, called
 
 Amount = str | float
 
@@ -253,6 +254,14 @@ def _memory() -> float:
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
+def data_for(make: Callable[..., Any], task: Any, seed: int) -> Any:
+    """The data of a run for a task; a module of the user's own may have one of its own."""
+    data = called(make, {"task": task}, seed=seed)
+    if not hasattr(data, "task"):
+        data.task = task
+    return data
+
+
 # What a run asks of its data; a module of the user's own must have all of it.
 _ATTRIBUTES = ("name", "batch_size", "input_shape", "num_outputs", "classes", "mean", "std")
 _METHODS = (
@@ -298,13 +307,15 @@ def _check_batch(what: str, batch: Any, data: Any) -> None:
             f"{what} gives samples {found} of {x.dtype}, and input_shape is {shape}: they must be "
             "floats of that shape"
         )
-    if labels.shape != x.shape[:1] or labels.dtype != torch.int64:
+    if len(labels) != len(x):
+        raise UserError(f"{what} gives {len(labels)} targets for {len(x)} samples")
+    task = task_of(data)
+    try:
+        task.read(labels, tuple(map(str, range(data.num_outputs))))
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
+    if task.outputs != data.num_outputs:
         raise UserError(
-            f"{what} gives labels {tuple(labels.shape)} of {labels.dtype}: they must be "
-            f"({len(x)},) of torch.int64, one for each sample"
-        )
-    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < data.num_outputs:
-        raise UserError(
-            f"{what} gives labels from {int(labels.min())} to {int(labels.max())}, and num_outputs "
-            f"is {data.num_outputs}: they must be from 0 to {data.num_outputs - 1}"
+            f"{what} gives targets for {task.outputs} outputs, and num_outputs is "
+            f"{data.num_outputs}"
         )

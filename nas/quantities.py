@@ -1,9 +1,17 @@
-"""Quantities as people write them: "1.93 ms", "64.0 kB", "22,234"; budgets: "50k", "3ms", "60%"."""
+"""Quantities as people write them: "1.93 ms", "64.0 kB", "22,234"; budgets: "50k", "3ms", "60%".
+
+Metrics, too. Their names say which direction is better, so that a file of figures says all: names
+that end in one of `ERRORS` are minimised, all others maximised. `nas.tasks` names them so.
+"""
 
 import re
+from collections.abc import Mapping
 from math import floor, isfinite, log10
+from typing import Any
 
 from nas.errors import UserError
+
+ERRORS = ("loss", "error", "mse", "mae")  # and so rmse
 
 _PREFIXES = {-12: "p", -9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G"}
 # Unit -> the powers of ten that are usual with it; anything else is a count.
@@ -91,3 +99,45 @@ def _examples(unit: str) -> str:
     examples = {"B": "64000, 64kB, 64KiB or 60%", "s": "0.003, 3ms, 3000us or 60%"}
     examples["J"] = "0.002, 2mJ or 60%"
     return examples.get(unit, "50000, 50k, 1.5M or 60%") + " (of the largest network)"
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric is an error itself."""
+    return metric.endswith(ERRORS)
+
+
+def error_of(metric: str, value: float) -> float:
+    """The metric as something to minimise: an error as it is, ``-value`` of a ``*_score``, which
+    has no largest value, else ``1 - value``.
+    """
+    if lower_is_better(metric):
+        return value
+    return -value if metric.endswith("_score") else 1 - value
+
+
+def metric_words(metric: str, value: float) -> str:
+    """Accuracies in percent with two decimals, others with four digits."""
+    return f"{value:.2%}" if metric.endswith("acc") else f"{value:.4g}"
+
+
+def metric_name(metric: str) -> str:
+    """`test_acc` -> `test accuracy`."""
+    return metric.replace("_", " ") + ("uracy" if metric.endswith("acc") else "")
+
+
+def judged_by(result: Mapping[str, Any]) -> str:
+    """How good the network of a result.json is: "test accuracy 97.31%, validation 97.50%"."""
+    test, val = primary_metrics(result)
+    shown = result["metrics"]
+    said = f"{metric_name(test)} {metric_words(test, shown[test])}"
+    return f"{said}, validation {metric_words(val, shown[val])}" if val in shown else said
+
+
+def primary_metrics(result: Mapping[str, Any]) -> tuple[str, str]:
+    """Names of the test and validation figure that a network is judged by.
+
+    Args:
+        result: as in result.json; that of an earlier version says nothing, and is of accuracy.
+    """
+    primary = (result.get("task") or {}).get("primary", "acc")
+    return f"test_{primary}", f"val_{primary}"

@@ -18,8 +18,10 @@ from nas.artifacts.reading import read_json as read_value
 from nas.cost.expected import Expected
 from nas.errors import UserError
 from nas.problem import SearchProblem
+from nas.quantities import primary_metrics
 from nas.report.collect import short_names
 from nas.selection import largest_of, least_of
+from nas.tasks.classification import task_of
 
 SCHEMA = 1
 
@@ -49,6 +51,7 @@ def input_fields(data: Any) -> dict[str, Any]:
         "classes": list(data.classes),
         "mean": list(data.mean),
         "std": list(data.std),
+        **({} if getattr(data, "largest", 255) == 255 else {"largest": data.largest}),
         **_value_range(data),
     }
 
@@ -78,16 +81,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-ACCURACIES = ("test_acc", "val_acc")
-
-
 def logger_of(problem: SearchProblem, folder: Path) -> TensorBoardLogger:
     """The logger of a run, with the row of its hyper-parameters begun."""
     name = _board_name(problem, RunDir(folder))
     logger = _Logger(folder, name=name, version="", default_hp_metric=False)
-    metrics = {f"final/{name}": float("nan") for name in (*ACCURACIES, *problem.costs)}
+    names = (*_figures(problem), *problem.costs)
+    metrics = {f"final/{name}": float("nan") for name in names}
     logger.log_hyperparams(_hyper_parameters(problem), metrics)
     return logger
+
+
+def _figures(problem: SearchProblem) -> tuple[str, str]:
+    return primary_metrics({"task": task_of(problem.data).described()})
 
 
 class _Logger(TensorBoardLogger):
@@ -132,6 +137,6 @@ def log_graph(logger: TensorBoardLogger, network: nn.Module, shape: tuple[int, .
 def log_final(logger: TensorBoardLogger, result: Mapping[str, Any], problem: SearchProblem) -> None:
     """The metrics of the run's row."""
     final = {**result["metrics"], **result["costs"]}
-    names = (*ACCURACIES, *problem.costs)
+    names = (*_figures(problem), *problem.costs)
     logger.log_metrics({f"final/{name}": final[name] for name in names}, step=0)
     logger.finalize("success")

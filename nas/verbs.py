@@ -325,7 +325,7 @@ def components_of(config: DictConfig) -> dict[str, Any]:
         UserError: a component refuses its values.
     """
     return {
-        "data": made(config.data)(seed=config.seed),
+        "data": _data(config),
         "make_supernet": made(config.space),
         "relax": made(config.relax),
         "search": made(config.search),
@@ -343,6 +343,12 @@ def components_of(config: DictConfig) -> dict[str, Any]:
         "speed": config.speed,
         "engine": made(config.get("engine")),
     }
+
+
+def _data(config: DictConfig) -> Any:
+    from nas.problem import data_for
+
+    return data_for(made(config.data), made(config.get("task")), config.seed)
 
 
 def _about(config: DictConfig) -> dict[str, Any]:
@@ -400,7 +406,7 @@ def _describe(config: DictConfig) -> None:
     from nas.report.terminal import data_in_words, describe
 
     torch.set_num_threads(config.threads or _threads())
-    data = made(config.data)(seed=config.seed)
+    data = _data(config)
     read(data)
     print(data_in_words(data))
     supernet = build(made(config.space), data.input_shape, data.num_outputs)
@@ -445,7 +451,7 @@ def _profile(config: DictConfig) -> None:
         from nas.problem import build, read
 
         if size is None:
-            data = made(config.data)(seed=config.seed)
+            data = _data(config)
             read(data)
             size = data.input_shape, data.num_outputs
         torch.manual_seed(config.seed)

@@ -57,8 +57,8 @@ PARITY = (
     "samples",
     "max_abs_diff",
     "argmax_agreement",
-    "eager_accuracy",
-    "accuracy",
+    "eager_score",
+    "score",
     "drop_points",
     "bytes",
     "share_of_float32",
@@ -135,7 +135,7 @@ def exports(out: Path, name: str) -> Any:
 
 
 def drop(row: dict[str, Any]) -> float:
-    return float(row["eager_accuracy"] - row["accuracy"])
+    return float(row["eager_score"] - row["score"])
 
 
 def parity_rows(out: Path) -> Iterator[dict[str, Any]]:

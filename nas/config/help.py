@@ -124,7 +124,7 @@ class Verb:
 
 
 _TRAINED = (
-    "data", "space", "relax", "search", "cost", "objective", "guard", "finetune", "trainer",
+    "data", "task", "space", "relax", "search", "cost", "objective", "guard", "finetune", "trainer",
     "engine",
 )  # fmt: skip
 VERBS: Mapping[str, Verb] = {
@@ -151,7 +151,7 @@ VERBS: Mapping[str, Verb] = {
     "finetune": Verb(
         "arch=FILE [key=value ...]",
         "train a known architecture (checkpoint=FILE inherits weights)",
-        ("data", "space", "cost", "finetune", "trainer"),
+        ("data", "task", "space", "cost", "finetune", "trainer"),
         usual=("arch", "checkpoint", "finetune.epochs", "finetune.optimizer.lr", "seed", "name"),
         examples=("nas finetune arch=RUN/arch.json finetune.epochs=100",),
     ),

@@ -90,14 +90,14 @@ class ReportOptions:
 
     Args:
         cost: of the fronts.
-        metric: of the fronts.
+        metric: of the fronts, e.g. test_loss; null: what networks of their task are judged by.
         out: where the files go; null: the folder itself, or ./report for several.
         spread: draw mean and standard deviation over the seeds of each setting.
         serve: show the runs in TensorBoard as well.
     """
 
     cost: Name = "params"
-    metric: Name = "test_acc"
+    metric: Name | None = None
     out: Name | None = None
     spread: bool = False
     serve: bool = False

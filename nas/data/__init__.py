@@ -27,6 +27,7 @@ from nas.config.folders import existing_folder
 from nas.config.schema import Count
 from nas.data.datamodule import DataModule, DataOptions
 from nas.data.folder import Channels, ImageFolder, Unreadable
+from nas.data.npz import Arrays
 from nas.data.splits import Images, Levels, Part, Source
 from nas.errors import UserError
 
@@ -36,6 +37,7 @@ __all__ = [
     "Images",
     "Part",
     "Source",
+    "arrays",
     "cifar10",
     "digits",
     "fashion_mnist",
@@ -76,6 +78,11 @@ def image_folder(
     source = ImageFolder(root, size, channels, unreadable, value_range)
     # Colour images are mostly photographs; grey ones as often are signs, which have a direction.
     return DataModule(source, auto_augment="crop_flip" if channels == 3 else "none", **options)
+
+
+def arrays(path: str | None = None, **options: Unpack[DataOptions]) -> DataModule:
+    """Samples and targets of any kind in an NPZ file, see `Arrays`."""
+    return DataModule(Arrays(path), **options)
 
 
 def _read_digits() -> Images:

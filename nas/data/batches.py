@@ -21,7 +21,7 @@ from nas.ranks import rank_and_ranks
 Share = tuple[int, int]
 Augment = Callable[[Tensor, torch.Generator, Share], Tensor]  # (N, C, H, W) -> (N, C, H, W)
 Request = tuple[int, Tensor]  # (seed of the augmentation, indices of the images (N,))
-Batch = tuple[Tensor, Tensor]  # x float32 (N, C, H, W), y int64 (N,)
+Batch = tuple[Tensor, Tensor]  # x float32 (N, C, *S), y int64 (N,) or float32 (N, K)
 
 
 def none(x: Tensor, draw: torch.Generator, share: Share = (0, 1)) -> Tensor:
@@ -54,15 +54,16 @@ AUGMENTS: dict[str, Augment] = {"none": none, "crop": crop, "crop_flip": crop_fl
 class InMemory(Dataset[Batch]):
     """Answers a request for a whole batch: index, augment, normalise.
 
-    ``x = (pixels / 255 - mean) / std`` per channel.
+    ``x = (pixels / 255 - mean) / std`` per channel; 255 is `Images.largest`.
     """
 
     def __init__(
         self, images: Images, mean: list[float], std: list[float], augment: Augment
     ) -> None:
         self.images, self.augment = images, augment
-        self.scale = 1 / (255 * torch.tensor(std))[:, None, None]
-        self.shift = -(torch.tensor(mean) / torch.tensor(std))[:, None, None]
+        channel = (-1, *[1] * (images.pixels.ndim - 2))
+        self.scale = 1 / (images.largest * torch.tensor(std)).reshape(channel)
+        self.shift = -(torch.tensor(mean) / torch.tensor(std)).reshape(channel)
 
     def __getitem__(self, request: Request) -> Batch:
         seed, indices = request

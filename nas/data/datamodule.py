@@ -1,6 +1,7 @@
 """`DataModule`: one data set, split, normalised and served in batches."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, Any, TypedDict
 
@@ -15,6 +16,8 @@ from nas.data.batches import AUGMENTS, EpochBatchSampler, InMemory, loader
 from nas.data.splits import Images, Levels, Part, Source, generator, split
 from nas.errors import UserError
 from nas.ranks import rank_and_ranks
+from nas.tasks import Task
+from nas.tasks.classification import Classification
 
 BatchSize = Annotated[int, Field(ge=2, le=10**9)]  # BatchNorm cannot train on a single image
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -31,15 +34,17 @@ class DataOptions(TypedDict, total=False):
     limit: Count | None
     augment: str
     seed: Seed
+    task: Task | None
 
 
 @checked("data")
 class DataModule(pl.LightningDataModule):
     """Batches of the three parts of one source: train (weights), val (alpha) and test.
 
-    Batches are ``x`` float32 ``(N, C, H, W)``, normalised with the train part's mean and standard
-    deviation, and ``y`` int64 ``(N,)``. Orders and augmentations depend only on the seed, the epoch
-    and the batch's place in it. The source is read when it is first needed, or by `setup`.
+    Batches are ``x`` float32 ``(N, C, *S)``, normalised with the train part's mean and standard
+    deviation, and ``y`` as the task takes it. Orders and augmentations depend only on the seed,
+    the epoch and the batch's place in it. The source is read when it is first needed, or by
+    `setup`.
 
     Args:
         source: reads the images; called once.
@@ -53,6 +58,7 @@ class DataModule(pl.LightningDataModule):
         auto_augment: what the source suggests.
         seed: of the split, the orders and the augmentations. A test part that is split off is
             the same under every seed.
+        task: what networks are for; None: classification.
 
     Raises:
         UserError: an option out of its range; from `setup`, data that cannot be used.
@@ -72,12 +78,14 @@ class DataModule(pl.LightningDataModule):
         augment: str = "auto",
         auto_augment: str = "none",
         seed: Seed = 0,
+        task: Task | None = None,
     ) -> None:
         super().__init__()
         self.source, self.name = source, name
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.limit, self.seed = limit, seed
+        self.task = task or Classification()
         if augment not in ("auto", *AUGMENTS):
             known = ", ".join(AUGMENTS)
             raise UserError(f"data.augment={augment!r} is not known: choose one of auto, {known}.")
@@ -93,19 +101,27 @@ class DataModule(pl.LightningDataModule):
 
     @cached_property
     def images(self) -> Images:
-        """The whole data set."""
-        return self.source()
+        """The whole data set, with its targets as the task takes them."""
+        read = self.source()
+        if read.pixels.ndim != 4 and self.augment != "none":
+            raise UserError(
+                f"data.augment={self.augment} is for images, and samples are of "
+                f"{tuple(read.pixels.shape[1:])}: pass data.augment=none."
+            )
+        labels, classes = self.task.read(read.labels, read.classes)
+        return replace(read, labels=labels, classes=classes)
 
     @cached_property
     def parts(self) -> dict[Part, Tensor]:
         """Indices into `images` of the train, val and test part."""
         parts = split(self.images, self.val_fraction, self.test_fraction, self.limit, self.seed)
         self._check_batch_size("train", len(parts["train"]))
+        self.task.fit(self.images.labels[parts["train"]])
         return parts
 
     @cached_property
     def _moments(self) -> tuple[list[float], list[float]]:
-        return moments(self.images.pixels, self.parts["train"])
+        return moments(self.images.pixels, self.parts["train"], self.images.largest)
 
     @property
     def mean(self) -> list[float]:
@@ -127,19 +143,23 @@ class DataModule(pl.LightningDataModule):
         return self.images.value_range
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
-        _, channels, height, width = self.images.pixels.shape
-        return channels, height, width
+    def largest(self) -> float:
+        """What is seen as 1 before the mean is taken off: 255 of images, else 1."""
+        return self.images.largest
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """``(C, *S)`` of one sample, (C, H, W) of an image."""
+        return tuple(self.images.pixels.shape[1:])
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes; labels are positions in it."""
+        """Names of the outputs; labels of a classification are positions in it."""
         return self.images.classes
 
     @property
     def num_outputs(self) -> int:
-        """What a network must give for one sample: a logit for each class."""
+        """What a network must give for one sample: a logit for each class, or a number."""
         return len(self.classes)
 
     def weight_loader(self) -> DataLoader[Any]:
@@ -200,19 +220,23 @@ class DataModule(pl.LightningDataModule):
             )
 
 
-def moments(pixels: Tensor, indices: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel of pixels 0..255 seen as 0..1.
+def moments(
+    pixels: Tensor, indices: Tensor, largest: float = 255
+) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel of pixels ``(N, C, *S)`` over `largest`.
 
     A channel that is constant has the standard deviation 1, so that dividing by it is safe.
     """
     find = _moments_of_bytes if pixels.dtype == torch.uint8 else _moments_of_floats
-    mean, std = find(pixels, torch.split(indices, 4096))
+    mean, std = find(pixels, torch.split(indices, 4096), largest)
     # Relative to the mean: images that use few of many levels are dark, not constant.
-    return mean.tolist(), torch.where(std > 1e-6 * mean, std, 1.0).tolist()
+    return mean.tolist(), torch.where(std > 1e-6 * mean.abs(), std, 1.0).tolist()
 
 
-def _moments_of_bytes(pixels: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    values = torch.arange(256, dtype=torch.float64) / 255
+def _moments_of_bytes(
+    pixels: Tensor, parts: Sequence[Tensor], largest: float
+) -> tuple[Tensor, Tensor]:
+    values = torch.arange(256, dtype=torch.float64) / largest
     counts = torch.zeros(pixels.shape[1], 256, dtype=torch.float64)
     for some in parts:
         # From histograms: exact, and no float copy of the data set is made.
@@ -223,12 +247,14 @@ def _moments_of_bytes(pixels: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, 
     return mean, (weights @ values**2 - mean**2).clamp(min=0).sqrt()
 
 
-def _moments_of_floats(pixels: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    images = sum(map(len, parts))
+def _moments_of_floats(
+    pixels: Tensor, parts: Sequence[Tensor], largest: float
+) -> tuple[Tensor, Tensor]:
+    images, space = sum(map(len, parts)), tuple(range(2, pixels.ndim))
     mean = (
-        sum((pixels[some].double().mean((2, 3)).sum(0) for some in parts), torch.zeros(())) / images
+        sum((pixels[some].double().mean(space).sum(0) for some in parts), torch.zeros(())) / images
     )
-    centre = mean[:, None, None]
-    squares = (((pixels[some] - centre) ** 2).mean((2, 3)).sum(0) for some in parts)
+    centre = mean.reshape(-1, *[1] * len(space))
+    squares = (((pixels[some] - centre) ** 2).mean(space).sum(0) for some in parts)
     std = (sum(squares, torch.zeros(())) / images).sqrt()
-    return mean / 255, std / 255
+    return mean / largest, std / largest

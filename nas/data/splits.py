@@ -1,4 +1,4 @@
-"""`Images`, a whole data set in memory, and its seeded, stratified split into parts.
+"""`Images`, a whole data set in memory, and its seeded split into parts, stratified or by group.
 
 The parts are train (for the weights), val (for the alphas) and test.
 """
@@ -21,16 +21,18 @@ Levels = tuple[float, float]  # the values that stand for black and for white
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images, decoded once and kept in memory.
+    """Labelled images, or samples of other kinds, decoded once and kept in memory.
 
     Args:
-        pixels: uint8 ``(N, C, H, W)``, values 0..255; float32 where an image has more depth.
-        labels: int64 ``(N,)``, positions in `classes`.
-        classes: names of the classes.
+        pixels: uint8 ``(N, C, *S)``, values 0..255; float32 where an image has more depth.
+        labels: int64 ``(N,)``, positions in `classes`; or other targets, see `nas.tasks.Task.read`.
+        classes: names of the classes, or of other outputs; (): for the task to say.
         given: the parts the source itself comes in, as indices into ``pixels``. "train" is always
             there; "val" and "test" only if the source has them, else they are split off "train".
         value_range: what black and white were in the files of more than 8 bits a channel, where
             their format alone does not say.
+        largest: what is seen as 1 before the mean is taken off: 255 of images, else 1.
+        groups: int64 ``(N,)``; no group is in two of the parts that are split off.
     """
 
     pixels: Tensor
@@ -38,6 +40,15 @@ class Images:
     classes: tuple[str, ...]
     given: Mapping[Part, Tensor]
     value_range: Levels | None = None
+    largest: float = 255
+    groups: Tensor | None = None
+
+    @property
+    def strata(self) -> tuple[Tensor, tuple[str, ...]]:
+        """By which parts are made alike: labels ``(N,)`` and names of classes; else one class."""
+        if self.labels.dtype == torch.int64 and self.labels.ndim == 1:
+            return self.labels, self.classes
+        return torch.zeros(len(self.labels), dtype=torch.int64), ("",)
 
 
 Source = Callable[[], Images]
@@ -66,7 +77,8 @@ def split(
     rest = images.given["train"]
     missing = 3 - len(images.given)
     parts = ("train", *(part for part in ("val", "test") if part not in images.given))
-    _require(images, rest, missing + 1, f"one for each of {', '.join(parts)}", _ADD)
+    each = f"one for each of {', '.join(parts)}"
+    _require(images, rest, missing + 1, each, _ADD)
 
     test = images.given.get("test")
     if test is None:
@@ -80,16 +92,21 @@ def split(
         _require(images, rest, least, f"under data.limit={limit}", "raise data.limit")
     if val is None:
         rest, val = _divide(images, rest, val_fraction, generator("val", seed), leave=1)
+    if images.groups is not None:
+        _require(images, rest, 1, "as groups stay together", "pass another seed=, or add groups")
     return {"train": rest.sort().values, "val": val.sort().values, "test": test.sort().values}
 
 
 def _require(images: Images, indices: Tensor, least: int, why: str, remedy: str) -> None:
-    counts = torch.bincount(images.labels[indices], minlength=len(images.classes)).tolist()
-    for name, count in zip(images.classes, counts, strict=True):
+    labels, classes = images.strata
+    counts = torch.bincount(labels[indices], minlength=len(classes)).tolist()
+    for name, count in zip(classes, counts, strict=True):
         if count < least:
+            what = (
+                f"class {name!r} has {count} image(s)" if name else f"there are {count} sample(s)"
+            )
             raise UserError(
-                f"class {name!r} has {count} image(s) to train with and at least {least} are "
-                f"needed, {why}: {remedy}."
+                f"{what} to train with and at least {least} are needed, {why}: {remedy}."
             )
 
 
@@ -97,17 +114,37 @@ def _divide(
     images: Images, indices: Tensor, fraction: float, draw: torch.Generator, leave: int
 ) -> tuple[Tensor, Tensor]:
     """(kept, taken): `fraction` of every class is taken, at least one, and `leave` are kept."""
-    labels = images.labels[indices]
-    counts = torch.bincount(labels, minlength=len(images.classes))
+    if images.groups is not None:
+        taken = _whole_groups(images.groups[indices], fraction, draw, leave)
+        return indices[~taken], indices[taken]
+    labels, classes = images.strata
+    labels = labels[indices]
+    counts = torch.bincount(labels, minlength=len(classes))
     take = (counts * fraction).round().clamp(min=1).minimum(counts - leave)
     taken = _rank_in_class(labels, draw) < take[labels]
     return indices[~taken], indices[taken]
 
 
+def _whole_groups(groups: Tensor, fraction: float, draw: torch.Generator, leave: int) -> Tensor:
+    """Which samples are taken ``(N,)``: of groups in random order as many as come nearest to
+    `fraction`, at least one, and `leave` are kept."""
+    names, numbers, counts = torch.unique(groups, return_inverse=True, return_counts=True)
+    if len(names) <= leave:
+        raise UserError(
+            f"groups: {len(names)} group(s) to train with and at least {leave + 1} are needed, one "
+            "for each part: add groups, or raise data.limit."
+        )
+    order = torch.randperm(len(names), generator=draw)
+    sums = counts[order].cumsum(0)[: len(names) - leave]
+    count = int((sums - fraction * len(groups)).abs().argmin()) + 1
+    return torch.isin(numbers, order[:count])
+
+
 def _sample(images: Images, indices: Tensor, size: int, draw: torch.Generator) -> Tensor:
     """`size` of the indices, every class in proportion."""
-    labels = images.labels[indices]
-    counts = torch.bincount(labels, minlength=len(images.classes))
+    labels, classes = images.strata
+    labels = labels[indices]
+    counts = torch.bincount(labels, minlength=len(classes))
     # Ascending quantile within the class: any prefix holds the classes in proportion.
     quantile = (_rank_in_class(labels, draw) + 0.5) / counts[labels]
     return indices[quantile.argsort(stable=True)[:size]]

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +14,10 @@ from nas.artifacts.files import versions_of
 from nas.export.formats import Model
 from nas.latency.measure import timings
 from nas.latency.runtimes import machine_name
+from nas.quantities import error_of, judged_by, lower_is_better, metric_name, metric_words
 from nas.report.templates import render
+from nas.tasks import Task
+from nas.tasks.classification import Classification
 
 Batch = tuple[Tensor, Tensor]
 _PACKAGES = ("dnas", "torch", "onnx", "onnxruntime", "executorch", "torchao")
@@ -28,29 +31,34 @@ class Parity:
     Args:
         samples: on how many.
         max_abs_diff: largest difference of two logits.
-        argmax_agreement: share of samples that get the same class.
-        accuracy, eager_accuracy: share of samples that get the right class.
+        argmax_agreement: share of samples whose largest output is the same.
+        metric: name of the task's primary metric.
+        score, eager_score: of the file and of the network.
     """
 
     samples: int
     max_abs_diff: float
     argmax_agreement: float
-    accuracy: float
-    eager_accuracy: float
+    metric: str
+    score: float
+    eager_score: float
 
     @property
     def drop(self) -> float:
-        """Accuracy that is lost."""
-        return self.eager_accuracy - self.accuracy
+        """What is lost of the metric; of an error, by which part it grows."""
+        lost = error_of(self.metric, self.score) - error_of(self.metric, self.eager_score)
+        return lost / self.eager_score if lower_is_better(self.metric) and lost else lost
 
     def __str__(self) -> str:
+        score, eager = (metric_words(self.metric, v) for v in (self.score, self.eager_score))
+        same = f"same class {self.argmax_agreement:.2%}, " if self.metric == "acc" else ""
         return (
-            f"max |difference| {self.max_abs_diff:.1e}, same class {self.argmax_agreement:.2%}, "
-            f"accuracy {self.accuracy:.2%} (eager {self.eager_accuracy:.2%})"
+            f"max |difference| {self.max_abs_diff:.1e}, {same}"
+            f"{metric_name(self.metric)} {score} (eager {eager})"
         )
 
 
-def compare(eager: Model, exported: Model, batches: Iterable[Batch]) -> Parity:
+def compare(eager: Model, exported: Model, batches: Iterable[Batch], task: Task) -> Parity:
     """Run both on every batch; in the second place one sample alone, as a batch size of its own."""
     outputs, references, labels = [], [], []
     with torch.no_grad():
@@ -60,24 +68,21 @@ def compare(eager: Model, exported: Model, batches: Iterable[Batch]) -> Parity:
                     outputs.append(exported(x[part]))
                     references.append(eager(x[part]))
                     labels.append(y[part])
-    return parity(torch.cat(outputs), torch.cat(references), torch.cat(labels))
+    return parity(torch.cat(outputs), torch.cat(references), torch.cat(labels), task)
 
 
-def parity(found: Tensor, reference: Tensor, labels: Tensor) -> Parity:
-    """Of logits ``(N, classes)`` and labels ``(N,)``; a NaN is an infinite difference."""
+def parity(found: Tensor, reference: Tensor, targets: Tensor, task: Task) -> Parity:
+    """Of outputs ``(N, K)`` and targets ``(N, ...)``; a NaN is an infinite difference."""
     difference = (found - reference).abs().nan_to_num(nan=float("inf"))
-    classes, expected = found.argmax(-1), reference.argmax(-1)
-    return Parity(
-        len(labels),
-        float(difference.max()),
-        _share(classes == expected),
-        _share(classes == labels),
-        _share(expected == labels),
-    )
+    same = (found.argmax(-1) == reference.argmax(-1)).double().mean()
+    scores = [_score(outputs, targets, task) for outputs in (found, reference)]
+    return Parity(len(targets), float(difference.max()), float(same), task.primary, *scores)
 
 
-def _share(right: Tensor) -> float:
-    return float(right.double().mean())
+def _score(outputs: Tensor, targets: Tensor, task: Task) -> float:
+    metrics = task.metrics()
+    metrics.update(outputs, targets)
+    return float(metrics.compute()[task.primary])
 
 
 def complaint(name: str, found: Parity, tolerance: float | None, max_drop: float | None) -> str:
@@ -92,9 +97,9 @@ def complaint(name: str, found: Parity, tolerance: float | None, max_drop: float
     if max_drop is None or found.drop <= max_drop:
         return ""
     return (
-        f"the {name} file loses {100 * found.drop:.1f} points of accuracy, more than "
-        f"max_drop={max_drop:g}, so it was not kept: train it for int8 with qat=true, calibrate "
-        "with more images, or allow a larger max_drop"
+        f"the {name} file loses {100 * found.drop:.1f} points of {metric_name(found.metric)}, "
+        f"more than max_drop={max_drop:g}, so it was not kept: train it for int8 with qat=true, "
+        "calibrate with more images, or allow a larger max_drop"
     )
 
 
@@ -119,9 +124,10 @@ def card(result: Mapping[str, Any], trained: bool, exported: Mapping[str, Any]) 
         result: of the run, as in result.json; what a bare architecture lacks is null.
         exported: what export.json holds.
     """
+    task = result.get("task") or Classification().described()  # an earlier version wrote none
     return {
         "schema": 1,
-        "task": "image classification",
+        "task": task,
         "space": result["space"],
         "data": result["data"],
         "trained": trained,
@@ -129,10 +135,9 @@ def card(result: Mapping[str, Any], trained: bool, exported: Mapping[str, Any]) 
         "input": {
             **result["input"],
             "layout": "NCHW float32",
-            "preparation": "scaled and centre-cropped to H x W, as 0..1, minus mean, over std"
-            + _depth(result["input"].get("value_range")),
+            "preparation": _preparation(result["input"]),
         },
-        "output": "logits (N, classes); softmax gives probabilities",
+        "output": task["output"],
         "metrics": result.get("metrics"),
         "costs": result.get("costs"),
         "budgets": result.get("budgets"),
@@ -148,15 +153,19 @@ def card(result: Mapping[str, Any], trained: bool, exported: Mapping[str, Any]) 
     }
 
 
-def _depth(value_range: Sequence[float] | None) -> str:
-    if value_range is None:
-        return ""
-    black, white = value_range
-    return f"; images of more than 8 bits a channel: {black:g} is 0 and {white:g} is 1"
+def _preparation(given: Mapping[str, Any]) -> str:
+    if given.get("largest", 255) != 255:
+        return "samples as they are, minus mean, over std"
+    said = "image scaled and centre-cropped to H x W, as 0..1, minus mean, over std"
+    if given.get("value_range") is None:
+        return said
+    black, white = given["value_range"]
+    return f"{said}; images of more than 8 bits a channel: {black:g} is 0 and {white:g} is 1"
 
 
 def markdown(card: Mapping[str, Any]) -> str:
     """The card as a page."""
     samples = next((row["samples"] for row in card["formats"].values()), 0)
     arch = json.dumps(card["arch"], indent=2)
-    return render("card.md", card=card, samples=samples, arch=arch)
+    judged = judged_by(card) if card["metrics"] else ""
+    return render("card.md", card=card, samples=samples, arch=arch, judged=judged)

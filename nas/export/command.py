@@ -21,7 +21,9 @@ from nas.discretization import discretize
 from nas.errors import UserError
 from nas.export.job import Export, Subject
 from nas.export.loading import load, load_weights
+from nas.problem import data_for
 from nas.result import input_fields
+from nas.tasks.classification import task_of
 
 
 def export(given: Arguments) -> int:
@@ -63,12 +65,14 @@ def _of_run(run: RunDir, given: Arguments) -> Subject:
     data = _data(config)
     _check_fits(data, result["input"])
     data.normalise_as(result["input"]["mean"], result["input"]["std"])
+    if "task" in result:  # an earlier version wrote none
+        task_of(data).restore(result["task"])
     return Subject(network, data, result, result.get("trained", True), given.command)
 
 
 def _data(config: DictConfig) -> Any:
     check(config)
-    data = made(config.data)(seed=config.seed)
+    data = data_for(made(config.data), made(config.get("task")), config.seed)
     data.setup()
     return data
 
@@ -111,6 +115,7 @@ def _bare(path: Path, given: Arguments) -> Subject:
         "data": data.name,
         "arch": dict(arch.choices),
         "input": input_fields(data),
+        "task": task_of(data).described(),
     }
     return Subject(network, data, result, weights is not None, given.command)
 

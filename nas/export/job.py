@@ -60,6 +60,7 @@ class Export:
         self.formats = chosen(options.format, subject.network)
         self._check_there()
         subject.data.setup()
+        self.task = task_of(subject.data)
         self.batches: list[Batch] = list(subject.data.test_dataloader())
         self._check_classes()
         RunDir(out).create()
@@ -104,7 +105,7 @@ class Export:
         data = self.subject.data
         if outputs != data.num_outputs:
             raise UserError(
-                f"the network has {outputs} classes and the data {data.name!r} have "
+                f"the network has {outputs} outputs and the data {data.name!r} have "
                 f"{data.num_outputs} ({', '.join(data.classes[:10])}): pass the data it was "
                 "trained on"
             )
@@ -152,7 +153,7 @@ class Export:
             with captured() as said:
                 form.write(source, folder)
                 model = form.open(folder / form.files[0])
-                return model, compare(self.subject.network, model, batches)
+                return model, compare(self.subject.network, model, batches, self.task)
         except UserError as error:
             self.refused.append(str(error))
         except Exception as error:
@@ -169,13 +170,13 @@ class Export:
         data = self.subject.data
         epochs, lr = options.qat_epochs, options.qat_lr
         loader = data.weight_loader()
-        trained = fine_tune(plain.network, task_of(data), loader, epochs, lr, data.seed)
-        after = compare(plain.network, trained, self.batches)
+        trained = fine_tune(plain.network, self.task, loader, epochs, lr, data.seed)
+        after = compare(plain.network, trained, self.batches, self.task)
         self.qat = {
             "epochs": options.qat_epochs,
             "lr": options.qat_lr,
-            "float_accuracy_before": after.eager_accuracy,
-            "float_accuracy_after": after.accuracy,
+            "float_score_before": after.eager_score,
+            "float_score_after": after.score,
         }
         return replace(plain, network=trained)
 
@@ -217,6 +218,7 @@ class Export:
             rows = dict(content["formats"]) if content["network"] == network else {}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
+        rows = {n: r for n, r in rows.items() if "metric" in r}  # an earlier version wrote others
         return {n: r for n, r in rows.items() if all((self.out / f).exists() for f in r["files"])}
 
     def _finish(self, scratch: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from nas.artifacts import RunDir
 from nas.artifacts.files import write_atomic
-from nas.report.collect import Sweep, by_search, collect, labelled
+from nas.report.collect import Sweep, by_search, collect, labelled, primary_of
 from nas.report.figure import pictures
 from nas.report.fronts import Front, fronts
 from nas.report.page import page
@@ -34,7 +34,7 @@ class ReportFiles:
 def report(
     folder: Path | Sequence[Path],
     cost: str = "params",
-    metric: str = "test_acc",
+    metric: str | None = None,
     out: Path | None = None,
     spread: bool = False,
 ) -> ReportFiles:
@@ -44,7 +44,8 @@ def report(
 
     Args:
         cost: x axis, a key of the runs' `costs`; minimised, and shown on a logarithmic axis.
-        metric: y axis, a key of the runs' `metrics`; ``1 - metric`` is minimised, a loss as it is.
+        metric: y axis, a key of the runs' `metrics`, see `nas.quantities.error_of`; None: what
+            networks of the runs' task are judged by.
         out: where to write; by default the folder itself, or `./report` for several.
         spread: draw mean and standard deviation over the seeds of each setting.
 
@@ -59,12 +60,13 @@ def report(
 def compare(
     folders: Mapping[str, Path],
     cost: str = "params",
-    metric: str = "test_acc",
+    metric: str | None = None,
     out: Path | None = None,
     spread: bool = False,
 ) -> ReportFiles:
     """As `report`, for labelled folders: one figure, one reference point for all hypervolumes."""
     whole = [Sweep(label, folder, collect(folder)) for label, folder in folders.items()]
+    metric = metric or primary_of(whole)
     prefixes = [f"{sweep.label}/" if len(whole) > 1 else "" for sweep in whole]
     sweeps = [
         part
@@ -82,13 +84,14 @@ def compare(
     return files
 
 
-def write_pictures(run: RunDir, folder: Path, cost: str, metric: str) -> None:
+def write_pictures(run: RunDir, folder: Path, cost: str) -> None:
     """The files of a report on `folder`, in the folder of `run`; nothing is printed.
 
     Raises:
         UserError: see `report`.
     """
     sweeps = [Sweep(run.path.resolve().name, folder, collect(folder))]
+    metric = primary_of(sweeps)
     _write(_files(run.path, fronts(sweeps, cost, metric)), sweeps, metric)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from nas.artifacts import RunDir, find_runs
 from nas.artifacts.reading import read_json
 from nas.errors import UserError
+from nas.quantities import primary_metrics
 from nas.report.summary import BlockSummary, read_blocks
 
 SCHEMA = 1
@@ -31,6 +32,7 @@ class RunRecord:
     name: str  # path below the folder reported on
     status: str
     message: str = ""
+    primary: str = "test_acc"  # the metric that networks of its task are judged by
     seed: int | None = None
     search: str = ""  # its option of `search`; of a network taken out of a run, that of the run
     space: str = ""
@@ -156,6 +158,12 @@ def collect(folder: Path) -> tuple[RunRecord, ...]:
     return tuple(run for run in runs.values() if not _is_copy(run))
 
 
+def primary_of(sweeps: Iterable[Sweep]) -> str:
+    """The metric that the networks of these sweeps are judged by: that of the first finished."""
+    runs = (run for sweep in sweeps for run in sweep.runs if run.status == "finished")
+    return next((run.primary for run in runs), RunRecord.primary)
+
+
 def differing(runs: Iterable[RunRecord]) -> tuple[str, ...]:
     """Names of the overrides that differ between these runs, the seed left out."""
     tables = [run.overrides for run in runs]
@@ -210,6 +218,7 @@ def _fields(record: Any) -> dict[str, Any]:
         raise ValueError(f"seed {seed!r} is not a whole number")
     texts = ("status", "message", "search", "space", "data", "arch_hash")
     return {
+        "primary": primary_metrics({"task": _table(record, "task")})[0],
         "seed": seed,
         **{name: str(record.get(name) or "") for name in texts},
         **{name: _table(record, name) for name in ("overrides", "arch")},

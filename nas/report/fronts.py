@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from nas.errors import UserError
 from nas.pareto import hypervolume, knee, non_dominated
+from nas.quantities import error_of
 from nas.report.collect import RunRecord, Sweep, differing, settings
 from nas.report.templates import (
     COLOURS,
     GREYS,
     cost_text,
     error_label,
-    error_of,
     metric_text,
     on_axis,
     plural,

@@ -19,7 +19,7 @@ from nas.cost.trace import trace
 from nas.decision import Decision, Searchable, decisions, sites
 from nas.discretization import discretize
 from nas.ops.blocks import SqueezeExcitation
-from nas.quantities import amount
+from nas.quantities import amount, metric_name, metric_words, primary_metrics
 from nas.report.templates import render
 
 HEIGHT, FULL, GAP = 30, 200, 14  # of the SVG, in pixels: a row, a full bar, between columns
@@ -240,7 +240,8 @@ def write_drawing(run: RunDir, result: Mapping[str, Any]) -> None:
         ValueError: its blocks have another form.
     """
     blocks, units = read_blocks(result), result.get("units", {})
-    figures = [f"test accuracy {result['metrics']['test_acc']:.2%}"]
+    test, _ = primary_metrics(result)
+    figures = [f"{metric_name(test)} {metric_words(test, result['metrics'][test])}"]
     figures += [f"{n} {amount(v, units.get(n, ''))}" for n, v in result["costs"].items()]
     title = f"{result['space']} for {result['data']}: {', '.join(figures)}"
     write_atomic(run.drawing, svg(blocks, costs_in(blocks), title, alone=True) + "\n")

@@ -9,7 +9,7 @@ from typing import Any
 
 from nas.artifacts import RunDir
 from nas.errors import UserError
-from nas.report.collect import RunRecord, Sweep, by_search, collect
+from nas.report.collect import RunRecord, Sweep, by_search, collect, primary_of
 from nas.report.figure import Chart, Line, RowIds, load_optional, pictures
 from nas.report.fronts import Series, costs_of, fronts
 from nas.report.terminal import markdown
@@ -37,7 +37,7 @@ def write_entry(folder: Path, sweeps: Sequence[Sweep], metric: str) -> None:
         old.unlink()
 
 
-def follow(sweep: Path, metric: str = "test_acc") -> None:
+def follow(sweep: Path) -> None:
     """Draw the fronts of a sweep that still runs: an image per cost, a step per finished run.
 
     Of a large sweep only now and then, because a drawing reads all its runs. Does nothing if the
@@ -48,6 +48,7 @@ def follow(sweep: Path, metric: str = "test_acc") -> None:
         return
     with suppress(UserError):
         whole = Sweep(sweep.name, sweep, collect(sweep))
+        metric = primary_of([whole])
         _write(sweep / FOLDER, by_search(whole, "params", metric), metric)
 
 

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import nn
+from torch import Tensor, nn
 
 from nas.artifacts import RunDir
 from nas.artifacts.files import csv_table, display_path, is_main
@@ -22,9 +22,10 @@ from nas.cost.dry_run import Example
 from nas.cost.expected import Expected, NetworkCost, expected
 from nas.cost.layer import LayerCost
 from nas.cost.trace import trace
+from nas.data import Images
 from nas.decision import decisions
 from nas.errors import UserError
-from nas.quantities import amount
+from nas.quantities import amount, judged_by
 from nas.report.collect import RunRecord, Sweep, differing, settings
 from nas.report.fronts import Front, left_out
 from nas.report.summary import Blocks, read_blocks, share, write_drawing
@@ -57,19 +58,26 @@ def data_in_words(data: Any) -> str:
     if parts is None or images is None:
         return f"data {data.name}: samples of {shape}, {data.num_outputs} outputs"
     used = torch.cat(list(parts.values()))
-    counts = torch.bincount(images.labels[used], minlength=len(data.classes)).tolist()
+    whole = f" of {len(images.labels):,}" if len(used) < len(images.labels) else ""
+    sizes = {part: f"{len(own):,}" for part, own in parts.items()}
+    what = "images" if images.largest == 255 else "samples"
+    return (
+        f"data {data.name}: {len(used):,}{whole} {what} of {shape}, {_classes(images, used)}\n"
+        f"  {sizes['train']} to train, {sizes['val']} to validate, {sizes['test']} to test"
+    )
+
+
+def _classes(images: Images, used: Tensor) -> str:
+    labels, classes = images.strata
+    if classes != images.classes:
+        return f"targets: {', '.join(images.classes)}"
+    counts = torch.bincount(labels[used], minlength=len(classes)).tolist()
     few, many = min(counts), max(counts)
     each = f"{few:,}" if few == many else f"{few:,} to {many:,}"
     if many > UNBALANCED * few:
-        names = (data.classes[counts.index(size)] for size in (few, many))
+        names = (classes[counts.index(size)] for size in (few, many))
         each = f"{each} (fewest {{}}, most {{}}: unbalanced)".format(*names)
-    whole = f" of {len(images.labels):,}" if len(used) < len(images.labels) else ""
-    sizes = {part: f"{len(own):,}" for part, own in parts.items()}
-    return (
-        f"data {data.name}: {len(used):,}{whole} images of {shape}, "
-        f"{len(data.classes)} classes of {each}\n"
-        f"  {sizes['train']} to train, {sizes['val']} to validate, {sizes['test']} to test"
-    )
+    return f"{len(classes)} classes of {each}"
 
 
 def describe(
@@ -188,9 +196,8 @@ def about_supernet(run: RunDir) -> str:
 
 
 def scores(result: Mapping[str, Any]) -> str:
-    """The accuracies of a network, and whether it was trained at all."""
-    metrics = result["metrics"]
-    said = f"test accuracy {metrics['test_acc']:.2%}, validation {metrics['val_acc']:.2%}"
+    """How good a network is, and whether it was trained at all."""
+    said = judged_by(result)
     return said if result.get("trained", True) else f"{said} (not trained)"
 
 

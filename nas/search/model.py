@@ -27,16 +27,16 @@ class OptionModel:
 
     Args:
         picks: ``(n, D)``, the architectures scored, as numbers of options.
-        values: ``(n,)``, their scores, the less the better, taken in log scale; an error of 0, as
-            few images give, counts as half of the least above it.
+        values: ``(n,)``, their scores, the less the better. Errors are taken in log scale; one of
+            0, as few images give, counts as half of the least above it. Where any is negative they
+            are no errors, and taken as they are.
         noise: variance of e, that of the effects being 1.
     """
 
     def __init__(self, picks: ArrayLike, values: ArrayLike, noise: float) -> None:
         self.picks = np.asarray(picks, dtype=np.int64)
         given = np.asarray(values, dtype=np.float64)
-        floor = given[given > 0].min(initial=np.inf) / 2
-        logs = np.log(np.maximum(given, floor if np.isfinite(floor) else 1.0))
+        logs = given if given.min() < 0 else _logs(given)
         self.shift, self.scale = float(logs.mean()), float(logs.std()) or 1.0
         self.targets: Floats = (logs - self.shift) / self.scale
         self.noise = noise
@@ -63,6 +63,12 @@ class OptionModel:
         moved = cho_solve(self.factor, (self.targets - known - errors).T)
         found: Floats = asked + (correlation(own, self.picks) @ moved).T
         return self.shift + self.scale * found
+
+
+def _logs(errors: Floats) -> Floats:
+    floor = errors[errors > 0].min(initial=np.inf) / 2
+    found: Floats = np.log(np.maximum(errors, floor if np.isfinite(floor) else 1.0))
+    return found
 
 
 def correlation(a: Picks, b: Picks) -> Floats:

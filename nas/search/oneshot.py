@@ -25,6 +25,7 @@ from nas.tasks.classification import Classification
 from nas.train import (
     Batch,
     OptimizerFactory,
+    called,
     check_finite,
     frozen,
     log_scores,
@@ -79,12 +80,13 @@ class OneShot(pl.LightningModule):
         self.supernet, self.optimizer_factory = supernet, optimizer
         self.epochs, self.warmup_epochs = epochs, warmup_epochs
         self.clip, self.label_smoothing, self.seed = clip, label_smoothing, seed
-        self.ranking = ranking(supernet=supernet, seed=seed)
         # Not the global generator: under data parallel training every rank must draw alike here
         # while dropout must not.
         self.generator = torch.Generator()
         self.path_sampling = path_sampling
         self.task = path_sampling.task = task or Classification()
+        known = {"task": self.task}
+        self.ranking: TrialSearch = called(ranking, known, supernet=supernet, seed=seed)
         self.metrics = metrics_of(self.task, ("train",))
         path_sampling.start(supernet, costs)
 

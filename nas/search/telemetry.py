@@ -90,7 +90,7 @@ class SearchTelemetry(Checkpoint):
             "search/tau": float(found[0].tau),
             "search/entropy": mean_entropy(theta),
             "search/max_probability": mean_confidence(pl_module.supernet),
-            **_gap(trainer.callback_metrics),
+            **_gap(trainer.callback_metrics, pl_module.task.primary),
             **{f"objective/{name}": v for name, v in pl_module.objective.state().items()},
         }
         write(trainer, scalars)
@@ -190,9 +190,9 @@ def grouped(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     return {_tag(name): float(value) for name, value in metrics.items()}
 
 
-def _gap(metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """Accuracy that the supernet has more than its best network, see `nas.search.callbacks`."""
-    names = ("supernet_val_acc", "argmax_val_acc")
+def _gap(metrics: Mapping[str, Tensor], primary: str) -> dict[str, float]:
+    """What the supernet has more of the metric than its best network, see `DiscretizationGap`."""
+    names = (f"supernet_val_{primary}", f"argmax_val_{primary}")
     if not all(name in metrics for name in names):
         return {}
     soft, best = (float(metrics[name]) for name in names)

@@ -40,6 +40,8 @@ from nas.search.trials import Trial, TrialLog, comparable, table_of, thinned_fro
 from nas.search.workers import Workers
 from nas.search.zero_cost import METRIC
 from nas.supernet.relax import gumbel_noise
+from nas.tasks import Task
+from nas.tasks.classification import Classification
 
 DRAWS = 600  # from the model, when networks are chosen by it
 RANKED_FIRST = 8  # of a front's networks are chosen by their ranking, further ones by trainings
@@ -56,7 +58,8 @@ class TrialSearch:
         evaluate: ``problem -> (arch -> scores)``, see `nas.search.evaluate`.
         trials: number of different architectures to score; None: all of them where they are
             enumerated, else the `usual_trials` of the evaluation, or 500.
-        metric: the score that decides, an accuracy, a loss, or ``zero_cost_score``.
+        metric: the score that decides: ``primary``, that of the task; ``val_<metric>``, or
+            ``zero_cost_score``.
         cost: the cost that the front is drawn over.
         batch: number of architectures asked for at once; None: one for each worker, or what halving
             needs.
@@ -64,6 +67,7 @@ class TrialSearch:
             every rank has so many, and scores its share of a batch.
         halving: compares the networks of a batch while they train, and goes on with the best.
         seed: of the searcher's draws.
+        task: what networks are for; None: classification.
     """
 
     leaves: ClassVar[Literal["trials"]] = "trials"
@@ -74,16 +78,19 @@ class TrialSearch:
         searcher: str | Callable[..., Searcher],
         evaluate: Callable[[SearchProblem], Scoring],
         trials: Count | None = None,
-        metric: str = "val_acc",
+        metric: str = "primary",
         cost: str = "params",
         batch: Count | None = None,
         workers: Processes = 1,
         halving: Halving | None = None,
         seed: Seed = 0,
+        task: Task | None = None,
     ) -> None:
+        primary = f"val_{(task or Classification()).primary}"
+        metric = primary if metric == "primary" else metric
         if not metric.startswith("val_") and metric != METRIC:
             raise UserError(
-                f"search.metric={metric}: a search may judge by val_acc or val_loss only"
+                f"search.metric={metric}: a search may judge by {primary} or val_loss only"
             )
         check_name(searcher)
         self.supernet, self.searcher, self.evaluate = supernet, searcher, evaluate

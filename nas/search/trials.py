@@ -13,6 +13,7 @@ from nas.artifacts.files import csv_table, is_main, naming, write_atomic
 from nas.artifacts.reading import TABLE, parse_json, read_bytes
 from nas.errors import UserError
 from nas.pareto import non_dominated, thinned
+from nas.quantities import error_of
 
 SCHEMA = 1
 
@@ -46,8 +47,7 @@ class Trial:
         return self.rungs[-1].epochs if self.rungs else 0
 
     def value(self, name: str) -> float:
-        """The metric or cost of that name, to be minimised: the error for an accuracy ``*_acc``,
-        minus the score for a ``*_score``.
+        """The cost of that name, or the metric by `nas.quantities.error_of`: to be minimised.
 
         Infinite where scoring failed.
 
@@ -56,12 +56,13 @@ class Trial:
         """
         if not self.metrics:
             return inf
-        known = {**self.costs, **self.metrics}
-        if name not in known:
-            raise UserError(f"trials have no {name!r}, only {sorted(known)}")
-        if name.endswith("_score"):
-            return -known[name]
-        return 1 - known[name] if name.endswith("_acc") else known[name]
+        if name in self.metrics:
+            return error_of(name, self.metrics[name])
+        if name not in self.costs:
+            raise UserError(
+                f"trials have no {name!r}, only {sorted({**self.costs, **self.metrics})}"
+            )
+        return self.costs[name]
 
     def to_json(self) -> str:
         """One line."""

@@ -1,29 +1,59 @@
 """What networks are trained for: a `Task` gives the loss, the metrics and the number of outputs."""
 
-from typing import Literal, Protocol
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.wrappers import LambdaInputTransformer
+
+from nas.errors import UserError
+from nas.quantities import lower_is_better
+from nas.ranks import rank_and_ranks
+
+Names = tuple[str, ...]
+Reduction = Literal["mean", "sum"]
 
 
 class Task(Protocol):
     """What a network is for: the only thing that training, searches and ranking know of it.
 
     Attributes:
-        primary: name of the metric that networks are compared by, one of `metrics`; its
-            ``higher_is_better`` says in which direction.
+        primary: name of the metric that networks are compared by, one of `metrics`. Names tell
+            the direction, see `nas.quantities.lower_is_better`.
         outputs: outputs of a network for one sample; None: any number.
     """
 
     primary: str
     outputs: int | None
 
+    def read(self, targets: Tensor, names: Names) -> tuple[Tensor, Names]:
+        """Targets as the loss takes them, and the names of the outputs; sets `outputs`.
+
+        Args:
+            targets: of all samples, as the source has them ``(N, ...)``.
+            names: of the classes, where the source knows them; else ().
+
+        Returns:
+            int64 ``(N,)``, the classes, by which data are split; or float32 ``(N, outputs)``.
+
+        Raises:
+            UserError: they do not suit the task.
+        """
+        ...
+
+    def fit(self, targets: Tensor) -> None:
+        """Measure what the loss needs to know of the targets of the train part."""
+        ...
+
     def loss(
         self,
         outputs: Tensor,
         targets: Tensor,
         smoothing: float = 0.0,
-        reduction: Literal["mean", "sum"] = "mean",
+        reduction: Reduction = "mean",
     ) -> Tensor:
         """The loss that training minimises, over the samples of a batch.
 
@@ -42,3 +72,101 @@ class Task(Protocol):
     def metrics(self) -> MetricCollection:
         """Fresh metrics by name, updated with ``(outputs, targets)``; files have ``val_<name>``."""
         ...
+
+    def described(self) -> dict[str, Any]:
+        """For result.json: its ``name``, ``primary``, how to read an ``output``, and more."""
+        ...
+
+    def restore(self, described: Mapping[str, Any]) -> None:
+        """Take what was measured for a network from its result.json, instead of these data."""
+        ...
+
+
+class Supervised:
+    """What the tasks of this package share.
+
+    Args:
+        loss: ``(outputs, targets) -> mean over the batch``, instead of the task's own.
+        metric: instead of the task's own primary one; it is named after its class.
+    """
+
+    name: ClassVar[str]
+    meaning: ClassVar[str]  # of the outputs
+    outputs: int | None = None
+
+    def __init__(
+        self,
+        primary: str,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        metric: Metric | None = None,
+    ) -> None:
+        for key, value in (("loss", loss), ("metric", metric)):
+            if value is not None and not callable(value):
+                raise UserError(f"task.{key}={value!r} must be an object with _target_, or null")
+        self.own_loss, self.own_metric = loss, metric
+        self.primary = primary if metric is None else name_of(metric)
+
+    def fit(self, targets: Tensor) -> None:
+        """See `Task`."""
+
+    def restore(self, described: Mapping[str, Any]) -> None:
+        """See `Task`."""
+
+    def described(self) -> dict[str, Any]:
+        """See `Task`."""
+        return {"name": self.name, "primary": self.primary, "output": self.meaning}
+
+    def reduced(self, mean: Tensor, samples: int, reduction: Reduction) -> Tensor:
+        """A mean over samples as `reduction` asks for it."""
+        return mean * samples if reduction == "sum" else mean
+
+    def collected(self, **metrics: Metric) -> MetricCollection:
+        """These metrics, and the user's own."""
+        if self.own_metric is not None:
+            metrics = {**metrics, self.primary: self.own_metric.clone()}
+        for one in metrics.values():
+            # Inside `each_rank_alone`, a rank evaluates for itself.
+            one.distributed_available_fn = _over_ranks
+        if type(self).for_metrics is not Supervised.for_metrics:
+            wrapped = partial(LambdaInputTransformer, transform_pred=self.for_metrics)
+            metrics = {name: wrapped(one) for name, one in metrics.items()}
+        return MetricCollection(dict(metrics))
+
+    def for_metrics(self, outputs: Tensor) -> Tensor:
+        """The outputs of a network as the metrics take them."""
+        return outputs
+
+
+def name_of(metric: object) -> str:
+    """`MeanAbsoluteError()` -> "mean_absolute_error": a name that tells the direction.
+
+    Raises:
+        UserError: it is no metric that knows its direction.
+    """
+    if not isinstance(metric, Metric) or metric.higher_is_better is None:
+        raise UserError(
+            f"task.metric: {type(metric).__name__} is no torchmetrics.Metric whose "
+            "higher_is_better is set: networks cannot be compared by it"
+        )
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(metric).__name__).lower()
+    if metric.higher_is_better:
+        return f"{name}_score" if lower_is_better(name) else name
+    return name if lower_is_better(name) else f"{name}_error"
+
+
+def check_finite_targets(targets: Tensor) -> None:
+    """Raises UserError where a target is NaN or infinite."""
+    if targets.is_floating_point() and not bool(targets.isfinite().all()):
+        bad = int((~targets.isfinite()).reshape(len(targets), -1).any(1).nonzero()[0])
+        raise UserError(f"the target of sample {bad} is no finite number: leave such samples out")
+
+
+def numbered(name: str, count: int, names: Sequence[str]) -> Names:
+    """The names of `count` outputs: those given, or `name` with numbers."""
+    if len(names) == count:
+        return tuple(names)
+    return (name,) if count == 1 else tuple(f"{name} {i}" for i in range(count))
+
+
+def _over_ranks() -> bool:
+    return rank_and_ranks()[1] > 1

@@ -20,6 +20,7 @@ from nas.export.check import compare, complaint
 from nas.export.formats import FORMATS, Source, chosen
 from nas.export.job import Export, ExportOptions, Subject
 from nas.spaces.staged import StagedSpace
+from nas.tasks.classification import Classification
 
 from .strategies import randomized, sample
 from .test_spaces import CONFIGS, built, covering
@@ -41,7 +42,7 @@ def check(name: str, network: nn.Module, folder: Path) -> None:
     model = form.open(folder / form.files[0])
     # 5 and 1 images, where 4 were traced: the batch is free.
     batches = [(torch.randn(6, 2, 8, 8), torch.zeros(6, dtype=torch.int64))]
-    found = compare(network, model, batches)
+    found = compare(network, model, batches, Classification())
     assert not complaint(name, found, form.tolerance, None)
     assert found.argmax_agreement == 1
 
@@ -66,10 +67,9 @@ def test_the_list_of_formats_is_whole():
 def test_a_wrong_file_is_noticed():
     one, two = nn.Linear(4, 3), nn.Linear(4, 3)
     batches = [(torch.randn(5, 4), torch.zeros(5, dtype=torch.int64))]
-    assert "max difference" in complaint("onnx", compare(one, two, batches), 1e-4, None)
-    assert "max difference" in complaint(
-        "onnx", compare(one, lambda x: one(x) * float("nan"), batches), 1e-4, None
-    )
+    for wrong in (two, lambda x: one(x) * float("nan")):
+        found = compare(one, wrong, batches, Classification())
+        assert "max difference" in complaint("onnx", found, 1e-4, None)
 
 
 # Networks of a user's own: exported, or refused in one line, never wrong and never a traceback.

@@ -75,7 +75,7 @@ def test_several_formats_with_a_card_and_latencies(exported: Path) -> None:
     assert result is not None
     for name, row in rows.items():
         assert row["samples"] == 269  # the test part of digits
-        assert row["eager_accuracy"] == pytest.approx(result["metrics"]["test_acc"])
+        assert row["eager_score"] == pytest.approx(result["metrics"]["test_acc"])
         assert sum(row["files"].values()) == sum((out / f).stat().st_size for f in row["files"])
         assert ("latency" in row) == (name != "state_dict")
     eager = json.loads((out / "export.json").read_text())["eager_latency"]
@@ -86,7 +86,7 @@ def test_several_formats_with_a_card_and_latencies(exported: Path) -> None:
     assert rows["onnx"]["max_abs_diff"] <= 1e-4
     assert rows["onnx"]["argmax_agreement"] == 1
     assert rows["int8_onnx"]["max_abs_diff"] > 1e-4  # it is int8 indeed
-    assert rows["int8_onnx"]["eager_accuracy"] - rows["int8_onnx"]["accuracy"] <= 0.02
+    assert rows["int8_onnx"]["eager_score"] - rows["int8_onnx"]["score"] <= 0.02
     assert (
         rows["int8_onnx"]["files"]["network_int8.onnx"]
         < 0.6 * rows["onnx"]["files"]["network.onnx"]
@@ -180,7 +180,7 @@ def test_images_of_32_bits_from_the_search_to_the_example_script(
         Image.fromarray(np.asarray(Image.open(path)) // 300).save(path)
     assert run(["export", "runs/a", "format=python", "latency=false"]) == 0
     row = json.loads(Path("runs/a/export/export.json").read_text())["formats"]["python"]
-    assert row["eager_accuracy"] == 0.5
+    assert row["eager_score"] == 0.5
     assert "0 is 0 and 65535 is 1" in Path("runs/a/export/card.md").read_text()
     done = classified(Path("runs/a/export/network.py"), "photos")
     assert [line.split("\t")[1] for line in done.stdout.splitlines()] == ["dark"] * 60
@@ -199,9 +199,9 @@ def test_int8_in_executorch_after_training_for_it(finished: Path) -> None:
     assert run(["export", "a", *words]) == 0
     content = json.loads((finished / "export" / "export.json").read_text())
     row = content["formats"]["int8_pte"]
-    assert row["eager_accuracy"] - row["accuracy"] <= 0.02
+    assert row["eager_score"] - row["score"] <= 0.02
     assert row["max_abs_diff"] > 1e-3
-    assert row["qat"]["float_accuracy_after"] > 0.8
+    assert row["qat"]["float_score_after"] > 0.8
     floats = (finished / "network.pt").stat().st_size
     assert row["files"]["network_int8.pte"] < 0.6 * floats
 

@@ -46,14 +46,15 @@ def test_a_name_that_a_template_lacks_is_an_error():
 CARD = {
     "space": "chain", "data": "mine", "trained": True, "machine": "a board",
     "arch": {"blocks.0": "conv_k3"}, "metrics": {"test_acc": 0.9, "val_acc": 0.8},
-    "input": {"shape": [1, 8, 8], "mean": [0.5], "std": [0.25], "preparation": "scaled",
+    "input": {"shape": [1, 8, 8], "mean": [0.5], "std": [0.25], "preparation": "image scaled",
               "classes": ["a|b", "`c`", "d\ne", "<f>"]},
-    "output": "logits", "costs": {"params": 12345, "latency": 0.00123},
+    "output": "logits", "task": {"name": "classification", "primary": "acc"},
+    "costs": {"params": 12345, "latency": 0.00123},
     "units": {"latency": "s"}, "budgets": {"latency": 0.002},
     "found_by": None, "seed": 0, "exported_by": "nas export r", "exported_with": {"torch": "2"},
     "eager_latency": None,
     "formats": {"onnx": {"runtime": "ORT", "files": {"a.onnx": 2000}, "max_abs_diff": 1e-6,
-                         "argmax_agreement": 1.0, "accuracy": 0.9, "samples": 1797}},
+                         "argmax_agreement": 1.0, "metric": "acc", "score": 0.9, "samples": 1797}},
 }  # fmt: skip
 
 
@@ -63,7 +64,7 @@ def test_the_card_has_what_there_is_and_no_empty_section():
     assert "- input `[N, 1, 8, 8]`, float32: image scaled\n" in text
     assert "4 classes: a\\|b, 'c', d e, <f>\n" in text
     assert "| params | 12,345 | - |\n| latency | 1.23 ms | 2.00 ms |\n" in text
-    assert "| onnx | ORT | `a.onnx` 2.00 kB | 1.0e-06 | 100.00% | 90.00% |\n" in text
+    assert "| onnx | ORT | `a.onnx` 2.00 kB | 1.0e-06 | 100.00% | accuracy 90.00% |\n" in text
     assert re.findall("^## (.*)", text, re.M) == [
         "Input and output", "Costs", "Files", "How it was made",
     ]  # fmt: skip

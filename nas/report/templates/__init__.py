@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from nas.quantities import amount
+from nas.quantities import amount, lower_is_better, metric_name, metric_words
 
 FOLDER = Path(__file__).parent
 
@@ -53,6 +53,8 @@ def _environment() -> Environment:
         "amount": amount,
         "number": "{:.6g}".format,
         "cell": _cell,
+        "metric_name": metric_name,
+        "metric_words": metric_words,
     }
     environment.globals["verbatim"] = _verbatim
     return environment
@@ -82,19 +84,7 @@ def cost_label(name: str) -> str:
 
 def metric_label(name: str) -> str:
     """`test_acc` -> `test accuracy (%)`, for an axis."""
-    if name.endswith("acc"):
-        return name.replace("_", " ") + "uracy (%)"
-    return name.replace("_", " ")
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether a metric is an error itself; all others are fractions of 1 to be maximised."""
-    return metric.endswith(("loss", "error"))
-
-
-def error_of(metric: str, value: float) -> float:
-    """The metric as something to minimise: `1 - value`, or a loss as it is."""
-    return value if lower_is_better(metric) else 1 - value
+    return metric_name(name) + (" (%)" if name.endswith("acc") else "")
 
 
 def error_label(metric: str) -> str:

@@ -1,0 +1,80 @@
+"""Multi-label classification: each sample has any number of several labels."""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
+
+from nas.config.schema import checked
+from nas.errors import UserError
+from nas.tasks import Names, Reduction, Supervised, check_finite_targets, numbered
+
+
+@checked("task")
+class Multilabel(Supervised):
+    """Binary cross-entropy of logits ``(N, labels)`` for targets of zeros and ones.
+
+    Args:
+        loss, metric: see `Supervised`; the metric gets probabilities.
+    """
+
+    name = "multilabel"
+    meaning = "logits (N, labels); sigmoid gives the probability of each label"
+
+    def __init__(
+        self,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        metric: Metric | None = None,
+    ) -> None:
+        super().__init__("ap", loss, metric)
+
+    def read(self, targets: Tensor, names: Names) -> tuple[Tensor, Names]:
+        """See `Task`."""
+        check_finite_targets(targets)
+        if targets.ndim != 2 or not bool(((targets == 0) | (targets == 1)).all()):
+            raise UserError(
+                f"targets {tuple(targets.shape)} of {targets.dtype} are no labels: task=multilabel "
+                "needs (N, labels) of zeros and ones"
+            )
+        self.outputs = targets.shape[1]
+        return targets.float(), numbered("label", self.outputs, names)
+
+    def fit(self, targets: Tensor) -> None:
+        """See `Task`; it measures nothing, but looks whether each label can be learned."""
+        share = targets.mean(0)
+        if bool(((share == 0) | (share == 1)).any()):
+            label = int(((share == 0) | (share == 1)).nonzero()[0])
+            raise UserError(
+                f"label {label} is {int(share[label])} in all samples of the train part: there is "
+                "nothing to learn, leave it out"
+            )
+
+    def loss(
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        smoothing: float = 0.0,
+        reduction: Reduction = "mean",
+    ) -> Tensor:
+        """Binary cross-entropy, mean over labels; `smoothing` moves targets towards 1/2."""
+        own = self.own_loss or F.binary_cross_entropy_with_logits
+        mean = own(outputs, targets * (1 - smoothing) + smoothing / 2)
+        return self.reduced(mean, len(targets), reduction)
+
+    def distillation(self, outputs: Tensor, teacher: Tensor) -> Tensor:
+        """Binary cross-entropy against the teacher's probabilities."""
+        return F.binary_cross_entropy_with_logits(outputs, teacher.sigmoid())
+
+    def metrics(self) -> MetricCollection:
+        """``ap``: average precision, and ``f1`` at a probability of 1/2; means over the labels."""
+        assert self.outputs is not None
+        return self.collected(
+            ap=MultilabelAveragePrecision(self.outputs, validate_args=False),
+            f1=MultilabelF1Score(self.outputs, validate_args=False),
+        )
+
+    def for_metrics(self, outputs: Tensor) -> Tensor:
+        """Probabilities: metrics would guess from each batch whether it holds logits."""
+        return outputs.sigmoid()
