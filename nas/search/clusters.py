@@ -7,6 +7,7 @@ Dask (joblib 1.6) a search waits for ever for a trial whose worker has died for 
 
 import logging
 import os
+import signal
 import socket
 import sys
 import uuid
@@ -168,10 +169,11 @@ class Ray(Cluster):
 
     def _opened(self) -> Connection:
         ray = _package("ray", self.name)
-        own = not ray.is_initialized()
+        own, handler = not ray.is_initialized(), signal.getsignal(signal.SIGTERM)
         try:
             if own:
                 ray.init(self.address, log_to_driver=False, logging_level="ERROR")
+                signal.signal(signal.SIGTERM, handler)  # Ray's would end a search without a word
         except Exception as error:
             raise _unreachable(self.name, self.address, error) from None
         there = ray.cluster_resources()

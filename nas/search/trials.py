@@ -16,6 +16,7 @@ from nas.pareto import non_dominated, thinned
 from nas.quantities import error_of
 
 SCHEMA = 1
+_SPLITS = ("val_", "test_", "raw_val_")  # how the metrics of a split are named
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Trial:
         return self.rungs[-1].epochs if self.rungs else 0
 
     def value(self, name: str) -> float:
-        """The cost of that name, or the metric by `nas.quantities.error_of`: to be minimised.
+        """The metric of a split by `nas.quantities.error_of`, else the figure: to be minimised.
 
         Infinite where scoring failed.
 
@@ -56,13 +57,11 @@ class Trial:
         """
         if not self.metrics:
             return inf
-        if name in self.metrics:
-            return error_of(name, self.metrics[name])
-        if name not in self.costs:
-            raise UserError(
-                f"trials have no {name!r}, only {sorted({**self.costs, **self.metrics})}"
-            )
-        return self.costs[name]
+        known = {**self.costs, **self.metrics}
+        if name not in known:
+            raise UserError(f"trials have no {name!r}, only {sorted(known)}")
+        judged = name.startswith(_SPLITS) or name.endswith("_score")
+        return error_of(name, known[name]) if judged else known[name]
 
     def to_json(self) -> str:
         """One line."""

@@ -337,7 +337,7 @@ def test_a_file_that_computes_something_else_is_not_kept(
 
 
 def test_int8_that_loses_too_much_says_what_to_do() -> None:
-    found = check.Parity(100, 1.0, 0.9, 0.8, 0.9)
+    found = check.Parity(100, 1.0, 0.9, "test_acc", 0.8, 0.9)
     said = check.complaint("int8_pte", found, None, 0.05)
     assert "10.0 points" in said
     assert "qat=true" in said
