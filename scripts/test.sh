@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# From a fresh clone to checked: set up, then lint, types and tests. Arguments go to pytest.
+# From a fresh clone to checked: set up, then lint, types and tests, all but the slow ones.
+# Arguments go to pytest instead: -m slow runs those, -m "" all.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
@@ -13,4 +14,5 @@ unset PYTHONDONTWRITEBYTECODE
 "$bin/python" -m ruff format --check
 "$bin/python" -m mypy
 # A file to a process: what the tests of a file share is made once.
+[ $# -gt 0 ] || set -- -m "not slow"
 "$bin/python" -m pytest -n 2 --dist loadfile "$@"

@@ -166,10 +166,14 @@ def built(path: Path, shape: tuple[int, ...], **overrides: float) -> nn.Module:
 
 
 # torch.fx, which the interpreter of these tests is built on, cannot follow FactorizedReduce's pad.
-TRACEABLE = [path for path in SPACES if path.stem != "darts"]
+TRACEABLE = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if "mnasnet" in path.stem else [])
+    for path in SPACES
+    if path.stem != "darts"
+]
 
 
-@pytest.mark.parametrize("path", TRACEABLE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TRACEABLE)
 def test_random_architectures_of_every_space(path):
     net = built(path, (2, 16, 16), width=0.2).eval()
     generator = torch.Generator().manual_seed(0)

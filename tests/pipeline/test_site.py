@@ -32,14 +32,12 @@ def site(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 def test_pages_load_nothing_from_elsewhere(site):
     pages = list(site.rglob("*.html"))
     assert len(pages) > 30
     assert {page.name: found for page in pages if (found := LOADED.findall(page.read_text()))} == {}
 
 
-@pytest.mark.slow
 def test_generated_pages_say_what_the_code_says(site):
     keys, api, commands = (
         (site / "docs" / f"{name}.html").read_text(encoding="utf-8")
@@ -52,7 +50,6 @@ def test_generated_pages_say_what_the_code_says(site):
     assert [verb for verb in VERBS if f'id="nas-{verb}"' not in commands] == []
 
 
-@pytest.mark.slow
 def test_tutorial_ends_with_a_front_a_figure_and_a_file(site):
     """The build has run it; an error in a cell, or in its asserts, has failed the build."""
     page = (site / "docs" / "tutorial.html").read_text(encoding="utf-8")

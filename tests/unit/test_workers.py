@@ -182,9 +182,11 @@ def test_dask_workers_of_several_threads_are_refused():
 @pytest.fixture
 def ray(tmp_path: Path):
     package = pytest.importorskip("ray", reason="the extra ray is not installed")
+    handler = signal.getsignal(signal.SIGTERM)
     package.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield Ray()
     package.shutdown()
+    signal.signal(signal.SIGTERM, handler)  # Ray has put its own in its place
 
 
 @pytest.mark.filterwarnings("ignore")
