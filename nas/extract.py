@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +20,7 @@ from nas.config.saved import configs_to_extract, overrides_of_each
 from nas.diagnostics import silence_third_party_warnings
 from nas.errors import FailedRunError, InterruptedRunError, UserError, is_full, refusal
 from nas.export import load_supernet
-from nas.front import further, print_rows, rows_of, train, write_files
+from nas.front import learned, print_rows, rows_of, train, write_files
 from nas.problem import SearchProblem
 from nas.progress import shown
 from nas.quantities import amount, metric_name, metric_words, primary_metrics
@@ -187,8 +186,8 @@ class Extraction:
         first = ranking.chosen(problem, trials, ranked, self.options.cost)
         if ranked == size:
             return iter(first), len(first)
-        given = (trials, device.folder, size - len(first), self.options.cost, first)
-        return chain(first, further(ranking, problem, *given)), size
+        given = (trials, device.folder, size, self.options.cost, first)
+        return learned(ranking, problem, *given), size
 
     def _by_alphas(self, problem: SearchProblem) -> list[Arch]:
         options = self.options

@@ -7,7 +7,6 @@ the other finds.
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +74,7 @@ class FrontRun(Run):
         if ranking is None or ranking.ranked_first(asked) == asked:
             return iter(first), len(first)
         trials = ranking.rank(self.problem, self.run)
-        given = (self.problem, trials, self.run.front, asked - len(first), cost, first)
-        return chain(first, further(ranking, *given)), asked
+        return learned(ranking, self.problem, trials, self.run.front, asked, cost, first), asked
 
     def _described(self, arch: Arch) -> str:
         costs = [
@@ -124,34 +122,36 @@ class FrontRun(Run):
         return result
 
 
-def further(
+def learned(
     ranking: TrialSearch,
     problem: SearchProblem,
     trials: Sequence[Trial],
     folder: Path,
-    count: int,
+    size: int,
     cost: str,
     first: Sequence[Arch],
 ) -> Iterator[Arch]:
-    """At most `count` networks beside the `first`, each chosen once those before it are trained.
+    """The `first`, then networks each chosen once those before it are trained.
 
-    Those that are trained already come first, so that what was broken off goes on as it was.
+    Of these, those that are trained already come first, so that what was broken off goes on as it
+    was.
 
     Args:
         ranking: of the search.
         problem: with the supernet as the search has left it.
         trials: the networks scored, inside the budgets.
         folder: of the trained networks.
-        count: how many.
+        size: how many networks at most, the first included.
         cost: that the front is spread over.
-        first: networks that are trained.
+        first: networks to train whatever the others are.
     """
+    yield from first
     of = {trial.arch.hash: trial.arch for trial in trials}
     taken = {arch.hash for arch in first}
     known = broadcast(lambda: [name for name in trained_in(folder) if name not in taken])
-    ready = [of[name] for name in known if name in of][:count]
+    ready = [of[name] for name in known if name in of][: size - len(first)]
     yield from ready
-    for _ in range(count - len(ready)):
+    for _ in range(size - len(first) - len(ready)):
         found = broadcast(lambda: _next(ranking, problem, trials, folder, cost))
         if found is None:
             return

@@ -16,7 +16,7 @@ from statistics import mean
 import numpy as np
 from ground_truth import Truth
 
-from nas.pareto import hypervolume, thinned
+from nas.search.evaluate import WeightSharing
 from nas.search.model import OptionModel, adds_most, worth_training
 from nas.search.trial_search import DRAWS, RANKED_FIRST, TRAINING
 from nas.search.trials import TrialLog
@@ -24,31 +24,19 @@ from nas.search.trials import TrialLog
 SIZES = (8, 10, 12, 16, 20)
 
 
-def picks_of(truth: Truth) -> np.ndarray:
-    """Numbers of the options of each network ``(n, decisions)``."""
-    rows = [[str(v) for v in truth.archs[name].choices.values()] for name in truth.names]
-    numbers = [np.unique(column, return_inverse=True)[1] for column in np.array(rows).T]
-    return np.stack(numbers, axis=1)
-
-
-def share(truth: Truth, seed: str, taken: list[int]) -> float:
-    """Hypervolume of the networks taken over that of all, by the test accuracies of one seed."""
-    points = np.stack([1 - truth.column("test_acc", seed), np.log(truth.column("params"))], axis=1)
-    corner = points.max(0)
-    return hypervolume(points[taken], corner) / hypervolume(points, corner)
-
-
 def main(path: Path, runs: list[Path]) -> None:
     """Print a row for each way to choose, least value in brackets."""
     truth = Truth(path)
-    picks, costs = picks_of(truth), truth.column("params")
+    picks, costs = truth.picks, truth.column("params")
     found: dict[str, list[list[float]]] = {"MACs": [], "ranking": [], "ranking, then trainings": []}
     for run in runs:
         trials = TrialLog(run / "trials.jsonl").known
         errors = np.array([trials[name].value("val_acc") for name in truth.names])
-        draws = OptionModel(picks, errors, 0.3).draws(picks, DRAWS, np.random.default_rng(0))
+        draws = OptionModel(picks, errors, WeightSharing.noise).draws(
+            picks, DRAWS, np.random.default_rng(0)
+        )
         ranked = {size: worth_training(draws, costs, size) for size in SIZES}
-        points = np.stack([-np.log(truth.column("macs")), np.log(costs)], axis=1)
+        counted = {size: truth.front(-np.log(truth.column("macs")), size) for size in SIZES}
         for seed in truth.seeds:
             trained, taken = 1 - truth.column("val_acc", seed), list(ranked[RANKED_FIRST])
             while len(taken) < max(SIZES):
@@ -59,11 +47,11 @@ def main(path: Path, runs: list[Path]) -> None:
                 taken.append(more)
             for other in truth.seeds:
                 if other != seed:
-                    judged = [share(truth, other, thinned(points, size)) for size in SIZES]
+                    judged = [truth.share(counted[size], other) for size in SIZES]
                     found["MACs"].append(judged)
-                    judged = [share(truth, other, ranked[size]) for size in SIZES]
+                    judged = [truth.share(ranked[size], other) for size in SIZES]
                     found["ranking"].append(judged)
-                    judged = [share(truth, other, taken[:size]) for size in SIZES]
+                    judged = [truth.share(taken[:size], other) for size in SIZES]
                     found["ranking, then trainings"].append(judged)
     for name, rows in found.items():
         cells = [f"{mean(one):.1%} ({min(one):.1%})" for one in zip(*rows, strict=True)]

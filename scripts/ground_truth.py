@@ -71,6 +71,14 @@ class Truth:
         return np.stack([1 - self.accuracy, np.log(self.column("params"))], axis=1)
 
     @cached_property
+    def picks(self) -> np.ndarray:
+        """Numbers of the options of each member ``(n, decisions)``."""
+        archs = list(self.archs.values())
+        columns = [[arch.choices[name] for arch in archs] for name in archs[0].choices]
+        numbers = [np.unique(list(map(str, own)), return_inverse=True)[1] for own in columns]
+        return np.stack(numbers, axis=1)
+
+    @cached_property
     def seconds(self) -> float:
         """Of training every member once."""
         return float(self.column("seconds").sum())
@@ -78,10 +86,13 @@ class Truth:
     def places(self, archs: Sequence[Arch]) -> list[int]:
         return [self.names.index(arch.hash) for arch in archs]
 
-    def share(self, places: Sequence[int]) -> float:
-        """Hypervolume of these members over that of all."""
-        corner = self.points.max(0)
-        return hypervolume(self.points[list(places)], corner) / hypervolume(self.points, corner)
+    def share(self, places: Sequence[int], seed: str | None = None) -> float:
+        """Hypervolume of these members over that of all; with `seed` by its accuracies alone."""
+        points = self.points
+        if seed is not None:
+            points = np.stack([1 - self.column("test_acc", seed), points[:, 1]], axis=1)
+        corner = points.max(0)
+        return hypervolume(points[list(places)], corner) / hypervolume(points, corner)
 
     def front(self, errors: np.ndarray, networks: int) -> list[int]:
         """The front of these errors over log params, at most so many; see `nas.pareto.thinned`."""
@@ -97,12 +108,9 @@ class Truth:
         The front of log probability over params, as the exact programme finds it at every budget;
         of the draws that give so many; None where hardly one does.
         """
-        rng, archs = np.random.default_rng(0), list(self.archs.values())
-        columns = [[arch.choices[name] for arch in archs] for name in archs[0].choices]
-        places = [np.unique(list(map(str, own)), return_inverse=True)[1] for own in columns]
-        shares = []
+        rng, shares = np.random.default_rng(0), []
         for _ in range(DRAWS):
-            logits = sum(rng.standard_normal(int(own.max()) + 1)[own] for own in places)
+            logits = sum(rng.standard_normal(int(own.max()) + 1)[own] for own in self.picks.T)
             front = self.front(-np.asarray(logits), networks)
             shares += [self.share(front)] if len(front) == networks else []
         return mean(shares) if len(shares) >= DRAWS / 40 else None

@@ -120,7 +120,7 @@ class Cluster:
         raise NotImplementedError
 
 
-class Connection:
+class Connection(Pool):
     """A `Pool` of a cluster's workers.
 
     Args:
@@ -134,10 +134,6 @@ class Connection:
         """Put `sent` where all workers can take it from."""
         raise NotImplementedError
 
-    def submit(self, job: Job) -> "Future[Answer]":
-        """See `nas.search.workers.Pool`."""
-        raise NotImplementedError
-
     def failure(self, error: Exception, jobs: Sequence[Job]) -> Exception:
         """See `nas.search.workers.Pool`."""
         reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])[:200]
@@ -145,10 +141,6 @@ class Connection:
             f"engine={self.engine}: trial {name_of(jobs[0])} was given up, as its worker died "
             f"again and again or the cluster has gone ({reason})"
         )
-
-    def close(self) -> None:
-        """See `nas.search.workers.Pool`."""
-        raise NotImplementedError
 
 
 @checked("engine")

@@ -116,9 +116,21 @@ class Supervised:
         """See `Task`."""
         return {"name": self.name, "primary": self.primary, "output": self.meaning}
 
-    def reduced(self, mean: Tensor, samples: int, reduction: Reduction) -> Tensor:
-        """A mean over samples as `reduction` asks for it."""
-        return mean * samples if reduction == "sum" else mean
+    def loss(
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        smoothing: float = 0.0,
+        reduction: Reduction = "mean",
+    ) -> Tensor:
+        """See `Task`: `own_loss` of the targets as they are `prepared`."""
+        assert self.own_loss is not None
+        mean = self.own_loss(outputs, self.prepared(targets, outputs, smoothing))
+        return mean * len(targets) if reduction == "sum" else mean
+
+    def prepared(self, targets: Tensor, outputs: Tensor, smoothing: float) -> Tensor:
+        """The targets as `own_loss` takes them beside these outputs."""
+        return targets
 
     def collected(self, **metrics: Metric) -> MetricCollection:
         """These metrics, and the user's own."""

@@ -85,7 +85,7 @@ class Classification(Supervised):
     ) -> Tensor:
         """Cross-entropy; `smoothing` is its `label_smoothing`."""
         if self.own_loss is not None:
-            return self.reduced(self.own_loss(outputs, targets), len(targets), reduction)
+            return super().loss(outputs, targets, smoothing, reduction)
         if self.scale is None:
             return F.cross_entropy(outputs, targets, label_smoothing=smoothing, reduction=reduction)
         scale = self.scale.to(outputs)

@@ -9,7 +9,7 @@ from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1
 
 from nas.config.schema import checked
 from nas.errors import UserError
-from nas.tasks import Names, Reduction, Supervised, check_finite_targets, numbered
+from nas.tasks import Names, Supervised, check_finite_targets, numbered
 
 
 @checked("task")
@@ -28,7 +28,8 @@ class Multilabel(Supervised):
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         metric: Metric | None = None,
     ) -> None:
-        super().__init__("ap", loss, metric)
+        own = F.binary_cross_entropy_with_logits if loss is None else loss
+        super().__init__("ap", own, metric)
 
     def read(self, targets: Tensor, names: Names) -> tuple[Tensor, Names]:
         """See `Task`."""
@@ -51,17 +52,9 @@ class Multilabel(Supervised):
                 "nothing to learn, leave it out"
             )
 
-    def loss(
-        self,
-        outputs: Tensor,
-        targets: Tensor,
-        smoothing: float = 0.0,
-        reduction: Reduction = "mean",
-    ) -> Tensor:
-        """Binary cross-entropy, mean over labels; `smoothing` moves targets towards 1/2."""
-        own = self.own_loss or F.binary_cross_entropy_with_logits
-        mean = own(outputs, targets * (1 - smoothing) + smoothing / 2)
-        return self.reduced(mean, len(targets), reduction)
+    def prepared(self, targets: Tensor, outputs: Tensor, smoothing: float) -> Tensor:
+        """`smoothing` moves them towards 1/2."""
+        return targets * (1 - smoothing) + smoothing / 2
 
     def distillation(self, outputs: Tensor, teacher: Tensor) -> Tensor:
         """Binary cross-entropy against the teacher's probabilities."""

@@ -10,7 +10,7 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricColl
 
 from nas.config.schema import checked
 from nas.errors import UserError
-from nas.tasks import Names, Reduction, Supervised, check_finite_targets, numbered
+from nas.tasks import Names, Supervised, check_finite_targets, numbered
 
 _LOSSES: dict[str, Callable[..., Tensor]] = {
     "mse": F.mse_loss,
@@ -76,17 +76,9 @@ class Regression(Supervised):
         """See `Task`."""
         self.mean, self.std = (torch.tensor(described[name]) for name in ("mean", "std"))
 
-    def loss(
-        self,
-        outputs: Tensor,
-        targets: Tensor,
-        smoothing: float = 0.0,
-        reduction: Reduction = "mean",
-    ) -> Tensor:
-        """In standard deviations, mean over the outputs; nothing is smoothed."""
-        scaled = (targets.reshape(outputs.shape) - self.mean.to(outputs)) / self.std.to(outputs)
-        assert self.own_loss is not None
-        return self.reduced(self.own_loss(outputs, scaled), len(targets), reduction)
+    def prepared(self, targets: Tensor, outputs: Tensor, smoothing: float) -> Tensor:
+        """In standard deviations; nothing is smoothed."""
+        return (targets.reshape(outputs.shape) - self.mean.to(outputs)) / self.std.to(outputs)
 
     def distillation(self, outputs: Tensor, teacher: Tensor) -> Tensor:
         """The loss against the teacher's outputs."""
