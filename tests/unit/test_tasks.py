@@ -10,11 +10,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanAbsoluteError, MetricCollection
 
 from nas.search.evaluate import validated
+from nas.tasks import regression
 from nas.tasks.classification import Classification, task_of
+from nas.tasks.multilabel import Multilabel
 from nas.train import Training
 
 
@@ -76,3 +79,20 @@ def test_a_task_of_another_kind_is_trained_and_ranked():
     ranked = validated(network, Regression(), loader, torch.device("cpu"))
     assert ranked == pytest.approx({name: float(logged[name]) for name in ranked}, rel=1e-4)
     assert ranked["val_mae"] < 0.1 * before["val_mae"]
+
+
+def test_smoothing_moves_labels_towards_a_half():
+    outputs, targets = torch.randn(6, 3), torch.randint(2, (6, 3)).float()
+    task, near = Multilabel(), 0.8 * targets + 0.1
+    mean = -(near * outputs.sigmoid().log() + (1 - near) * (-outputs).sigmoid().log()).mean()
+    assert_close(task.loss(outputs, targets, smoothing=0.2), mean)
+    assert_close(task.loss(outputs, targets, smoothing=0.2, reduction="sum"), 6 * mean)
+
+
+def test_numbers_are_learned_in_standard_deviations():
+    task, targets = regression.Regression(), torch.randn(50, 2) * torch.tensor([3.0, 0.1]) + 5
+    task.fit(targets)
+    outputs = torch.randn(50, 2)
+    scaled = (targets - targets.mean(0)) / targets.std(0, correction=0)
+    assert_close(task.loss(outputs, targets), (outputs - scaled).square().mean())
+    assert_close(task.for_metrics(scaled), targets)
