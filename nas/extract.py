@@ -1,7 +1,7 @@
 """`nas extract`: other networks out of a finished search, without searching again."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,7 @@ from nas.config.saved import configs_to_extract, overrides_of_each
 from nas.diagnostics import silence_third_party_warnings
 from nas.errors import FailedRunError, InterruptedRunError, UserError, is_full, refusal
 from nas.export import load_supernet
-from nas.front import learned, print_rows, rows_of, train, write_files
+from nas.front import Networks, learned, print_rows, rows_of, train_each, write_files
 from nas.problem import SearchProblem
 from nas.progress import shown
 from nas.quantities import amount, metric_name, metric_words, primary_metrics
@@ -158,36 +158,33 @@ class Extraction:
 
     def __call__(self, device: Device) -> list[RunDir]:
         """Select, evaluate and export; one run in the device's folder for each network."""
-        problem, runs, result = device.problem, [], dict[str, Any]()
-        with shown({"network": problem.work()}, problem.shows_progress) as progress:
-            archs, most = self.archs(device)
-            progress.parts["network"].count = most
-            for number, arch in enumerate(archs, 1):
-                progress.place = number, most
-                runs.append(RunDir(device.folder / arch.hash))
-                result = train(problem, runs[-1], arch, device.config, self.options.fine_tune)
-        if len(runs) == 1:
-            announce(runs[0], result)
-        return runs
+        problem, fine_tune = device.problem, self.options.fine_tune
+        with shown({"network": problem.work()}, problem.shows_progress):
+            to_train = self.networks(problem, device.folder)
+            given = (device.folder, to_train, device.config, fine_tune)
+            found = list(train_each(problem, self.source, *given))
+        if len(found) == 1:
+            announce(*found[0])
+        return [run for run, _ in found]
 
-    def archs(self, device: Device) -> tuple[Iterator[Arch], int]:
-        """The architectures to take, the smallest first, and how many they are at most.
+    def networks(self, problem: SearchProblem, folder: Path) -> Networks:
+        """What to take, the smallest first.
 
         Where networks have scores of their own instead of alphas, those that the run has scored
-        already are not scored again, and those after the first eight depend on their training.
+        already are not scored again, and those after the first eight depend on their training, in
+        `folder`.
         """
-        problem, size = device.problem, self.options.front or 1
+        size = self.options.front or 1
         if (ranking := _ranking(problem)) is None:
-            found = self._by_alphas(problem)
-            return iter(found), len(found)
+            return Networks(self._by_alphas(problem))
         with self.source.claimed(wait=True):
             trials = ranking.rank(problem, self.source)
         ranked = ranking.ranked_first(size) if self.options.fine_tune else size
         first = ranking.chosen(problem, trials, ranked, self.options.cost)
         if ranked == size:
-            return iter(first), len(first)
-        given = (trials, device.folder, size, self.options.cost, first)
-        return learned(ranking, problem, *given), size
+            return Networks(first)
+        given = (ranking, problem, trials, folder, size, self.options.cost, first)
+        return Networks(first, learned(*given), size)
 
     def _by_alphas(self, problem: SearchProblem) -> list[Arch]:
         options = self.options

@@ -7,9 +7,13 @@ the other finds.
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.table import Table
@@ -17,7 +21,14 @@ from rich.text import Text
 
 from nas.arch import Arch
 from nas.artifacts import RunDir
-from nas.artifacts.files import csv_table, display_path, is_main, write_atomic, write_json
+from nas.artifacts.files import (
+    copy_atomic,
+    csv_table,
+    display_path,
+    is_main,
+    write_atomic,
+    write_json,
+)
 from nas.errors import UserError
 from nas.pipeline import Run, TrainingStage
 from nas.problem import SearchProblem
@@ -29,7 +40,8 @@ from nas.report.page import PICTURE
 from nas.report.terminal import about_supernet, console
 from nas.result import cost_fields, log_final
 from nas.search.trial_search import TrialSearch
-from nas.search.trials import Trial
+from nas.search.trials import Trial, TrialLog
+from nas.tasks.classification import task_of
 
 TABLE = "front.csv"
 _TRAINING = ("data", "task", "space", "seed", "weights", "finetune")  # keys that decide its weights
@@ -49,39 +61,21 @@ class FrontRun(Run):
         chosen, cost = broadcast(lambda: (found["chosen"], found["cost"]))
         first = [Arch(self.problem.space, choices) for choices in chosen]
         asked, config = self.problem.front, broadcast(lambda: _text(self.run.config))
-        networks = []
-        archs, most = self._archs(first, cost)
-        current().parts["network"].count = most
-        for number, arch in enumerate(archs, 1):
-            current().place = number, most
-            run = RunDir(self.run.front / arch.hash)
-            result = train(self.problem, run, arch, config)
-            networks.append((run, result))
-            if result:
-                place = f"network {number} of {most}"
-                name = f"test_{self.task.primary}"
-                figure = f"test {metric_words(name, result['metrics'][name])}"
-                print(f"{place} {self._described(arch)}, {figure}", flush=True)
+        to_train = self._networks(first, cost)
+        networks = list(train_each(self.problem, self.run, self.run.front, to_train, config))
         if not is_main():
             return {}
         if len(networks) < asked:
             print(f"\nfront={asked}: the search found no more than {len(networks)}")
         return self._gathered(found, networks, logger, time.monotonic() - started)
 
-    def _archs(self, first: Sequence[Arch], cost: str) -> tuple[Iterator[Arch], int]:
-        """The networks to train, and how many they are at most."""
+    def _networks(self, first: Sequence[Arch], cost: str) -> "Networks":
         asked, ranking = self.problem.front, getattr(self.search, "ranking", None)
         if ranking is None or ranking.ranked_first(asked) == asked:
-            return iter(first), len(first)
+            return Networks(first)
         trials = ranking.rank(self.problem, self.run)
-        return learned(ranking, self.problem, trials, self.run.front, asked, cost, first), asked
-
-    def _described(self, arch: Arch) -> str:
-        costs = [
-            f"{name} {amount(cost.of(arch.choices), cost.unit)}"
-            for name, cost in self.problem.costs.items()
-        ]
-        return f"({arch.hash}): {', '.join(costs)}"
+        given = (ranking, self.problem, trials, self.run.front, asked, cost, first)
+        return Networks(first, learned(*given), asked)
 
     def _gathered(
         self,
@@ -110,7 +104,7 @@ class FrontRun(Run):
         }
         for name in _COPIED:
             if (best.path / name).is_file():
-                write_atomic(self.run.path / name, (best.path / name).read_bytes())
+                copy_atomic(best.path / name, self.run.path / name)
         Arch.load(best.arch).save(self.run.arch)
         attempt = self.attempts.attempt
         with attempt("front", "no pictures of the front"):
@@ -122,6 +116,75 @@ class FrontRun(Run):
         return result
 
 
+@dataclass(frozen=True)
+class Networks:
+    """The networks to train, in their order.
+
+    Args:
+        first: those that are known.
+        further: others, each known once those before it are trained, see `learned`.
+        most: how many they are at most; 0: as many as the first.
+    """
+
+    first: Sequence[Arch]
+    further: Iterable[Arch] = ()
+    most: int = 0
+
+
+def train_each(
+    problem: SearchProblem,
+    source: RunDir,
+    folder: Path,
+    networks: Networks,
+    config: str,
+    fine_tune: bool = True,
+) -> Iterator[tuple[RunDir, dict[str, Any]]]:
+    """Train networks of a finished search one after another, see `train`; tell how far it is.
+
+    Args:
+        source: the run of the search.
+        folder: of the networks' folders, each named by the hash of its architecture.
+
+    Yields:
+        The folder of each network, and what `train` returns.
+    """
+    progress, most = current(), networks.most or len(networks.first)
+    progress.expect(_sizes(problem, source, networks.first), most)
+    for number, arch in enumerate(chain(networks.first, networks.further), 1):
+        progress.place = number, most
+        run = RunDir(folder / arch.hash)
+        result = train(problem, run, arch, config, fine_tune)
+        if result and most > 1:
+            _tell(problem, arch, result, f"network {number} of {most}")
+        yield run, result
+
+
+def _sizes(problem: SearchProblem, source: RunDir, archs: Sequence[Arch]) -> list[float]:
+    """The work of each network in those of the mean network that was ranked; [] where none was.
+
+    Larger networks take longer, by how much depends on the machine: the ranking has measured it.
+    """
+    with suppress(UserError):  # a damaged file is told of by whoever needs it
+        trials = [trial for trial in TrialLog(source.trials).known.values() if trial.metrics]
+        macs = [trial.costs.get("macs", 0.0) for trial in trials]
+        seconds = [trial.seconds for trial in trials]
+        if len(set(macs)) > 1 and sum(seconds):
+            slope, _ = np.polyfit(macs, seconds, 1)
+            each, middle, cost = sum(seconds) / len(trials), sum(macs) / len(macs), problem.costs
+            by = max(0.0, slope) / each
+            return [max(0.1, 1 + by * (cost["macs"].of(arch.choices) - middle)) for arch in archs]
+    return []
+
+
+def _tell(problem: SearchProblem, arch: Arch, result: Mapping[str, Any], place: str) -> None:
+    costs = [
+        f"{name} {amount(cost.of(arch.choices), cost.unit)}" for name, cost in problem.costs.items()
+    ]
+    name = f"test_{task_of(problem.data).primary}"
+    figure = f"test {metric_words(name, result['metrics'][name])}"
+    print(f"{place} ({arch.hash}): {', '.join(costs)}, {figure}", flush=True)
+
+
 def learned(
     ranking: TrialSearch,
     problem: SearchProblem,
@@ -131,7 +194,7 @@ def learned(
     cost: str,
     first: Sequence[Arch],
 ) -> Iterator[Arch]:
-    """The `first`, then networks each chosen once those before it are trained.
+    """Networks beside the `first`, each chosen once those before it are trained.
 
     Of these, those that are trained already come first, so that what was broken off goes on as it
     was.
@@ -145,7 +208,6 @@ def learned(
         cost: that the front is spread over.
         first: networks to train whatever the others are.
     """
-    yield from first
     of = {trial.arch.hash: trial.arch for trial in trials}
     taken = {arch.hash for arch in first}
     known = broadcast(lambda: [name for name in trained_in(folder) if name not in taken])

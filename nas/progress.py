@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -68,12 +68,14 @@ class Progress:
 
     Attributes:
         place: number of the network that is trained next, and of how many.
+        sizes: the work of each network, in units of part "network".
         step: of what is being done, "epoch 3 of 12".
     """
 
     parts: dict[str, Part] = field(default_factory=dict)
     quiet: bool = True
     place: tuple[int, int] = (1, 1)
+    sizes: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         self.doing, self.step, self.metrics = "", "", dict[str, float]()
@@ -101,10 +103,17 @@ class Progress:
             part.skip(part.count)
         self._part, self._from, self._units = part, part.done, units
 
+    def expect(self, sizes: Sequence[float], most: int) -> None:
+        """So many networks will be trained; `sizes` is the work of the first of them."""
+        self.sizes = [*sizes, *[1.0] * (most - len(sizes))]
+        self.parts.setdefault("network", Part()).count = sum(self.sizes)
+
     def network(self, doing: str) -> None:
         """The training, or another doing, of the network that is next begins."""
         number, of = self.place
-        self.begin("network", f"{doing} network {number} of {of}", at=number - 1)
+        sizes = self.sizes or [1.0] * of
+        before = sum(sizes[: number - 1])
+        self.begin("network", f"{doing} network {number} of {of}", sizes[number - 1], before)
 
     def reach(self, share: float, before: bool = False) -> None:
         """This share of the units that have begun is done, by an earlier session if `before`."""

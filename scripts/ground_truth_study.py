@@ -55,7 +55,7 @@ def networks(run: RunDir, sizes: Sequence[int]) -> list[list[Arch]]:
     components = {**components_of(saved_config(run)), "about": {}}
     each = [Extraction(ExtractOptions(front=size, fine_tune=True), run) for size in sizes]
     problem = each[0].problem(components)
-    return [extraction.archs(problem) for extraction in each]
+    return [list(extraction.networks(problem, run.front).first) for extraction in each]
 
 
 def taus(truth: Truth, trials: Mapping[str, Trial]) -> dict[str, float]:

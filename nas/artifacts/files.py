@@ -60,6 +60,24 @@ def write_atomic(path: Path, content: str | bytes | memoryview) -> None:
             raise
 
 
+def copy_atomic(source: Path, target: Path) -> None:
+    """Let `target` be a file with the content of `source`, written as `write_atomic` does.
+
+    Where the file system can, both are names of one file, which takes no more room: whatever writes
+    either of them replaces that name alone.
+    """
+    if not is_main():
+        return
+    temporary = target.parent / f"{own_prefix(target.name)}link"
+    try:
+        os.link(source, temporary)
+        os.replace(temporary, target)
+    except OSError:  # a file system without links
+        write_atomic(target, source.read_bytes())
+    finally:
+        temporary.unlink(missing_ok=True)  # left where both are one file already
+
+
 def versions_of(packages: Iterable[str]) -> dict[str, str]:
     """The version of each of these packages that is installed."""
     found = {}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nas.artifacts import RunDir
-from nas.artifacts.files import claimed, own_prefix, remove_leftovers, write_atomic
+from nas.artifacts.files import claimed, copy_atomic, own_prefix, remove_leftovers, write_atomic
 from nas.errors import FolderTakenError, is_full, refusal
 
 WRITER = """
@@ -92,3 +92,24 @@ def test_an_error_of_the_disk_names_the_file(tmp_path, monkeypatch):
     error.__cause__ = caught.value
     assert is_full(error)
     assert not is_full(PermissionError(13, "Permission denied"))
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_copy_is_a_file_of_its_own_once_either_is_written(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(95, "no links here")
+
+    if not links:
+        monkeypatch.setattr("os.link", refused)
+    source, target = tmp_path / "a", tmp_path / "b"
+    write_atomic(source, "1")
+    write_atomic(target, "0")
+    for _ in range(2):  # the second finds one file already
+        copy_atomic(source, target)
+        assert target.read_text() == "1"
+        assert source.samefile(target) == links
+    write_atomic(source, "2")
+    assert target.read_text() == "1"
+    assert sorted(tmp_path.iterdir()) == [source, target]

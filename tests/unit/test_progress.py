@@ -121,6 +121,30 @@ def test_what_an_earlier_session_has_done_takes_no_time(monkeypatch: pytest.Monk
     assert made.remaining() == pytest.approx(20)
 
 
+def test_larger_networks_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("nas.progress.time.monotonic", lambda: now[0])
+    sizes = [0.5, 1.0, 1.5, 2.0]  # the smallest network is trained first
+    made = Progress({"ranking": Part(10, 10.0), "network": Part(4, 100.0)})
+    made.begin("ranking", "ranking", 10.0)
+    now[0] = 20.0
+    made.reach(1.0)
+    assert made.remaining() == pytest.approx(4 * 20)  # which they will be is not known yet
+    made.expect(sizes[:3], 4)
+    assert made.sizes == [0.5, 1.0, 1.5, 1.0]
+    made.expect(sizes, 4)
+    left = []
+    for number, size in enumerate(sizes, 1):
+        made.place = number, len(sizes)
+        made.network("training")
+        left.append(made.remaining())
+        for _ in range(4):
+            now[0] += 10 * size
+            made.reach((now[0] - 20 - 40 * sum(sizes[: number - 1])) / (40 * size))
+    assert left == pytest.approx([5 * 20, 4.5 * 40, 3.5 * 40, 2 * 40])
+    assert made.remaining() == 0
+
+
 def test_inside_a_run_that_is_shown_the_same_is_told() -> None:
     assert current() is not current()  # nobody sees it
     with shown({"network": Part(2)}) as outer, shown({}) as inner:
