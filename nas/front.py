@@ -168,7 +168,7 @@ def _sizes(problem: SearchProblem, source: RunDir, archs: Sequence[Arch]) -> lis
         trials = [trial for trial in TrialLog(source.trials).known.values() if trial.metrics]
         macs = [trial.costs.get("macs", 0.0) for trial in trials]
         seconds = [trial.seconds for trial in trials]
-        if len(set(macs)) > 1 and sum(seconds):
+        if len(set(macs)) > 1 and sum(seconds) > 0:
             slope, _ = np.polyfit(macs, seconds, 1)
             each, middle, cost = sum(seconds) / len(trials), sum(macs) / len(macs), problem.costs
             by = max(0.0, slope) / each
