@@ -54,13 +54,19 @@ AUGMENTS: dict[str, Augment] = {"none": none, "crop": crop, "crop_flip": crop_fl
 class InMemory(Dataset[Batch]):
     """Answers a request for a whole batch: index, augment, normalise.
 
-    ``x = (pixels / 255 - mean) / std`` per channel; 255 is `Images.largest`.
+    ``x = (pixels / 255 - mean) / std`` per channel; 255 is `Images.largest`. Targets are those
+    of `nas.tasks.Task.batch`.
     """
 
     def __init__(
-        self, images: Images, mean: list[float], std: list[float], augment: Augment
+        self,
+        images: Images,
+        mean: list[float],
+        std: list[float],
+        augment: Augment,
+        targets: Callable[[Tensor, Tensor], Tensor],
     ) -> None:
-        self.images, self.augment = images, augment
+        self.images, self.augment, self.targets = images, augment, targets
         channel = (-1, *[1] * (images.pixels.ndim - 2))
         self.scale = 1 / (images.largest * torch.tensor(std)).reshape(channel)
         self.shift = -(torch.tensor(mean) / torch.tensor(std)).reshape(channel)
@@ -70,7 +76,8 @@ class InMemory(Dataset[Batch]):
         pixels = self.images.pixels.index_select(0, indices)
         pixels = self.augment(pixels, torch.Generator().manual_seed(seed), rank_and_ranks())
         x = pixels.to(torch.float32, memory_format=torch.contiguous_format)
-        return x.mul_(self.scale).add_(self.shift), self.images.labels[indices]
+        x = x.mul_(self.scale).add_(self.shift)
+        return x, self.targets(x, self.images.labels[indices])
 
 
 class EpochBatchSampler(DistributedSampler[Request]):

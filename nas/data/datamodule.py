@@ -108,13 +108,14 @@ class DataModule(pl.LightningDataModule):
                 f"data.augment={self.augment} is for images, and samples are of "
                 f"{tuple(read.pixels.shape[1:])}: pass data.augment=none."
             )
-        labels, classes = self.task.read(read.labels, read.classes)
+        labels, classes = self.task.read(read.labels, read.classes, read.pixels)
         return replace(read, labels=labels, classes=classes)
 
     @cached_property
     def parts(self) -> dict[Part, Tensor]:
         """Indices into `images` of the train, val and test part."""
         parts = split(self.images, self.val_fraction, self.test_fraction, self.limit, self.seed)
+        parts = dict(self.task.divide(self.images.labels, parts, self.images.groups is not None))
         self._check_batch_size("train", len(parts["train"]))
         self.task.fit(self.images.labels[parts["train"]])
         return parts
@@ -160,7 +161,9 @@ class DataModule(pl.LightningDataModule):
     @property
     def num_outputs(self) -> int:
         """What a network must give for one sample: a logit for each class, or a number."""
-        return len(self.classes)
+        _ = self.images  # which the task reads
+        assert self.task.outputs is not None
+        return self.task.outputs
 
     def weight_loader(self) -> DataLoader[Any]:
         """Train part, shuffled and augmented: batches that train the weights."""
@@ -206,7 +209,7 @@ class DataModule(pl.LightningDataModule):
         return loader(self._dataset("none"), sampler)
 
     def _dataset(self, augment: str) -> InMemory:
-        return InMemory(self.images, self.mean, self.std, AUGMENTS[augment])
+        return InMemory(self.images, self.mean, self.std, AUGMENTS[augment], self.task.batch)
 
     def _check_batch_size(self, part: Part, size: int) -> None:
         _, ranks = rank_and_ranks()
