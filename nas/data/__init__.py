@@ -2,7 +2,7 @@
 
 To add a data set, write one function in this module and one file in ``configs/data``:
 
-1. a source, a function that reads the data and returns `Images`: pixels, labels, the names of the
+1. a source, a function that reads the data and returns `Arrays`: pixels, labels, the names of the
    classes, and the parts that the data comes in ("train" alone if it is not divided);
 2. the data set, a function that returns ``DataModule(source, **options)``. It takes the options of
    every data set as ``**options: Unpack[DataOptions]``, and before them those of its own;
@@ -27,14 +27,14 @@ from nas.config.folders import existing_folder
 from nas.config.schema import Count
 from nas.data.datamodule import DataModule, DataOptions
 from nas.data.folder import Channels, ImageFolder, Unreadable
-from nas.data.npz import Arrays
-from nas.data.splits import Images, Levels, Part, Source
+from nas.data.npz import NpzFile
+from nas.data.splits import Arrays, Levels, Part, Source
 from nas.errors import UserError
 
 __all__ = [
+    "Arrays",
     "DataModule",
     "DataOptions",
-    "Images",
     "Part",
     "Source",
     "arrays",
@@ -81,11 +81,11 @@ def image_folder(
 
 
 def arrays(path: str | None = None, **options: Unpack[DataOptions]) -> DataModule:
-    """Samples and targets of any kind in an NPZ file, see `Arrays`."""
-    return DataModule(Arrays(path), **options)
+    """Samples and targets of any kind in an NPZ file, see `NpzFile`."""
+    return DataModule(NpzFile(path), **options)
 
 
-def _read_digits() -> Images:
+def _read_digits() -> Arrays:
     # The file alone: importing scikit-learn takes longer than all else before the first step.
     package = find_spec("sklearn")
     assert package is not None
@@ -95,10 +95,10 @@ def _read_digits() -> Images:
     pixels = torch.from_numpy(levels.round().astype(np.uint8))[:, None]
     labels = torch.from_numpy(table[:, -1]).long()
     classes = tuple(map(str, range(10)))
-    return Images(pixels, labels, classes, {"train": torch.arange(len(labels))})
+    return Arrays(pixels, labels, classes, {"train": torch.arange(len(labels))})
 
 
-def _read_torchvision(kind: str, root: str | None, download: bool) -> Images:
+def _read_torchvision(kind: str, root: str | None, download: bool) -> Arrays:
     from torchvision import datasets
 
     hint = f"the folder that holds {kind}"
@@ -108,7 +108,7 @@ def _read_torchvision(kind: str, root: str | None, download: bool) -> Images:
     pixels = torch.cat([_channels_first(train.data), _channels_first(test.data)])
     labels = torch.cat([torch.as_tensor(train.targets), torch.as_tensor(test.targets)]).long()
     given = torch.split(torch.arange(len(labels)), [len(train.data), len(test.data)])
-    return Images(pixels, labels, tuple(train.classes), {"train": given[0], "test": given[1]})
+    return Arrays(pixels, labels, tuple(train.classes), {"train": given[0], "test": given[1]})
 
 
 def _made(make: Callable[..., Any], train: bool, kind: str, path: Path, download: bool) -> Any:

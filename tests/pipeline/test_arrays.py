@@ -101,7 +101,7 @@ def test_no_group_is_in_two_parts_and_equal_seeds_give_equal_parts(tmp_path):
     np.savez(file, **windows())
     for seed in range(3):
         data, again = (arrays(str(file), task=Regression(), seed=seed) for _ in range(2))
-        groups = {part: set(data.images.groups[own].tolist()) for part, own in data.parts.items()}
+        groups = {part: set(data.arrays.groups[own].tolist()) for part, own in data.parts.items()}
         assert sum(map(len, groups.values())) == len(set.union(*groups.values())) == 12
         assert all(torch.equal(data.parts[part], again.parts[part]) for part in groups)
         x, y = next(iter(data.weight_loader()))

@@ -22,7 +22,7 @@ FLOORS = (
     "cost",
     "lowering objective selection recalibrate train problem",
     "search report latency export",
-    "result pipeline front estimate verbs",
+    "result pipeline front estimate verbs launch",
     "extract export.command cli",
 )
 RANK = {name: rank for rank, name in enumerate(" ".join(FLOORS).split())}
@@ -31,8 +31,8 @@ RANK = {name: rank for rank, name in enumerate(" ".join(FLOORS).split())}
 SEARCH_FREE = {"export", "report"}
 # Third-party package -> the only parts of nas that may know of it.
 CONFINED = {
-    "hydra": {"config", "export.command", "verbs"},
-    "omegaconf": {"config", "export.command", "extract", "verbs"},
+    "hydra": {"config", "export.command", "launch", "verbs"},
+    "omegaconf": {"config", "export.command", "extract", "launch", "verbs"},
     "pytorch_lightning": {
         "data",
         "train",
