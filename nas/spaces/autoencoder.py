@@ -70,7 +70,9 @@ def _side(inputs: Number, width: Number, depths: Sequence[int]) -> nn.Module:
     depth = elastic(depths)
     reads = [inputs, *[width] * (options_of(depth)[-1] - 1)]
     blocks = {f"b{b}": ElasticWidth(_dense, read, width) for b, read in enumerate(reads)}
-    return nn.Sequential(*blocks.values()) if isinstance(depth, int) else ElasticDepth(blocks, depth)
+    return (
+        nn.Sequential(*blocks.values()) if isinstance(depth, int) else ElasticDepth(blocks, depth)
+    )
 
 
 def _dense(inputs: int, outputs: int) -> nn.Module:

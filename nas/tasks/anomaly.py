@@ -82,7 +82,7 @@ class Anomaly(Supervised):
         return {"train": train[~odd[train]], "val": val.sort().values, "test": test.sort().values}
 
     def batch(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """See `Task`: the kind of each sample, then what its output should be ``(N, 1 + C * S)``."""
+        """See `Task`: the kind of each sample, then its input ``(N, 1 + C * S)``."""
         return torch.cat([targets.to(inputs), inputs.flatten(1)], 1)
 
     def prepared(self, targets: Tensor, outputs: Tensor, smoothing: float) -> Tensor:
@@ -109,7 +109,7 @@ class Anomaly(Supervised):
 class _AUROC(BinaryAUROC):
     """Without a warning for each epoch of samples of one kind."""
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Tensor:  # type: ignore[override]
         kinds = torch.cat([one.flatten() for one in self.target])
-        found: Tensor = super().compute() if len(kinds.unique()) == 2 else torch.tensor(torch.nan)
-        return found
+        one_kind = bool((kinds == kinds[0]).all())
+        return kinds.new_full((), torch.nan, dtype=torch.float) if one_kind else super().compute()
