@@ -55,8 +55,11 @@ OPTIONAL = {
     "onnxruntime",
     "onnxscript",
     "optuna",
+    "pandas",
+    "pyarrow",
     "pymoo",
     "ray",
+    "soundfile",
     "torchao",
 }
 HEAVY = {"torch", "torchvision", "pytorch_lightning", "sklearn", "matplotlib", "onnx"}
