@@ -208,11 +208,12 @@ def _majority(spans: Array) -> Array:
     values, places = np.unique(spans, return_inverse=True)
     places = places.reshape(spans.shape)
     counts = np.stack([(places == k).sum(-1) for k in range(len(values))], -1)
-    return values[counts.argmax(-1)]
+    chosen: Array = values[counts.argmax(-1)]
+    return chosen
 
 
 def _last(spans: Array) -> Array:
-    return cast(Array, spans[..., -1])
+    return spans[..., -1]
 
 
 _RULES: dict[str, Callable[[Array], Array]] = {
