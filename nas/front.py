@@ -15,7 +15,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from rich.table import Table
 from rich.text import Text
 
-from nas.arch import Arch
+from nas.arch import Arch, Option
 from nas.artifacts import RunDir
 from nas.artifacts.files import csv_table, display_path, is_main, write_atomic, write_json
 from nas.errors import UserError
@@ -28,6 +28,7 @@ from nas.report import write_pictures
 from nas.report.page import PICTURE
 from nas.report.terminal import about_supernet, console
 from nas.result import cost_fields, log_final
+from nas.search.space import SearchSpace
 from nas.search.trial_search import TrialSearch
 from nas.search.trials import Trial
 
@@ -146,23 +147,27 @@ def learned(
         first: networks to train whatever the others are.
     """
     yield from first
-    of = {trial.arch.hash: trial.arch for trial in trials}
     taken = {arch.hash for arch in first}
     known = broadcast(lambda: [name for name in trained_in(folder) if name not in taken])
-    ready = [of[name] for name in known if name in of][: size - len(first)]
+    space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
+    found = [Arch.load(RunDir(folder / name).arch) for name in known]
+    ready = [arch for arch in found if space.holds(arch) and space.fits(arch)][: size - len(first)]
     yield from ready
     for _ in range(size - len(first) - len(ready)):
-        found = broadcast(lambda: _next(ranking, problem, trials, folder, cost))
-        if found is None:
+        choices = broadcast(lambda: _next(ranking, problem, trials, folder, cost))
+        if choices is None:
             return
-        yield of[found]
+        yield Arch(problem.space, choices)
 
 
 def _next(
     ranking: TrialSearch, problem: SearchProblem, trials: Sequence[Trial], folder: Path, cost: str
-) -> str | None:
-    found = ranking.further(problem, trials, trained_in(folder), cost)
-    return None if found is None else found.hash
+) -> dict[str, Option] | None:
+    known = trained_in(folder).items()
+    archs = {Arch.load(RunDir(folder / name).arch): metrics for name, metrics in known}
+    trained = {arch: metrics for arch, metrics in archs.items() if arch.space == problem.space}
+    found = ranking.further(problem, trials, trained, cost)
+    return None if found is None else dict(found.choices)
 
 
 def trained_in(folder: Path) -> dict[str, dict[str, float]]:

@@ -146,8 +146,13 @@ class SearchProblem:
             epochs: instead of those of the recipe.
         """
         train, val = self.images
-        known = epochs or getattr(self.finetune, "keywords", {}).get("epochs") or 1
+        known = epochs or self.epochs
         return Part(self.front, known * (3 * train + val) + 2 * val)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the recipe `finetune`; 1 where it does not say."""
+        return getattr(self.finetune, "keywords", {}).get("epochs") or 1
 
     @property
     def shows_progress(self) -> bool:

@@ -48,15 +48,19 @@ class TrainFromScratch:
 
     def __call__(self, problem: SearchProblem) -> Scoring:
         """The function that scores architectures of `problem`."""
-        fresh = problem.build()
+        fresh, epochs = problem.build(), self.epochs_of(problem)
 
         def score(arch: Arch) -> Mapping[str, float]:
-            module = self.training_of(problem, fresh, arch, self.epochs)
+            module = self.training_of(problem, fresh, arch, epochs)
             trainer = quiet_trainer(problem, module.epochs)
             fit(trainer, module, problem.data.weight_loader())
             return self.scores(problem, trainer, module)
 
         return score
+
+    def epochs_of(self, problem: SearchProblem) -> int | None:
+        """Epochs of each training; None: those of the recipe."""
+        return self.epochs
 
     def training_of(
         self, problem: SearchProblem, fresh: nn.Module, arch: Arch, epochs: int | None
@@ -80,6 +84,31 @@ class TrainFromScratch:
                 metrics |= trainer.callback_metrics
         names = [*score_names(problem, "val"), *score_names(problem, "test")]
         return {name: float(metrics[name]) for name in names if name in metrics}
+
+
+@checked("search.evaluate")
+@dataclass(frozen=True)
+class ShortTraining(TrainFromScratch):
+    """Trains each architecture from fresh weights for a part of the recipe's epochs.
+
+    The recipe's own schedule is shortened with it. A few dozen such scores and the model of
+    `nas.search.model` tell which of all networks are worth their whole training.
+
+    Args:
+        epochs: None: a quarter of those of the recipe, and at least two; after one, the warm-up of
+            the learning rate has hardly ended.
+
+    Attributes:
+        noise: see `WeightSharing`.
+        usual_trials: see `WeightSharing`.
+    """
+
+    noise: ClassVar[float] = 0.3
+    usual_trials: ClassVar[int] = 28
+
+    def epochs_of(self, problem: SearchProblem) -> int | None:
+        """See `TrainFromScratch`."""
+        return self.epochs or max(2, round(problem.epochs / 4))
 
 
 @checked("search.ranking.evaluate")
