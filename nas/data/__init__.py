@@ -17,18 +17,20 @@ from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nas.config.folders import existing_folder
-from nas.config.schema import Count
+from nas.config.schema import Count, Name, Whole
 from nas.data.datamodule import DataModule, DataOptions
 from nas.data.folder import Channels, ImageFolder, Unreadable
 from nas.data.npz import NpzFile
 from nas.data.splits import Arrays, Levels, Part, Source
+from nas.data.tables import Columns
+from nas.data.windows import Mixed, Windows
 from nas.errors import UserError
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "digits",
     "fashion_mnist",
     "image_folder",
+    "windows",
 ]
 
 
@@ -83,6 +86,24 @@ def image_folder(
 def arrays(path: str | None = None, **options: Unpack[DataOptions]) -> DataModule:
     """Samples and targets of any kind in an NPZ file, see `NpzFile`."""
     return DataModule(NpzFile(path), **options)
+
+
+def windows(
+    path: str | None = None,
+    length: Count = 128,
+    hop: Count | None = None,
+    channels: Columns = None,
+    target: Columns = None,
+    mixed: Mixed = "auto",
+    group: Name | None = None,
+    segment: Name | None = None,
+    missing: Literal["refuse", "fill"] = "refuse",
+    horizon: Whole = 0,
+    **options: Unpack[DataOptions],
+) -> DataModule:
+    """Windows of sensor channels from tables, see `Windows`."""
+    source = Windows(path, length, hop, channels, target, mixed, group, segment, missing, horizon)
+    return DataModule(source, **options)
 
 
 def _read_digits() -> Arrays:
