@@ -51,12 +51,16 @@ def own(  # type: ignore[misc]  # it takes null for one of the options
 ) -> SearchData:
     """``data=own``: `source` as `as_data_module` takes it."""
     if source is None:
-        raise UserError(
-            "data.source is not set: pass data.source={_target_:package.NAME}, a class or function "
-            f"of your own that gives {_KINDS}"
-        )
+        return DataModule(_no_source, options.get("name", "own"), seed=options.get("seed", 0))
     given = {"batch_size": batch_size} if batch_size else {}
     return as_data_module(source, **cast(OwnOptions, {**given, **options}))
+
+
+def _no_source() -> Arrays:
+    raise UserError(
+        "data.source is not set: pass data.source={_target_:package.NAME}, a class or function of "
+        f"your own that gives {_KINDS}"
+    )
 
 
 def as_data_module(data: Any, **options: Unpack[OwnOptions]) -> SearchData:
