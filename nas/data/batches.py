@@ -57,27 +57,32 @@ class Batches(Dataset[Batch]):
     """Answers a request for a whole batch: index, augment, normalise.
 
     ``x = (samples / 255 - mean) / std`` per channel; 255 is `Arrays.largest`. Without a mean,
-    samples are given as they are.
+    samples are given as they are. Targets are those of `nas.tasks.Task.batch`.
     """
 
     def __init__(
-        self, arrays: Arrays, mean: list[float], std: list[float], augment: Augment
+        self,
+        arrays: Arrays,
+        mean: list[float],
+        std: list[float],
+        augment: Augment,
+        targets: Callable[[Any, Tensor], Tensor],
     ) -> None:
-        self.arrays, self.augment, self.normalised = arrays, augment, bool(mean)
+        self.arrays, self.augment, self.targets = arrays, augment, targets
+        self.normalised = bool(mean)
         channel = (-1, *[1] * (len(shapes_of(arrays.example)) - 1))
         self.scale = 1 / (arrays.largest * torch.tensor(std)).reshape(channel)
         self.shift = -(torch.tensor(mean) / torch.tensor(std)).reshape(channel)
 
     def __getitem__(self, request: Request) -> Batch:
         seed, indices = request
-        samples, targets = self.arrays.at(indices, seed), self.arrays.targets[indices]
-        if isinstance(samples, Tensor):
-            draw = torch.Generator().manual_seed(seed)
-            samples = self.augment(samples, draw, rank_and_ranks())
-        if not self.normalised:
-            return samples, targets
-        x = cast(Tensor, samples).to(torch.float32, memory_format=torch.contiguous_format)
-        return x.mul_(self.scale).add_(self.shift), targets
+        x = self.arrays.at(indices, seed)
+        if isinstance(x, Tensor):
+            x = self.augment(x, torch.Generator().manual_seed(seed), rank_and_ranks())
+            if self.normalised:
+                x = x.to(torch.float32, memory_format=torch.contiguous_format)
+                x.mul_(self.scale).add_(self.shift)
+        return x, self.targets(x, self.arrays.targets[indices])
 
 
 class EpochBatchSampler(DistributedSampler[Request]):
