@@ -54,13 +54,19 @@ AUGMENTS: dict[str, Augment] = {"none": none, "crop": crop, "crop_flip": crop_fl
 class InMemory(Dataset[Batch]):
     """Answers a request for a whole batch: index, augment, normalise.
 
-    ``x = (samples / 255 - mean) / std`` per channel; 255 is `Arrays.largest`.
+    ``x = (samples / 255 - mean) / std`` per channel; 255 is `Arrays.largest`. Targets are those
+    of `nas.tasks.Task.batch`.
     """
 
     def __init__(
-        self, arrays: Arrays, mean: list[float], std: list[float], augment: Augment
+        self,
+        arrays: Arrays,
+        mean: list[float],
+        std: list[float],
+        augment: Augment,
+        targets: Callable[[Tensor, Tensor], Tensor],
     ) -> None:
-        self.arrays, self.augment = arrays, augment
+        self.arrays, self.augment, self.targets = arrays, augment, targets
         channel = (-1, *[1] * (arrays.samples.ndim - 2))
         self.scale = 1 / (arrays.largest * torch.tensor(std)).reshape(channel)
         self.shift = -(torch.tensor(mean) / torch.tensor(std)).reshape(channel)
@@ -70,7 +76,8 @@ class InMemory(Dataset[Batch]):
         samples = self.arrays.samples.index_select(0, indices)
         samples = self.augment(samples, torch.Generator().manual_seed(seed), rank_and_ranks())
         x = samples.to(torch.float32, memory_format=torch.contiguous_format)
-        return x.mul_(self.scale).add_(self.shift), self.arrays.targets[indices]
+        x = x.mul_(self.scale).add_(self.shift)
+        return x, self.targets(x, self.arrays.targets[indices])
 
 
 class EpochBatchSampler(DistributedSampler[Request]):

@@ -108,13 +108,14 @@ class DataModule(pl.LightningDataModule):
                 f"data.augment={self.augment} is for images, and samples are of "
                 f"{tuple(read.samples.shape[1:])}: pass data.augment=none."
             )
-        targets, classes = self.task.read(read.targets, read.classes)
+        targets, classes = self.task.read(read.targets, read.classes, read.samples)
         return replace(read, targets=targets, classes=classes)
 
     @cached_property
     def parts(self) -> dict[Part, Tensor]:
         """Indices into `arrays` of the train, val and test part."""
         parts = split(self.arrays, self.val_fraction, self.test_fraction, self.limit, self.seed)
+        parts = dict(self.task.divide(self.arrays.targets, parts, self.arrays.groups is not None))
         self._check_batch_size("train", len(parts["train"]))
         self.task.fit(self.arrays.targets[parts["train"]])
         return parts
@@ -160,7 +161,9 @@ class DataModule(pl.LightningDataModule):
     @property
     def num_outputs(self) -> int:
         """What a network must give for one sample: a logit for each class, or a number."""
-        return len(self.classes)
+        _ = self.arrays  # which the task reads
+        assert self.task.outputs is not None
+        return self.task.outputs
 
     def weight_loader(self) -> DataLoader[Any]:
         """Train part, shuffled and augmented: batches that train the weights."""
@@ -206,7 +209,7 @@ class DataModule(pl.LightningDataModule):
         return loader(self._dataset("none"), sampler)
 
     def _dataset(self, augment: str) -> InMemory:
-        return InMemory(self.arrays, self.mean, self.std, AUGMENTS[augment])
+        return InMemory(self.arrays, self.mean, self.std, AUGMENTS[augment], self.task.batch)
 
     def _check_batch_size(self, part: Part, size: int) -> None:
         _, ranks = rank_and_ranks()

@@ -34,6 +34,7 @@ from nas.selection import largest_of, least_of
 
 PIPE_WIDTH = 140  # columns where the output is no terminal that has a width
 UNBALANCED = 1.5  # times as many samples in the largest class as in the smallest
+MOST_NAMES = 10  # of targets in a line
 BAR = 12  # characters of a full bar
 MOST_DOMINATED = 30  # runs that a terminal shows; report.csv and the page show all
 TEXTUAL = ("sweep", "run", "settings", "place")  # columns set to the left
@@ -70,7 +71,9 @@ def data_in_words(data: Any) -> str:
 def _classes(arrays: Arrays, used: Tensor) -> str:
     labels, classes = arrays.strata
     if classes != arrays.classes:
-        return f"targets: {', '.join(arrays.classes)}"
+        named = arrays.classes
+        more = f", ... ({len(named)} in all)" if len(named) > MOST_NAMES else ""
+        return f"targets: {', '.join(named[:MOST_NAMES])}{more}"
     counts = torch.bincount(labels[used], minlength=len(classes)).tolist()
     few, many = min(counts), max(counts)
     each = f"{few:,}" if few == many else f"{few:,} to {many:,}"
