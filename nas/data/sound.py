@@ -94,7 +94,7 @@ class SoundFolder:
         for part in ("train", "val", "test"):
             own = [i for i, sound in enumerate(sounds) if sound.part == part]
             if own or part == "train":
-                given[cast(Part, part)] = torch.tensor(own, dtype=torch.int64)
+                given[part] = torch.tensor(own, dtype=torch.int64)
         labels = torch.tensor([classes.index(sound.label) for sound in sounds])
         groups = self._groups(sounds)
         return Arrays(

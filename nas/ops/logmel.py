@@ -72,7 +72,7 @@ class LogMel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         real, imaginary = self.frames(x).chunk(2, 1)
-        y = (self.bands(real * real + imaginary * imaginary) + EPSILON).log()
+        y: Tensor = (self.bands(real * real + imaginary * imaginary) + EPSILON).log()
         if self.cosine is not None:
             y = self.cosine(y)
         y = self.norm(y)
