@@ -154,7 +154,10 @@ def front_size(config: DictConfig, sweep: bool) -> Any:
         return 1  # what is no mapping is refused later
     if "_target_" not in node or any(amount is not None for amount in budgets.values()):
         return 1
-    return FRONT if _leaves(node) in ("alphas", "supernet") else 1
+    # A network whose score departs from what it is once trained is only proposed by the search.
+    scored_by = str((node.get("evaluate") or {}).get("_target_"))
+    proposes = _leaves(node) in ("alphas", "supernet") or attribute(scored_by, "noise") is not None
+    return FRONT if proposes else 1
 
 
 def _leaves(search: DictConfig) -> str:

@@ -207,14 +207,13 @@ def _gains(heights: Floats, widths: Floats, taken: list[int]) -> Floats:
         widths: ``(n,)``, from the cost of each candidate to the next.
         taken: positions; for them it is -1.
     """
-    shown = np.zeros_like(heights)
-    shown[:, taken] = heights[:, taken]
-    steps = np.maximum.accumulate(shown, axis=1)  # of the front, over each interval of the costs
-    found = np.array(
-        [
-            (np.maximum(0.0, heights[:, i, None] - steps[:, i:]) @ widths[i:]).mean()
-            for i in range(len(widths))
-        ]
-    )
+    edges = np.concatenate([[0.0], np.cumsum(widths)])
+    order, found = sorted(taken), np.zeros(len(widths))
+    front = np.zeros((len(heights), 1))  # its height from one of its networks to the next
+    for start, end in zip([-1, *order], [*order, len(widths)], strict=True):
+        if start >= 0:
+            front = np.maximum(front, heights[:, start, None])
+        shared = edges[end] - np.maximum(edges[max(start, 0)], edges[:-1])
+        found += np.maximum(0.0, heights - front).mean(axis=0) * np.maximum(0.0, shared)
     found[taken] = -1.0
     return found
