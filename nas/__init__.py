@@ -4,10 +4,17 @@ The names below are the public API. Each is imported at its first use, so that `
 the command line stay quick.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
+
+# Threads sleep while they wait for each other. By default they spin, which takes twice the time
+# where another process wants the cores. OpenMP reads it once, as torch is loaded; processes that
+# are started from here inherit it.
+if os.environ.keys().isdisjoint(("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 if TYPE_CHECKING:
     from nas.arch import Arch as Arch

@@ -87,7 +87,7 @@ def _verb(arguments: Sequence[str]) -> int:
 
         draw([Path(run) for run in given.places])
         return 0
-    from nas.verbs import launch
+    from nas.launch import launch
 
     return launch(verb, given)
 

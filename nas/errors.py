@@ -1,12 +1,14 @@
 """What can end a run, each with a message for the user and an exit code of its own."""
 
 import errno
+import importlib
 import os
 import re
 import tempfile
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 # What the user can mend by giving another path, or rights to this one.
 _PATHS = (
@@ -54,6 +56,23 @@ class InterruptedRunError(RuntimeError):
 
 class NotFiniteError(RuntimeError):
     """The loss became NaN or infinite; going on would train nothing."""
+
+
+def needed(package: str, extra: str, what: str) -> Any:
+    """An optional package, imported.
+
+    Args:
+        package: its name for Python.
+        extra: the extra of this package that brings it.
+        what: needs it, for the message.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UserError(f"{what} needs {package} ({error}): pip install 'dnas[{extra}]'") from None
 
 
 def about_path(error: BaseException) -> str | None:

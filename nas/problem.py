@@ -311,7 +311,7 @@ def _check_batch(what: str, batch: Any, data: Any) -> None:
         raise UserError(f"{what} gives {len(labels)} targets for {len(x)} samples")
     task = task_of(data)
     try:
-        task.read(labels, tuple(map(str, range(data.num_outputs))))
+        task.read(labels, tuple(map(str, range(data.num_outputs))), x)
     except UserError as error:
         raise UserError(f"{what}: {error}") from None
     if task.outputs != data.num_outputs:

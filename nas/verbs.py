@@ -1,35 +1,25 @@
-"""The verbs search, finetune, describe and profile: Hydra composes, this carries out."""
+"""The verbs search, finetune, describe and profile, of a configuration that is composed."""
 
 import logging
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import (
-    AbstractContextManager,
-    contextmanager,
-    nullcontext,
-    redirect_stdout,
-    suppress,
-)
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout, suppress
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import hydra
 import yaml
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nas.artifacts import RunDir
-from nas.artifacts.files import display_path, is_main, write_atomic, write_json
+from nas.artifacts.files import is_main, write_atomic, write_json
 from nas.config.calls import target_of
 from nas.config.check import check, check_keys, check_words
-from nas.config.compose import Arguments, hydra_message, made, parse_overrides
-from nas.config.help import config_dir
-from nas.config.saved import COMMAND, check_same, how_to_go_on, remove_if_empty, resumed
+from nas.config.compose import made
+from nas.config.saved import check_same, how_to_go_on, remove_if_empty, resumed
 from nas.config.written import attribute
 from nas.diagnostics import interrupting, silence_third_party_warnings
 from nas.errors import (
@@ -43,99 +33,39 @@ from nas.errors import (
     refusal,
     write_traceback,
 )
-from nas.progress import PREFIX
 
 FRONT = 8  # networks that a search trains, if it is not told how many
 
 
-def launch(verb: str, given: Arguments) -> int:
-    """Compose the configuration of a command line and carry out its verb; the exit code."""
-    # Hydra then lets exceptions through instead of printing them and exiting with 1.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    os.environ[COMMAND] = f"nas {verb}"
-    words = [*given.flags, *given.overrides, _fixed_keys(given.overrides)]
-    script = sys.argv[0]
-    sys.argv = [f"nas {verb}", *words]
-    ended: list[Exception] = []
-    launcher = os.getpid()
+@dataclass(frozen=True)
+class Job:
+    """A run as it was asked for, by a command line or from Python.
 
-    def job(config: DictConfig) -> None:
-        # With this command line Lightning starts the other processes of a distributed training.
-        sys.argv = [script, *given.typed]
-        several = HydraConfig.get().mode == RunMode.MULTIRUN
-        _sign_lines(several and os.getpid() != launcher)
-        config.out, config.name = str(config.out), str(config.name)  # a folder may be "0"
-        try:
-            check_keys(config)
-            with only_main_prints(), interrupting():
-                VERBS[verb](config)
-            return
-        except (UserError, FailedRunError, InterruptedRunError) as error:
-            # Without its traceback: Hydra keeps what each job of a sweep has raised, and that would
-            # keep the job's data and networks.
-            failure: Exception = type(error)(str(error))
-        except Exception as error:
-            failure = error
-        # Of a sweep Hydra must hear of it; of a single job it would only print more lines.
-        if several and (os.getpid() != launcher or not isinstance(failure, InterruptedRunError)):
-            raise failure
-        ended.append(failure)
-        if several:  # else Hydra takes it for the failure of one job, and begins the next
-            raise KeyboardInterrupt
-        _tidy(Path(HydraConfig.get().runtime.output_dir), Path(config.out))
-        _tidy(Path(f"{config.out}/{config.name}"), Path(config.out))
+    Args:
+        command: what the user typed.
+        words: the overrides in it, ``key=value``.
+        folder: of the run, unless it goes on with an earlier one.
+        search: the option of `search`.
+        sweep: the folder of the sweep that it is a job of; None: it stands alone.
+        swept: the keys that differ between the jobs of the sweep.
+        threads: where the configuration names no number of them.
+    """
 
-    task = hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(job)
-    try:
-        with _explained(given.overrides):
-            task()
-    except KeyboardInterrupt:
-        if not ended:
-            raise
-    for failure in ended:
-        if isinstance(failure, HydraException | OmegaConfBaseException):
-            raise UserError(hydra_message(failure, given.overrides)) from None
-        raise failure
-    return 0
+    command: str
+    words: Sequence[str]
+    folder: Path
+    search: str
+    sweep: Path | None
+    swept: Sequence[str]
+    threads: int
 
 
-def _sign_lines(beside: bool) -> None:
-    """Jobs that run side by side write to one terminal: each says which it is."""
-    if beside:
-        os.environ[PREFIX] = f"run {HydraConfig.get().job.num}: "
-
-
-def _fixed_keys(words: Sequence[str]) -> str:
-    """The override that tells Hydra which keys have one value in all jobs of a sweep."""
-    fixed = [str(o.key_or_group) for o in parse_overrides(words) if not o.is_sweep_override()]
-    quoted = ",".join(f"'{key}'" for key in dict.fromkeys(fixed))
-    return f"hydra.job.config.override_dirname.exclude_keys=[{quoted}]"
-
-
-@contextmanager
-def _explained(words: Sequence[str]) -> Iterator[None]:
-    """What Hydra raises, in words for the user."""
-    try:
-        yield
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(hydra_message(error, words)) from None
-    except OSError as error:
-        # Hydra's own, as it makes the output folder; those of a job are failed runs.
-        if is_full(error):
-            raise
-        raise UserError(
-            f"cannot write to {error.filename} ({error.strerror}); choose another output folder "
-            "with out=FOLDER"
-        ) from None
-
-
-def _tidy(made: Path, out: Path) -> None:
-    """Remove the empty folders that Hydra has made for a run that does not take place."""
-    top, made = out.absolute(), made.absolute()  # a name may hold "..": not resolved
-    for folder in (made, *made.parents):
-        if not folder.is_relative_to(top):
-            return
-        remove_if_empty(folder)
+def carry_out(verb: str, config: DictConfig, job: Job) -> None:
+    """Carry out a verb with a configuration that is composed."""
+    config.out, config.name = str(config.out), str(config.name)  # a folder may be "0"
+    check_keys(config)
+    with only_main_prints(), interrupting():
+        VERBS[verb](config, job)
 
 
 def only_main_prints() -> AbstractContextManager[object]:
@@ -143,28 +73,26 @@ def only_main_prints() -> AbstractContextManager[object]:
     return nullcontext() if is_main() else redirect_stdout(StringIO())
 
 
-def _search(config: DictConfig) -> None:
+def _search(config: DictConfig, job: Job) -> None:
     for key in ("arch", "checkpoint"):
         if config[key] is not None:
             raise UserError(f"{key}= is for `nas finetune`; `nas search` finds its architecture")
-    _carry_out(config)
+    _train(config, job)
 
 
-def _finetune(config: DictConfig) -> None:
+def _finetune(config: DictConfig, job: Job) -> None:
     if config.arch is None:
         raise UserError("nas finetune needs arch=FILE, the arch.json of the network to train")
-    _carry_out(config)
+    _train(config, job)
 
 
-def _carry_out(config: DictConfig) -> None:
+def _train(config: DictConfig, job: Job) -> None:
     """One job: single, or one of a sweep. A failure is recorded in its folder."""
-    made = display_path(Path(HydraConfig.get().runtime.output_dir))
-    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    if not sweep:  # a job of a sweep that is refused leaves a record, see below
+    if not job.sweep:  # a job of a sweep that is refused leaves a record, see below
         check_words(config)
-    _check_read(config, HydraConfig.get().overrides.task)
-    config.front = front_size(config, sweep)
-    config, folder = resumed(config, made)
+    _check_read(config, job.words)
+    config.front = front_size(config, job.sweep is not None)
+    config, folder = resumed(config, job.folder)
     run = RunDir(folder)
     check_same(config, run)
     if run.complete:
@@ -172,18 +100,18 @@ def _carry_out(config: DictConfig) -> None:
         _tidy_checkpoint(config, run)
         return
     try:
-        _run(config, run)
-        if sweep:
-            _follow(Path(HydraConfig.get().sweep.dir))
+        _run(config, run, job)
+        if job.sweep:
+            _follow(job.sweep)
     except (KeyboardInterrupt, InterruptedRunError):
         raise InterruptedRunError(f"interrupted. {how_to_go_on(run)}") from None
     except FolderTakenError:
         raise  # what is in the folder is not this run's
     except Exception as error:
-        if sweep or run.checkpoint.exists():
-            _record_failure(run, config, error)
-        elif folder == made:
-            remove_if_empty(made)
+        if job.sweep or run.checkpoint.exists():
+            _record_failure(run, error, about_of(config, job))
+        elif folder == job.folder:
+            remove_if_empty(folder)
         told = _told(error, run)
         if told is error:
             raise
@@ -261,18 +189,18 @@ def _follow(sweep: Path) -> None:
         logging.getLogger("nas").warning("no picture of the sweep: %s", refusal(error))
 
 
-def _record_failure(run: RunDir, config: DictConfig, error: Exception) -> None:
+def _record_failure(run: RunDir, error: Exception, asked: dict[str, Any]) -> None:
     message = " ".join(str(error).split())
     if not isinstance(error, UserError):  # its text may mean nothing without its kind
         message = f"{type(error).__name__}: {message}"
-    about = {"schema": 1, "status": "failed", "message": message, **_about(config)}
+    about = {"schema": 1, "status": "failed", "message": message, **asked}
     # What has finished stays so, e.g. where only printing failed; a full disk takes no record.
     if not run.finished:
         with suppress(OSError):
             write_json(run.result, about)
 
 
-def _run(config: DictConfig, run: RunDir) -> None:
+def _run(config: DictConfig, run: RunDir, job: Job) -> None:
     check(config)
     silence_third_party_warnings()
     import torch
@@ -284,9 +212,9 @@ def _run(config: DictConfig, run: RunDir) -> None:
     from nas.problem import SearchProblem
     from nas.report.terminal import announce, data_in_words
 
-    torch.set_num_threads(config.threads or _threads())
+    torch.set_num_threads(config.threads or job.threads)
     arch = Arch.load(Path(config.arch)) if config.get("arch") else None
-    problem = SearchProblem(**components_of(config), about=_about(config))
+    problem = SearchProblem(**components_of(config), about=about_of(config, job))
     kind, show = (FrontRun, announce_front) if problem.front > 1 else (Run, announce)
     pipeline = kind(problem, run, arch)
     if config.get("checkpoint"):
@@ -294,7 +222,7 @@ def _run(config: DictConfig, run: RunDir) -> None:
     print(data_in_words(problem.data))
     run.create()
     # Jobs of two sweeps into one folder: the second finds what the first has made.
-    with run.claimed(wait=HydraConfig.get().mode == RunMode.MULTIRUN):
+    with run.claimed(wait=job.sweep is not None):
         check_same(config, run)
         if run.complete:
             print(f"already finished: {run.path}")
@@ -351,21 +279,19 @@ def _data(config: DictConfig) -> Any:
     return data_for(made(config.data), made(config.get("task")), config.seed)
 
 
-def _about(config: DictConfig) -> dict[str, Any]:
+def about_of(config: DictConfig, job: Job) -> dict[str, Any]:
     """What the user asked for, for result.json."""
-    words = list(HydraConfig.get().overrides.task)
     # With resume=FOLDER the command line chooses no search.
-    chosen = [word for word in words if word.lower() not in ("resume=true", "resume=false")]
-    overrides = values_by_key(words)
-    fixed = HydraConfig.get().job.config.override_dirname.exclude_keys
-    swept = [key for key in overrides if key not in fixed]
-    known = config.arch is None and not any(word.startswith("resume=") for word in chosen)
+    resumed = any(
+        word.startswith("resume=") and word.lower() not in ("resume=true", "resume=false")
+        for word in job.words
+    )
     return {
         "seed": config.seed,
-        "search": HydraConfig.get().runtime.choices["search"] if known else None,
-        "overrides": overrides,
-        "swept": swept if HydraConfig.get().mode == RunMode.MULTIRUN else [],
-        "command": " ".join([os.environ.get(COMMAND, "nas search"), *words]),
+        "search": job.search if config.arch is None and not resumed else None,
+        "overrides": values_by_key(job.words),
+        "swept": list(job.swept),
+        "command": job.command,
     }
 
 
@@ -376,18 +302,6 @@ def values_by_key(words: Sequence[str]) -> dict[str, Any]:
     return {k: yaml.safe_load(v) for k, v in given.items() if k.split(".")[0] not in unimportant}
 
 
-def _threads() -> int:
-    """The cores of this machine, shared by the jobs that a launcher runs at once."""
-    count = cores()
-    settings = HydraConfig.get()
-    jobs = 1
-    if settings.mode == RunMode.MULTIRUN:
-        if given := settings.launcher.get("cpus_per_task"):  # of submitit
-            return min(count, int(given))
-        jobs = int(settings.launcher.get("n_jobs") or 1)
-    return max(1, count // (count if jobs < 0 else jobs))
-
-
 def cores() -> int:
     """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -395,17 +309,17 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def _describe(config: DictConfig) -> None:
+def _describe(config: DictConfig, job: Job) -> None:
     check_words(config)
     check(config)
-    remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+    remove_if_empty(job.folder)
     silence_third_party_warnings()
     import torch
 
     from nas.problem import SearchProblem, build, read
     from nas.report.terminal import data_in_words, describe
 
-    torch.set_num_threads(config.threads or _threads())
+    torch.set_num_threads(config.threads or job.threads)
     data = _data(config)
     read(data)
     print(data_in_words(data))
@@ -438,11 +352,11 @@ def _print_time(problem: Callable[[], Any]) -> None:
     print(f"  about {duration(total)} in all, if the machine is as busy as now")
 
 
-def _profile(config: DictConfig) -> None:
+def _profile(config: DictConfig, job: Job) -> None:
     check_words(config, data=config.measure.get("input") is None)
     check(config)
     silence_third_party_warnings()
-    remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+    remove_if_empty(job.folder)
     profiling = made(config.measure)
 
     def supernet(size: tuple[tuple[int, ...], int] | None) -> tuple[Any, tuple[int, ...]]:
@@ -471,7 +385,7 @@ def _profile(config: DictConfig) -> None:
         ) from None
 
 
-VERBS: dict[str, Callable[[DictConfig], None]] = {
+VERBS: dict[str, Callable[[DictConfig, Job], None]] = {
     "search": _search,
     "finetune": _finetune,
     "describe": _describe,

@@ -2,7 +2,7 @@
 
 To add a data set, write one function in this module and one file in ``configs/data``:
 
-1. a source, a function that reads the data and returns `Images`: pixels, labels, the names of the
+1. a source, a function that reads the data and returns `Arrays`: pixels, labels, the names of the
    classes, and the parts that the data comes in ("train" alone if it is not divided);
 2. the data set, a function that returns ``DataModule(source, **options)``. It takes the options of
    every data set as ``**options: Unpack[DataOptions]``, and before them those of its own;
@@ -17,24 +17,26 @@ from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nas.config.folders import existing_folder
-from nas.config.schema import Count
+from nas.config.schema import Count, Name, Whole
 from nas.data.datamodule import DataModule, DataOptions
 from nas.data.folder import Channels, ImageFolder, Unreadable
-from nas.data.npz import Arrays
-from nas.data.splits import Images, Levels, Part, Source
+from nas.data.npz import NpzFile
+from nas.data.splits import Arrays, Levels, Part, Source
+from nas.data.tables import Columns
+from nas.data.windows import Mixed, Windows
 from nas.errors import UserError
 
 __all__ = [
+    "Arrays",
     "DataModule",
     "DataOptions",
-    "Images",
     "Part",
     "Source",
     "arrays",
@@ -42,6 +44,7 @@ __all__ = [
     "digits",
     "fashion_mnist",
     "image_folder",
+    "windows",
 ]
 
 
@@ -81,11 +84,29 @@ def image_folder(
 
 
 def arrays(path: str | None = None, **options: Unpack[DataOptions]) -> DataModule:
-    """Samples and targets of any kind in an NPZ file, see `Arrays`."""
-    return DataModule(Arrays(path), **options)
+    """Samples and targets of any kind in an NPZ file, see `NpzFile`."""
+    return DataModule(NpzFile(path), **options)
 
 
-def _read_digits() -> Images:
+def windows(
+    path: str | None = None,
+    length: Count = 128,
+    hop: Count | None = None,
+    channels: Columns = None,
+    target: Columns = None,
+    mixed: Mixed = "auto",
+    group: Name | None = None,
+    segment: Name | None = None,
+    missing: Literal["refuse", "fill"] = "refuse",
+    horizon: Whole = 0,
+    **options: Unpack[DataOptions],
+) -> DataModule:
+    """Windows of sensor channels from tables, see `Windows`."""
+    source = Windows(path, length, hop, channels, target, mixed, group, segment, missing, horizon)
+    return DataModule(source, **options)
+
+
+def _read_digits() -> Arrays:
     # The file alone: importing scikit-learn takes longer than all else before the first step.
     package = find_spec("sklearn")
     assert package is not None
@@ -95,10 +116,10 @@ def _read_digits() -> Images:
     pixels = torch.from_numpy(levels.round().astype(np.uint8))[:, None]
     labels = torch.from_numpy(table[:, -1]).long()
     classes = tuple(map(str, range(10)))
-    return Images(pixels, labels, classes, {"train": torch.arange(len(labels))})
+    return Arrays(pixels, labels, classes, {"train": torch.arange(len(labels))})
 
 
-def _read_torchvision(kind: str, root: str | None, download: bool) -> Images:
+def _read_torchvision(kind: str, root: str | None, download: bool) -> Arrays:
     from torchvision import datasets
 
     hint = f"the folder that holds {kind}"
@@ -108,7 +129,7 @@ def _read_torchvision(kind: str, root: str | None, download: bool) -> Images:
     pixels = torch.cat([_channels_first(train.data), _channels_first(test.data)])
     labels = torch.cat([torch.as_tensor(train.targets), torch.as_tensor(test.targets)]).long()
     given = torch.split(torch.arange(len(labels)), [len(train.data), len(test.data)])
-    return Images(pixels, labels, tuple(train.classes), {"train": given[0], "test": given[1]})
+    return Arrays(pixels, labels, tuple(train.classes), {"train": given[0], "test": given[1]})
 
 
 def _made(make: Callable[..., Any], train: bool, kind: str, path: Path, download: bool) -> Any:

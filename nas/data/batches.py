@@ -1,4 +1,4 @@
-"""Batches of images by indexing a data set in memory, in an order that (seed, epoch) decides.
+"""Batches of samples by indexing a data set in memory, in an order that (seed, epoch) decides.
 
 An augmentation changes a whole batch at random, in the type it comes in. It is a function of the
 batch and of a generator, its only source of randomness. Under several ranks, each has a share of
@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from nas.data.splits import Images, generator
+from nas.data.splits import Arrays, generator
 from nas.ranks import rank_and_ranks
 
 Share = tuple[int, int]
 Augment = Callable[[Tensor, torch.Generator, Share], Tensor]  # (N, C, H, W) -> (N, C, H, W)
-Request = tuple[int, Tensor]  # (seed of the augmentation, indices of the images (N,))
+Request = tuple[int, Tensor]  # (seed of the augmentation, indices of the samples (N,))
 Batch = tuple[Tensor, Tensor]  # x float32 (N, C, *S), y int64 (N,) or float32 (N, K)
 
 
@@ -54,23 +54,30 @@ AUGMENTS: dict[str, Augment] = {"none": none, "crop": crop, "crop_flip": crop_fl
 class InMemory(Dataset[Batch]):
     """Answers a request for a whole batch: index, augment, normalise.
 
-    ``x = (pixels / 255 - mean) / std`` per channel; 255 is `Images.largest`.
+    ``x = (samples / 255 - mean) / std`` per channel; 255 is `Arrays.largest`. Targets are those
+    of `nas.tasks.Task.batch`.
     """
 
     def __init__(
-        self, images: Images, mean: list[float], std: list[float], augment: Augment
+        self,
+        arrays: Arrays,
+        mean: list[float],
+        std: list[float],
+        augment: Augment,
+        targets: Callable[[Tensor, Tensor], Tensor],
     ) -> None:
-        self.images, self.augment = images, augment
-        channel = (-1, *[1] * (images.pixels.ndim - 2))
-        self.scale = 1 / (images.largest * torch.tensor(std)).reshape(channel)
+        self.arrays, self.augment, self.targets = arrays, augment, targets
+        channel = (-1, *[1] * (arrays.samples.ndim - 2))
+        self.scale = 1 / (arrays.largest * torch.tensor(std)).reshape(channel)
         self.shift = -(torch.tensor(mean) / torch.tensor(std)).reshape(channel)
 
     def __getitem__(self, request: Request) -> Batch:
         seed, indices = request
-        pixels = self.images.pixels.index_select(0, indices)
-        pixels = self.augment(pixels, torch.Generator().manual_seed(seed), rank_and_ranks())
-        x = pixels.to(torch.float32, memory_format=torch.contiguous_format)
-        return x.mul_(self.scale).add_(self.shift), self.images.labels[indices]
+        samples = self.arrays.samples.index_select(0, indices)
+        samples = self.augment(samples, torch.Generator().manual_seed(seed), rank_and_ranks())
+        x = samples.to(torch.float32, memory_format=torch.contiguous_format)
+        x = x.mul_(self.scale).add_(self.shift)
+        return x, self.targets(x, self.arrays.targets[indices])
 
 
 class EpochBatchSampler(DistributedSampler[Request]):
@@ -83,8 +90,8 @@ class EpochBatchSampler(DistributedSampler[Request]):
     is gone through several times in an epoch, or never told of epochs, does not repeat itself.
 
     Args:
-        indices: the images to go through, ``(N,)``.
-        batch_size: images per batch and rank.
+        indices: the samples to go through, ``(N,)``.
+        batch_size: samples per batch and rank.
         train: shuffled, and full batches alone, what is left over not being seen; otherwise every
             image once, in order. All ranks have equally many batches.
         seed, stream: loaders with different streams have unrelated orders.
@@ -139,7 +146,7 @@ class EpochBatchSampler(DistributedSampler[Request]):
         if self.train:
             return [batch for batch in batches if len(batch) == size]
         if len(batches) > 1 and len(batches[-1]) < ranks:
-            # A rank without images would have nothing to evaluate, and the others wait for it.
+            # A rank without samples would have nothing to evaluate, and the others wait for it.
             return [*batches[:-2], torch.cat(batches[-2:])]
         return [batch for batch in batches if len(batch)]
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from nas.config.schema import Count, Seed, checked
 from nas.data.batches import AUGMENTS, EpochBatchSampler, InMemory, loader
-from nas.data.splits import Images, Levels, Part, Source, generator, split
+from nas.data.splits import Arrays, Levels, Part, Source, generator, split
 from nas.errors import UserError
 from nas.ranks import rank_and_ranks
 from nas.tasks import Task
@@ -47,13 +47,13 @@ class DataModule(pl.LightningDataModule):
     `setup`.
 
     Args:
-        source: reads the images; called once.
+        source: reads the data; called once.
         name: shown in results.
-        batch_size: images per training step (and rank), at least 2.
-        eval_batch_size: images per batch where nothing is trained.
-        val_fraction: share of the training images kept for alpha.
-        test_fraction: share of the images kept for the test, if the source has no test part.
-        limit: at most this many images for train and val together, classes in proportion.
+        batch_size: samples per training step (and rank), at least 2.
+        eval_batch_size: samples per batch where nothing is trained.
+        val_fraction: share of the training samples kept for alpha.
+        test_fraction: share of the samples kept for the test, if the source has no test part.
+        limit: at most this many samples for train and val together, classes in proportion.
         augment: "auto" (what the source suggests), "none", "crop" or "crop_flip".
         auto_augment: what the source suggests.
         seed: of the split, the orders and the augmentations. A test part that is split off is
@@ -92,36 +92,37 @@ class DataModule(pl.LightningDataModule):
         self.augment = auto_augment if augment == "auto" else augment
 
     def __getstate__(self) -> dict[str, Any]:
-        # Read anew where it is needed: another process gets no copy of all images through a pipe.
-        return {k: v for k, v in vars(self).items() if k not in ("images", "parts")}
+        # Read anew where it is needed: another process gets no copy of all samples through a pipe.
+        return {k: v for k, v in vars(self).items() if k not in ("arrays", "parts")}
 
     def setup(self, stage: str | None = None) -> None:
         """Read the source, split it and check that it suits the options; done once."""
         _ = self.parts
 
     @cached_property
-    def images(self) -> Images:
+    def arrays(self) -> Arrays:
         """The whole data set, with its targets as the task takes them."""
         read = self.source()
-        if read.pixels.ndim != 4 and self.augment != "none":
+        if read.samples.ndim != 4 and self.augment != "none":
             raise UserError(
                 f"data.augment={self.augment} is for images, and samples are of "
-                f"{tuple(read.pixels.shape[1:])}: pass data.augment=none."
+                f"{tuple(read.samples.shape[1:])}: pass data.augment=none."
             )
-        labels, classes = self.task.read(read.labels, read.classes)
-        return replace(read, labels=labels, classes=classes)
+        targets, classes = self.task.read(read.targets, read.classes, read.samples)
+        return replace(read, targets=targets, classes=classes)
 
     @cached_property
     def parts(self) -> dict[Part, Tensor]:
-        """Indices into `images` of the train, val and test part."""
-        parts = split(self.images, self.val_fraction, self.test_fraction, self.limit, self.seed)
+        """Indices into `arrays` of the train, val and test part."""
+        parts = split(self.arrays, self.val_fraction, self.test_fraction, self.limit, self.seed)
+        parts = dict(self.task.divide(self.arrays.targets, parts, self.arrays.groups is not None))
         self._check_batch_size("train", len(parts["train"]))
-        self.task.fit(self.images.labels[parts["train"]])
+        self.task.fit(self.arrays.targets[parts["train"]])
         return parts
 
     @cached_property
     def _moments(self) -> tuple[list[float], list[float]]:
-        return moments(self.images.pixels, self.parts["train"], self.images.largest)
+        return moments(self.arrays.samples, self.parts["train"], self.arrays.largest)
 
     @property
     def mean(self) -> list[float]:
@@ -140,27 +141,29 @@ class DataModule(pl.LightningDataModule):
     @property
     def value_range(self) -> Levels | None:
         """Black and white in files of more than 8 bits, where their format does not say."""
-        return self.images.value_range
+        return self.arrays.value_range
 
     @property
     def largest(self) -> float:
         """What is seen as 1 before the mean is taken off: 255 of images, else 1."""
-        return self.images.largest
+        return self.arrays.largest
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """``(C, *S)`` of one sample, (C, H, W) of an image."""
-        return tuple(self.images.pixels.shape[1:])
+        return tuple(self.arrays.samples.shape[1:])
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the outputs; labels of a classification are positions in it."""
-        return self.images.classes
+        return self.arrays.classes
 
     @property
     def num_outputs(self) -> int:
         """What a network must give for one sample: a logit for each class, or a number."""
-        return len(self.classes)
+        _ = self.arrays  # which the task reads
+        assert self.task.outputs is not None
+        return self.task.outputs
 
     def weight_loader(self) -> DataLoader[Any]:
         """Train part, shuffled and augmented: batches that train the weights."""
@@ -206,41 +209,42 @@ class DataModule(pl.LightningDataModule):
         return loader(self._dataset("none"), sampler)
 
     def _dataset(self, augment: str) -> InMemory:
-        return InMemory(self.images, self.mean, self.std, AUGMENTS[augment])
+        return InMemory(self.arrays, self.mean, self.std, AUGMENTS[augment], self.task.batch)
 
     def _check_batch_size(self, part: Part, size: int) -> None:
         _, ranks = rank_and_ranks()
         share = size // ranks
         if self.batch_size > share:
-            of = f"{part} split of {size} images" + (f" over {ranks} ranks" if ranks > 1 else "")
+            of = f"{part} split of {size} {self.arrays.noun}s"
+            of += f" over {ranks} ranks" if ranks > 1 else ""
             remedy = f"data.batch_size={share} or less" if share >= 2 else "a larger data.limit"
             raise UserError(
                 f"data.batch_size={self.batch_size} is larger than the {of}: pass {remedy}, or "
-                f"give more images."
+                f"give more {self.arrays.noun}s."
             )
 
 
 def moments(
-    pixels: Tensor, indices: Tensor, largest: float = 255
+    samples: Tensor, indices: Tensor, largest: float = 255
 ) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel of pixels ``(N, C, *S)`` over `largest`.
+    """Mean and standard deviation per channel of samples ``(N, C, *S)`` over `largest`.
 
     A channel that is constant has the standard deviation 1, so that dividing by it is safe.
     """
-    find = _moments_of_bytes if pixels.dtype == torch.uint8 else _moments_of_floats
-    mean, std = find(pixels, torch.split(indices, 4096), largest)
+    find = _moments_of_bytes if samples.dtype == torch.uint8 else _moments_of_floats
+    mean, std = find(samples, torch.split(indices, 4096), largest)
     # Relative to the mean: images that use few of many levels are dark, not constant.
     return mean.tolist(), torch.where(std > 1e-6 * mean.abs(), std, 1.0).tolist()
 
 
 def _moments_of_bytes(
-    pixels: Tensor, parts: Sequence[Tensor], largest: float
+    samples: Tensor, parts: Sequence[Tensor], largest: float
 ) -> tuple[Tensor, Tensor]:
     values = torch.arange(256, dtype=torch.float64) / largest
-    counts = torch.zeros(pixels.shape[1], 256, dtype=torch.float64)
+    counts = torch.zeros(samples.shape[1], 256, dtype=torch.float64)
     for some in parts:
         # From histograms: exact, and no float copy of the data set is made.
-        for channel, count in zip(pixels[some].transpose(0, 1), counts, strict=True):
+        for channel, count in zip(samples[some].transpose(0, 1), counts, strict=True):
             count += torch.bincount(channel.flatten(), minlength=256)
     weights = counts / counts.sum(1, keepdim=True)
     mean = weights @ values
@@ -248,13 +252,13 @@ def _moments_of_bytes(
 
 
 def _moments_of_floats(
-    pixels: Tensor, parts: Sequence[Tensor], largest: float
+    samples: Tensor, parts: Sequence[Tensor], largest: float
 ) -> tuple[Tensor, Tensor]:
-    images, space = sum(map(len, parts)), tuple(range(2, pixels.ndim))
+    count, space = sum(map(len, parts)), tuple(range(2, samples.ndim))
     mean = (
-        sum((pixels[some].double().mean(space).sum(0) for some in parts), torch.zeros(())) / images
+        sum((samples[some].double().mean(space).sum(0) for some in parts), torch.zeros(())) / count
     )
     centre = mean.reshape(-1, *[1] * len(space))
-    squares = (((pixels[some] - centre) ** 2).mean(space).sum(0) for some in parts)
-    std = (sum(squares, torch.zeros(())) / images).sqrt()
+    squares = (((samples[some] - centre) ** 2).mean(space).sum(0) for some in parts)
+    std = (sum(squares, torch.zeros(())) / count).sqrt()
     return mean / largest, std / largest

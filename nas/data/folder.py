@@ -13,7 +13,7 @@ import torch
 from nas.config.folders import HINT, class_names, existing_folder, part_folders, subfolders
 from nas.config.schema import Count, Finite, checked, violation
 from nas.data.pixels import Decoded, Pixels, common_range, decode, read_picture
-from nas.data.splits import Images, Levels, Part
+from nas.data.splits import Arrays, Levels, Part
 from nas.errors import UserError
 
 _LOG = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class ImageFolder:
         if self.value_range is not None:
             object.__setattr__(self, "value_range", _black_and_white(self.value_range))
 
-    def __call__(self) -> Images:
+    def __call__(self) -> Arrays:
         root = existing_folder(self.root, HINT)
         folders = cast(dict[Part, Path], part_folders(root))
         classes = class_names(folders["train"])
@@ -78,7 +78,7 @@ class ImageFolder:
                 raise UserError(f"{folders[part]} holds no readable image: add some or remove it.")
         labels = torch.tensor([samples[i][1] for i in good], dtype=torch.int64)
         pixels = pixels[good] if failures else pixels
-        return Images(torch.from_numpy(pixels), labels, tuple(classes), given, value_range)
+        return Arrays(torch.from_numpy(pixels), labels, tuple(classes), given, value_range)
 
     def _bright(self, decoded: Decoded, images: int) -> tuple[Pixels, Levels | None]:
         """Pixels with 0 for black and 255 for white, and what they were where no format says."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nas.config.schema import checked
-from nas.data.splits import Images, Part
+from nas.data.splits import Arrays, Part
 from nas.errors import UserError
 
 Array = NDArray[Any]
@@ -19,7 +19,7 @@ _KEYS = ("x", "y", "x_test", "y_test", "groups")
 
 @checked("data")
 @dataclass(frozen=True)
-class Arrays:
+class NpzFile:
     """Source over an NPZ file; what its targets mean is for the task to say.
 
     The file holds ``x`` ``(N, C, *S)`` with one to three axes S, and ``y`` ``(N, ...)``. It may
@@ -35,7 +35,7 @@ class Arrays:
 
     path: str | None
 
-    def __call__(self) -> Images:
+    def __call__(self) -> Arrays:
         if not self.path:
             raise UserError("data.path is not set: pass data.path=FILE.npz, with arrays x and y.")
         path = Path(str(self.path)).expanduser()
@@ -50,7 +50,7 @@ class Arrays:
         sizes = [len(pair[0]) for pair in pairs]
         names: tuple[Part, ...] = ("train", "test")
         given = dict(zip(names, torch.split(torch.arange(len(x)), sizes), strict=False))
-        return Images(x, y, (), given, None, 1.0, _groups(found, sizes, path))
+        return Arrays(x, y, (), given, None, 1.0, _groups(found, sizes, path))
 
 
 def _read(path: Path) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""`Images`, a whole data set in memory, and its seeded split into parts, stratified or by group.
+"""`Arrays`, a whole data set in memory, and its seeded split into parts, stratified or by group.
 
 The parts are train (for the weights), val (for the alphas) and test.
 """
@@ -13,21 +13,19 @@ from torch import Tensor
 
 from nas.errors import UserError
 
-_ADD = "add images of this class or remove its folder"
-
 Part = Literal["train", "val", "test"]
 Levels = tuple[float, float]  # the values that stand for black and for white
 
 
 @dataclass(frozen=True)
-class Images:
-    """Labelled images, or samples of other kinds, decoded once and kept in memory.
+class Arrays:
+    """Samples and targets of any kind, decoded once and kept in memory.
 
     Args:
-        pixels: uint8 ``(N, C, *S)``, values 0..255; float32 where an image has more depth.
-        labels: int64 ``(N,)``, positions in `classes`; or other targets, see `nas.tasks.Task.read`.
+        samples: ``(N, C, *S)``: uint8, 0..255, of images; else float32.
+        targets: int64 ``(N,)``, positions in `classes`; or others, see `nas.tasks.Task.read`.
         classes: names of the classes, or of other outputs; (): for the task to say.
-        given: the parts the source itself comes in, as indices into ``pixels``. "train" is always
+        given: the parts the source itself comes in, as indices into ``samples``. "train" is always
             there; "val" and "test" only if the source has them, else they are split off "train".
         value_range: what black and white were in the files of more than 8 bits a channel, where
             their format alone does not say.
@@ -35,8 +33,8 @@ class Images:
         groups: int64 ``(N,)``; no group is in two of the parts that are split off.
     """
 
-    pixels: Tensor
-    labels: Tensor
+    samples: Tensor
+    targets: Tensor
     classes: tuple[str, ...]
     given: Mapping[Part, Tensor]
     value_range: Levels | None = None
@@ -44,14 +42,19 @@ class Images:
     groups: Tensor | None = None
 
     @property
+    def noun(self) -> str:
+        """What one sample is called."""
+        return "image" if self.largest == 255 else "sample"
+
+    @property
     def strata(self) -> tuple[Tensor, tuple[str, ...]]:
-        """By which parts are made alike: labels ``(N,)`` and names of classes; else one class."""
-        if self.labels.dtype == torch.int64 and self.labels.ndim == 1:
-            return self.labels, self.classes
-        return torch.zeros(len(self.labels), dtype=torch.int64), ("",)
+        """By which parts are made alike: classes ``(N,)`` and names of classes; else one class."""
+        if self.targets.dtype == torch.int64 and self.targets.ndim == 1:
+            return self.targets, self.classes
+        return torch.zeros(len(self.targets), dtype=torch.int64), ("",)
 
 
-Source = Callable[[], Images]
+Source = Callable[[], Arrays]
 
 
 def generator(*key: int | str) -> torch.Generator:
@@ -64,46 +67,48 @@ def generator(*key: int | str) -> torch.Generator:
 
 
 def split(
-    images: Images, val_fraction: float, test_fraction: float, limit: int | None, seed: int
+    arrays: Arrays, val_fraction: float, test_fraction: float, limit: int | None, seed: int
 ) -> dict[Part, Tensor]:
-    """Indices of the images in each part, ascending; no image is in two parts.
+    """Indices of the samples in each part, ascending; no sample is in two parts.
 
-    A part the source comes with is kept as it is. `limit` keeps that many of the images outside
+    A part the source comes with is kept as it is. `limit` keeps that many of the samples outside
     the test part (and outside a val part the source came with), classes in proportion.
 
     Raises:
-        UserError: a class has too few images to be in every part.
+        UserError: a class has too few samples to be in every part.
     """
-    rest = images.given["train"]
-    missing = 3 - len(images.given)
-    parts = ("train", *(part for part in ("val", "test") if part not in images.given))
+    rest = arrays.given["train"]
+    missing = 3 - len(arrays.given)
+    parts = ("train", *(part for part in ("val", "test") if part not in arrays.given))
     each = f"one for each of {', '.join(parts)}"
-    _require(images, rest, missing + 1, each, _ADD)
+    _require(arrays, rest, missing + 1, each, "add some, or remove the class")
 
-    test = images.given.get("test")
+    test = arrays.given.get("test")
     if test is None:
         # Not the run's seed: networks found under different seeds are compared on one test part.
         draw = generator("test", 0)
-        rest, test = _divide(images, rest, test_fraction, draw, leave=missing)
-    val = images.given.get("val")
+        rest, test = _divide(arrays, rest, test_fraction, draw, leave=missing)
+    val = arrays.given.get("val")
     if limit is not None and limit < len(rest):
-        rest = _sample(images, rest, limit, generator("limit", seed))
+        rest = _sample(arrays, rest, limit, generator("limit", seed))
         least = 1 if val is not None else 2
-        _require(images, rest, least, f"under data.limit={limit}", "raise data.limit")
+        _require(arrays, rest, least, f"under data.limit={limit}", "raise data.limit")
     if val is None:
-        rest, val = _divide(images, rest, val_fraction, generator("val", seed), leave=1)
-    if images.groups is not None:
-        _require(images, rest, 1, "as groups stay together", "pass another seed=, or add groups")
+        rest, val = _divide(arrays, rest, val_fraction, generator("val", seed), leave=1)
+    if arrays.groups is not None:
+        _require(arrays, rest, 1, "as groups stay together", "pass another seed=, or add groups")
     return {"train": rest.sort().values, "val": val.sort().values, "test": test.sort().values}
 
 
-def _require(images: Images, indices: Tensor, least: int, why: str, remedy: str) -> None:
-    labels, classes = images.strata
+def _require(arrays: Arrays, indices: Tensor, least: int, why: str, remedy: str) -> None:
+    labels, classes = arrays.strata
     counts = torch.bincount(labels[indices], minlength=len(classes)).tolist()
     for name, count in zip(classes, counts, strict=True):
         if count < least:
             what = (
-                f"class {name!r} has {count} image(s)" if name else f"there are {count} sample(s)"
+                f"class {name!r} has {count} {arrays.noun}(s)"
+                if name
+                else f"there are {count} {arrays.noun}(s)"
             )
             raise UserError(
                 f"{what} to train with and at least {least} are needed, {why}: {remedy}."
@@ -111,13 +116,13 @@ def _require(images: Images, indices: Tensor, least: int, why: str, remedy: str)
 
 
 def _divide(
-    images: Images, indices: Tensor, fraction: float, draw: torch.Generator, leave: int
+    arrays: Arrays, indices: Tensor, fraction: float, draw: torch.Generator, leave: int
 ) -> tuple[Tensor, Tensor]:
     """(kept, taken): `fraction` of every class is taken, at least one, and `leave` are kept."""
-    if images.groups is not None:
-        taken = _whole_groups(images.groups[indices], fraction, draw, leave)
+    if arrays.groups is not None:
+        taken = _whole_groups(arrays.groups[indices], fraction, draw, leave)
         return indices[~taken], indices[taken]
-    labels, classes = images.strata
+    labels, classes = arrays.strata
     labels = labels[indices]
     counts = torch.bincount(labels, minlength=len(classes))
     take = (counts * fraction).round().clamp(min=1).minimum(counts - leave)
@@ -140,9 +145,9 @@ def _whole_groups(groups: Tensor, fraction: float, draw: torch.Generator, leave:
     return torch.isin(numbers, order[:count])
 
 
-def _sample(images: Images, indices: Tensor, size: int, draw: torch.Generator) -> Tensor:
+def _sample(arrays: Arrays, indices: Tensor, size: int, draw: torch.Generator) -> Tensor:
     """`size` of the indices, every class in proportion."""
-    labels, classes = images.strata
+    labels, classes = arrays.strata
     labels = labels[indices]
     counts = torch.bincount(labels, minlength=len(classes))
     # Ascending quantile within the class: any prefix holds the classes in proportion.
@@ -151,7 +156,7 @@ def _sample(images: Images, indices: Tensor, size: int, draw: torch.Generator) -
 
 
 def _rank_in_class(labels: Tensor, draw: torch.Generator) -> Tensor:
-    """A random place 0, 1, 2, ... of each image among those of its own class, ``(N,)``."""
+    """A random place 0, 1, 2, ... of each sample among those of its own class, ``(N,)``."""
     shuffled = torch.randperm(len(labels), generator=draw)
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
     counts = torch.bincount(labels)

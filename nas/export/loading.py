@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +43,21 @@ def load(run: str | Path, space: Builder | None = None) -> nn.Module:
             f"{folder.path} holds no finished run (no result.json that says so): finish it with "
             f"`nas search resume={folder.path}`"
         )
-    shape, classes = _size(result, folder)
-    network = discretize(_supernet(folder, space, shape, classes), Arch.load(folder.arch))
+    shape, outputs = _size(result, folder)
+    network = discretize(_supernet(folder, space, shape, outputs), Arch.load(folder.arch))
     load_weights(network, folder.network)
     return network.eval()
 
 
 def _size(result: Mapping[str, Any], folder: RunDir) -> tuple[tuple[int, ...], int]:
-    """Shape of an input and number of classes."""
+    """Shape of an input and number of outputs."""
     given = result.get("input")
     given = given if isinstance(given, dict) else {}
     shape, classes = given.get("shape"), given.get("classes")
     sizes = isinstance(shape, list) and all(type(n) is int and 0 < n < 1 << 20 for n in shape)
     if isinstance(shape, list) and sizes and isinstance(classes, list) and classes:
-        return tuple(shape), len(classes)
+        anomaly = (result.get("task") or {}).get("name") == "anomaly"
+        return tuple(shape), prod(shape) if anomaly else len(classes)
     raise UserError(
         f"{folder.result} does not say the shape and the classes of the input, which every "
         "finished run writes: it is damaged"
@@ -63,15 +65,15 @@ def _size(result: Mapping[str, Any], folder: RunDir) -> tuple[tuple[int, ...], i
 
 
 def _supernet(
-    folder: RunDir, space: Builder | None, shape: tuple[int, ...], classes: int
+    folder: RunDir, space: Builder | None, shape: tuple[int, ...], outputs: int
 ) -> nn.Module:
     if space is not None:
-        return space(shape, classes)
+        return space(shape, outputs)
     try:
         config = yaml.safe_load(read_config(folder.config))["space"]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the space from {folder.config}: {error}") from None
-    return build(config, shape, classes)
+    return build(config, shape, outputs)
 
 
 def load_weights(network: nn.Module, path: Path) -> None:

@@ -22,7 +22,7 @@ from nas.cost.dry_run import Example
 from nas.cost.expected import Expected, NetworkCost, expected
 from nas.cost.layer import LayerCost
 from nas.cost.trace import trace
-from nas.data import Images
+from nas.data import Arrays
 from nas.decision import decisions
 from nas.errors import UserError
 from nas.quantities import amount, judged_by
@@ -33,7 +33,8 @@ from nas.report.templates import cost_text, metric_text, plural
 from nas.selection import largest_of, least_of
 
 PIPE_WIDTH = 140  # columns where the output is no terminal that has a width
-UNBALANCED = 1.5  # times as many images in the largest class as in the smallest
+UNBALANCED = 1.5  # times as many samples in the largest class as in the smallest
+MOST_NAMES = 10  # of targets in a line
 BAR = 12  # characters of a full bar
 MOST_DOMINATED = 30  # runs that a terminal shows; report.csv and the page show all
 TEXTUAL = ("sweep", "run", "settings", "place")  # columns set to the left
@@ -48,29 +49,31 @@ def console() -> Console:
 
 
 def data_in_words(data: Any) -> str:
-    """What the data are: images, classes, balance, sizes, parts; two lines.
+    """What the data are: samples, classes, balance, sizes, parts; two lines.
 
     Args:
         data: a data module that is set up. Of one of the user's own, what every one must have.
     """
     shape = " x ".join(map(str, data.input_shape))
-    parts, images = getattr(data, "parts", None), getattr(data, "images", None)
-    if parts is None or images is None:
+    parts, arrays = getattr(data, "parts", None), getattr(data, "arrays", None)
+    if parts is None or arrays is None:
         return f"data {data.name}: samples of {shape}, {data.num_outputs} outputs"
     used = torch.cat(list(parts.values()))
-    whole = f" of {len(images.labels):,}" if len(used) < len(images.labels) else ""
+    whole = f" of {len(arrays.targets):,}" if len(used) < len(arrays.targets) else ""
+    samples = f"{len(used):,}{whole} {arrays.noun}s of {shape}"
     sizes = {part: f"{len(own):,}" for part, own in parts.items()}
-    what = "images" if images.largest == 255 else "samples"
     return (
-        f"data {data.name}: {len(used):,}{whole} {what} of {shape}, {_classes(images, used)}\n"
+        f"data {data.name}: {samples}, {_classes(arrays, used)}\n"
         f"  {sizes['train']} to train, {sizes['val']} to validate, {sizes['test']} to test"
     )
 
 
-def _classes(images: Images, used: Tensor) -> str:
-    labels, classes = images.strata
-    if classes != images.classes:
-        return f"targets: {', '.join(images.classes)}"
+def _classes(arrays: Arrays, used: Tensor) -> str:
+    labels, classes = arrays.strata
+    if classes != arrays.classes:
+        named = arrays.classes
+        more = f", ... ({len(named)} in all)" if len(named) > MOST_NAMES else ""
+        return f"targets: {', '.join(named[:MOST_NAMES])}{more}"
     counts = torch.bincount(labels[used], minlength=len(classes)).tolist()
     few, many = min(counts), max(counts)
     each = f"{few:,}" if few == many else f"{few:,} to {many:,}"

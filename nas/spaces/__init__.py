@@ -6,12 +6,14 @@ from typing import Any
 from torch import nn
 
 from nas.errors import UserError
+from nas.spaces.autoencoder import Autoencoder
 from nas.spaces.darts import Darts
 from nas.spaces.nas_bench_201 import NasBench201
 from nas.spaces.staged import StagedSpace
 
 SPACES: dict[str, type[nn.Module]] = {
-    f"{space.__module__}.{space.__qualname__}": space for space in (StagedSpace, NasBench201, Darts)
+    f"{space.__module__}.{space.__qualname__}": space
+    for space in (StagedSpace, NasBench201, Darts, Autoencoder)
 }
 
 

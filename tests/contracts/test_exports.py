@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nas.data import DataModule, Images
+from nas.data import Arrays, DataModule
 from nas.decision import decisions
 from nas.discretization import discretize
 from nas.errors import UserError
@@ -173,7 +173,7 @@ def plain(*modules: nn.Module) -> nn.Module:
 def subject(network: nn.Module) -> Subject:
     pixels = torch.randint(256, (90, 4, 4, 4), generator=torch.Generator().manual_seed(0))
     classes = torch.arange(90) % 3
-    images = Images(pixels.byte(), classes, ("a", "b", "c"), {"train": torch.arange(90)})
+    images = Arrays(pixels.byte(), classes, ("a", "b", "c"), {"train": torch.arange(90)})
     data = DataModule(lambda: images, batch_size=8)
     input_ = {"shape": [4, 4, 4], "classes": ["a", "b", "c"], "mean": data.mean, "std": data.std}
     result = {"space": "mine", "data": "drawn", "arch": {}, "input": input_}

@@ -297,7 +297,7 @@ def test_what_lies_within_one_of_256_levels_is_told_apart(tmp_path, write):
             write(levels, tmp_path / label / f"{i}.tif")
     data = image_folder(str(tmp_path), SIZE, channels=1, batch_size=4)
 
-    assert data.images.pixels.dtype == torch.float32
+    assert data.arrays.samples.dtype == torch.float32
     assert accuracy(data) == 1
 
 
@@ -306,7 +306,7 @@ def test_files_of_8_bits_stay_bytes(tmp_path):
         (tmp_path / label).mkdir()
         for i in range(4):
             grey(np.full((SIZE, SIZE), i / 4)).save(tmp_path / label / f"{i}.png")
-    assert image_folder(str(tmp_path), SIZE, batch_size=2).images.pixels.dtype == torch.uint8
+    assert image_folder(str(tmp_path), SIZE, batch_size=2).arrays.samples.dtype == torch.uint8
 
 
 def test_one_bit(tmp_path):
@@ -363,7 +363,7 @@ def test_one_scale_for_all_images_of_a_folder(tmp_path_factory, dark, bright, to
     data = image_folder(
         folder_of(root, **many(dark * top, np.float32, bright * top, np.float32)), SIZE, 1
     )
-    first, second = (float(data.images.pixels[i].mean()) for i in (0, -1))
+    first, second = (float(data.arrays.samples[i].mean()) for i in (0, -1))
 
     highest = np.float32(top) * np.float32(max(dark, bright))
     white = next(w for w in (1, 255, 65535, 2**24 - 1) if highest <= w)
@@ -375,7 +375,7 @@ def test_the_range_that_is_given_counts_and_is_said_once(tmp_path, caplog):
     files = many(-1024, np.int32, 3071, np.int32)
     data = image_folder(folder_of(tmp_path, **files), SIZE, 1, value_range=[-1024, 3071])
     with caplog.at_level(logging.WARNING):
-        assert data.images.pixels.unique().tolist() == [0, 255]
+        assert data.arrays.samples.unique().tolist() == [0, 255]
     assert data.value_range == (-1024, 3071)
     assert [record.getMessage() for record in caplog.records] == [
         "6 of 6 images have more than 8 bits a channel: -1024 is black and 3071 is white "
@@ -407,7 +407,7 @@ def test_files_with_values_that_are_no_numbers_are_named(tmp_path, value):
     root = folder_of(tmp_path, **files, a_bad=flat(value, np.float32))
     with pytest.raises(UserError, match=r"a.bad\.tif \(it holds values that are no finite"):
         image_folder(root, SIZE, 1, unreadable="refuse").setup()
-    assert len(image_folder(root, SIZE, 1).images.labels) == 6
+    assert len(image_folder(root, SIZE, 1).arrays.targets) == 6
 
 
 @pytest.mark.parametrize("value", ["abc", [1], [1, 1], [0, "x"], [0, np.inf], [0, True], 5])

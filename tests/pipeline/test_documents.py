@@ -130,7 +130,7 @@ def run_folder(tmp_path_factory):
 def test_code_of_a_page_runs(page, run_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(nas.verbs, "_run", lambda config, run: compose(config))
+    monkeypatch.setattr(nas.verbs, "_run", lambda config, run, job: compose(config))
     monkeypatch.setitem(nas.verbs.VERBS, "describe", compose)
     monkeypatch.setitem(nas.verbs.VERBS, "profile", profile)
     for folder in ("cat", "dog"):
@@ -176,13 +176,13 @@ def command(line: str) -> None:
     assert run(words) == 0, line
 
 
-def compose(config: DictConfig) -> None:
+def compose(config: DictConfig, *_: object) -> None:
     """What a search does with its configuration before it reads any data."""
     check(config)
     nas.verbs.components_of(config)
 
 
-def profile(config: DictConfig) -> None:
+def profile(config: DictConfig, *_: object) -> None:
     """Leave a profile without any measurement where `nas profile` would write one."""
     check(config)
     made(config.measure)
@@ -193,7 +193,7 @@ def profile(config: DictConfig) -> None:
 
 def test_commands_of_documents_are_checked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(nas.verbs, "_run", lambda config, run: compose(config))
+    monkeypatch.setattr(nas.verbs, "_run", lambda config, run, job: compose(config))
     for wrong in ("nas search sede=3", "nas search space=cahin", "nas sarch", "nas search seed=-1"):
         with pytest.raises((AssertionError, UserError, KeyError)):
             command(wrong)

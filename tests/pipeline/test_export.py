@@ -125,7 +125,7 @@ def test_nothing_is_overwritten_unless_asked(
 def test_classify_reads_the_files_and_their_card(exported: Path) -> None:
     data = digits()
     data.setup()
-    pixels = data.images.pixels[data.parts["test"][:12]]
+    pixels = data.arrays.samples[data.parts["test"][:12]]
     Path("photos/below").mkdir(parents=True)
     for i, image in enumerate(pixels[:, 0].numpy()):
         Image.fromarray(image).save(f"photos/{'below/' * (i > 5)}{i:02}.png")

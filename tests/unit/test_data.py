@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.testing import assert_close
 
-from nas.data import DataModule, Images, cifar10, digits, fashion_mnist, image_folder
+from nas.data import Arrays, DataModule, cifar10, digits, fashion_mnist, image_folder
 from nas.data.batches import AUGMENTS, EpochBatchSampler
 from nas.data.splits import split
 from nas.errors import UserError
@@ -32,7 +32,7 @@ def made(counts=(40, 60, 20), shape=(3, 16, 16), test=0, **options) -> DataModul
     pixels = torch.randint(256, (len(labels), *shape), dtype=torch.uint8, generator=draw)
     order = torch.randperm(len(labels), generator=draw)
     parts = {"train": order[test:], "test": order[:test]} if test else {"train": order}
-    images = Images(pixels, labels, tuple("abcdefgh"[: len(counts)]), parts)
+    images = Arrays(pixels, labels, tuple("abcdefgh"[: len(counts)]), parts)
     return DataModule(lambda: images, **{"batch_size": 8, **options})
 
 
@@ -61,19 +61,19 @@ def folder(root: Path, classes=("cat", "dog"), images=8, part="") -> Path:
 )
 @settings(max_examples=50, deadline=None)
 def test_parts_cover_everything_once_and_hold_every_class(counts, val, test, seed):
-    images = made(counts, (1, 2, 2)).images
+    arrays = made(counts, (1, 2, 2)).arrays
 
-    parts = split(images, val, test, limit=None, seed=seed)
+    parts = split(arrays, val, test, limit=None, seed=seed)
 
     assert torch.cat(list(parts.values())).sort().values.tolist() == list(range(sum(counts)))
     for indices in parts.values():
-        assert images.labels[indices].unique().tolist() == list(range(len(counts)))
+        assert arrays.targets[indices].unique().tolist() == list(range(len(counts)))
 
 
 def test_fractions_hold_in_every_class():
     data = made((40, 80, 200), val_fraction=0.25, test_fraction=0.5)
 
-    sizes = {p: torch.bincount(data.images.labels[i]).tolist() for p, i in data.parts.items()}
+    sizes = {p: torch.bincount(data.arrays.targets[i]).tolist() for p, i in data.parts.items()}
 
     assert sizes == {"test": [20, 40, 100], "val": [5, 10, 25], "train": [15, 30, 75]}
 
@@ -89,7 +89,7 @@ def test_seed_decides_train_and_val_but_not_the_test_part():
 def test_test_part_of_the_source_is_kept_whole():
     data = made(test=30, limit=50)
 
-    assert torch.equal(data.parts["test"], data.images.given["test"].sort().values)
+    assert torch.equal(data.parts["test"], data.arrays.given["test"].sort().values)
     assert not set(data.parts["test"].tolist()) & set(
         torch.cat([data.parts["train"], data.parts["val"]]).tolist()
     )
@@ -98,7 +98,9 @@ def test_test_part_of_the_source_is_kept_whole():
 def test_limit_takes_a_seeded_proportional_subset():
     def kept(limit, seed=0):
         data = made((100, 300, 200), test_fraction=0.5, limit=limit, seed=seed)
-        return data.images.labels, torch.cat([data.parts["train"], data.parts["val"]]).sort().values
+        return data.arrays.targets, torch.cat(
+            [data.parts["train"], data.parts["val"]]
+        ).sort().values
 
     labels, some = kept(60)
 
@@ -209,7 +211,7 @@ def test_loaders_serve_the_parts_they_name():
     data = made((195, 197), batch_size=16, eval_batch_size=50, augment="none")
 
     def images_of(data_loader):
-        where = {image.numpy().tobytes(): i for i, image in enumerate(data.images.pixels)}
+        where = {image.numpy().tobytes(): i for i, image in enumerate(data.arrays.samples)}
         mean, std = (torch.tensor(v)[:, None, None] for v in (data.mean, data.std))
         pixels = torch.cat([((x * std + mean) * 255).round().byte() for x, _ in data_loader])
         return [where[image.numpy().tobytes()] for image in pixels]
@@ -234,7 +236,7 @@ def test_loaders_serve_the_parts_they_name():
 
 def test_train_part_has_mean_0_and_std_1_and_a_constant_channel_stays_finite():
     data = made((200, 200), augment="none", batch_size=2)
-    data.images.pixels[:, 2] = 7
+    data.arrays.samples[:, 2] = 7
     x = torch.cat([x for x, _ in data._ordered_loader(data.parts["train"], 64)])
 
     assert x.dtype == torch.float32
@@ -289,7 +291,7 @@ def test_digits_are_whole_and_bright():
     assert (data.name, data.input_shape, data.num_outputs) == ("digits", (1, 8, 8), 10)
     assert data.classes == tuple("0123456789")
     assert sum(map(len, data.parts.values())) == 1797
-    assert data.images.pixels.max() == 255
+    assert data.arrays.samples.max() == 255
     x, y = next(iter(data.weight_loader()))
     assert (x.shape, y.shape, y.dtype) == ((64, 1, 8, 8), (64,), torch.int64)
 
@@ -303,7 +305,7 @@ def test_folder_of_any_sizes_becomes_one_size(tmp_path, channels):
 
     assert data.classes == ("cat", "dog")
     assert data.input_shape == (channels, 6, 6)
-    assert torch.bincount(data.images.labels).tolist() == [8, 8]
+    assert torch.bincount(data.arrays.targets).tolist() == [8, 8]
 
 
 @pytest.mark.parametrize(
@@ -335,7 +337,7 @@ def test_hidden_files_and_folders_are_passed_over(tmp_path):
     data = image_folder(root=str(tmp_path), unreadable="refuse", batch_size=2)
 
     assert data.classes == ("cat", "dog")
-    assert len(data.images.labels) == 16
+    assert len(data.arrays.targets) == 16
 
 
 def test_unreadable_images_are_named_and_skipped_or_refused(tmp_path, caplog):
@@ -351,7 +353,7 @@ def test_unreadable_images_are_named_and_skipped_or_refused(tmp_path, caplog):
     assert "2 of 18 images" in caplog.text
     assert os.path.join("cat", "cut.png") in caplog.text
     assert os.path.join("dog", "text.jpg") in caplog.text
-    assert torch.bincount(data.images.labels).tolist() == [8, 8]
+    assert torch.bincount(data.arrays.targets).tolist() == [8, 8]
     with pytest.raises(UserError, match=r"cut\.png.*data\.unreadable=skip"):
         image_folder(root=str(tmp_path), unreadable="refuse").setup()
 

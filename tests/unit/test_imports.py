@@ -1,12 +1,16 @@
 """Imports go one way, and the light entry points stay light."""
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import reload
 from pathlib import Path
 
 import pytest
+
+import nas
 
 PACKAGE = Path(__file__).parents[2] / "nas"
 
@@ -22,7 +26,7 @@ FLOORS = (
     "cost",
     "lowering objective selection recalibrate train problem",
     "search report latency export",
-    "result pipeline front estimate verbs",
+    "result pipeline front estimate verbs launch",
     "extract export.command cli",
 )
 RANK = {name: rank for rank, name in enumerate(" ".join(FLOORS).split())}
@@ -31,8 +35,8 @@ RANK = {name: rank for rank, name in enumerate(" ".join(FLOORS).split())}
 SEARCH_FREE = {"export", "report"}
 # Third-party package -> the only parts of nas that may know of it.
 CONFINED = {
-    "hydra": {"config", "export.command", "verbs"},
-    "omegaconf": {"config", "export.command", "extract", "verbs"},
+    "hydra": {"config", "export.command", "launch", "verbs"},
+    "omegaconf": {"config", "export.command", "extract", "launch", "verbs"},
     "pytorch_lightning": {
         "data",
         "train",
@@ -55,8 +59,11 @@ OPTIONAL = {
     "onnxruntime",
     "onnxscript",
     "optuna",
+    "pandas",
+    "pyarrow",
     "pymoo",
     "ray",
+    "soundfile",
     "torchao",
 }
 HEAVY = {"torch", "torchvision", "pytorch_lightning", "sklearn", "matplotlib", "onnx"}
@@ -219,6 +226,25 @@ def heavy_after(code: str, cwd: Path) -> set[str]:
 )
 def test_light_entry_points_load_nothing_heavy(code, tmp_path):
     assert not heavy_after(code, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "policy"),
+    [
+        ({}, "PASSIVE"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
+        ({"GOMP_SPINCOUNT": "1000"}, None),
+        ({"KMP_BLOCKTIME": "200"}, None),
+    ],
+)
+def test_threads_wait_passively_unless_the_user_says_how(given, policy, monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    reload(nas)
+    assert os.environ.get("OMP_WAIT_POLICY") == policy
 
 
 def test_a_heavy_import_is_noticed(tmp_path):
