@@ -17,6 +17,8 @@ if os.environ.keys().isdisjoint(("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCK
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 if TYPE_CHECKING:
+    from nas.api import open_run as open_run
+    from nas.api import search as search
     from nas.arch import Arch as Arch
     from nas.cost.analytic import MACs as MACs
     from nas.cost.analytic import Params as Params
@@ -51,8 +53,10 @@ _HOME = {
     "discretize": "nas.discretization",
     "free": "nas.decision",
     "load": "nas.export",
+    "open_run": "nas.api",
     "resample": "nas.decision",
     "sample_path": "nas.decision",
+    "search": "nas",  # the package itself, which can be called
     "split_parameters": "nas.decision",
     "trace": "nas.cost.trace",
 }
@@ -63,6 +67,8 @@ __all__ = sorted(_HOME)  # noqa: PLE0605
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'nas' has no attribute {name!r}; it offers {__all__}")
+    if name == "search":
+        return import_module("nas.search")
     return getattr(import_module(_HOME[name]), name)
 
 

@@ -158,16 +158,14 @@ class Extraction:
 
     def __call__(self, device: Device) -> list[RunDir]:
         """Select, evaluate and export; one run in the device's folder for each network."""
-        problem, runs, result = device.problem, [], dict[str, Any]()
+        problem, runs = device.problem, list[RunDir]()
         with shown({"network": problem.work()}, problem.shows_progress) as progress:
             archs, most = self.archs(device)
             progress.parts["network"].count = most
             for number, arch in enumerate(archs, 1):
                 progress.place = number, most
                 runs.append(RunDir(device.folder / arch.hash))
-                result = train(problem, runs[-1], arch, device.config, self.options.fine_tune)
-        if len(runs) == 1:
-            announce(runs[0], result)
+                train(problem, runs[-1], arch, device.config, self.options.fine_tune)
         return runs
 
     def archs(self, device: Device) -> tuple[Iterator[Arch], int]:
@@ -205,8 +203,12 @@ def _ranking(problem: SearchProblem) -> TrialSearch | None:
     return ranking
 
 
-def extract(given: Arguments) -> int:
-    """``nas extract RUN key=value ...``: see `ExtractOptions`; the exit code."""
+def extract(given: Arguments, announced: bool = True) -> list[RunDir]:
+    """``nas extract RUN key=value ...``: see `ExtractOptions`; the networks taken.
+
+    Args:
+        announced: print a table of them.
+    """
     options: ExtractOptions = given.options
     extraction = Extraction(options, RunDir(Path(given.places[0])))
     each = overrides_of_each(given.overrides, options.profile or ())
@@ -227,20 +229,27 @@ def extract(given: Arguments) -> int:
         if not is_full(error):
             raise
         raise FailedRunError(f"{refusal(error)}; the same command goes on") from error
-    if not is_main():
-        return 0
-    if len(devices) > 1:
-        summarise(folder, taken)
-    elif len(taken) > 1:
-        units = {name: cost.unit for name, cost in devices[0].problem.costs.items()}
-        print_rows(rows_of(folder, [run for _, run in taken]), units)
-    if options.fine_tune and folder == extraction.source.front:
-        try:
-            write_files(extraction.source, options.cost)
-        except UserError as error:  # no matplotlib
-            print(error)
-    print(f"{len(taken)} network(s) in {display_path(folder)}")
-    return 0
+    runs = [run for _, run in taken]
+    if is_main():
+        if len(devices) > 1:
+            summarise(folder, taken)
+        elif announced:
+            _announce(folder, devices[0], runs)
+        if options.fine_tune and folder == extraction.source.front:
+            try:
+                write_files(extraction.source, options.cost)
+            except UserError as error:  # no matplotlib
+                print(error)
+        print(f"{len(taken)} network(s) in {display_path(folder)}")
+    return runs
+
+
+def _announce(folder: Path, device: Device, runs: Sequence[RunDir]) -> None:
+    if len(runs) == 1:
+        announce(runs[0], runs[0].read_result() or {})
+    elif runs:
+        units = {name: cost.unit for name, cost in device.problem.costs.items()}
+        print_rows(rows_of(folder, runs), units)
 
 
 def _devices(

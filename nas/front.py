@@ -261,14 +261,18 @@ def print_rows(rows: Sequence[Mapping[str, Any]], units: Mapping[str, str], best
     names = [name for name in rows[0] if name not in ("network", "folder", "trained")]
     drawn.add_column("network")
     for name in names:
-        title = {"val": "validation", "test": "test"}.get(name.partition("_")[0], name)
-        drawn.add_column(title, justify="right")
+        drawn.add_column(heading(name), justify="right")
     for row in rows:
-        cells = [_shown(name, row.get(name), units) for name in names]
+        cells = [shown(name, row.get(name), units) for name in names]
         mark = " *" * (row["network"] == best) + " (not trained)" * (not row.get("trained", True))
         drawn.add_row(Text(row["folder"] + mark), *cells)
     print()
     console().print(drawn)
+
+
+def heading(name: str) -> str:
+    """Of the column of a cost, or of the validation or test metric."""
+    return {"val": "validation", "test": "test"}.get(name.partition("_")[0], name)
 
 
 def announce_front(run: RunDir, result: Mapping[str, Any]) -> None:
@@ -302,7 +306,8 @@ _ABOUT = {
 }
 
 
-def _shown(name: str, value: Any, units: Mapping[str, str]) -> str:
+def shown(name: str, value: Any, units: Mapping[str, str]) -> str:
+    """A cost or a metric as a cell of a table."""
     if value is None:
         return "-"
     return amount(value, units[name]) if name in units else metric_words(name, value)

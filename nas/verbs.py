@@ -49,6 +49,7 @@ class Job:
         sweep: the folder of the sweep that it is a job of; None: it stands alone.
         swept: the keys that differ between the jobs of the sweep.
         threads: where the configuration names no number of them.
+        announced: print the table of what was found, and what to type next.
     """
 
     command: str
@@ -58,14 +59,15 @@ class Job:
     sweep: Path | None
     swept: Sequence[str]
     threads: int
+    announced: bool = True
 
 
-def carry_out(verb: str, config: DictConfig, job: Job) -> None:
-    """Carry out a verb with a configuration that is composed."""
+def carry_out(verb: str, config: DictConfig, job: Job) -> Path:
+    """Carry out a verb with a configuration that is composed; the folder of its run."""
     config.out, config.name = str(config.out), str(config.name)  # a folder may be "0"
     check_keys(config)
     with only_main_prints(), interrupting():
-        VERBS[verb](config, job)
+        return VERBS[verb](config, job) or job.folder
 
 
 def only_main_prints() -> AbstractContextManager[object]:
@@ -73,20 +75,20 @@ def only_main_prints() -> AbstractContextManager[object]:
     return nullcontext() if is_main() else redirect_stdout(StringIO())
 
 
-def _search(config: DictConfig, job: Job) -> None:
+def _search(config: DictConfig, job: Job) -> Path:
     for key in ("arch", "checkpoint"):
         if config[key] is not None:
             raise UserError(f"{key}= is for `nas finetune`; `nas search` finds its architecture")
-    _train(config, job)
+    return _train(config, job)
 
 
-def _finetune(config: DictConfig, job: Job) -> None:
+def _finetune(config: DictConfig, job: Job) -> Path:
     if config.arch is None:
         raise UserError("nas finetune needs arch=FILE, the arch.json of the network to train")
-    _train(config, job)
+    return _train(config, job)
 
 
-def _train(config: DictConfig, job: Job) -> None:
+def _train(config: DictConfig, job: Job) -> Path:
     """One job: single, or one of a sweep. A failure is recorded in its folder."""
     if not job.sweep:  # a job of a sweep that is refused leaves a record, see below
         check_words(config)
@@ -98,11 +100,12 @@ def _train(config: DictConfig, job: Job) -> None:
     if run.complete:
         print(f"already finished: {run.path}")
         _tidy_checkpoint(config, run)
-        return
+        return run.path
     try:
         _run(config, run, job)
         if job.sweep:
             _follow(job.sweep)
+        return run.path
     except (KeyboardInterrupt, InterruptedRunError):
         raise InterruptedRunError(f"interrupted. {how_to_go_on(run)}") from None
     except FolderTakenError:
@@ -230,7 +233,8 @@ def _run(config: DictConfig, run: RunDir, job: Job) -> None:
         write_atomic(run.config, OmegaConf.to_yaml(config, resolve=True))
         result = pipeline()
         _tidy_checkpoint(config, run)
-    show(run, result)
+    if job.announced:
+        show(run, result)
 
 
 def _tidy_checkpoint(config: DictConfig, run: RunDir) -> None:
@@ -385,7 +389,7 @@ def _profile(config: DictConfig, job: Job) -> None:
         ) from None
 
 
-VERBS: dict[str, Callable[[DictConfig, Job], None]] = {
+VERBS: dict[str, Callable[[DictConfig, Job], Path | None]] = {
     "search": _search,
     "finetune": _finetune,
     "describe": _describe,

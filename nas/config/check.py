@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nas.config import given
 from nas.config.calls import CALLED, check_call, ranges_by_name
 from nas.config.compose import nearest
 from nas.config.folders import check_images, existing_folder
@@ -25,7 +26,8 @@ def check(config: DictConfig) -> None:
             key.
     """
     for key, node in _checked_words(config):
-        check_call(key, node)
+        if not _is_given(node):
+            check_call(key, node)
 
 
 def check_words(config: DictConfig, data: bool = True) -> None:
@@ -122,7 +124,7 @@ def _check_groups(config: Mapping[Any, Any]) -> None:
         if not isinstance(node, Mapping) or "_target_" not in node:
             options = ", ".join(groups()[group])
             raise UserError(f"{group}={short_repr(node)} is none of {options}: choose one")
-        if group in CALLED and node.get("_partial_") is not True:
+        if group in CALLED and node.get("_partial_") is not True and not _is_given(node):
             names = ", ".join(CALLED[group]) or "what a run adds"
             raise UserError(
                 f"{group} lacks `_partial_: true`: {node['_target_']} is called later, with {names}"
@@ -135,6 +137,11 @@ def _check_groups(config: Mapping[Any, Any]) -> None:
                     f"{f'{group}.{name}'.rstrip('.')}={short_repr(node)} is no {group}: choose "
                     f"with {group}=[NAME,...] out of {', '.join(groups()[group])}"
                 )
+
+
+def _is_given(node: Mapping[str, Any]) -> bool:
+    """Whether an object stands there, which was given from Python."""
+    return bool(node.get("_target_") == given.TARGET)
 
 
 def _check_device(config: Mapping[Any, Any]) -> None:

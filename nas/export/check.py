@@ -122,7 +122,7 @@ def card(result: Mapping[str, Any], trained: bool, exported: Mapping[str, Any]) 
 
     Args:
         result: of the run, as in result.json; what a bare architecture lacks is null.
-        exported: what export.json holds.
+        exported: what export.json holds; {}: nothing is exported.
     """
     task = result.get("task") or Classification().described()  # an earlier version wrote none
     return {
@@ -145,18 +145,17 @@ def card(result: Mapping[str, Any], trained: bool, exported: Mapping[str, Any]) 
         "found_by": result.get("command"),
         "seed": result.get("seed"),
         "found_with": result.get("versions"),
-        "exported_by": exported["command"],
+        "exported_by": exported.get("command"),
         "exported_with": {"python": platform.python_version(), **versions_of(_PACKAGES)},
         "machine": machine_name(),
-        "eager_latency": exported["eager_latency"],
-        "formats": exported["formats"],
+        "eager_latency": exported.get("eager_latency"),
+        "formats": exported.get("formats", {}),
     }
 
 
 def _preparation(given: Mapping[str, Any]) -> str:
-    if (largest := given.get("largest", 255)) != 255:
-        what = "samples as they are" if largest == 1 else f"samples over {largest:g}"
-        return f"{what}, minus mean, over std"
+    if given.get("largest", 255) != 255:
+        return "samples as they are, minus mean, over std"
     said = "image scaled and centre-cropped to H x W, as 0..1, minus mean, over std"
     if given.get("value_range") is None:
         return said

@@ -26,8 +26,8 @@ from nas.result import input_fields
 from nas.tasks.classification import task_of
 
 
-def export(given: Arguments) -> int:
-    """``nas export RUN|arch.json key=value ...``; the exit code."""
+def export(given: Arguments) -> dict[str, Any]:
+    """``nas export RUN|arch.json key=value ...``; what is in export.json."""
     options: ExportOptions = given.options
     source = Path(given.places[0])
     silence_third_party_warnings()
@@ -42,8 +42,7 @@ def export(given: Arguments) -> int:
             raise UserError("weights=FILE goes with an arch.json; a run has weights of its own")
         subject = _of_run(RunDir(folder), given)
     torch.set_num_threads(1)  # as the runtimes that it is compared with
-    Export(subject, options, Path(options.out or folder / "export"))()
-    return 0
+    return Export(subject, options, Path(options.out or folder / "export"))()
 
 
 def _of_run(run: RunDir, given: Arguments) -> Subject:

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from nas.config import given
 from nas.errors import UserError
 from nas.spaces.autoencoder import Autoencoder
 from nas.spaces.darts import Darts
@@ -24,6 +25,11 @@ def build(config: Mapping[str, Any], input_shape: Sequence[int], num_outputs: in
         UserError: the space is none of `SPACES`, or its keys are not the space's.
     """
     target = config.get("_target_") if isinstance(config, Mapping) else config
+    if target == given.TARGET:
+        supernet: nn.Module = given.given("space", str(config.get("kind")))(
+            input_shape, num_outputs
+        )
+        return supernet
     if not isinstance(target, str) or target not in SPACES:
         raise UserError(
             f"the space is built by {target!r}, which is not run from a file: pass "
