@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nas.config.schema import Count, Layers, short_repr, violation
 from nas.errors import UserError
 from nas.ops.blocks import Residual, Zero
+from nas.spaces.front import Front
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.elastic import Elastic, ElasticWidth, Number, options_of
 from nas.supernet.elastic_ops import build_op, op_exclusion_reason
@@ -20,7 +21,7 @@ from nas.supernet.relax import Shared
 
 Kernel = Annotated[int, Field(ge=1, le=999)]
 Stride = Annotated[int, Field(ge=1, le=1000)]
-Row = TypeVar("Row", "Stage", "Stem", "Head")
+Row = TypeVar("Row", "Stage", "Stem", "Head", Front)
 
 
 @dataclass(frozen=True)

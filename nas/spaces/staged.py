@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from nas.config.schema import BelowOne, Count, Positive, checked
 from nas.errors import UserError
 from nas.ops.blocks import GlobalPool, Site, act
+from nas.spaces.front import Front, SearchedFront
 from nas.spaces.stage import Head, SharedChoices, Stage, Stem, misfit, read_row, read_stages
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.elastic import Elastic, ElasticDepth, ElasticResolution, Number, elastic
@@ -39,6 +40,7 @@ class StagedSpace(nn.Module):
         width: multiplies all channels, rounded to a multiple of `divisor`, at least one of it.
         dropout: probability before the classifier, in training.
         activation: of all ops, stem and head, instead of each one's own: relu, relu6, ...
+        front: keys of `nas.spaces.front.Front`: frames made of sound before the stem; None: none.
         resolution: sides to resize the input to, searched; None: the input as it is. Everything
             before `mix` is then below ``features.body``.
 
@@ -61,32 +63,43 @@ class StagedSpace(nn.Module):
         dropout: BelowOne = 0.0,
         activation: str | None = None,
         resolution: Sequence[Count] | None = None,
+        front: Mapping[str, Any] | None = None,
     ) -> None:
         if len(input_shape) not in (2, 3):
             raise UserError(f"input_shape must be (C, H, W) or (C, L), got {tuple(input_shape)}")
         table = read_stages(stages)
         super().__init__()
         self.name, self.input_shape = name, tuple(input_shape)
-        self.ndim, self.activation = len(input_shape) - 1, activation
+        fronts, shape = self._fronts(front)
+        if len(fronts) > 1 and resolution is not None:
+            raise UserError("space.front and space.resolution cannot be searched together")
+        self.ndim, self.activation = len(shape) - 1, activation
         self.width, self.divisor = width, divisor
 
         if any(stage.shared for stage in table):
             self.shared = nn.ModuleDict()  # first, so that its paths name what stages share
-        stem_, channels = self._stem(stem, self.input_shape[0])
+        stem_, channels = self._stem(stem, shape)
         widths = [self._width(stage.channels) for stage in table]
         blocks = nn.Sequential(OrderedDict(self._blocks(table, widths, channels)))
         head_, channels, mix = self._head(head, widths[-1])
-        if resolution is None:
+        if len(fronts) > 1:
+            body = OrderedDict(stem=stem_, blocks=blocks, head=head_, pool=GlobalPool())
+            self.features: nn.Module = SearchedFront(fronts, nn.Sequential(body))
+        elif resolution is None:
             self.stem, self.blocks, self.head = stem_, blocks, head_
         else:
             body = OrderedDict(stem=stem_, blocks=blocks, head=head_, pool=GlobalPool())
             sizes = Elastic(resolution)
             self.features = ElasticResolution(nn.Sequential(body), sizes)
+        if len(fronts) == 1:
+            self.front = next(iter(fronts.values()))
         self.mix = mix
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(channels, num_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
+        if hasattr(self, "front"):
+            x = self.front(x)
         if hasattr(self, "features"):
             x = self.features(x)
         else:
@@ -96,14 +109,25 @@ class StagedSpace(nn.Module):
         y: Tensor = self.classifier(self.dropout(x))
         return y
 
-    def _stem(self, row: Mapping[str, Any] | None, channels: int) -> tuple[nn.Module, int]:
+    def _fronts(
+        self, row: Mapping[str, Any] | None
+    ) -> tuple[Mapping[str, nn.Module], Sequence[int]]:
+        """What may stand before the stem, by name, and the shape behind the first of them."""
+        if row is None:
+            return {}, self.input_shape
+        fronts = read_row(Front, row, "the front").modules(self.input_shape)
+        first = next(iter(fronts.values()))
+        return fronts, first.output_shape(self.input_shape[1])
+
+    def _stem(self, row: Mapping[str, Any] | None, shape: Sequence[int]) -> tuple[nn.Module, int]:
+        channels = shape[0]
         if row is None:
             return nn.Identity(), channels
         stem = read_row(Stem, row, "the stem")
         width = self._scale(stem.channels)
         stride = stem.stride
         if stride == "auto":
-            stride = 2 if min(self.input_shape[1:]) > LARGE else 1
+            stride = 2 if min(shape[1:]) > LARGE else 1
         return self._op(f"conv_k{stem.kernel}", channels, width, stride), width
 
     def _head(

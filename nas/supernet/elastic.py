@@ -15,6 +15,7 @@ alone move those alphas.
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -113,11 +114,11 @@ def weighted(weight: Tensor, mask: Tensor | None, dim: int) -> Tensor:
     return weight * mask.to(weight).view(shape)
 
 
-def weighted_sum(number: Elastic, run: Callable[[int], Tensor]) -> Tensor:
-    """``sum_k theta_k * run(k)`` over the options of theta above 0, in ascending order."""
-    theta = number.theta
+def weighted_sum(decision: RelaxedDecision, run: Callable[[Any], Tensor]) -> Tensor:
+    """``sum_k theta_k * run(k)`` over the options of theta above 0, in their order."""
+    theta = decision.theta
     total: Tensor | None = None
-    for option, value, share in zip(number.options, theta.tolist(), theta, strict=True):
+    for option, value, share in zip(decision.options, theta.tolist(), theta, strict=True):
         if value == 0:
             continue
         y = run(option)
