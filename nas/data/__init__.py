@@ -13,7 +13,7 @@ To add a data set, write one function in this module and one file in ``configs/d
 your own works as well: a configuration may name anything that can be imported.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from nas.config.folders import existing_folder
-from nas.config.schema import Count, Name, Whole
+from nas.config.schema import Count, Name, Positive, Whole
 from nas.data.datamodule import DataModule, DataOptions
 from nas.data.folder import Channels, ImageFolder, Unreadable
 from nas.data.npz import NpzFile
+from nas.data.sound import Silent, SoundFolder
 from nas.data.splits import Arrays, Levels, Part, Source
 from nas.data.tables import Columns
 from nas.data.windows import Mixed, Windows
@@ -44,6 +45,7 @@ __all__ = [
     "digits",
     "fashion_mnist",
     "image_folder",
+    "sound_folder",
     "windows",
 ]
 
@@ -75,10 +77,11 @@ def image_folder(
     channels: Channels = 3,
     unreadable: Unreadable = "skip",
     value_range: Levels | None = None,
+    labels: Name | None = None,
     **options: Unpack[DataOptions],
 ) -> DataModule:
-    """A user's own images, one folder per class; see `ImageFolder`."""
-    source = ImageFolder(root, size, channels, unreadable, value_range)
+    """A user's own images, by folder or by a table; see `ImageFolder`."""
+    source = ImageFolder(root, size, channels, unreadable, value_range, labels)
     # Colour images are mostly photographs; grey ones as often are signs, which have a direction.
     return DataModule(source, auto_augment="crop_flip" if channels == 3 else "none", **options)
 
@@ -86,6 +89,22 @@ def image_folder(
 def arrays(path: str | None = None, **options: Unpack[DataOptions]) -> DataModule:
     """Samples and targets of any kind in an NPZ file, see `NpzFile`."""
     return DataModule(NpzFile(path), **options)
+
+
+def sound_folder(
+    root: str | None = None,
+    rate: Count = 16000,
+    seconds: Positive = 1.0,
+    resample: bool = False,
+    silent: Silent = "refuse",
+    words: Sequence[Name] | None = None,
+    silence: bool = False,
+    speaker: Name | None = None,
+    **options: Unpack[DataOptions],
+) -> DataModule:
+    """Sounds, one folder per class, see `SoundFolder`."""
+    source = SoundFolder(root, rate, seconds, resample, silent, words, silence, speaker)
+    return DataModule(source, **options)
 
 
 def windows(

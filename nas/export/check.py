@@ -154,8 +154,9 @@ def card(result: Mapping[str, Any], trained: bool, exported: Mapping[str, Any]) 
 
 
 def _preparation(given: Mapping[str, Any]) -> str:
-    if given.get("largest", 255) != 255:
-        return "samples as they are, minus mean, over std"
+    if (largest := given.get("largest", 255)) != 255:
+        what = "samples as they are" if largest == 1 else f"samples over {largest:g}"
+        return f"{what}, minus mean, over std"
     said = "image scaled and centre-cropped to H x W, as 0..1, minus mean, over std"
     if given.get("value_range") is None:
         return said
