@@ -57,11 +57,6 @@ class Prediction:
     def _arch(self, place: int) -> Arch:
         return self.space.arch(dict(zip(self.space.options, self.picks[place], strict=True)))
 
-    @property
-    def all_scored(self) -> bool:
-        """Whether no network may be trained that has no score."""
-        return len(self.picks) <= len(self.scored)
-
     def best(self) -> Arch:
         """The network of the best expected score; of equal ones the cheapest."""
         return self._arch(int(np.lexsort((self.costs, self.means))[0]))

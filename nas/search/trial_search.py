@@ -194,8 +194,9 @@ class TrialSearch:
         """The networks to be trained, the cheapest first.
 
         They are the front of the scores, thinned. Where networks trained alone depart from their
-        scores they are chosen by a `Prediction`, scored or not: several by the largest expected
-        hypervolume, and one, unless all of the space were scored, by its expected score.
+        scores they are chosen by a `Prediction`, scored or not, by the largest expected
+        hypervolume. One network is the best by score; of short trainings, which are few, the best
+        by its expected score.
 
         Args:
             trials: the scored networks, inside the budgets.
@@ -207,13 +208,12 @@ class TrialSearch:
         """
         objectives = (self.metric, cost or self.cost)
         top = best(trials, *objectives)
+        if size == 1 and not (self.trains and self._noise):
+            return [top.arch]
         if size < 1 or self._noise is None:
-            whole = [trial.arch for trial in thinned_front(trials, objectives, size)]
-            return [top.arch] if size == 1 else whole
+            return [trial.arch for trial in thinned_front(trials, objectives, size)]
         predicted = self._ranked_by(problem, trials, objectives[1])
-        if size == 1:
-            return [top.arch if predicted.all_scored else predicted.best()]
-        return predicted.front(size)
+        return [predicted.best()] if size == 1 else predicted.front(size)
 
     def _ranked_by(self, problem: SearchProblem, trials: Sequence[Trial], cost: str) -> Prediction:
         """Of all networks by the trials."""

@@ -136,7 +136,6 @@ def test_networks_are_extracted_by_their_rank_inside_a_budget(
     assert run(["extract", "runs/a", "--front", "2", QUIET]) == 0
     taken = {path.name for path in Path("runs/a/front").iterdir()}
     assert 1 <= len(taken) <= 2
-    assert taken <= before
     assert set(trials().known) == before  # nothing was scored again
     weights = json.loads(Path(f"runs/a/front/{taken.pop()}/result.json").read_text())
     assert weights["trained"] is False

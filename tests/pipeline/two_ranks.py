@@ -63,6 +63,7 @@ KINDS: dict[str, list[str]] = {
     "fair_descent": ["fair_descent", *DESCENT, "search.samples=3"],
     "enumerate": ["enumerate", *TRIALS],
     "random_search": ["random_search", *TRIALS],
+    "short_trainings": ["short_trainings", *TRIALS, "front=2"],
     "evolution": ["evolution", *TRIALS],
     "nsga2": ["nsga2", *TRIALS],
     "tpe": ["tpe", *TRIALS],
