@@ -1,8 +1,6 @@
 """What a run is made of, and what it searches: supernet, exact costs and budgets."""
 
-import inspect
 import io
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -21,13 +19,14 @@ from nas.cost.expected import Expected, NetworkCost, expected
 from nas.cost.layer import LayerCost
 from nas.cost.trace import trace
 from nas.data import DataModule
+from nas.data.contract import SearchData, read
+from nas.data.own import as_data_module, memory
 from nas.decision import apply, free
 from nas.errors import UserError
 from nas.progress import Part
 from nas.quantities import amount, parse_budget
 from nas.selection import check_feasible, check_known, largest_of, select
 from nas.supernet.choice import Relaxing
-from nas.tasks.classification import task_of
 from nas.train import Training, called
 
 Amount = str | float
@@ -41,7 +40,7 @@ class SearchProblem:
     or a model first.
 
     Args:
-        data: the images.
+        data: what networks learn from.
         make_supernet: called with `input_shape` and `num_outputs`.
         relax: how alphas weigh the candidates.
         search: called by `nas.search.base.build_search`.
@@ -75,7 +74,7 @@ class SearchProblem:
             `nas.selection.check_feasible`.
     """
 
-    data: DataModule
+    data: SearchData
     make_supernet: Callable[..., nn.Module]
     relax: Relaxing
     search: Callable[..., Any]
@@ -258,7 +257,7 @@ def check_memory(make: Callable[[], nn.Module]) -> None:
         if "overflow" not in str(error).lower():
             return  # a module that cannot be made without memory; building it will tell
         needed = float("inf")
-    present = _memory()
+    present = memory()
     if needed > present:
         size = f"{needed / 1e9:,.1f} GB" if needed < float("inf") else "more than any machine has"
         raise UserError(
@@ -267,75 +266,8 @@ def check_memory(make: Callable[[], nn.Module]) -> None:
         )
 
 
-def _memory() -> float:
-    """Bytes of this machine; infinite where the system does not say."""
-    if not hasattr(os, "sysconf"):
-        return float("inf")
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-
-
-def data_for(make: Callable[..., Any], task: Any, seed: int) -> Any:
+def data_for(make: Callable[..., Any], task: Any, seed: int) -> SearchData:
     """The data of a run for a task; a module of the user's own may have one of its own."""
-    data = called(make, {"task": task}, seed=seed)
-    if not hasattr(data, "task"):
-        data.task = task
-    return data
-
-
-# What a run asks of its data; a module of the user's own must have all of it.
-_ATTRIBUTES = ("name", "batch_size", "input_shape", "num_outputs", "classes", "mean", "std")
-_METHODS = (
-    "setup", "weight_loader", "alpha_loader", "val_dataloader", "test_dataloader",
-    "calibration_loader",
-)  # fmt: skip
-
-
-def read(data: Any) -> None:
-    """Set the data up, and look at it, where its class is the user's own.
-
-    Raises:
-        UserError: it lacks something, or its samples are not what it says.
-    """
-    if type(data) is DataModule:
-        data.setup()
-        return
-    kind = f"data: {type(data).__module__}.{type(data).__qualname__}"
-    for name in _METHODS:
-        method = getattr(data, name, None)
-        if not callable(method):
-            raise UserError(f"{kind} lacks the method {name}(); see nas.data.DataModule")
-        try:
-            inspect.signature(method).bind()
-        except TypeError as error:
-            raise UserError(f"{kind}.{name} must be callable without arguments: {error}") from None
-    data.setup()
-    if missing := [name for name in _ATTRIBUTES if not hasattr(data, name)]:
-        raise UserError(f"{kind} lacks {', '.join(missing)}; see nas.data.DataModule")
-    for name in ("weight_loader", "val_dataloader"):
-        _check_batch(f"{kind}.{name}()", next(iter(getattr(data, name)()), None), data)
-
-
-def _check_batch(what: str, batch: Any, data: Any) -> None:
-    pair = isinstance(batch, tuple | list) and len(batch) == 2
-    if not pair or not all(isinstance(part, torch.Tensor) for part in batch):
-        got = "nothing" if batch is None else type(batch).__name__
-        raise UserError(f"{what} must give pairs of tensors (x, labels), got {got}")
-    x, labels = batch
-    shape, found = tuple(data.input_shape), tuple(x.shape[1:])
-    if found != shape or not x.is_floating_point():
-        raise UserError(
-            f"{what} gives samples {found} of {x.dtype}, and input_shape is {shape}: they must be "
-            "floats of that shape"
-        )
-    if len(labels) != len(x):
-        raise UserError(f"{what} gives {len(labels)} targets for {len(x)} samples")
-    task = task_of(data)
-    try:
-        task.read(labels, tuple(map(str, range(data.num_outputs))), x)
-    except UserError as error:
-        raise UserError(f"{what}: {error}") from None
-    if task.outputs != data.num_outputs:
-        raise UserError(
-            f"{what} gives targets for {task.outputs} outputs, and num_outputs is "
-            f"{data.num_outputs}"
-        )
+    given = {"task": task, "seed": seed}
+    made = called(make, given)
+    return made if isinstance(made, DataModule) else as_data_module(made, **given)

@@ -334,7 +334,8 @@ def _describe(config: DictConfig, job: Job) -> None:
     silence_third_party_warnings()
     import torch
 
-    from nas.problem import SearchProblem, build, read
+    from nas.data.contract import read
+    from nas.problem import SearchProblem, build
     from nas.report.terminal import data_in_words, describe
 
     torch.set_num_threads(config.threads or job.threads)
@@ -380,7 +381,8 @@ def _profile(config: DictConfig, job: Job) -> None:
     def supernet(size: tuple[tuple[int, ...], int] | None) -> tuple[Any, tuple[int, ...]]:
         import torch
 
-        from nas.problem import build, read
+        from nas.data.contract import read
+        from nas.problem import build
 
         if size is None:
             data = _data(config)

@@ -60,7 +60,10 @@ def check_words(config: DictConfig, data: bool = True) -> None:
 
 def _check_data(data: Any) -> None:
     if data._target_ == "nas.data.image_folder":
-        check_images(data.get("root"))
+        if data.get("labels") is None:
+            check_images(data.get("root"))
+        else:
+            existing_folder(data.get("root"), "the folder of the images that data.labels names")
     elif data.get("download") is False and "root" in data:
         existing_folder(data.root, f"the folder that holds {data.get('name')}")
 

@@ -29,13 +29,14 @@ class Task(Protocol):
     primary: str
     outputs: int | None
 
-    def read(self, targets: Tensor, names: Names, inputs: Tensor) -> tuple[Tensor, Names]:
+    def read(self, targets: Tensor, names: Names, inputs: Any) -> tuple[Tensor, Names]:
         """Targets as the data module keeps them, and their names; sets `outputs`.
 
         Args:
             targets: of all samples, as the source has them ``(N, ...)``.
             names: of the classes, where the source knows them; else ().
-            inputs: all samples, as the source has them ``(N, C, *S)``.
+            inputs: all samples, as the source has them ``(N, C, *S)``; or several inputs, or
+                samples that are not in memory: see `nas.data.splits.Arrays`.
 
         Returns:
             int64 ``(N,)``, the classes, by which data are split; or float32 ``(N, ...)``.
@@ -62,7 +63,7 @@ class Task(Protocol):
         """Measure what the loss needs to know of the targets of the train part."""
         ...
 
-    def batch(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def batch(self, inputs: Any, targets: Tensor) -> Tensor:
         """The targets of a batch as loss and metrics take them; they may hold the inputs.
 
         Args:
@@ -140,7 +141,7 @@ class Supervised:
     def fit(self, targets: Tensor) -> None:
         """See `Task`."""
 
-    def batch(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def batch(self, inputs: Any, targets: Tensor) -> Tensor:
         """See `Task`; as they are."""
         return targets
 
@@ -212,6 +213,20 @@ def name_of(metric: object) -> str:
     if metric.higher_is_better:
         return f"{name}_score" if lower_is_better(name) else name
     return name if lower_is_better(name) else f"{name}_error"
+
+
+def one_input(inputs: Any, task: str) -> Tensor:
+    """All samples ``(N, C, *S)``.
+
+    Raises:
+        UserError: they are of several inputs, or not in memory.
+    """
+    if not isinstance(inputs, Tensor):
+        raise UserError(
+            f"task={task} looks at all samples, and needs one input that is kept in memory: give "
+            "one tensor for each sample, and pass data.in_memory=true"
+        )
+    return inputs
 
 
 def check_finite_targets(targets: Tensor) -> None:

@@ -1,6 +1,7 @@
 """Anomaly detection: a network that has seen normal samples alone cannot rebuild other ones."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torchmetrics.classification import BinaryAUROC
 
 from nas.config.schema import Name, checked
 from nas.errors import UserError
-from nas.tasks import Names, Parts, Supervised
+from nas.tasks import Names, Parts, Supervised, one_input
 
 
 @checked("task")
@@ -44,8 +45,9 @@ class Anomaly(Supervised):
         super().__init__("auroc", F.mse_loss if loss is None else loss, metric)
         self.normal = normal
 
-    def read(self, targets: Tensor, names: Names, inputs: Tensor) -> tuple[Tensor, Names]:
+    def read(self, targets: Tensor, names: Names, inputs: Any) -> tuple[Tensor, Names]:
         """See `Task`: 1 where a sample is anomalous, else 0, float32 ``(N, 1)``."""
+        inputs = one_input(inputs, "anomaly")
         if names and self.normal not in names:
             raise UserError(
                 f"task.normal={self.normal} is none of the classes {', '.join(names)}: name the "
@@ -81,7 +83,7 @@ class Anomaly(Supervised):
                     )
         return {"train": train[~odd[train]], "val": val.sort().values, "test": test.sort().values}
 
-    def batch(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def batch(self, inputs: Any, targets: Tensor) -> Tensor:
         """See `Task`: the kind of each sample, then its input ``(N, 1 + C * S)``."""
         return torch.cat([targets.to(inputs), inputs.flatten(1)], 1)
 

@@ -42,7 +42,7 @@ class Classification(Supervised):
         self.outputs, self.weights = outputs, weights
         self.scale: Tensor | None = None  # of the loss of each class
 
-    def read(self, targets: Tensor, names: Names, inputs: Tensor) -> tuple[Tensor, Names]:
+    def read(self, targets: Tensor, names: Names, inputs: Any) -> tuple[Tensor, Names]:
         """See `Task`; without names, any whole numbers are classes."""
         if targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
             raise UserError(

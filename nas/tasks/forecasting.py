@@ -1,7 +1,7 @@
 """Forecasting: the next steps of some channels of a window."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricColl
 
 from nas.config.schema import Whole, checked
 from nas.errors import UserError
-from nas.tasks import Names, Of, check_finite_targets
+from nas.tasks import Names, Of, check_finite_targets, one_input
 from nas.tasks.regression import Regression
 
 
@@ -40,8 +40,9 @@ class Forecasting(Regression):
         if metric is None:
             self.primary = "mae"
 
-    def read(self, targets: Tensor, names: Names, inputs: Tensor) -> tuple[Tensor, Names]:
+    def read(self, targets: Tensor, names: Names, inputs: Any) -> tuple[Tensor, Names]:
         """See `Task`: of ``(N, H)`` or ``(N, H, K)``, ``(N, 1 + H, K)`` with the last step seen."""
+        inputs = one_input(inputs, "forecasting")
         if targets.ndim not in (2, 3) or targets.is_complex() or inputs.ndim != 3:
             raise UserError(
                 f"targets {tuple(targets.shape)} of {targets.dtype} for samples "

@@ -1,6 +1,7 @@
 """Multi-label classification: each sample has any number of several labels."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,7 +32,7 @@ class Multilabel(Supervised):
         own = F.binary_cross_entropy_with_logits if loss is None else loss
         super().__init__("ap", own, metric)
 
-    def read(self, targets: Tensor, names: Names, inputs: Tensor) -> tuple[Tensor, Names]:
+    def read(self, targets: Tensor, names: Names, inputs: Any) -> tuple[Tensor, Names]:
         """See `Task`."""
         check_finite_targets(targets)
         if targets.ndim != 2 or not bool(((targets == 0) | (targets == 1)).all()):

@@ -46,7 +46,7 @@ class Regression(Supervised):
         super().__init__("rmse", own, metric)
         self.mean, self.std = torch.zeros(1), torch.ones(1)
 
-    def read(self, targets: Tensor, names: Names, inputs: Tensor) -> tuple[Tensor, Names]:
+    def read(self, targets: Tensor, names: Names, inputs: Any) -> tuple[Tensor, Names]:
         """See `Task`."""
         if targets.ndim not in (1, 2) or targets.is_complex():
             raise UserError(

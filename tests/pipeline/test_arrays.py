@@ -138,7 +138,7 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
     "objects": (Classification, {"x": X, "y": LABELS.astype(object)}, "Python objects"),
     "texts": (Classification, {"x": X, "y": LABELS.astype(str)}, "must be numbers"),
     "rows": (Classification, {"x": X, "y": LABELS[:9]}, "40 rows and y is (9,)"),
-    "no channels": (Classification, {"x": X[:, 0], "y": LABELS}, "(N, C, *S)"),
+    "no channels": (Classification, {"x": X[:, 0, 0], "y": LABELS}, "(N, C, *S)"),
     "no samples": (Classification, {"x": X[:0], "y": LABELS[:0]}, "(N, C, *S)"),
     "NaN in x": (Classification, {"x": HOLE, "y": LABELS}, "no finite number in row 7"),
     "overflow": (Classification, {"x": X * 1e60, "y": LABELS}, "no finite number in row 0"),

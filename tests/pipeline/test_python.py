@@ -338,3 +338,23 @@ def test_wrong_loggers_and_callbacks(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(nas.UserError, match=said):
         nas.search(**{**SMALL, **arguments})
+
+
+def test_data_of_ones_own(tmp_path: Path) -> None:
+    """Tensors; the folder does not hold them, and an export asks for them."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(300, 1, 8, 8, generator=generator), torch.arange(300) % 3
+    table = {"name": "mine", "stages": [{"ops": ["conv_k3", "sep_k3"], "channels": 4}]}
+    given = {**SMALL, "search": "random", "data__augment": "none"}
+    given = {k: v for k, v in given.items() if not k.startswith("search__")}
+    made = nas.search(table, (x, y), out=tmp_path, name="a", seed=3, **given)
+    assert made.best.network(x[:2]).shape == (2, 3)
+    assert made.best.arch.space == "mine"
+    alone = nas.open_run(made.folder)
+    assert nas.arch_of(alone.best.network).choices == {}  # the folder holds what the space is
+    with pytest.raises(nas.UserError, match="data was given from Python") as refused:
+        alone.best.export("python", latency=False)
+    assert "\n" not in str(refused.value)
+    assert nas.open_run(made.folder, data=(x, y)).best.export("python", latency=False)
+    others = nas.search(table, (x[:200], y[:200]), out=tmp_path, resume=True, seed=3, **given)
+    assert others.folder != made.folder  # of other sizes, so another run

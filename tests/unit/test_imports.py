@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[2] / "nas"
 # the left of it, and from lower floors (above it in this list). Lowerings come before what profiles
 # with them, and the command of a package after what it drives: such a file is a part of its own.
 FLOORS = (
-    "errors ranks artifacts arch copying pareto quantities tables diagnostics progress",
+    "errors inputs ranks artifacts arch copying pareto quantities tables diagnostics progress",
     "config",
     "tasks data decision",
     "ops supernet",
