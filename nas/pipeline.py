@@ -17,7 +17,7 @@ from nas.artifacts import RunDir
 from nas.artifacts.files import is_main, write_atomic, write_json
 from nas.diagnostics import Attempts
 from nas.discretization import discretize
-from nas.errors import InterruptedRunError
+from nas.errors import InterruptedRunError, UserError
 from nas.export import load_supernet, onnx, state_bytes
 from nas.export.loading import check_checkpoint
 from nas.latency.command import write_picture
@@ -44,6 +44,7 @@ from nas.search.callbacks import LastCheckpoint, ShowEpochs, Stopwatch
 from nas.search.telemetry import TrainingTelemetry
 from nas.supernet.speed import prepare, prepare_network
 from nas.tasks.classification import task_of
+from nas.teacher import LARGEST, largest_of, teacher_of
 from nas.train import Training, called, interruptible, strategy_of
 
 
@@ -130,6 +131,12 @@ class Run:
         if arch is not None:
             self.problem.check(arch)
         self.search = None if arch else self._searcher()
+        self.teacher = teacher_of(problem)
+        if self.teacher == LARGEST and self.search and not self._has_trained_supernet:
+            raise UserError(
+                f"finetune.teacher={LARGEST} is the largest network of a trained supernet, and "
+                "this search leaves none: pass finetune.teacher=RUN, a folder of a trained network"
+            )
         network = discretize(self.supernet, arch)
         if self.task.outputs is not None:
             check_logits(network, problem.data.input_shape, self.task.outputs)
@@ -140,17 +147,21 @@ class Run:
         search.prepare(self.problem)
         return search
 
-    def _training(self, network: nn.Module) -> Training:
+    def _training(self, network: nn.Module, teacher: nn.Module | None = None) -> Training:
         known = {"task": self.task}
+        taught = {} if teacher is None else {"teacher": teacher}
         made: Training = called(
-            self.problem.finetune, known, network=network, seed=self.problem.seed
+            self.problem.finetune, known, network=network, seed=self.problem.seed, **taught
         )
         return made
 
     def training_of(self, arch: Arch) -> Training:
         """The training of a network by the recipe `finetune`."""
         source = self.supernet if self.problem.inherit else self.problem.build()
-        return self._training(discretize(source, arch))
+        teacher = self.teacher
+        if isinstance(teacher, str):  # LARGEST
+            teacher = discretize(self.supernet, largest_of(self.problem))
+        return self._training(discretize(source, arch), teacher)
 
     def __call__(self) -> dict[str, Any]:
         """Run what is left to do, write the artefacts, return what is in result.json.
@@ -247,8 +258,9 @@ class Run:
         trainer = stage.trainer(module.epochs, callbacks)
         sample = torch.zeros(2, *data.input_shape, device=trainer.strategy.root_device)
         prepare_network(module.network, self.problem.speed, sample)
-        if self.problem.inherit:
-            self._recalibrate(module.network, trainer.strategy.root_device)
+        inherited = [module.network] if self.problem.inherit else []
+        for network in [*inherited, *(module.teachers if self.teacher == LARGEST else ())]:
+            self._recalibrate(network, trainer.strategy.root_device)
         if self.problem.inherit and self._has_trained_supernet:
             with interruptible():
                 trainer.validate(module, data.val_dataloader(), verbose=False)

@@ -85,6 +85,11 @@ def _search(config: DictConfig, job: Job) -> Path:
 def _finetune(config: DictConfig, job: Job) -> Path:
     if config.arch is None:
         raise UserError("nas finetune needs arch=FILE, the arch.json of the network to train")
+    if config.checkpoint is None and config.finetune.get("teacher") == "largest":
+        raise UserError(
+            "finetune.teacher=largest is a network of a trained supernet: pass checkpoint=FILE, "
+            "the last.ckpt of a search, or finetune.teacher=RUN"
+        )
     return _train(config, job)
 
 
