@@ -46,7 +46,5 @@ def test_a_soft_theta_scales_what_each_head_adds():
 
 
 def test_a_patch_that_does_not_divide_the_input_is_refused():
-    with pytest.raises(
-        UserError, match=r"space.patch=4 does not divide .*\(30, 20\).*\[1, 2, 5, 10\]"
-    ):
+    with pytest.raises(UserError, match=r"patch=4 does not divide .*\(30, 20\).*\[1, 2, 5, 10\]"):
         Transformer((3, 30, 20), 4)
