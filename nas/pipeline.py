@@ -1,7 +1,7 @@
 """The stages of a run: search -> discretize -> fine-tune -> test -> export, each resumable."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from nas.arch import Arch
@@ -30,11 +30,12 @@ from nas.recalibrate import recalibrate
 from nas.report.summary import summarize, write_drawing
 from nas.result import (
     SCHEMA,
+    board_of,
     cost_fields,
     input_fields,
     log_final,
     log_graph,
-    logger_of,
+    loggers_of,
     read_json,
     versions,
 )
@@ -54,12 +55,12 @@ class TrainingStage:
     Args:
         problem: of the run.
         run: its folder.
-        logger: of what is trained.
+        loggers: of what is trained.
     """
 
     problem: SearchProblem
     run: RunDir
-    logger: TensorBoardLogger | bool = False
+    loggers: Sequence[Logger] = ()
 
     def trainer(self, epochs: int, callbacks: list[pl.Callback]) -> pl.Trainer:
         """A trainer as the run is configured."""
@@ -67,8 +68,8 @@ class TrainingStage:
         return self.problem.trainer(
             **strategy_of(given.get("strategy", "auto"), given.get("devices", 1)),
             max_epochs=epochs,
-            callbacks=[ShowEpochs(), *callbacks],
-            logger=self.logger,
+            callbacks=[ShowEpochs(), *callbacks, *self.problem.made_callbacks()],
+            logger=list(self.loggers),
             enable_progress_bar=False,  # a run has one of its own
             default_root_dir=self.run.path,
             enable_model_summary=False,
@@ -178,18 +179,19 @@ class Run:
         return {**(known(self.problem) if known else {}), "network": self.problem.work()}
 
     def _carried_out(self) -> dict[str, Any]:
-        logger = logger_of(self.problem, self.run.path)
+        loggers = loggers_of(self.problem, self.run.path)
         try:
-            return self._stages(logger)
+            return self._stages(loggers)
         except BaseException:
             # Its thread and its file would stay as long as the process, which may do other runs.
-            with suppress(OSError):
-                logger.finalize("failed")
+            for logger in loggers:
+                with suppress(OSError):
+                    logger.finalize("failed")
             raise
 
-    def _stages(self, logger: TensorBoardLogger) -> dict[str, Any]:
+    def _stages(self, loggers: Sequence[Logger]) -> dict[str, Any]:
         started = time.monotonic()
-        stage = TrainingStage(self.problem, self.run, logger)
+        stage = TrainingStage(self.problem, self.run, loggers)
         found = self._find(stage)
         network, trained = self._finetune(stage)
         if not is_main():
@@ -198,18 +200,18 @@ class Run:
         # What was trained is on the disk before anything is tried that may fail.
         write_atomic(self.run.network, state_bytes(network))
         write_json(self.run.result, result)
-        self._finish(network, result, logger)
+        self._finish(network, result, loggers)
         self.run.finetune_checkpoint.unlink(missing_ok=True)  # nothing is left to do
         return result
 
     def _finish(
-        self, network: nn.Module, result: dict[str, Any], logger: TensorBoardLogger
+        self, network: nn.Module, result: dict[str, Any], loggers: Sequence[Logger]
     ) -> None:
         """What is made of the network found; a step that fails is a warning in result.json."""
         current().step = "writing files"
         attempt = self.attempts.attempt
         with attempt("latency", "the latency of the network was not measured"):
-            self._measure(network, result, logger)
+            self._measure(network, result, loggers)
         if self.problem.onnx:
             with attempt("onnx", "no ONNX file"):
                 example = next(iter(self.problem.data.test_dataloader()))[0][:16]
@@ -218,9 +220,9 @@ class Run:
             with attempt("drawing", "no drawing of the network"):
                 write_drawing(self.run, result)
         with attempt("graph", "no graph of the network in TensorBoard"):
-            log_graph(logger, network, self.problem.data.input_shape)
+            log_graph(loggers, network, self.problem.data.input_shape)
         with attempt("tensorboard", "no final figures in TensorBoard"):
-            log_final(logger, result, self.problem)
+            log_final(loggers, result, self.problem)
         write_json(self.run.result, result)
 
     def _find(self, stage: "TrainingStage") -> dict[str, Any]:
@@ -286,7 +288,7 @@ class Run:
         network.cpu()
 
     def _measure(
-        self, network: nn.Module, result: dict[str, Any], logger: TensorBoardLogger
+        self, network: nn.Module, result: dict[str, Any], loggers: Sequence[Logger]
     ) -> None:
         """Where latency is a cost: that of the network itself, beside the prediction."""
         inputs = (torch.zeros(1, *self.problem.data.input_shape),)
@@ -297,7 +299,7 @@ class Run:
         if fields["measured"] is not None:
             result["costs"][LATENCY] = fields["measured"]
             result["units"][LATENCY] = "s"
-        write_picture(self.run.path, logger.experiment, self.problem.costs, fields)
+        write_picture(self.run.path, board_of(loggers), self.problem.costs, fields)
 
     def _parts(self) -> list[dict[str, Any]]:
         assert self.arch is not None
