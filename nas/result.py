@@ -7,7 +7,6 @@ from math import isclose
 from pathlib import Path
 from typing import Any
 
-import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
@@ -17,6 +16,7 @@ from nas.artifacts.files import versions_of
 from nas.artifacts.reading import read_json as read_value
 from nas.cost.expected import Expected
 from nas.errors import UserError
+from nas.inputs import Inputs
 from nas.problem import SearchProblem
 from nas.quantities import primary_metrics
 from nas.report.collect import short_names
@@ -47,13 +47,20 @@ def _exact(value: float) -> float:
 def input_fields(data: Any) -> dict[str, Any]:
     """What a user of the network must know to prepare its input and read its output."""
     return {
-        "shape": list(data.input_shape),
+        "shape": _shape(data.input_shape),
         "classes": list(data.classes),
         "mean": list(data.mean),
         "std": list(data.std),
         **({} if getattr(data, "largest", 255) == 255 else {"largest": data.largest}),
         **_value_range(data),
     }
+
+
+def _shape(shape: Any) -> Any:
+    """As JSON has it: a list, or of several inputs a list or a dict of lists."""
+    if isinstance(shape, dict):
+        return {name: list(one) for name, one in shape.items()}
+    return [_shape(one) if isinstance(one, tuple) else one for one in shape]
 
 
 def _value_range(data: Any) -> dict[str, Any]:
@@ -125,13 +132,13 @@ def _hyper_parameters(problem: SearchProblem) -> dict[str, Any]:
     return {**shown, **given}
 
 
-def log_graph(logger: TensorBoardLogger, network: nn.Module, shape: tuple[int, ...]) -> None:
+def log_graph(logger: TensorBoardLogger, network: nn.Module, example: Inputs) -> None:
     """The network as a graph; any error of tracing where it cannot be followed."""
     with warnings.catch_warnings():
         # Drawn by tracing with TorchScript, which torch has deprecated without a successor that
         # TensorBoard reads.
         warnings.simplefilter("ignore")
-        logger.experiment.add_graph(network, torch.zeros(1, *shape))
+        logger.experiment.add_graph(network, example)
 
 
 def log_final(logger: TensorBoardLogger, result: Mapping[str, Any], problem: SearchProblem) -> None:

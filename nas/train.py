@@ -14,12 +14,13 @@ from torchmetrics import MetricCollection
 
 from nas.config.schema import Count, NonNegative, Seed, Share, checked
 from nas.errors import InterruptedRunError, NotFiniteError
+from nas.inputs import Inputs, run
 from nas.ranks import rank_and_ranks
 from nas.tasks import Task
 from nas.tasks.classification import Classification
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Inputs, Tensor]
 
 
 def shared(images: int) -> int:
@@ -168,8 +169,8 @@ class Training(pl.LightningModule):
         self.optimizer_factory, self.epochs, self.warmup_epochs = optimizer, epochs, warmup_epochs
         self.label_smoothing, self.clip, self.seed = label_smoothing, clip, seed
 
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.network(x)
+    def forward(self, x: Inputs) -> Tensor:
+        logits: Tensor = run(self.network, x)
         return logits
 
     def configure_optimizers(self) -> Any:
