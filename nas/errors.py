@@ -18,7 +18,7 @@ _PATHS = (
 
 # Page of docs/ -> what the messages speak of that it helps with, and the verbs that it is about.
 PAGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "images": (r"\bdata[.=/]|\bclass folder", ()),
+    "data": (r"\bdata[.=/]|\bclass folder", ()),
     "budgets": (r"\b(budget|cost|device|profile)[.=/]", ("profile",)),
     "spaces": (r"\bspace[.=/]", ()),
     "front": (r"\bfront=", ("extract",)),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import Logger
 from rich.table import Table
 from rich.text import Text
 
@@ -43,9 +43,9 @@ class FrontRun(Run):
     network that is best by the validation metric.
     """
 
-    def _stages(self, logger: TensorBoardLogger) -> dict[str, Any]:
+    def _stages(self, loggers: Sequence[Logger]) -> dict[str, Any]:
         started = time.monotonic()
-        found = self._find(TrainingStage(self.problem, self.run, logger))
+        found = self._find(TrainingStage(self.problem, self.run, loggers))
         chosen, cost = broadcast(lambda: (found["chosen"], found["cost"]))
         first = [Arch(self.problem.space, choices) for choices in chosen]
         asked, config = self.problem.front, broadcast(lambda: _text(self.run.config))
@@ -66,7 +66,7 @@ class FrontRun(Run):
             return {}
         if len(networks) < asked:
             print(f"\nfront={asked}: the search found no more than {len(networks)}")
-        return self._gathered(found, networks, logger, time.monotonic() - started)
+        return self._gathered(found, networks, loggers, time.monotonic() - started)
 
     def _archs(self, first: Sequence[Arch], cost: str) -> tuple[Iterator[Arch], int]:
         """The networks to train, and how many they are at most."""
@@ -87,7 +87,7 @@ class FrontRun(Run):
         self,
         found: Mapping[str, Any],
         networks: Sequence[tuple[RunDir, Mapping[str, Any]]],
-        logger: TensorBoardLogger,
+        loggers: Sequence[Logger],
         seconds: float,
     ) -> dict[str, Any]:
         """The run's own files: copies of the best network's, and those about all of them."""
@@ -116,7 +116,7 @@ class FrontRun(Run):
         with attempt("front", "no pictures of the front"):
             write_files(self.run, found["cost"])
         with attempt("tensorboard", "no final figures in TensorBoard"):
-            log_final(logger, result, self.problem)
+            log_final(loggers, result, self.problem)
         result["warnings"] = [*known["warnings"], *self.attempts.warnings]
         write_json(self.run.result, result)
         return result

@@ -1,7 +1,7 @@
 """What a run is made of, and what it searches: supernet, exact costs and budgets."""
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.arch import Arch
+from nas.config.schema import short_repr
 from nas.cost.analytic import MACs, Params
 from nas.cost.dry_run import dry_run, init_lazy, inputs_of
 from nas.cost.expected import Expected, NetworkCost, expected
@@ -56,6 +57,9 @@ class SearchProblem:
         stable_epochs: end the search once the architecture is the same for so many; None: never.
         guards: against collapse, by name.
         speed: see `nas.supernet.speed`.
+        loggers: of Lightning, or what makes one, called with what it takes of `save_dir` (the
+            run's folder) and `run_name`.
+        callbacks: of every training, or what makes one for each; None: none.
         engine: where networks are scored one by one, see `nas.search.workers.Engine`; None: here.
         about: goes into result.json as it is.
 
@@ -87,6 +91,8 @@ class SearchProblem:
     front: int = 1
     guards: Mapping[str, pl.Callback] = field(default_factory=dict)
     speed: str = "kernels"
+    loggers: Sequence[Any] = ()
+    callbacks: Sequence[Any] | None = None
     engine: Any = None
     about: Mapping[str, Any] = field(default_factory=dict)
     supernet: nn.Module = field(init=False)
@@ -111,12 +117,26 @@ class SearchProblem:
         weights = io.BytesIO()
         torch.save(self.supernet.state_dict(), weights)
         given = {one.name: getattr(self, one.name) for one in fields(self) if one.init}
+        given["loggers"] = ()  # other processes write no curves
         return {"given": given, "weights": weights.getvalue()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state["given"])  # type: ignore[misc]
         weights = torch.load(io.BytesIO(state["weights"]), map_location="cpu", weights_only=True)
         self.supernet.load_state_dict(weights)
+
+    def made_callbacks(self) -> list[pl.Callback]:
+        """The user's own callbacks for one training.
+
+        Raises:
+            UserError: what is configured is no callback of Lightning.
+        """
+        given = self.callbacks or ()
+        found = [one if isinstance(one, pl.Callback) else called(one, {}) for one in given]
+        for one in found:
+            if not isinstance(one, pl.Callback):
+                raise UserError(f"callbacks: {short_repr(one)} is no callback of Lightning")
+        return found
 
     def build(self) -> nn.Module:
         """A supernet as `seed` initialises it."""

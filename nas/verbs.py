@@ -85,6 +85,11 @@ def _search(config: DictConfig, job: Job) -> Path:
 def _finetune(config: DictConfig, job: Job) -> Path:
     if config.arch is None:
         raise UserError("nas finetune needs arch=FILE, the arch.json of the network to train")
+    if config.checkpoint is None and config.finetune.get("teacher") == "largest":
+        raise UserError(
+            "finetune.teacher=largest is a network of a trained supernet: pass checkpoint=FILE, "
+            "the last.ckpt of a search, or finetune.teacher=RUN"
+        )
     return _train(config, job)
 
 
@@ -273,8 +278,22 @@ def components_of(config: DictConfig) -> dict[str, Any]:
         "stable_epochs": config.stable_epochs,
         "guards": made(config.get("guard") or {}),
         "speed": config.speed,
+        "loggers": _loggers(config),
+        "callbacks": made(config.get("callbacks")),
         "engine": made(config.get("engine")),
     }
+
+
+def _loggers(config: DictConfig) -> Sequence[Any]:
+    """By name as configured, or as given from Python: one, or several."""
+    if "logger" not in config:  # of an earlier version
+        from nas.result import TensorBoard
+
+        return [TensorBoard]
+    found = made(config.logger) or {}
+    if isinstance(found, dict):
+        return list(found.values())
+    return found if isinstance(found, list | tuple) else [found]
 
 
 def _data(config: DictConfig) -> Any:
@@ -302,7 +321,7 @@ def about_of(config: DictConfig, job: Job) -> dict[str, Any]:
 def values_by_key(words: Sequence[str]) -> dict[str, Any]:
     """Key -> value of overrides, for result.json; those that change no result are left out."""
     given = {key.lstrip("+~"): value for key, _, value in (w.partition("=") for w in words)}
-    unimportant = ("out", "name", "keep", "resume", "trust", "threads", "trial", "engine")
+    unimportant = ("out", "name", "keep", "resume", "trust", "threads", "trial", "engine", "logger")
     return {k: yaml.safe_load(v) for k, v in given.items() if k.split(".")[0] not in unimportant}
 
 

@@ -133,8 +133,8 @@ _TRAINERS = ("pytorch_lightning.Trainer", "pytorch_lightning.trainer.trainer.Tra
 # What a run sets itself -> the keys that say it.
 _SET_BY_RUN = {
     "max_epochs": "search.epochs and finetune.epochs",
-    "callbacks": "guard",
-    "logger": "out and name",
+    "callbacks": "callbacks",
+    "logger": "logger",
     "default_root_dir": "out and name",
     "enable_model_summary": "`nas draw`",
     "enable_checkpointing": "nothing, every epoch is saved",

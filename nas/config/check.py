@@ -1,6 +1,7 @@
 """Check a configuration before anything of it is made: what needs no import, then the calls."""
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,10 @@ def check_words(config: DictConfig, data: bool = True) -> None:
 
 def _check_data(data: Any) -> None:
     if data._target_ == "nas.data.image_folder":
-        check_images(data.get("root"))
+        if data.get("labels") is None:
+            check_images(data.get("root"))
+        else:
+            existing_folder(data.get("root"), "the folder of the images that data.labels names")
     elif data.get("download") is False and "root" in data:
         existing_folder(data.root, f"the folder that holds {data.get('name')}")
 
@@ -74,6 +78,7 @@ def _checked_words(config: DictConfig) -> list[tuple[str, Mapping[str, Any]]]:
     _check_run(resolved)
     _check_groups(resolved)
     _check_device(resolved)
+    _check_loggers(resolved)
     return list(_targets(resolved, ""))
 
 
@@ -126,8 +131,10 @@ def _check_groups(config: Mapping[Any, Any]) -> None:
             raise UserError(
                 f"{group} lacks `_partial_: true`: {node['_target_']} is called later, with {names}"
             )
-    for group in ("cost", "guard"):
+    for group in ("cost", "guard", "logger"):
         nodes = config.get(group) or {}
+        if isinstance(nodes, Mapping) and _is_given(nodes):
+            continue
         for name, node in nodes.items() if isinstance(nodes, Mapping) else [("", nodes)]:
             if not isinstance(node, Mapping) or "_target_" not in node:
                 raise UserError(
@@ -139,6 +146,13 @@ def _check_groups(config: Mapping[Any, Any]) -> None:
 def _is_given(node: Mapping[str, Any]) -> bool:
     """Whether an object stands there, which was given from Python."""
     return bool(node.get("_target_") == given.TARGET)
+
+
+def _check_loggers(config: Mapping[Any, Any]) -> None:
+    """Lightning's own classes find out what they lack when the first is made, after minutes."""
+    for name in ("mlflow", "wandb"):
+        if name in (config.get("logger") or ()) and find_spec(name) is None:
+            raise UserError(f"logger={name} needs a package: pip install 'dnas[{name}]'")
 
 
 def _check_device(config: Mapping[Any, Any]) -> None:

@@ -87,9 +87,10 @@ def given(key: str, kind: str, sizes: str = "") -> Any:
         UserError: none is given now.
     """
     if key not in _objects.get():
+        name = key.removesuffix(".source")
         raise UserError(
-            f"{key} was given from Python ({kind}), and a run's folder does not hold it: give it "
-            f"again, nas.open_run(FOLDER, {key.replace('.', '__')}=...)"
+            f"{name} was given from Python ({kind}), and a run's folder does not hold it: give it "
+            f"again, nas.open_run(FOLDER, {name.replace('.', '__')}=...)"
         )
     return _objects.get()[key]
 

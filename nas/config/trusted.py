@@ -19,7 +19,7 @@ from nas.config.help import config_dir
 from nas.errors import UserError
 
 TARGET, PARTIAL = "_target_", "_partial_"
-_NAMES = ("cost", "guard", "regularizers")  # whose keys are names that a user gives
+_NAMES = ("cost", "guard", "logger", "regularizers")  # whose keys are names that a user gives
 _WHOLE = ("trainer",)  # of these objects only the keys that the shipped files set
 _SHOWN = 5  # findings in one message
 _REFERENCE = re.compile(r"\$\{oc\.select:(\w+),null\}")  # `device: ${oc.select:device,null}`

@@ -77,10 +77,11 @@ def image_folder(
     channels: Channels = 3,
     unreadable: Unreadable = "skip",
     value_range: Levels | None = None,
+    labels: Name | None = None,
     **options: Unpack[DataOptions],
 ) -> DataModule:
-    """A user's own images, one folder per class; see `ImageFolder`."""
-    source = ImageFolder(root, size, channels, unreadable, value_range)
+    """A user's own images, by folder or by a table; see `ImageFolder`."""
+    source = ImageFolder(root, size, channels, unreadable, value_range, labels)
     # Colour images are mostly photographs; grey ones as often are signs, which have a direction.
     return DataModule(source, auto_augment="crop_flip" if channels == 3 else "none", **options)
 

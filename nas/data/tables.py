@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nas.config.schema import Name
 from nas.errors import UserError, needed
 
+Array = NDArray[Any]
 Columns = Name | Sequence[Name] | None
 ENDINGS = (".csv", ".parquet", ".npz")
 COLUMNS = f"of {', '.join(ENDINGS)}"
@@ -60,6 +62,52 @@ def column(table: Any, name: str, path: Path, key: str = "path") -> Any:
         )
         raise wrong(path, f"has no column {name!r}, it has {there}", key)
     return table[name]
+
+
+def complete(table: Any, name: str, path: Path, key: str = "path") -> Any:
+    """A column that lacks no value.
+
+    Raises:
+        UserError: it lacks one, or there is no such column.
+    """
+    values = column(table, name, path, key)
+    if values.isna().any():
+        row = int(values.isna().to_numpy().argmax())
+        raise wrong(path, f"column {name!r} has no value in row {row}: leave such rows out", key)
+    return values
+
+
+def targets_of(
+    tables: Sequence[tuple[Path, Any]], names: Sequence[str], option: str, key: str = "path"
+) -> tuple[list[Array], tuple[str, ...]]:
+    """Targets ``(rows, K)`` of each table, int64 or float64; names of classes, if they are texts.
+
+    Args:
+        tables: each with the file that it is from.
+        names: of K columns: one of texts or numbers, or several of numbers.
+        option: that names the columns, and `key`: that names the file, for messages.
+    """
+    columns = [[complete(table, name, path, key) for name in names] for path, table in tables]
+    kinds = {values.dtype.kind for own in columns for values in own}
+    if kinds <= set("biuf"):
+        kind = np.float64 if "f" in kinds else np.int64
+        rows = [np.zeros((0, len(table))) for _, table in tables]
+        made = [np.stack(own) if own else none for own, none in zip(columns, rows, strict=True)]
+        return [own.T.astype(kind) for own in made], ()
+    if len(names) > 1:
+        text = next(
+            n
+            for own in columns
+            for n, v in zip(names, own, strict=True)
+            if v.dtype.kind not in "biuf"
+        )
+        raise UserError(
+            f"data.{option}: several targets must be numbers, and column {text!r} has texts."
+        )
+    texts = [own[0].astype(str).to_numpy(dtype=str) for own in columns]
+    classes, codes = np.unique(np.concatenate(texts), return_inverse=True)
+    ends = np.cumsum([len(own) for own in texts])[:-1]
+    return [own[:, None] for own in np.split(codes.reshape(-1), ends)], tuple(map(str, classes))
 
 
 def wrong(path: Path, why: str, key: str = "path") -> UserError:

@@ -10,17 +10,25 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import NDArray
 
 from nas.config.folders import part_folders
 from nas.config.schema import Count, Name, Whole, checked
 from nas.data.splits import Arrays, Part
-from nas.data.tables import COLUMNS, ENDINGS, Columns, column, read_table, wrong
+from nas.data.tables import (
+    COLUMNS,
+    ENDINGS,
+    Array,
+    Columns,
+    column,
+    complete,
+    read_table,
+    targets_of,
+    wrong,
+)
 from nas.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 _STRETCHES = 20  # of a lone file: each is in one part
-Array = NDArray[Any]
 Mixed = Literal["auto", "majority", "last", "mean", "drop", "refuse"]
 Piece = tuple[Array, Array, list[str]]  # samples, targets, groups of the windows of a run
 
@@ -77,7 +85,9 @@ class Windows:
         files = _files(Path(str(self.path)).expanduser())
         tables = [(part, path, read_table(path)) for part, paths in files.items() for path in paths]
         channels, names = self._columns(*tables[0][1:])
-        targets, classes = _targets(tables, [] if self.horizon else names)
+        targets, classes = targets_of(
+            [table[1:] for table in tables], [] if self.horizon else names, "target"
+        )
         if classes and self.mixed == "mean":
             raise UserError("data.mixed=mean is for numbers, and data.target has texts: majority.")
         found: dict[Part, list[Piece]] = {part: [] for part in files}
@@ -225,37 +235,9 @@ _RULES: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def _targets(
-    tables: Sequence[tuple[Part, Path, Any]], names: Sequence[str]
-) -> tuple[list[Array], tuple[str, ...]]:
-    """Targets ``(rows, K)`` of each table, and the names of the classes where they are texts."""
-    columns = [[_complete(table, name, path) for name in names] for _, path, table in tables]
-    kinds = {values.dtype.kind for own in columns for values in own}
-    if kinds <= set("biuf"):
-        kind = np.float64 if "f" in kinds else np.int64
-        rows = [np.zeros((0, len(table))) for *_, table in tables]
-        made = [np.stack(own) if own else none for own, none in zip(columns, rows, strict=True)]
-        return [own.T.astype(kind) for own in made], ()
-    if len(names) > 1:
-        raise UserError(f"data.target={list(names)}: several targets must be numbers, not texts.")
-    texts = [own[0].astype(str).to_numpy(dtype=object) for own in columns]
-    classes, codes = np.unique(np.concatenate(texts).astype(str), return_inverse=True)
-    ends = np.cumsum([len(own) for own in texts])[:-1]
-    return [own[:, None] for own in np.split(codes.reshape(-1), ends)], tuple(map(str, classes))
-
-
-def _complete(table: Any, name: str, path: Path) -> Any:
-    """A column that lacks no value."""
-    values = column(table, name, path)
-    if values.isna().any():
-        row = int(values.isna().to_numpy().argmax())
-        raise wrong(path, f"column {name!r} has no value in row {row}: leave such rows out")
-    return values
-
-
 def _marks(table: Any, name: str, path: Path) -> Array:
     """A column as texts that are compared."""
-    return cast(Array, _complete(table, name, path).astype(str).to_numpy(dtype=object))
+    return cast(Array, complete(table, name, path).astype(str).to_numpy(dtype=object))
 
 
 def _numbers(table: Any, name: str, path: Path) -> Array:

@@ -25,6 +25,7 @@ from torch.func import functional_call
 from nas.arch import Option
 from nas.decision import Decision, Searchable
 from nas.errors import UserError
+from nas.ops.blocks import Residual
 from nas.supernet.relax import Relaxation, RelaxedDecision, softmax
 
 
@@ -244,9 +245,11 @@ class ElasticWidth(ElasticChannels):
     def forward(self, x: Tensor) -> Tensor:
         outputs, there = prefix(theta_of(self.out_channels, x), options_of(self.out_channels))
         form = self._form(x.shape[1], outputs).train(self.training)
+        masked = isinstance(form, Residual) and there is not None
         # Statistics of norms are updated in place, and slices are views.
-        y: Tensor = functional_call(form, self._slices(form), (x,))
-        return weighted(y, there, 1)
+        mask = {"mask": there} if masked else {}
+        y: Tensor = functional_call(form, self._slices(form), (x,), mask)
+        return y if masked else weighted(y, there, 1)
 
     def materialize(self, options: Mapping[Decision, Option]) -> nn.Module:
         """The plain op of these channels, with copies of the weights it uses."""

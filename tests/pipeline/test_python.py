@@ -13,10 +13,12 @@ from typing import Any
 import hydra
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from hydra import version
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from pytorch_lightning.loggers import Logger
 from torch import nn
 
 import nas
@@ -24,6 +26,7 @@ from nas.artifacts import RunDir
 from nas.cli import run
 from nas.config.compose import parse_overrides, value_of
 from nas.config.given import Given
+from nas.result import TensorBoard
 
 SMALL: dict[str, Any] = {
     "search": "spos",
@@ -253,3 +256,105 @@ def test_inside_an_application_of_hydra(
 
     main()
     assert ended
+
+
+class Memory(Logger):
+    """What a run tells a logger that it does not know, which has no `experiment`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[dict[str, float]] = []
+        self.params: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        return "memory"
+
+    @property
+    def version(self) -> str:
+        return "0"
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.append(metrics)
+
+    def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
+        self.params |= params
+
+
+class Stop(pl.Callback):
+    """Presses Ctrl-C in the last of the trainings, before its end."""
+
+    pressed = 0
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        type(self).pressed += 1
+        if type(self).pressed == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_is_interrupted_and_goes_on(tmp_path: Path) -> None:
+    """With callbacks of one's own and loggers; bit for bit as a run that was not interrupted."""
+    made: dict[str, Any] = {"data": "digits", "out": tmp_path, "search": "bilevel"}
+    made |= {key: one for key, one in SMALL.items() if not key.startswith("search")}
+    made |= {"search__epochs": 2, "search__warmup_epochs": 1, "finetune__epochs": 2}
+    handler, memory = signal.getsignal(signal.SIGINT), Memory()
+    given = {"logger": {"tensorboard": TensorBoard, "mine": memory}, "callbacks": [Stop]}
+    with pytest.raises(KeyboardInterrupt, match=r"Go on with: nas.search\(..., resume="):
+        nas.search(name="a", **given, **made)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert not (tmp_path / "a/result.json").exists()
+    assert (tmp_path / "a/last.ckpt").exists()
+    assert "search/entropy" in {name for row in memory.rows for name in row}
+    assert memory.params["space"] == "chain_tiny"
+
+    resumed = nas.search(resume=True, logger=memory, callbacks=[Stop], **made)
+    whole = nas.search(name="b", logger="csv", callbacks=[Stop()], **made)
+    assert resumed.folder == tmp_path / "a"
+    assert resumed.best.metrics == whole.best.metrics
+    assert Stop.pressed == 3 + 2 + 4  # the epoch that was broken off is done again
+    assert "final/test_acc" in memory.rows[-1]
+    table = (whole.folder / "csv/version_0/metrics.csv").read_text()
+    assert "search/entropy" in table
+    assert "finetune/loss_train" in table
+    assert not list(whole.folder.rglob("events.*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"logger": "wandb"}, r"pip install 'dnas\[wandb\]'"),
+        ({"logger": "wnadb"}, "wandb"),
+        ({"logger": object()}, "no logger of Lightning"),
+        ({"callbacks": [object]}, "no callback of Lightning"),
+        ({"callbacks": 3}, "callbacks=3 must be a list"),
+        ({"trainer": {"precision": "8-exact"}}, "precision"),
+        ({"**": 1}, r"\*\*"),
+    ],
+)
+def test_wrong_loggers_and_callbacks(
+    arguments: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(nas.UserError, match=said):
+        nas.search(**{**SMALL, **arguments})
+
+
+def test_data_of_ones_own(tmp_path: Path) -> None:
+    """Tensors; the folder does not hold them, and an export asks for them."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(300, 1, 8, 8, generator=generator), torch.arange(300) % 3
+    table = {"name": "mine", "stages": [{"ops": ["conv_k3", "sep_k3"], "channels": 4}]}
+    given = {**SMALL, "search": "random", "data__augment": "none"}
+    given = {k: v for k, v in given.items() if not k.startswith("search__")}
+    made = nas.search(table, (x, y), out=tmp_path, name="a", seed=3, **given)
+    assert made.best.network(x[:2]).shape == (2, 3)
+    assert made.best.arch.space == "mine"
+    alone = nas.open_run(made.folder)
+    assert nas.arch_of(alone.best.network).choices == {}  # the folder holds what the space is
+    with pytest.raises(nas.UserError, match="data was given from Python") as refused:
+        alone.best.export("python", latency=False)
+    assert "\n" not in str(refused.value)
+    assert nas.open_run(made.folder, data=(x, y)).best.export("python", latency=False)
+    others = nas.search(table, (x[:200], y[:200]), out=tmp_path, resume=True, seed=3, **given)
+    assert others.folder != made.folder  # of other sizes, so another run

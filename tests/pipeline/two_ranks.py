@@ -98,7 +98,7 @@ KINDS: dict[str, list[str]] = {
         "guard.skips.first=1",
     ],
     "stable": ["bilevel", *DESCENT, "search.epochs=5", "stable_epochs=1"],
-    "front": ["fairnas", *SHOTS, "front=2"],
+    "front": ["fairnas", *SHOTS, "front=2", "finetune.teacher=largest"],
 }  # fmt: skip
 
 # One of each way to go on: the others differ from one of these in how they train or ask, not in

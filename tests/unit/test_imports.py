@@ -26,7 +26,7 @@ FLOORS = (
     "cost",
     "lowering objective selection recalibrate train problem",
     "search report latency export",
-    "result pipeline front estimate verbs launch",
+    "teacher result pipeline front estimate verbs launch",
     "extract export.command process finished api cli",
 )
 RANK = {name: rank for rank, name in enumerate(" ".join(FLOORS).split())}

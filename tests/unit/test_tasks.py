@@ -20,6 +20,7 @@ from nas.tasks.anomaly import Anomaly
 from nas.tasks.classification import Classification, task_of
 from nas.tasks.forecasting import Forecasting
 from nas.tasks.multilabel import Multilabel
+from nas.teacher import _Matched
 from nas.train import Training
 
 
@@ -81,6 +82,53 @@ def test_a_task_of_another_kind_is_trained_and_ranked():
     ranked = validated(network, Regression(), loader, torch.device("cpu"))
     assert ranked == pytest.approx({name: float(logged[name]) for name in ranked}, rel=1e-4)
     assert ranked["val_mae"] < 0.1 * before["val_mae"]
+
+
+@pytest.mark.parametrize("task", [Classification(3), Multilabel(), regression.Regression()])
+def test_a_teacher_adds_its_part_to_the_loss_and_is_not_saved(task):
+    torch.manual_seed(0)
+    network, teacher = nn.Linear(4, 3), nn.Sequential(nn.Linear(4, 3), nn.Dropout())
+    x, y = torch.randn(6, 4), torch.randint(3, (6,))
+    y = y if isinstance(task, Classification) else F.one_hot(y, 3).float()
+    task.outputs = 3
+    module = Training(
+        network, partial(torch.optim.SGD, lr=0.1), epochs=1, task=task, teacher=teacher,
+        temperature=3.0, teacher_weight=0.25,
+    )  # fmt: skip
+    module.log_dict = lambda *_, **__: None
+    module._trainer = SimpleNamespace(current_epoch=0)
+    module.on_fit_start()
+    with torch.no_grad():
+        outputs, taught = network(x), teacher[0](x)
+    if isinstance(task, Classification):
+        soft = -((taught / 3).softmax(1) * (outputs / 3).log_softmax(1)).sum(1).mean()
+    elif isinstance(task, Multilabel):
+        p, q = (taught / 3).sigmoid(), (outputs / 3).sigmoid()
+        soft = -(p * q.log() + (1 - p) * (1 - q).log()).mean()
+    else:
+        soft = (outputs - taught).square().mean() / 9
+    loss = module.training_step((x, y), 0)
+    assert_close(loss, 0.75 * task.loss(outputs, y) + 0.25 * 9 * soft)
+    loss.backward()
+    assert network.weight.grad.abs().sum() > 0
+    assert teacher[0].weight.grad is None
+    assert set(module.state_dict()) == {"network.weight", "network.bias"}
+
+
+def test_a_teacher_of_another_run_gets_and_gives_the_units_of_this_one():
+    task = regression.Regression()
+    task.mean, task.std = torch.tensor([3.0]), torch.tensor([2.0])
+    data = SimpleNamespace(task=task, mean=[1.0, 0.0], std=[2.0, 1.0], input_shape=(2, 4))
+    known, measured = {"mean": [0.0, 5.0], "std": [1.0, 3.0]}, {"mean": [1.0], "std": [4.0]}
+    network = nn.Sequential(nn.Flatten(), nn.Linear(8, 1))
+    samples = torch.randn(5, 2, 4)
+
+    def normalised(mean, std):
+        return (samples - torch.tensor(mean)[:, None]) / torch.tensor(std)[:, None]
+
+    found = _Matched(network, known, measured, data)(normalised(data.mean, data.std))
+    wanted = 4 * network(normalised(**known)) + 1
+    assert_close(2 * found + 3, wanted)
 
 
 def test_smoothing_moves_labels_towards_a_half():
