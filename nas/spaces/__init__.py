@@ -11,10 +11,11 @@ from nas.spaces.autoencoder import Autoencoder
 from nas.spaces.darts import Darts
 from nas.spaces.nas_bench_201 import NasBench201
 from nas.spaces.staged import StagedSpace
+from nas.spaces.transformer import Transformer
 
 SPACES: dict[str, type[nn.Module]] = {
     f"{space.__module__}.{space.__qualname__}": space
-    for space in (StagedSpace, NasBench201, Darts, Autoencoder)
+    for space in (StagedSpace, NasBench201, Darts, Autoencoder, Transformer)
 }
 
 

@@ -60,6 +60,16 @@ def test_exporters_with_every_operation(name, tmp_path):
     check(name, discretize(randomized(space).eval()), tmp_path)
 
 
+@pytest.mark.parametrize("name", ["tcn", "vit_tiny", "recurrent"])
+def test_spaces_of_sequences_in_onnx(name, tmp_path):
+    if name == "recurrent":
+        stages = [{"ops": [op], "channels": 5} for op in ("lstm", "gru")]
+        space: nn.Module = StagedSpace((2, 8), 3, stages)
+    else:
+        space = built(name, (2, 8), width=0.1)
+    check("onnx", discretize(randomized(space).eval()), tmp_path)
+
+
 def test_the_list_of_formats_is_whole():
     assert list(chosen(FORMATS, nn.Identity())) == list(FORMATS)
 
