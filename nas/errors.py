@@ -38,8 +38,12 @@ def page_of(message: str, verb: str) -> str | None:
 class UserError(ValueError):
     """A mistake in what the user gave: what is wrong, the value, what is allowed, how to fix it.
 
-    The command line prints it as one line and ends with exit code 2.
+    The command line prints it as one line and ends with exit code 2; a notebook shows that line.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows instead of a traceback, which is of no use to the user."""
+        return [f"{type(self).__name__}: {self}"]
 
 
 class FolderTakenError(UserError):

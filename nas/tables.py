@@ -46,7 +46,7 @@ class Grid:
         for row in self.rows:
             table.add_row(*map(Text, row))
         out = StringIO()
-        console = Console(file=out, width=WIDTH, color_system=None)
+        console = Console(file=out, width=WIDTH, color_system=None, force_jupyter=False)
         console.print(*map(Text, self.lines), table, sep="\n")
         return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 

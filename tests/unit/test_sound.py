@@ -9,6 +9,7 @@ import pytest
 import soundfile
 import torch
 
+import nas
 from nas.arch import Arch
 from nas.cli import run
 from nas.cost.analytic import MACs, Params
@@ -17,7 +18,7 @@ from nas.data import sound_folder
 from nas.decision import apply
 from nas.discretization import discretize
 from nas.errors import UserError
-from nas.ops.logmel import LogMel, mel_bands
+from nas.ops.logmel import LogMel, fourier, mel_bands
 from nas.spaces.staged import StagedSpace
 
 RATE = 1000
@@ -93,7 +94,7 @@ def test_words_are_kept_others_are_unknown_and_noise_is_silence(
     tmp_path: Path, lists: bool
 ) -> None:
     folder(tmp_path, "abcd", files=10)
-    write(tmp_path / "_background_noise_/hum.wav", tone(30, 2.5) + np.linspace(0, 0.1, 2500))
+    write(tmp_path / "_background_noise_/hum.wav", tone(40, 2.5) + np.linspace(0, 0.1, 2500))
     if lists:
         for name, i in {"validation": 2, "testing": 8}.items():
             lines = (f"{label}/s{i // 2}_nohash_{i}.wav\n" for label in "abcd")
@@ -103,6 +104,10 @@ def test_words_are_kept_others_are_unknown_and_noise_is_silence(
     counts = {part: torch.bincount(arrays.targets[i]).tolist() for part, i in arrays.given.items()}
     if lists:
         assert counts == {"train": [8] * 4, "val": [1] * 4, "test": [1] * 4}
+        # The noise rises: what validates and tests is behind all that trains.
+        noisy = {part: i[arrays.targets[i] == 3] for part, i in arrays.given.items()}
+        levels = {part: arrays.samples[i].float().mean((1, 2)) for part, i in noisy.items()}
+        assert levels["train"].max() < levels["val"].min() < levels["test"].min()
     else:
         assert counts == {"train": [10] * 4}
     noise = arrays.samples[arrays.targets == 3, 0, 0].tolist()
@@ -216,6 +221,10 @@ def test_sounds_are_searched_and_exported_as_samples(tmp_path: Path, monkeypatch
         "front=1", "trainer.enable_progress_bar=false", "name=a",
     ]  # fmt: skip
     assert run(["search", *words]) == 0
+    found = nas.load("runs/a").features.front.frames.weight
+    window = found.shape[-1]
+    frequencies, _ = mel_bands(RATE, window, 10, 20, 400)
+    assert torch.equal(found, fourier(window, frequencies / RATE).float())  # not trained
     assert run(["export", "runs/a", "format=onnx", "latency=false"]) == 0
     exported = json.loads(Path("runs/a/export/export.json").read_text())["formats"]["onnx"]
     assert exported["max_abs_diff"] < 1e-3
