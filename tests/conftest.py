@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 # Before torch is imported. Sums change with the number of threads, and xdist runs two processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Each Trainer looks through all installed packages for callbacks, a tenth of the time of a tiny run.
+# Each Trainer looks through all installed packages for callbacks: a tenth of a tiny run.
 importlib.metadata.entry_points = cache(importlib.metadata.entry_points)
 
 settings.register_profile(
