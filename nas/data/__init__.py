@@ -27,6 +27,7 @@ from nas.config.folders import existing_folder
 from nas.config.schema import Count, Name, Positive, Whole
 from nas.data.datamodule import DataModule, DataOptions
 from nas.data.folder import Channels, ImageFolder, Unreadable
+from nas.data.machine import MachineSounds
 from nas.data.npz import NpzFile
 from nas.data.sound import Silent, SoundFolder
 from nas.data.splits import Arrays, Levels, Part, Source
@@ -45,6 +46,7 @@ __all__ = [
     "digits",
     "fashion_mnist",
     "image_folder",
+    "machine_sounds",
     "sound_folder",
     "windows",
 ]
@@ -105,6 +107,20 @@ def sound_folder(
     """Sounds, one folder per class, see `SoundFolder`."""
     source = SoundFolder(root, rate, seconds, resample, silent, words, silence, speaker)
     return DataModule(source, **options)
+
+
+def machine_sounds(
+    root: str | None = None,
+    rate: Count = 16000,
+    mels: Count = 128,
+    window: Count = 1024,
+    hop: Count = 512,
+    frames: Count = 5,
+    step: Count = 5,
+    **options: Unpack[DataOptions],
+) -> DataModule:
+    """Sounds of a machine, normal and anomalous, see `MachineSounds`."""
+    return DataModule(MachineSounds(root, rate, mels, window, hop, frames, step), **options)
 
 
 def windows(

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from nas.cli import run
 from nas.data.own import as_data_module
+from nas.supernet.choice import ChoiceBlock
 
 WORDS = [
     "space.width=0.25", "threads=1", "onnx=false", "search.epochs=1", "search.ranking.trials=3",
@@ -101,3 +103,53 @@ def test_a_lightning_data_module_is_searched_by_the_command(tmp_path, monkeypatc
     }  # fmt: skip
     assert result["metrics"]["test_acc"] > 0.6
     assert Path("runs/a/report.html").is_file()
+
+
+class Fused(torch.nn.Module):
+    """A supernet of an image and a number that says more."""
+
+    name = "fused"
+
+    def __init__(self, input_shape: Any, num_outputs: int) -> None:
+        super().__init__()
+        assert input_shape == {"image": (1, 8, 8), "row": ()}
+        options = {str(k): torch.nn.Conv2d(1, 4, k, padding=k // 2) for k in (1, 3)}
+        self.body = ChoiceBlock(options)
+        self.norm = torch.nn.BatchNorm2d(4)
+        self.rows = torch.nn.Embedding(2, 4)
+        self.head = torch.nn.Linear(8, num_outputs)
+
+    def forward(self, image: Tensor, row: Tensor) -> Tensor:
+        seen = self.norm(self.body(image)).relu().mean((2, 3))
+        return self.head(torch.cat([seen, self.rows(row)], 1))
+
+
+def fused() -> dict[str, Any]:
+    """Of which the second input tells the class."""
+    return {"x": {"image": X, "row": Y}, "y": Y}
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["search=bilevel", "search.warmup_epochs=0"]], ids=["ranked", "bilevel"]
+)
+def test_a_network_of_several_inputs(tmp_path, monkeypatch, capsys, more):
+    monkeypatch.chdir(tmp_path)
+    Path("own/space").mkdir(parents=True)
+    Path("own/space/fused.yaml").write_text(f"_target_: {__name__}.Fused\n_partial_: true\n")
+    words = [w for w in WORDS if "width" not in w and not (more and "ranking" in w)]
+    source = f"data.source={{_target_:{__name__}.fused}}"
+    words += ["data=own", source, "space=fused", "data.batch_size=16", "onnx=true", *more]
+    assert run(["search", "--config-dir", "own", *words, "finetune.epochs=3"]) == 0
+    result = json.loads(Path("runs/a/result.json").read_text())
+    assert result["input"]["shape"] == {"image": [1, 8, 8], "row": []}
+    assert result["metrics"]["test_acc"] > 0.6
+    assert result["onnx_max_abs_diff"] < 1e-4
+    assert not result["warnings"]
+    assert "image 1 x 8 x 8 and row 1" in capsys.readouterr().out
+    if not more:
+        assert run(["export", "runs/a", "format=onnx,state_dict", "latency=false"]) == 2  # trust
+        assert run(["export", "runs/a", "format=onnx,state_dict", "trust=true"]) == 0
+        assert "row `[N]`" in Path("runs/a/export/card.md").read_text()
+        for name in ("int8_onnx", "python"):
+            assert run(["export", "runs/a", f"format={name}", "trust=true", "overwrite=true"]) == 2
+            assert "several: choose out of" in capsys.readouterr().err
