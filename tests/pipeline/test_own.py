@@ -9,10 +9,17 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from nas.cli import run
 from nas.data.own import as_data_module
+from nas.errors import UserError
 from nas.supernet.choice import ChoiceBlock
 
 WORDS = [
@@ -153,3 +160,65 @@ def test_a_network_of_several_inputs(tmp_path, monkeypatch, capsys, more):
         for name in ("int8_onnx", "python"):
             assert run(["export", "runs/a", f"format={name}", "trust=true", "overwrite=true"]) == 2
             assert "several: choose out of" in capsys.readouterr().err
+
+
+class Endless(IterableDataset):
+    """Without a length."""
+
+    def __iter__(self) -> Any:
+        return iter([(X[0], 0)])
+
+
+def pairs(y: Any) -> TensorDataset:
+    """With targets of its own."""
+    return TensorDataset(X[: len(y)], y)
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "no length": (Endless(), "cannot be read by position"),
+    "too few to split": (pairs(Y[:3]), "at least 3 are needed"),
+    "no pairs": (TensorDataset(X), "it must give pairs (x, y)"),
+    "three parts": (TensorDataset(X, X, Y), "gives 3 parts"),
+    "numbers": (pairs(torch.rand(200)), "task=regression"),
+    "other shapes": ([(X[0, :, : 1 + i // 100], 1) for i in range(200)], "Dataset"),
+    "empty": (TensorDataset(X[:0], Y[:0]), "is empty"),
+    "nothing": (3, "int is none of a LightningDataModule"),
+    "no train part": ({"val": pairs(Y)}, "there is no train part"),
+    "unknown part": ({"train": pairs(Y), "tset": pairs(Y)}, "'tset' is none of the parts"),
+    "fails": (lambda: 1 / 0, "ZeroDivisionError"),
+    "rows": ((X, Y[:9]), "200 rows and y is (9,)"),
+    "texts": ((X, np.array(["a"] * 200)), "must be numbers"),
+    "sampler": (
+        DataLoader(pairs(Y), sampler=WeightedRandomSampler([1.0] * 200, 200)), "weights=balanced"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_data_are_refused_in_one_line(case):
+    data, said = BAD[case]
+    with pytest.raises(UserError) as refused:
+        as_data_module(data, batch_size=8).setup()
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_in_memory_or_not_the_batches_are_the_same():
+    kept, asked = (as_data_module(Pixels(), in_memory=m) for m in (True, False))
+    for one, other in zip(kept.weight_loader(), asked.weight_loader(), strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+
+
+def test_own_augmentations_differ_between_epochs_and_repeat_in_each():
+    data = as_data_module(Pixels(noise=1.0))
+    assert not isinstance(data.arrays.samples, Tensor)
+    state = torch.get_rng_state()
+    loader = data.weight_loader()
+    epochs = []
+    for epoch in (0, 1, 0):
+        loader.sampler.set_epoch(epoch)
+        epochs.append(torch.cat([x for x, _ in loader]))
+    assert torch.equal(epochs[0], epochs[2])
+    assert not torch.equal(epochs[0].sort().values, epochs[1].sort().values)
+    assert torch.equal(state, torch.get_rng_state())
