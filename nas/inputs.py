@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -17,6 +18,11 @@ def run(network: nn.Module, inputs: Inputs | tuple[Any, ...] | Mapping[str, Any]
     if isinstance(inputs, Tensor):
         return network(inputs)
     return network(**inputs) if isinstance(inputs, Mapping) else network(*inputs)
+
+
+def arguments(inputs: Inputs) -> tuple[Any, ...] | Mapping[str, Any]:
+    """By position, or by name."""
+    return (inputs,) if isinstance(inputs, Tensor) else inputs
 
 
 def shapes_of(inputs: Inputs) -> Shapes:
@@ -47,4 +53,10 @@ def zeros(inputs: Inputs, count: int = 1, device: Any = None) -> Inputs:
 def moved(inputs: Inputs, device: Any) -> Inputs:
     """A batch on another device."""
     found: Inputs = tree_map(lambda x: x.to(device), inputs)
+    return found
+
+
+def device_of(inputs: Inputs) -> torch.device:
+    """Where a batch is."""
+    found: torch.device = tree_leaves(inputs)[0].device
     return found

@@ -15,11 +15,13 @@ from torch import nn
 from nas.arch import Arch
 from nas.artifacts import RunDir
 from nas.artifacts.files import is_main, write_atomic, write_json
+from nas.cost.dry_run import inputs_of
 from nas.diagnostics import Attempts
 from nas.discretization import discretize
 from nas.errors import InterruptedRunError, UserError
 from nas.export import load_supernet, onnx, state_bytes
 from nas.export.loading import check_checkpoint
+from nas.inputs import moved, some, zeros
 from nas.latency.command import write_picture
 from nas.latency.job import NAME as LATENCY
 from nas.latency.job import measured_fields
@@ -139,7 +141,7 @@ class Run:
             )
         network = discretize(self.supernet, arch)
         if self.task.outputs is not None:
-            check_logits(network, problem.data.input_shape, self.task.outputs)
+            check_logits(network, problem.data.example, self.task.outputs)
         self._training(network)
 
     def _searcher(self) -> Search:
@@ -214,13 +216,13 @@ class Run:
             self._measure(network, result, loggers)
         if self.problem.onnx:
             with attempt("onnx", "no ONNX file"):
-                example = next(iter(self.problem.data.test_dataloader()))[0][:16]
+                example = some(next(iter(self.problem.data.test_dataloader()))[0], slice(16))
                 result["onnx_max_abs_diff"] = onnx(network, example, self.run.onnx)
         if result["parts"]:
             with attempt("drawing", "no drawing of the network"):
                 write_drawing(self.run, result)
         with attempt("graph", "no graph of the network in TensorBoard"):
-            log_graph(loggers, network, self.problem.data.input_shape)
+            log_graph(loggers, network, self.problem.data.example)
         with attempt("tensorboard", "no final figures in TensorBoard"):
             log_final(loggers, result, self.problem)
         write_json(self.run.result, result)
@@ -256,7 +258,7 @@ class Run:
         checkpoint = self.run.finetune_checkpoint
         callbacks = [watch, TrainingTelemetry(), LastCheckpoint(checkpoint)]
         trainer = stage.trainer(module.epochs, callbacks)
-        sample = torch.zeros(2, *data.input_shape, device=trainer.strategy.root_device)
+        sample = zeros(data.example, 2, trainer.strategy.root_device)
         prepare_network(module.network, self.problem.speed, sample)
         inherited = [module.network] if self.problem.inherit else []
         for network in [*inherited, *(module.teachers if self.teacher == LARGEST else ())]:
@@ -284,14 +286,14 @@ class Run:
         network.to(device)
         data = self.problem.data
         with each_rank_alone(data):  # the same statistics on every rank
-            recalibrate(network, (x.to(device) for x, _ in data.calibration_loader()))
+            recalibrate(network, (moved(x, device) for x, _ in data.calibration_loader()))
         network.cpu()
 
     def _measure(
         self, network: nn.Module, result: dict[str, Any], loggers: Sequence[Logger]
     ) -> None:
         """Where latency is a cost: that of the network itself, beside the prediction."""
-        inputs = (torch.zeros(1, *self.problem.data.input_shape),)
+        inputs: Any = inputs_of(self.problem.data.example, network)
         fields = measured_fields(network, inputs, self.problem.costs, self.arch)
         if not fields:
             return
@@ -303,10 +305,10 @@ class Run:
 
     def _parts(self) -> list[dict[str, Any]]:
         assert self.arch is not None
-        shape = self.problem.data.input_shape
+        example = self.problem.data.example
         parts: list[dict[str, Any]] = []
         with self.attempts.attempt("parts", "no list of the network's parts"):
-            found = summarize(self.supernet, self.arch, shape, self.problem.priced)
+            found = summarize(self.supernet, self.arch, example, self.problem.priced)
             parts = [part.to_json() for part in found]
         return parts
 

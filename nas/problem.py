@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nas.arch import Arch
 from nas.config.schema import short_repr
 from nas.cost.analytic import MACs, Params
-from nas.cost.dry_run import dry_run, init_lazy, inputs_of, run
+from nas.cost.dry_run import dry_run, init_lazy, inputs_of
 from nas.cost.expected import Expected, NetworkCost, expected
 from nas.cost.layer import LayerCost
 from nas.cost.trace import trace
@@ -23,6 +23,7 @@ from nas.data.contract import SearchData, read
 from nas.data.own import as_data_module, memory
 from nas.decision import apply, free
 from nas.errors import UserError
+from nas.inputs import Inputs, run, zeros
 from nas.progress import Part
 from nas.quantities import amount, parse_budget
 from nas.selection import check_feasible, check_known, largest_of, select
@@ -106,7 +107,7 @@ class SearchProblem:
         check_memory(partial(self.make_supernet, input_shape=shape, num_outputs=outputs))
         self.supernet = self.build()
         self.space = str(getattr(self.supernet, "name", type(self.supernet).__name__))
-        traced = trace(self.supernet, shape)
+        traced = trace(self.supernet, self.data.example)
         self.priced = {"params": Params(), "macs": MACs(), **self.cost_models}
         self.costs = {n: expected(self.supernet, c, traced) for n, c in self.priced.items()}
         self.budgets = self._budgets()
@@ -143,7 +144,7 @@ class SearchProblem:
         shape = self.data.input_shape
         supernet = self.make_supernet(input_shape=shape, num_outputs=self.data.num_outputs)
         self.relax(supernet)
-        init_lazy(supernet, inputs_of(shape, supernet))
+        init_lazy(supernet, inputs_of(self.data.example, supernet))
         return supernet
 
     @property
@@ -209,14 +210,14 @@ class SearchProblem:
                 )
 
 
-def check_logits(network: nn.Module, shape: tuple[int, ...], classes: int) -> None:
+def check_logits(network: nn.Module, example: Inputs, classes: int) -> None:
     """Refuse a network that does not give one row of logits for each image.
 
     Raises:
         UserError: saying what it gives instead.
     """
     wanted = (2, classes)
-    found = dry_run(network, (torch.zeros(2, *shape),), _output)
+    found = dry_run(network, inputs_of(zeros(example, 2), network), _output)
     if not isinstance(found, Tensor):
         got = f"a {type(found).__name__}"
     elif tuple(found.shape) != wanted or not found.is_floating_point():

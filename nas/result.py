@@ -8,7 +8,6 @@ from math import isclose
 from pathlib import Path
 from typing import Any
 
-import torch
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from torch import nn
 
@@ -19,6 +18,7 @@ from nas.artifacts.reading import read_json as read_value
 from nas.config.schema import short_repr
 from nas.cost.expected import Expected
 from nas.errors import UserError
+from nas.inputs import Inputs
 from nas.problem import SearchProblem
 from nas.quantities import primary_metrics
 from nas.report.collect import short_names
@@ -49,13 +49,20 @@ def _exact(value: float) -> float:
 def input_fields(data: Any) -> dict[str, Any]:
     """What a user of the network must know to prepare its input and read its output."""
     return {
-        "shape": list(data.input_shape),
+        "shape": _shape(data.input_shape),
         "classes": list(data.classes),
         "mean": list(data.mean),
         "std": list(data.std),
         **({} if getattr(data, "largest", 255) == 255 else {"largest": data.largest}),
         **_value_range(data),
     }
+
+
+def _shape(shape: Any) -> Any:
+    """As JSON has it: a list, or of several inputs a list or a dict of lists."""
+    if isinstance(shape, dict):
+        return {name: list(one) for name, one in shape.items()}
+    return [_shape(one) if isinstance(one, tuple) else one for one in shape]
 
 
 def _value_range(data: Any) -> dict[str, Any]:
@@ -158,7 +165,7 @@ def _hyper_parameters(problem: SearchProblem) -> dict[str, Any]:
     return {**shown, **given}
 
 
-def log_graph(loggers: Sequence[Logger], network: nn.Module, shape: tuple[int, ...]) -> None:
+def log_graph(loggers: Sequence[Logger], network: nn.Module, example: Inputs) -> None:
     """The network as a graph in TensorBoard; any error of tracing where it cannot be followed."""
     if (board := board_of(loggers)) is None:
         return
@@ -166,7 +173,7 @@ def log_graph(loggers: Sequence[Logger], network: nn.Module, shape: tuple[int, .
         # Drawn by tracing with TorchScript, which torch has deprecated without a successor that
         # TensorBoard reads.
         warnings.simplefilter("ignore")
-        board.add_graph(network, torch.zeros(1, *shape))
+        board.add_graph(network, example)
 
 
 def log_final(loggers: Sequence[Logger], result: Mapping[str, Any], problem: SearchProblem) -> None:

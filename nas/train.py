@@ -14,12 +14,13 @@ from torchmetrics import MetricCollection
 
 from nas.config.schema import Count, NonNegative, Positive, Seed, Share, checked
 from nas.errors import InterruptedRunError, NotFiniteError
+from nas.inputs import Inputs, run
 from nas.ranks import rank_and_ranks
 from nas.tasks import Task
 from nas.tasks.classification import Classification
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Inputs, Tensor]
 
 
 def shared(images: int) -> int:
@@ -182,8 +183,8 @@ class Training(pl.LightningModule):
         self.optimizer_factory, self.epochs, self.warmup_epochs = optimizer, epochs, warmup_epochs
         self.label_smoothing, self.clip, self.seed = label_smoothing, clip, seed
 
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.network(x)
+    def forward(self, x: Inputs) -> Tensor:
+        logits: Tensor = run(self.network, x)
         return logits
 
     def configure_optimizers(self) -> Any:
@@ -208,7 +209,7 @@ class Training(pl.LightningModule):
         loss = self.task.loss(logits, labels, self.label_smoothing)
         for teacher in self.teachers:
             with torch.no_grad():
-                taught = teacher(x)
+                taught = run(teacher, x)
             learned = self.task.distillation(logits, taught, self.temperature)
             loss = (1 - self.teacher_weight) * loss + self.teacher_weight * learned
         self._log("train", loss, logits, labels)

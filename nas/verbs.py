@@ -351,7 +351,7 @@ def _describe(config: DictConfig, job: Job) -> None:
     read(data)
     print(data_in_words(data))
     supernet = build(made(config.space), data.input_shape, data.num_outputs)
-    describe(supernet, data.input_shape, made(config.cost))
+    describe(supernet, data.example, made(config.cost))
     if config.trial:
         config.front = front_size(config, sweep=False)
         _print_time(lambda: SearchProblem(**{**components_of(config), "data": data}))

@@ -77,15 +77,18 @@ def _data(config: DictConfig) -> Any:
 
 
 def _check_fits(data: Any, known: Mapping[str, Any]) -> None:
-    for name, found in (("classes", list(data.classes)), ("shape", list(data.input_shape))):
-        if found != list(known[name]):
+    shape = input_fields(data)["shape"]
+    for name, found in (("classes", list(data.classes)), ("shape", shape)):
+        if found != known[name]:
             raise UserError(
                 f"the network was trained on the {name} {_short(known[name])} and the data "
                 f"{data.name!r} have {_short(found)}: pass the data it was trained on"
             )
 
 
-def _short(values: Sequence[object]) -> str:
+def _short(values: Sequence[object] | Mapping[str, object]) -> str:
+    if isinstance(values, Mapping):
+        values = [f"{name} {value}" for name, value in values.items()]
     shown = ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
     return f"({shown}; {len(values)} in all)" if len(values) > 6 else f"({shown})"
 

@@ -54,7 +54,7 @@ def data_in_words(data: Any) -> str:
     Args:
         data: a data module that is set up. Of one of the user's own, what every one must have.
     """
-    shape = " x ".join(map(str, data.input_shape))
+    shape = _shape(data.input_shape)
     parts, arrays = getattr(data, "parts", None), getattr(data, "arrays", None)
     if parts is None or arrays is None:
         return f"data {data.name}: samples of {shape}, {data.num_outputs} outputs"
@@ -66,6 +66,15 @@ def data_in_words(data: Any) -> str:
         f"data {data.name}: {samples}, {_classes(arrays, used)}\n"
         f"  {sizes['train']} to train, {sizes['val']} to validate, {sizes['test']} to test"
     )
+
+
+def _shape(shape: Any) -> str:
+    """``1 x 28 x 28``; of several inputs, of each."""
+    if isinstance(shape, dict):
+        return " and ".join(f"{name} {_shape(one)}" for name, one in shape.items())
+    if any(isinstance(one, tuple) for one in shape):
+        return " and ".join(map(_shape, shape))
+    return " x ".join(map(str, shape)) or "1"
 
 
 def _classes(arrays: Arrays, used: Tensor) -> str:

@@ -15,6 +15,7 @@ from nas.arch import Arch
 from nas.config.schema import Count, Whole, checked
 from nas.discretization import discretize
 from nas.errors import InterruptedRunError, NotFiniteError
+from nas.inputs import Inputs, device_of, moved, run, zeros
 from nas.problem import SearchProblem
 from nas.recalibrate import recalibrate
 from nas.supernet.speed import prepare_network
@@ -142,12 +143,12 @@ class WeightSharing:
         """The function that scores architectures of `problem`."""
         task, validation = task_of(problem.data), problem.data.val_dataloader
         sample = sample_of(problem)
-        device = sample.device
+        device = device_of(sample)
         supernet = problem.supernet.to(device)
-        batches: list[Tensor] = []
+        batches: list[Inputs] = []
         if self.calibration:
             loader = problem.data.calibration_loader(self.calibration)
-            batches = [x.to(device) for x, _ in loader]
+            batches = [moved(x, device) for x, _ in loader]
 
         def score(arch: Arch) -> Mapping[str, float]:
             network = discretize(supernet, arch).eval()
@@ -169,7 +170,7 @@ def score_names(problem: SearchProblem, split: str) -> list[str]:
 
 
 def validated(
-    network: nn.Module, task: Task, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device
+    network: nn.Module, task: Task, loader: Iterable[tuple[Inputs, Tensor]], device: torch.device
 ) -> dict[str, float]:
     """``val_loss`` and ``val_<metric>`` of a task over all samples of a loader.
 
@@ -179,7 +180,7 @@ def validated(
     metrics, loss, seen = task.metrics().to(device), 0.0, 0
     with torch.inference_mode():
         for x, targets in loader:
-            outputs, targets = network(x.to(device)), targets.to(device)
+            outputs, targets = run(network, moved(x, device)), targets.to(device)
             metrics.update(outputs, targets)
             loss += float(task.loss(outputs, targets, reduction="sum"))
             seen += len(targets)
@@ -225,10 +226,10 @@ def quiet_trainer(
     )
 
 
-def sample_of(problem: SearchProblem) -> Tensor:
+def sample_of(problem: SearchProblem) -> Inputs:
     """Two empty samples, on the device where this process trains."""
     device = quiet_trainer(problem, 1).strategy.root_device
-    return torch.zeros(2, *problem.data.input_shape, device=device)
+    return zeros(problem.data.example, 2, device)
 
 
 def _own_device(trainer: Callable[..., pl.Trainer]) -> dict[str, Any]:

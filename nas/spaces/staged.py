@@ -41,7 +41,7 @@ class StagedSpace(nn.Module):
         input_shape: ``(C, H, W)`` for images, ``(C, L)`` for sequences, without the batch.
         num_outputs: size of the output.
         stages: mappings with the keys of `nas.spaces.stage.Stage`: ops, channels, stride, repeat,
-            depth, activation, factors, skip; searched channels are for elastic and for shared ops.
+            depth, activation, factors, skip.
         name: what `Arch.space` says of architectures found here.
         stem: channels, kernel, stride of a first convolution; None: none.
         head: features of a fixed last 1x1 convolution, mix of a layer after pooling; None: none.

@@ -92,6 +92,7 @@ MEMBERS = {
     "ds_cnn": ("ds_cnn", 12, {"channels": 64, "depth": 2, "op": "sep_k3"}),
     "resnet_8": ("resnet_tiny", 10, {"channels": None, "depth": 1, "op": "res_k3"}),
     "mobilenet_v1": ("mobilenet_v1_tiny", 2, {"channels": None, "depth": None, "op": "sep_k3"}),
+    "autoencoder": ("autoencoder", 640, {"channels": 128, "depth": 4}),
 }
 
 
@@ -104,7 +105,8 @@ def member(space: nn.Module, taken: dict[str, object]) -> Arch:
         elif name.endswith("depth"):
             choices[name] = taken["depth"] or decision.options[-1]
         else:
-            choices[name] = taken["channels"] or decision.options[1]
+            wanted = taken["channels"]
+            choices[name] = wanted if wanted in decision.options else decision.options[1]
     return Arch(space.name, choices)
 
 
@@ -117,8 +119,8 @@ def test_the_network_is_a_member_of_its_space(name):
         published = reference(name)
     arch = member(space, taken)
     norms = [m for m in published.modules() if isinstance(m, _BatchNorm)]
-    convs = [m for m in published.modules() if isinstance(m, nn.Conv2d)]
-    extra = sum(2 * norm.num_features for norm in norms) + sum(c.out_channels for c in convs)
+    biased = [m for m in published.modules() if isinstance(m, nn.Conv2d | nn.Linear)][:-1]
+    extra = sum(2 * norm.num_features for norm in norms) + sum(len(m.bias) for m in biased)
     traced = trace(space, shape)
     found = {c.name: ExpectedCost(space, c, traced).of(arch.choices) for c in (Params(), MACs())}
     assert found == {"params": params - extra, "macs": macs}

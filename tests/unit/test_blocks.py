@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from nas.ops.catalogue import known_names
 from nas.supernet.candidates import Scalable
+from nas.supernet.elastic import Elastic
 from nas.supernet.elastic_ops import ALL_OPS, op_exclusion_reason
 from nas.supernet.elastic_ops import build_op as build
 
@@ -243,3 +244,14 @@ def test_a_skip_is_the_input_or_half_its_size():
     x = sample(2, 4).float()
     assert build("skip", 4, 4)(x) is x
     assert build("skip", 4, 6, stride=2)(x).shape == (3, 6, 5, 3)
+
+
+@pytest.mark.parametrize("name", ["mb_k3_e3", "res_k3", "tcn_k3_d2"])
+@torch.no_grad()
+def test_a_residual_of_searched_channels_masks_what_it_makes_alone(name):
+    width = Elastic([2, 4])
+    op = build(name, width, width, ndim=rank_of(name)).eval()
+    x = torch.randn(2, 4, *[6] * rank_of(name))
+    there = torch.tensor([1.0, 1.0, *width.theta[1:].repeat(2)]).view(-1, *[1] * rank_of(name))
+    y = op.op.branch(x) * there + x
+    assert_close(op(x), y if name.startswith("mb") else y.relu())
