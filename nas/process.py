@@ -44,7 +44,7 @@ def undisturbed() -> Iterator[None]:
 
 
 def _set_back(handlers: Mapping[int, Any]) -> None:
-    """Lightning leaves SIGINT ignored after an interruption: a notebook could not be stopped."""
+    """Libraries set handlers: with SIGINT ignored, a notebook could not be stopped."""
     if threading.current_thread() is not threading.main_thread():
         return
     for number, handler in handlers.items():

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from nas.data.datamodule import DataModule
 from nas.errors import UserError
-from nas.inputs import Inputs, Shapes, samples_in
+from nas.inputs import Inputs, Shapes, samples_in, shapes_of
 from nas.tasks import Task
 from nas.tasks.classification import task_of
 
@@ -121,6 +121,11 @@ def read(data: SearchData) -> None:
     data.setup()
     if missing := [name for name in _ATTRIBUTES if not hasattr(data, name)]:
         raise UserError(f"{kind} lacks {', '.join(missing)}; see nas.data.contract.SearchData")
+    if data.input_shape != shapes_of(data.example):
+        raise UserError(
+            f"{kind} has samples of {shapes_of(data.example)}, and input_shape is "
+            f"{data.input_shape}"
+        )
     for name in ("weight_loader", "val_dataloader"):
         _check_batch(f"{kind}.{name}()", next(iter(getattr(data, name)()), None), data)
 

@@ -40,7 +40,7 @@ class Windows:
 
     A window is `length` rows of one run: rows that follow each other in a file and have one group
     and one segment. Rows left over at the end of a run are not used. All windows of a group are in
-    one part: without a group column each file of a folder is a group, and a single file is cut into
+    one part: without a group column each file of a part is a group, and a lone file is cut into
     stretches of time that are groups, so that no row is in two parts.
 
     Args:
@@ -93,7 +93,7 @@ class Windows:
         found: dict[Part, list[Piece]] = {part: [] for part in files}
         for (part, path, table), own in zip(tables, targets, strict=True):
             x = np.stack([_numbers(table, name, path) for name in channels], 1)
-            for rows, group in self._runs(table, path, alone=len(tables) == 1):
+            for rows, group in self._runs(table, path, alone=len(files[part]) == 1):
                 filled = self._filled(x[rows], rows, channels, path)
                 found[part].append(self._cut(filled, own[rows], len(names), group, path))
         return self._joined(found, tuple(names), classes)
@@ -127,7 +127,8 @@ class Windows:
             groups = _marks(table, self.group, path)
         elif alone:
             stretches = min(_STRETCHES, max(3, rows // (2 * span)))
-            groups = np.arange(rows) * stretches // max(rows, 1)
+            numbers = np.arange(rows) * stretches // max(rows, 1)
+            groups = np.array([f"{path} {number}" for number in numbers], dtype=object)
         marks = [groups]
         if self.segment is not None:
             marks.append(_marks(table, self.segment, path))

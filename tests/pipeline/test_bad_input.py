@@ -309,7 +309,6 @@ OWN = """
 import torch
 from nas.data import DataModule, digits
 def net(channels): ...
-def without_seed(): return digits()
 class Lacking:
     def __init__(self, seed): self.setup = lambda: None
 class Shapes(DataModule):
@@ -324,8 +323,7 @@ def shapes(seed): return Shapes(seed)
     ("group", "target", "said"),
     [
         ("space", "net", "input_shape"),
-        ("data", "without_seed", "seed"),
-        ("data", "Lacking", "weight_loader"),
+        ("data", "Lacking", "Lacking is none of"),
         ("data", "shapes", "(3, 9, 9)"),
     ],
 )
@@ -342,7 +340,7 @@ def test_code_of_ones_own_that_does_not_fit(
     monkeypatch.syspath_prepend(str(tmp_path))
     folder = tmp_path / "confs" / group
     folder.mkdir(parents=True)
-    (folder / "own.yaml").write_text(f"_target_: own_code_c.{target}\n_partial_: true\n")
-    line = complaint(capsys, "search", f"--config-dir={tmp_path / 'confs'}", f"{group}=own")
+    (folder / "mine.yaml").write_text(f"_target_: own_code_c.{target}\n_partial_: true\n")
+    line = complaint(capsys, "search", f"--config-dir={tmp_path / 'confs'}", f"{group}=mine")
     assert said in line
     assert not Path("runs").exists()

@@ -26,6 +26,7 @@ from nas.artifacts import RunDir
 from nas.cli import run
 from nas.config.compose import parse_overrides, value_of
 from nas.config.given import Given
+from nas.process import undisturbed
 from nas.result import TensorBoard
 
 SMALL: dict[str, Any] = {
@@ -81,6 +82,18 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_the_process_is_as_it_was(found: Any) -> None:
     _, before, after = found
+    assert [name for name in before if before[name] != after[name]] == []
+
+
+def test_what_a_library_sets_is_set_back() -> None:
+    before = state()
+    with undisturbed():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        os.environ["NAS_TEST"] = "1"
+        sys.argv.append("more")
+        warnings.simplefilter("ignore")
+        random.random()
+    after = state()
     assert [name for name in before if before[name] != after[name]] == []
 
 

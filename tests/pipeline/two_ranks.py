@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric.utilities import registry
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -176,6 +177,7 @@ def without_pictures(put: Callable[[object, str, object], None] = setattr) -> No
     """Of what is compared, nothing is drawn; that takes most of a tiny run's time."""
     silence_third_party_warnings()
     torch.set_num_threads(1)
+    put(registry, "entry_points", cache(registry.entry_points))  # see tests/conftest.py
     for name in ("log_final", "log_graph", "write_drawing"):
         put(nas.pipeline, name, lambda *_: None)
     for name in ("log_final", "write_pictures"):

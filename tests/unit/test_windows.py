@@ -79,8 +79,9 @@ def test_no_group_file_or_row_is_in_two_parts(tmp_path: Path) -> None:
         assert sum(map(len, own.values())) == len(set.union(*own.values()))
 
 
-def test_the_parts_of_a_folder_are_kept(tmp_path: Path) -> None:
-    for part, count in {"train": 4, "test": 2}.items():
+@pytest.mark.parametrize("files", [4, 1])
+def test_the_parts_of_a_folder_are_kept(tmp_path: Path, files: int) -> None:
+    for part, count in {"train": files, "test": 2}.items():
         for k in range(count):
             write(table(60), tmp_path / part / f"{k}.csv")
     data = read(tmp_path)
