@@ -4,12 +4,21 @@ The names below are the public API. Each is imported at its first use, so that `
 the command line stay quick.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
 
+# Threads sleep while they wait for each other. By default they spin, which takes twice the time
+# where another process wants the cores. OpenMP reads it once, as torch is loaded; processes that
+# are started from here inherit it.
+if os.environ.keys().isdisjoint(("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
 if TYPE_CHECKING:
+    from nas.api import open_run as open_run
+    from nas.api import search as search
     from nas.arch import Arch as Arch
     from nas.cost.analytic import MACs as MACs
     from nas.cost.analytic import Params as Params
@@ -44,8 +53,10 @@ _HOME = {
     "discretize": "nas.discretization",
     "free": "nas.decision",
     "load": "nas.export",
+    "open_run": "nas.api",
     "resample": "nas.decision",
     "sample_path": "nas.decision",
+    "search": "nas",  # the package itself, which can be called
     "split_parameters": "nas.decision",
     "trace": "nas.cost.trace",
 }
@@ -56,6 +67,8 @@ __all__ = sorted(_HOME)  # noqa: PLE0605
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'nas' has no attribute {name!r}; it offers {__all__}")
+    if name == "search":
+        return import_module("nas.search")
     return getattr(import_module(_HOME[name]), name)
 
 

@@ -75,11 +75,13 @@ def _verb(arguments: Sequence[str]) -> int:
     if verb == "extract":
         from nas.extract import extract
 
-        return extract(given)
+        extract(given)
+        return 0
     if verb == "export":
         from nas.export.command import export
 
-        return export(given)
+        export(given)
+        return 0
     if verb == "report":
         return _report(given)
     if verb == "draw":

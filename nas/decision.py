@@ -272,6 +272,8 @@ class SplitParameters(NamedTuple):
 def split_parameters(model: nn.Module) -> SplitParameters:
     """Network weights and architecture logits, each once, in the order of the modules.
 
+    Weights that are fixed (``requires_grad=False``) are left out.
+
     Raises:
         UserError: a lazy module has no weights yet.
 
@@ -292,5 +294,6 @@ def split_parameters(model: nn.Module) -> SplitParameters:
     # dict, not set: optimizer state is saved by position, and a set of tensors iterates in
     # memory-address order, so a resumed run would give alphas each other's Adam moments.
     alphas = dict.fromkeys(d.alpha for _, d in decisions(model) if not d.derived)
-    weights = [parameter for parameter in model.parameters() if parameter not in alphas]
+    trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    weights = [parameter for parameter in trained if parameter not in alphas]
     return SplitParameters(weights, list(alphas))

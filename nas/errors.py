@@ -1,12 +1,14 @@
 """What can end a run, each with a message for the user and an exit code of its own."""
 
 import errno
+import importlib
 import os
 import re
 import tempfile
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 # What the user can mend by giving another path, or rights to this one.
 _PATHS = (
@@ -16,7 +18,7 @@ _PATHS = (
 
 # Page of docs/ -> what the messages speak of that it helps with, and the verbs that it is about.
 PAGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "images": (r"\bdata[.=/]|\bclass folder", ()),
+    "data": (r"\bdata[.=/]|\bclass folder", ()),
     "budgets": (r"\b(budget|cost|device|profile)[.=/]", ("profile",)),
     "spaces": (r"\bspace[.=/]", ()),
     "front": (r"\bfront=", ("extract",)),
@@ -36,8 +38,12 @@ def page_of(message: str, verb: str) -> str | None:
 class UserError(ValueError):
     """A mistake in what the user gave: what is wrong, the value, what is allowed, how to fix it.
 
-    The command line prints it as one line and ends with exit code 2.
+    The command line prints it as one line and ends with exit code 2; a notebook shows that line.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows instead of a traceback, which is of no use to the user."""
+        return [f"{type(self).__name__}: {self}"]
 
 
 class FolderTakenError(UserError):
@@ -54,6 +60,23 @@ class InterruptedRunError(RuntimeError):
 
 class NotFiniteError(RuntimeError):
     """The loss became NaN or infinite; going on would train nothing."""
+
+
+def needed(package: str, extra: str, what: str) -> Any:
+    """An optional package, imported.
+
+    Args:
+        package: its name for Python.
+        extra: the extra of this package that brings it.
+        what: needs it, for the message.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UserError(f"{what} needs {package} ({error}): pip install 'dnas[{extra}]'") from None
 
 
 def about_path(error: BaseException) -> str | None:

@@ -162,10 +162,7 @@ class Extraction:
         with shown({"network": problem.work()}, problem.shows_progress):
             to_train = self.networks(problem, device.folder)
             given = (device.folder, to_train, device.config, fine_tune)
-            found = list(train_each(problem, self.source, *given))
-        if len(found) == 1:
-            announce(*found[0])
-        return [run for run, _ in found]
+            return [run for run, _ in train_each(problem, self.source, *given)]
 
     def networks(self, problem: SearchProblem, folder: Path) -> Networks:
         """What to take, the smallest first.
@@ -202,8 +199,12 @@ def _ranking(problem: SearchProblem) -> TrialSearch | None:
     return ranking
 
 
-def extract(given: Arguments) -> int:
-    """``nas extract RUN key=value ...``: see `ExtractOptions`; the exit code."""
+def extract(given: Arguments, announced: bool = True) -> list[RunDir]:
+    """``nas extract RUN key=value ...``: see `ExtractOptions`; the networks taken.
+
+    Args:
+        announced: print a table of them.
+    """
     options: ExtractOptions = given.options
     extraction = Extraction(options, RunDir(Path(given.places[0])))
     each = overrides_of_each(given.overrides, options.profile or ())
@@ -224,20 +225,27 @@ def extract(given: Arguments) -> int:
         if not is_full(error):
             raise
         raise FailedRunError(f"{refusal(error)}; the same command goes on") from error
-    if not is_main():
-        return 0
-    if len(devices) > 1:
-        summarise(folder, taken)
-    elif len(taken) > 1:
-        units = {name: cost.unit for name, cost in devices[0].problem.costs.items()}
-        print_rows(rows_of(folder, [run for _, run in taken]), units)
-    if options.fine_tune and folder == extraction.source.front:
-        try:
-            write_files(extraction.source, options.cost)
-        except UserError as error:  # no matplotlib
-            print(error)
-    print(f"{len(taken)} network(s) in {display_path(folder)}")
-    return 0
+    runs = [run for _, run in taken]
+    if is_main():
+        if len(devices) > 1:
+            summarise(folder, taken)
+        elif announced:
+            _announce(folder, devices[0], runs)
+        if options.fine_tune and folder == extraction.source.front:
+            try:
+                write_files(extraction.source, options.cost)
+            except UserError as error:  # no matplotlib
+                print(error)
+        print(f"{len(taken)} network(s) in {display_path(folder)}")
+    return runs
+
+
+def _announce(folder: Path, device: Device, runs: Sequence[RunDir]) -> None:
+    if len(runs) == 1:
+        announce(runs[0], runs[0].read_result() or {})
+    elif runs:
+        units = {name: cost.unit for name, cost in device.problem.costs.items()}
+        print_rows(rows_of(folder, runs), units)
 
 
 def _devices(

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import yaml
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import Logger
 from rich.table import Table
 from rich.text import Text
 
-from nas.arch import Arch
+from nas.arch import Arch, Option
 from nas.artifacts import RunDir
 from nas.artifacts.files import (
     copy_atomic,
@@ -39,6 +39,7 @@ from nas.report import write_pictures
 from nas.report.page import PICTURE
 from nas.report.terminal import about_supernet, console
 from nas.result import cost_fields, log_final
+from nas.search.space import SearchSpace
 from nas.search.trial_search import TrialSearch
 from nas.search.trials import Trial, TrialLog
 from nas.tasks.classification import task_of
@@ -55,9 +56,9 @@ class FrontRun(Run):
     network that is best by the validation metric.
     """
 
-    def _stages(self, logger: TensorBoardLogger) -> dict[str, Any]:
+    def _stages(self, loggers: Sequence[Logger]) -> dict[str, Any]:
         started = time.monotonic()
-        found = self._find(TrainingStage(self.problem, self.run, logger))
+        found = self._find(TrainingStage(self.problem, self.run, loggers))
         chosen, cost = broadcast(lambda: (found["chosen"], found["cost"]))
         first = [Arch(self.problem.space, choices) for choices in chosen]
         asked, config = self.problem.front, broadcast(lambda: _text(self.run.config))
@@ -67,7 +68,7 @@ class FrontRun(Run):
             return {}
         if len(networks) < asked:
             print(f"\nfront={asked}: the search found no more than {len(networks)}")
-        return self._gathered(found, networks, logger, time.monotonic() - started)
+        return self._gathered(found, networks, loggers, time.monotonic() - started)
 
     def _networks(self, first: Sequence[Arch], cost: str) -> "Networks":
         asked, ranking = self.problem.front, getattr(self.search, "ranking", None)
@@ -81,7 +82,7 @@ class FrontRun(Run):
         self,
         found: Mapping[str, Any],
         networks: Sequence[tuple[RunDir, Mapping[str, Any]]],
-        logger: TensorBoardLogger,
+        loggers: Sequence[Logger],
         seconds: float,
     ) -> dict[str, Any]:
         """The run's own files: copies of the best network's, and those about all of them."""
@@ -110,7 +111,7 @@ class FrontRun(Run):
         with attempt("front", "no pictures of the front"):
             write_files(self.run, found["cost"])
         with attempt("tensorboard", "no final figures in TensorBoard"):
-            log_final(logger, result, self.problem)
+            log_final(loggers, result, self.problem)
         result["warnings"] = [*known["warnings"], *self.attempts.warnings]
         write_json(self.run.result, result)
         return result
@@ -208,23 +209,27 @@ def learned(
         cost: that the front is spread over.
         first: networks to train whatever the others are.
     """
-    of = {trial.arch.hash: trial.arch for trial in trials}
     taken = {arch.hash for arch in first}
     known = broadcast(lambda: [name for name in trained_in(folder) if name not in taken])
-    ready = [of[name] for name in known if name in of][: size - len(first)]
+    space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
+    found = [Arch.load(RunDir(folder / name).arch) for name in known]
+    ready = [arch for arch in found if space.holds(arch) and space.fits(arch)][: size - len(first)]
     yield from ready
     for _ in range(size - len(first) - len(ready)):
-        found = broadcast(lambda: _next(ranking, problem, trials, folder, cost))
-        if found is None:
+        choices = broadcast(lambda: _next(ranking, problem, trials, folder, cost))
+        if choices is None:
             return
-        yield of[found]
+        yield Arch(problem.space, choices)
 
 
 def _next(
     ranking: TrialSearch, problem: SearchProblem, trials: Sequence[Trial], folder: Path, cost: str
-) -> str | None:
-    found = ranking.further(problem, trials, trained_in(folder), cost)
-    return None if found is None else found.hash
+) -> dict[str, Option] | None:
+    known = trained_in(folder).items()
+    archs = {Arch.load(RunDir(folder / name).arch): metrics for name, metrics in known}
+    trained = {arch: metrics for arch, metrics in archs.items() if arch.space == problem.space}
+    found = ranking.further(problem, trials, trained, cost)
+    return None if found is None else dict(found.choices)
 
 
 def trained_in(folder: Path) -> dict[str, dict[str, float]]:
@@ -323,14 +328,18 @@ def print_rows(rows: Sequence[Mapping[str, Any]], units: Mapping[str, str], best
     names = [name for name in rows[0] if name not in ("network", "folder", "trained")]
     drawn.add_column("network")
     for name in names:
-        title = {"val": "validation", "test": "test"}.get(name.partition("_")[0], name)
-        drawn.add_column(title, justify="right")
+        drawn.add_column(heading(name), justify="right")
     for row in rows:
-        cells = [_shown(name, row.get(name), units) for name in names]
+        cells = [shown(name, row.get(name), units) for name in names]
         mark = " *" * (row["network"] == best) + " (not trained)" * (not row.get("trained", True))
         drawn.add_row(Text(row["folder"] + mark), *cells)
     print()
     console().print(drawn)
+
+
+def heading(name: str) -> str:
+    """Of the column of a cost, or of the validation or test metric."""
+    return {"val": "validation", "test": "test"}.get(name.partition("_")[0], name)
 
 
 def announce_front(run: RunDir, result: Mapping[str, Any]) -> None:
@@ -364,7 +373,8 @@ _ABOUT = {
 }
 
 
-def _shown(name: str, value: Any, units: Mapping[str, str]) -> str:
+def shown(name: str, value: Any, units: Mapping[str, str]) -> str:
+    """A cost or a metric as a cell of a table."""
     if value is None:
         return "-"
     return amount(value, units[name]) if name in units else metric_words(name, value)

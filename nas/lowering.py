@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from nas.errors import UserError
+from nas.inputs import Inputs
 
 Tensors = tuple[Tensor, ...]
 
@@ -35,31 +37,40 @@ def required(module: str, extra: str) -> Any:
         raise UserError(f"{package} is not installed: pip install 'dnas[{extra}]'") from None
 
 
-def onnx_bytes(module: nn.Module, inputs: Tensors, free_batch: bool = True) -> bytes:
-    """The content of an ONNX file; input "input" (or "input0", "input1", ...), output "logits".
+def onnx_bytes(
+    module: nn.Module, inputs: Tensors | Mapping[str, Tensor], free_batch: bool = True
+) -> bytes:
+    """The content of an ONNX file; output "logits", input "input" (or "input0", "input1", ...).
+
+    Inputs by name have these names in the file.
 
     Args:
         inputs: ``(N, ...)``. Of a free batch only the first sample is looked at, so that the same
             module always gives the same bytes.
         free_batch: the file runs any number of samples; False: exactly these shapes.
     """
-    names = ["input"] if len(inputs) == 1 else [f"input{i}" for i in range(len(inputs))]
+    if isinstance(inputs, Mapping):
+        names = list(inputs)
+    else:
+        names = ["input"] if len(inputs) == 1 else [f"input{i}" for i in range(len(inputs))]
     if not free_batch:
         return _onnx(module, inputs, names, None)
     # Two samples: the exporter takes a size of 1 for a constant.
-    pair = tuple(torch.cat([x[:1], x[:1]]) for x in inputs)
-    sizes = tuple({0: torch.export.Dim("batch", min=1)} for _ in inputs)
+    pair = tree_map(lambda x: torch.cat([x[:1], x[:1]]), inputs)
+    sizes = tree_map(lambda _: {0: torch.export.Dim("batch", min=1)}, inputs)
     return _onnx(module, pair, names, sizes)
 
 
-def _onnx(module: nn.Module, inputs: Tensors, names: list[str], shapes: Any) -> bytes:
+def _onnx(module: nn.Module, inputs: Any, names: list[str], shapes: Any) -> bytes:
+    by_name = isinstance(inputs, Mapping)
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         program = torch.onnx.export(
             module.eval(),
-            inputs,
+            () if by_name else inputs,
+            kwargs=inputs if by_name else None,
             dynamo=True,
             input_names=names,
             output_names=["logits"],
@@ -88,11 +99,18 @@ def onnx_session(
     return onnxruntime.InferenceSession(content, options, providers=[provider])
 
 
-def open_onnx(model: bytes | str | Path) -> Callable[[Tensor], Tensor]:
+def open_onnx(model: bytes | str | Path) -> Callable[[Inputs], Tensor]:
     """A file, or its content, in onnxruntime on one thread of the CPU."""
     content = model if isinstance(model, bytes) else str(model)
-    run = onnx_session(content).run
-    return lambda x: torch.from_numpy(run(None, {"input": x.numpy()})[0])
+    session = onnx_session(content)
+    names = [node.name for node in session.get_inputs()]
+
+    def run(x: Inputs) -> Tensor:
+        given = x if isinstance(x, Mapping) else dict(zip(names, tree_leaves(x), strict=True))
+        fed = {name: given[name].numpy() for name in names}
+        return torch.from_numpy(session.run(None, fed)[0])
+
+    return run
 
 
 def pte_bytes(module: nn.Module, inputs: Tensors) -> bytes:

@@ -1,7 +1,7 @@
 """The stages of a run: search -> discretize -> fine-tune -> test -> export, each resumable."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +9,19 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from nas.arch import Arch
 from nas.artifacts import RunDir
 from nas.artifacts.files import is_main, write_atomic, write_json
+from nas.cost.dry_run import inputs_of
 from nas.diagnostics import Attempts
 from nas.discretization import discretize
-from nas.errors import InterruptedRunError
+from nas.errors import InterruptedRunError, UserError
 from nas.export import load_supernet, onnx, state_bytes
 from nas.export.loading import check_checkpoint
+from nas.inputs import moved, some, zeros
 from nas.latency.command import write_picture
 from nas.latency.job import NAME as LATENCY
 from nas.latency.job import measured_fields
@@ -30,11 +32,12 @@ from nas.recalibrate import recalibrate
 from nas.report.summary import summarize, write_drawing
 from nas.result import (
     SCHEMA,
+    board_of,
     cost_fields,
     input_fields,
     log_final,
     log_graph,
-    logger_of,
+    loggers_of,
     read_json,
     versions,
 )
@@ -43,6 +46,7 @@ from nas.search.callbacks import LastCheckpoint, ShowEpochs, Stopwatch
 from nas.search.telemetry import TrainingTelemetry
 from nas.supernet.speed import prepare, prepare_network
 from nas.tasks.classification import task_of
+from nas.teacher import LARGEST, largest_of, teacher_of
 from nas.train import Training, called, interruptible, strategy_of
 
 
@@ -53,12 +57,12 @@ class TrainingStage:
     Args:
         problem: of the run.
         run: its folder.
-        logger: of what is trained.
+        loggers: of what is trained.
     """
 
     problem: SearchProblem
     run: RunDir
-    logger: TensorBoardLogger | bool = False
+    loggers: Sequence[Logger] = ()
 
     def trainer(self, epochs: int, callbacks: list[pl.Callback]) -> pl.Trainer:
         """A trainer as the run is configured."""
@@ -66,8 +70,8 @@ class TrainingStage:
         return self.problem.trainer(
             **strategy_of(given.get("strategy", "auto"), given.get("devices", 1)),
             max_epochs=epochs,
-            callbacks=[ShowEpochs(), *callbacks],
-            logger=self.logger,
+            callbacks=[ShowEpochs(), *callbacks, *self.problem.made_callbacks()],
+            logger=list(self.loggers),
             enable_progress_bar=False,  # a run has one of its own
             default_root_dir=self.run.path,
             enable_model_summary=False,
@@ -129,9 +133,15 @@ class Run:
         if arch is not None:
             self.problem.check(arch)
         self.search = None if arch else self._searcher()
+        self.teacher = teacher_of(problem)
+        if self.teacher == LARGEST and self.search and not self._has_trained_supernet:
+            raise UserError(
+                f"finetune.teacher={LARGEST} is the largest network of a trained supernet, and "
+                "this search leaves none: pass finetune.teacher=RUN, a folder of a trained network"
+            )
         network = discretize(self.supernet, arch)
         if self.task.outputs is not None:
-            check_logits(network, problem.data.input_shape, self.task.outputs)
+            check_logits(network, problem.data.example, self.task.outputs)
         self._training(network)
 
     def _searcher(self) -> Search:
@@ -139,17 +149,21 @@ class Run:
         search.prepare(self.problem)
         return search
 
-    def _training(self, network: nn.Module) -> Training:
+    def _training(self, network: nn.Module, teacher: nn.Module | None = None) -> Training:
         known = {"task": self.task}
+        taught = {} if teacher is None else {"teacher": teacher}
         made: Training = called(
-            self.problem.finetune, known, network=network, seed=self.problem.seed
+            self.problem.finetune, known, network=network, seed=self.problem.seed, **taught
         )
         return made
 
     def training_of(self, arch: Arch) -> Training:
         """The training of a network by the recipe `finetune`."""
         source = self.supernet if self.problem.inherit else self.problem.build()
-        return self._training(discretize(source, arch))
+        teacher = self.teacher
+        if isinstance(teacher, str):  # LARGEST
+            teacher = discretize(self.supernet, largest_of(self.problem))
+        return self._training(discretize(source, arch), teacher)
 
     def __call__(self) -> dict[str, Any]:
         """Run what is left to do, write the artefacts, return what is in result.json.
@@ -167,18 +181,19 @@ class Run:
         return {**(known(self.problem) if known else {}), "network": self.problem.work()}
 
     def _carried_out(self) -> dict[str, Any]:
-        logger = logger_of(self.problem, self.run.path)
+        loggers = loggers_of(self.problem, self.run.path)
         try:
-            return self._stages(logger)
+            return self._stages(loggers)
         except BaseException:
             # Its thread and its file would stay as long as the process, which may do other runs.
-            with suppress(OSError):
-                logger.finalize("failed")
+            for logger in loggers:
+                with suppress(OSError):
+                    logger.finalize("failed")
             raise
 
-    def _stages(self, logger: TensorBoardLogger) -> dict[str, Any]:
+    def _stages(self, loggers: Sequence[Logger]) -> dict[str, Any]:
         started = time.monotonic()
-        stage = TrainingStage(self.problem, self.run, logger)
+        stage = TrainingStage(self.problem, self.run, loggers)
         found = self._find(stage)
         network, trained = self._finetune(stage)
         if not is_main():
@@ -187,29 +202,29 @@ class Run:
         # What was trained is on the disk before anything is tried that may fail.
         write_atomic(self.run.network, state_bytes(network))
         write_json(self.run.result, result)
-        self._finish(network, result, logger)
+        self._finish(network, result, loggers)
         self.run.finetune_checkpoint.unlink(missing_ok=True)  # nothing is left to do
         return result
 
     def _finish(
-        self, network: nn.Module, result: dict[str, Any], logger: TensorBoardLogger
+        self, network: nn.Module, result: dict[str, Any], loggers: Sequence[Logger]
     ) -> None:
         """What is made of the network found; a step that fails is a warning in result.json."""
         current().step = "writing files"
         attempt = self.attempts.attempt
         with attempt("latency", "the latency of the network was not measured"):
-            self._measure(network, result, logger)
+            self._measure(network, result, loggers)
         if self.problem.onnx:
             with attempt("onnx", "no ONNX file"):
-                example = next(iter(self.problem.data.test_dataloader()))[0][:16]
+                example = some(next(iter(self.problem.data.test_dataloader()))[0], slice(16))
                 result["onnx_max_abs_diff"] = onnx(network, example, self.run.onnx)
         if result["parts"]:
             with attempt("drawing", "no drawing of the network"):
                 write_drawing(self.run, result)
         with attempt("graph", "no graph of the network in TensorBoard"):
-            log_graph(logger, network, self.problem.data.input_shape)
+            log_graph(loggers, network, self.problem.data.example)
         with attempt("tensorboard", "no final figures in TensorBoard"):
-            log_final(logger, result, self.problem)
+            log_final(loggers, result, self.problem)
         write_json(self.run.result, result)
 
     def _find(self, stage: "TrainingStage") -> dict[str, Any]:
@@ -243,10 +258,11 @@ class Run:
         checkpoint = self.run.finetune_checkpoint
         callbacks = [watch, TrainingTelemetry(), LastCheckpoint(checkpoint)]
         trainer = stage.trainer(module.epochs, callbacks)
-        sample = torch.zeros(2, *data.input_shape, device=trainer.strategy.root_device)
+        sample = zeros(data.example, 2, trainer.strategy.root_device)
         prepare_network(module.network, self.problem.speed, sample)
-        if self.problem.inherit:
-            self._recalibrate(module.network, trainer.strategy.root_device)
+        inherited = [module.network] if self.problem.inherit else []
+        for network in [*inherited, *(module.teachers if self.teacher == LARGEST else ())]:
+            self._recalibrate(network, trainer.strategy.root_device)
         if self.problem.inherit and self._has_trained_supernet:
             with interruptible():
                 trainer.validate(module, data.val_dataloader(), verbose=False)
@@ -270,14 +286,14 @@ class Run:
         network.to(device)
         data = self.problem.data
         with each_rank_alone(data):  # the same statistics on every rank
-            recalibrate(network, (x.to(device) for x, _ in data.calibration_loader()))
+            recalibrate(network, (moved(x, device) for x, _ in data.calibration_loader()))
         network.cpu()
 
     def _measure(
-        self, network: nn.Module, result: dict[str, Any], logger: TensorBoardLogger
+        self, network: nn.Module, result: dict[str, Any], loggers: Sequence[Logger]
     ) -> None:
         """Where latency is a cost: that of the network itself, beside the prediction."""
-        inputs = (torch.zeros(1, *self.problem.data.input_shape),)
+        inputs: Any = inputs_of(self.problem.data.example, network)
         fields = measured_fields(network, inputs, self.problem.costs, self.arch)
         if not fields:
             return
@@ -285,14 +301,14 @@ class Run:
         if fields["measured"] is not None:
             result["costs"][LATENCY] = fields["measured"]
             result["units"][LATENCY] = "s"
-        write_picture(self.run.path, logger.experiment, self.problem.costs, fields)
+        write_picture(self.run.path, board_of(loggers), self.problem.costs, fields)
 
     def _parts(self) -> list[dict[str, Any]]:
         assert self.arch is not None
-        shape = self.problem.data.input_shape
+        example = self.problem.data.example
         parts: list[dict[str, Any]] = []
         with self.attempts.attempt("parts", "no list of the network's parts"):
-            found = summarize(self.supernet, self.arch, shape, self.problem.priced)
+            found = summarize(self.supernet, self.arch, example, self.problem.priced)
             parts = [part.to_json() for part in found]
         return parts
 

@@ -1,9 +1,7 @@
 """What a run is made of, and what it searches: supernet, exact costs and budgets."""
 
-import inspect
 import io
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -14,19 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from nas.arch import Arch
+from nas.config.schema import short_repr
 from nas.cost.analytic import MACs, Params
-from nas.cost.dry_run import dry_run, init_lazy, inputs_of, run
+from nas.cost.dry_run import dry_run, init_lazy, inputs_of
 from nas.cost.expected import Expected, NetworkCost, expected
 from nas.cost.layer import LayerCost
 from nas.cost.trace import trace
 from nas.data import DataModule
+from nas.data.contract import SearchData, read
+from nas.data.own import as_data_module, memory
 from nas.decision import apply, free
 from nas.errors import UserError
+from nas.inputs import Inputs, run, zeros
 from nas.progress import Part
 from nas.quantities import amount, parse_budget
 from nas.selection import check_feasible, check_known, largest_of, select
 from nas.supernet.choice import Relaxing
-from nas.tasks.classification import task_of
 from nas.train import Training, called
 
 Amount = str | float
@@ -40,7 +41,7 @@ class SearchProblem:
     or a model first.
 
     Args:
-        data: the images.
+        data: what networks learn from.
         make_supernet: called with `input_shape` and `num_outputs`.
         relax: how alphas weigh the candidates.
         search: called by `nas.search.base.build_search`.
@@ -56,6 +57,9 @@ class SearchProblem:
         stable_epochs: end the search once the architecture is the same for so many; None: never.
         guards: against collapse, by name.
         speed: see `nas.supernet.speed`.
+        loggers: of Lightning, or what makes one, called with what it takes of `save_dir` (the
+            run's folder) and `run_name`.
+        callbacks: of every training, or what makes one for each; None: none.
         engine: where networks are scored one by one, see `nas.search.workers.Engine`; None: here.
         about: goes into result.json as it is.
 
@@ -71,7 +75,7 @@ class SearchProblem:
             `nas.selection.check_feasible`.
     """
 
-    data: DataModule
+    data: SearchData
     make_supernet: Callable[..., nn.Module]
     relax: Relaxing
     search: Callable[..., Any]
@@ -87,6 +91,8 @@ class SearchProblem:
     front: int = 1
     guards: Mapping[str, pl.Callback] = field(default_factory=dict)
     speed: str = "kernels"
+    loggers: Sequence[Any] = ()
+    callbacks: Sequence[Any] | None = None
     engine: Any = None
     about: Mapping[str, Any] = field(default_factory=dict)
     supernet: nn.Module = field(init=False)
@@ -101,7 +107,7 @@ class SearchProblem:
         check_memory(partial(self.make_supernet, input_shape=shape, num_outputs=outputs))
         self.supernet = self.build()
         self.space = str(getattr(self.supernet, "name", type(self.supernet).__name__))
-        traced = trace(self.supernet, shape)
+        traced = trace(self.supernet, self.data.example)
         self.priced = {"params": Params(), "macs": MACs(), **self.cost_models}
         self.costs = {n: expected(self.supernet, c, traced) for n, c in self.priced.items()}
         self.budgets = self._budgets()
@@ -111,6 +117,7 @@ class SearchProblem:
         weights = io.BytesIO()
         torch.save(self.supernet.state_dict(), weights)
         given = {one.name: getattr(self, one.name) for one in fields(self) if one.init}
+        given["loggers"] = ()  # other processes write no curves
         return {"given": given, "weights": weights.getvalue()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -118,13 +125,26 @@ class SearchProblem:
         weights = torch.load(io.BytesIO(state["weights"]), map_location="cpu", weights_only=True)
         self.supernet.load_state_dict(weights)
 
+    def made_callbacks(self) -> list[pl.Callback]:
+        """The user's own callbacks for one training.
+
+        Raises:
+            UserError: what is configured is no callback of Lightning.
+        """
+        given = self.callbacks or ()
+        found = [one if isinstance(one, pl.Callback) else called(one, {}) for one in given]
+        for one in found:
+            if not isinstance(one, pl.Callback):
+                raise UserError(f"callbacks: {short_repr(one)} is no callback of Lightning")
+        return found
+
     def build(self) -> nn.Module:
         """A supernet as `seed` initialises it."""
         torch.manual_seed(self.seed)
         shape = self.data.input_shape
         supernet = self.make_supernet(input_shape=shape, num_outputs=self.data.num_outputs)
         self.relax(supernet)
-        init_lazy(supernet, inputs_of(shape, supernet))
+        init_lazy(supernet, inputs_of(self.data.example, supernet))
         return supernet
 
     @property
@@ -146,8 +166,13 @@ class SearchProblem:
             epochs: instead of those of the recipe.
         """
         train, val = self.images
-        known = epochs or getattr(self.finetune, "keywords", {}).get("epochs") or 1
+        known = epochs or self.epochs
         return Part(self.front, known * (3 * train + val) + 2 * val)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the recipe `finetune`; 1 where it does not say."""
+        return getattr(self.finetune, "keywords", {}).get("epochs") or 1
 
     @property
     def shows_progress(self) -> bool:
@@ -185,14 +210,14 @@ class SearchProblem:
                 )
 
 
-def check_logits(network: nn.Module, shape: tuple[int, ...], classes: int) -> None:
+def check_logits(network: nn.Module, example: Inputs, classes: int) -> None:
     """Refuse a network that does not give one row of logits for each image.
 
     Raises:
         UserError: saying what it gives instead.
     """
     wanted = (2, classes)
-    found = dry_run(network, (torch.zeros(2, *shape),), _output)
+    found = dry_run(network, inputs_of(zeros(example, 2), network), _output)
     if not isinstance(found, Tensor):
         got = f"a {type(found).__name__}"
     elif tuple(found.shape) != wanted or not found.is_floating_point():
@@ -238,7 +263,7 @@ def check_memory(make: Callable[[], nn.Module]) -> None:
         if "overflow" not in str(error).lower():
             return  # a module that cannot be made without memory; building it will tell
         needed = float("inf")
-    present = _memory()
+    present = memory()
     if needed > present:
         size = f"{needed / 1e9:,.1f} GB" if needed < float("inf") else "more than any machine has"
         raise UserError(
@@ -247,75 +272,8 @@ def check_memory(make: Callable[[], nn.Module]) -> None:
         )
 
 
-def _memory() -> float:
-    """Bytes of this machine; infinite where the system does not say."""
-    if not hasattr(os, "sysconf"):
-        return float("inf")
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-
-
-def data_for(make: Callable[..., Any], task: Any, seed: int) -> Any:
+def data_for(make: Callable[..., Any], task: Any, seed: int) -> SearchData:
     """The data of a run for a task; a module of the user's own may have one of its own."""
-    data = called(make, {"task": task}, seed=seed)
-    if not hasattr(data, "task"):
-        data.task = task
-    return data
-
-
-# What a run asks of its data; a module of the user's own must have all of it.
-_ATTRIBUTES = ("name", "batch_size", "input_shape", "num_outputs", "classes", "mean", "std")
-_METHODS = (
-    "setup", "weight_loader", "alpha_loader", "val_dataloader", "test_dataloader",
-    "calibration_loader",
-)  # fmt: skip
-
-
-def read(data: Any) -> None:
-    """Set the data up, and look at it, where its class is the user's own.
-
-    Raises:
-        UserError: it lacks something, or its samples are not what it says.
-    """
-    if type(data) is DataModule:
-        data.setup()
-        return
-    kind = f"data: {type(data).__module__}.{type(data).__qualname__}"
-    for name in _METHODS:
-        method = getattr(data, name, None)
-        if not callable(method):
-            raise UserError(f"{kind} lacks the method {name}(); see nas.data.DataModule")
-        try:
-            inspect.signature(method).bind()
-        except TypeError as error:
-            raise UserError(f"{kind}.{name} must be callable without arguments: {error}") from None
-    data.setup()
-    if missing := [name for name in _ATTRIBUTES if not hasattr(data, name)]:
-        raise UserError(f"{kind} lacks {', '.join(missing)}; see nas.data.DataModule")
-    for name in ("weight_loader", "val_dataloader"):
-        _check_batch(f"{kind}.{name}()", next(iter(getattr(data, name)()), None), data)
-
-
-def _check_batch(what: str, batch: Any, data: Any) -> None:
-    pair = isinstance(batch, tuple | list) and len(batch) == 2
-    if not pair or not all(isinstance(part, torch.Tensor) for part in batch):
-        got = "nothing" if batch is None else type(batch).__name__
-        raise UserError(f"{what} must give pairs of tensors (x, labels), got {got}")
-    x, labels = batch
-    shape, found = tuple(data.input_shape), tuple(x.shape[1:])
-    if found != shape or not x.is_floating_point():
-        raise UserError(
-            f"{what} gives samples {found} of {x.dtype}, and input_shape is {shape}: they must be "
-            "floats of that shape"
-        )
-    if len(labels) != len(x):
-        raise UserError(f"{what} gives {len(labels)} targets for {len(x)} samples")
-    task = task_of(data)
-    try:
-        task.read(labels, tuple(map(str, range(data.num_outputs))))
-    except UserError as error:
-        raise UserError(f"{what}: {error}") from None
-    if task.outputs != data.num_outputs:
-        raise UserError(
-            f"{what} gives targets for {task.outputs} outputs, and num_outputs is "
-            f"{data.num_outputs}"
-        )
+    given = {"task": task, "seed": seed}
+    made = called(make, given)
+    return made if isinstance(made, DataModule) else as_data_module(made, **given)

@@ -1,4 +1,4 @@
-"""How far a run is: one bar for all of it on a terminal, else a plain line for each epoch.
+"""How far a run is: one bar for it on a terminal or in a notebook, else a line for each epoch.
 
 A run shows itself with `shown`; whatever works inside it tells `current()` how far it is.
 """
@@ -11,6 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from html import escape
+from importlib import import_module
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -21,6 +24,7 @@ from rich.text import Text
 from nas.artifacts.files import is_main
 from nas.quantities import duration
 
+OFTEN = 0.25  # seconds between two drawings in a notebook
 BAR = 10  # columns of the bar itself
 SURE = 3.0  # seconds of a part before its rate is believed
 PREFIX = "NAS_RUN"  # environment variable: before each line, where several processes write
@@ -80,6 +84,7 @@ class Progress:
     def __post_init__(self) -> None:
         self.doing, self.step, self.metrics = "", "", dict[str, float]()
         self.live: Live | None = None
+        self.cell: _Cell | None = None
         self._part, self._from, self._units = Part(), 0.0, 1.0
         self._began = self._since = time.monotonic()
         self._share = 0.0  # that the bar has shown: it does not go back
@@ -102,6 +107,7 @@ class Progress:
                 break
             part.skip(part.count)
         self._part, self._from, self._units = part, part.done, units
+        self._draw()
 
     def expect(self, sizes: Sequence[float], most: int) -> None:
         """So many networks will be trained; `sizes` is the work of the first of them."""
@@ -122,6 +128,7 @@ class Progress:
         if before:
             self._part.skip(done)
         self._part.done = done
+        self._draw()
 
     def tell(self, metrics: Mapping[str, float], line: bool = True) -> None:
         """`step` has ended: its metrics are shown beside the bar, or as a line of its own.
@@ -130,7 +137,8 @@ class Progress:
             line: else nothing is written where there is no bar.
         """
         self.metrics = _ordered(metrics)
-        if self.quiet or self.live is not None or not line:
+        if self.quiet or self.live is not None or self.cell is not None or not line:
+            self._draw()
             return
         values = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
         parts = [f"{self.doing}, {self.step}", values, self.left]
@@ -162,14 +170,34 @@ class Progress:
         self._part.seconds += now - self._since
         self._since = now
 
-    def __rich__(self) -> Table:
-        """The bar: one line, as wide as the terminal at most."""
+    def _draw(self) -> None:
+        if self.cell is not None:
+            self.cell.draw(self)
+
+    def _shown(self) -> tuple[str, str, str]:
+        """What is being done, how much of all of it is, and what is left."""
         remaining = self.remaining()
         if remaining is not None:
             spent = time.monotonic() - self._began
             self._share = max(self._share, spent / (spent + remaining))
         doing = f"{self.doing}, {self.step}" if self.step else self.doing
-        shown = [doing, f"{self._share:4.0%}", self.left]
+        return doing, f"{self._share:4.0%}", self.left
+
+    def mimebundle(self) -> dict[str, str]:
+        """The bar as a notebook shows it."""
+        shown = [part for part in self._shown() if part.strip()]
+        shown += [f"{name} {value:.4g}" for name, value in self.metrics.items()]
+        text = ", ".join(part.strip() for part in shown)
+        bar = f'<progress value="{self._share:.3f}" max="1"></progress>'
+        return {"text/plain": text, "text/html": f"{bar} {escape(text)}"}
+
+    def ended(self) -> str:
+        """What is left of the bar in a notebook."""
+        return f"{duration(time.monotonic() - self._began)} in all"
+
+    def __rich__(self) -> Table:
+        """The bar: one line, as wide as the terminal at most."""
+        shown = self._shown()
         drawn = Table.grid(padding=(0, 1, 0, 0))
         width = (self.live.console.width if self.live else 80) - BAR - 1
         room = width - sum(len(text) + 1 for text in shown) - 1
@@ -183,6 +211,30 @@ class Progress:
         cells = [Text(text, no_wrap=True, overflow="ellipsis") for text in (*shown, metrics)]
         drawn.add_row(cells[0], bar, *cells[1:])
         return drawn
+
+
+class _Cell:
+    """The one output of a notebook's cell that a run's progress is drawn into again and again."""
+
+    def __init__(self, progress: Progress) -> None:
+        display = import_module("IPython.display").display
+        self.handle: Any = display(progress.mimebundle(), raw=True, display_id=True)
+        self.last = time.monotonic()
+
+    def draw(self, progress: Progress) -> None:
+        """Draw it, unless that was just done."""
+        if time.monotonic() - self.last >= OFTEN:
+            self.handle.update(progress.mimebundle(), raw=True)
+            self.last = time.monotonic()
+
+    def close(self, progress: Progress) -> None:
+        """Leave the time that it took."""
+        self.handle.update({"text/plain": progress.ended()}, raw=True)
+
+
+def _in_notebook() -> bool:
+    shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
 
 
 def _ordered(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -213,7 +265,13 @@ def shown(parts: Mapping[str, Part], wanted: bool = True) -> Iterator[Progress]:
     made = Progress(dict(parts), quiet=not (wanted and is_main()))
     token = _current.set(made)
     try:
-        if made.quiet or PREFIX in os.environ or not sys.stdout.isatty():
+        if not made.quiet and _in_notebook():
+            made.cell = _Cell(made)
+            try:
+                yield made
+            finally:
+                made.cell.close(made)
+        elif made.quiet or PREFIX in os.environ or not sys.stdout.isatty():
             yield made
         else:
             with _bar(made):

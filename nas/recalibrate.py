@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas.errors import UserError
+from nas.inputs import Inputs, run
 
 
 @contextmanager
@@ -52,7 +53,7 @@ def kept_modes(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
+def recalibrate(network: nn.Module, batches: Iterable[Inputs]) -> int:
     """Set every running mean and variance of `network` to those of all `batches` together.
 
     Each batch runs once without gradient, BatchNorm normalising with the batch's own statistics and
@@ -81,7 +82,7 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
         with kept_modes(network), torch.no_grad():
             network.eval()
             for x in batches:
-                network(x)
+                run(network, x)
                 seen += 1
     finally:
         for norm in norms:

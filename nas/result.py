@@ -1,22 +1,24 @@
 """The fields of result.json, and the row of a run in TensorBoard."""
 
+import inspect
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isclose
 from pathlib import Path
 from typing import Any
 
-import torch
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from torch import nn
 
 from nas.arch import Arch
 from nas.artifacts import RunDir
 from nas.artifacts.files import versions_of
 from nas.artifacts.reading import read_json as read_value
+from nas.config.schema import short_repr
 from nas.cost.expected import Expected
 from nas.errors import UserError
+from nas.inputs import Inputs
 from nas.problem import SearchProblem
 from nas.quantities import primary_metrics
 from nas.report.collect import short_names
@@ -47,13 +49,20 @@ def _exact(value: float) -> float:
 def input_fields(data: Any) -> dict[str, Any]:
     """What a user of the network must know to prepare its input and read its output."""
     return {
-        "shape": list(data.input_shape),
+        "shape": _shape(data.input_shape),
         "classes": list(data.classes),
         "mean": list(data.mean),
         "std": list(data.std),
         **({} if getattr(data, "largest", 255) == 255 else {"largest": data.largest}),
         **_value_range(data),
     }
+
+
+def _shape(shape: Any) -> Any:
+    """As JSON has it: a list, or of several inputs a list or a dict of lists."""
+    if isinstance(shape, dict):
+        return {name: list(one) for name, one in shape.items()}
+    return [_shape(one) if isinstance(one, tuple) else one for one in shape]
 
 
 def _value_range(data: Any) -> dict[str, Any]:
@@ -81,22 +90,53 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def logger_of(problem: SearchProblem, folder: Path) -> TensorBoardLogger:
-    """The logger of a run, with the row of its hyper-parameters begun."""
-    name = _board_name(problem, RunDir(folder))
-    logger = _Logger(folder, name=name, version="", default_hp_metric=False)
+def loggers_of(problem: SearchProblem, folder: Path) -> list[Logger]:
+    """The loggers of a run, which know its hyper-parameters.
+
+    Those that were given as they are see all trainings; others are made for each folder.
+
+    Raises:
+        UserError: what is configured is no logger of Lightning.
+    """
+    board = _board_name(problem, RunDir(folder))
+    offered = {"save_dir": folder, "board": board, "run_name": folder.name}
     names = (*_figures(problem), *problem.costs)
-    metrics = {f"final/{name}": float("nan") for name in names}
-    logger.log_hyperparams(_hyper_parameters(problem), metrics)
-    return logger
+    final = {f"final/{name}": float("nan") for name in names}
+    found: list[Logger] = []
+    for factory in problem.loggers:
+        logger = factory
+        if not isinstance(factory, Logger) and callable(factory):
+            held = getattr(factory, "keywords", {})
+            taken = inspect.signature(factory).parameters
+            logger = factory(**{n: v for n, v in offered.items() if n in taken and n not in held})
+        if not isinstance(logger, Logger):
+            raise UserError(f"logger={short_repr(logger)} is no logger of Lightning")
+        metrics = (final,) if isinstance(logger, TensorBoardLogger) else ()
+        logger.log_hyperparams(_hyper_parameters(problem), *metrics)
+        found.append(logger)
+    return found
+
+
+def board_of(loggers: Sequence[Logger]) -> Any:
+    """The writer of TensorBoard among them; None: there is none."""
+    boards = (one.experiment for one in loggers if isinstance(one, TensorBoardLogger))
+    return next(boards, None)
 
 
 def _figures(problem: SearchProblem) -> tuple[str, str]:
     return primary_metrics({"task": task_of(problem.data).described()})
 
 
-class _Logger(TensorBoardLogger):
-    """Without its hparams.yaml, which config.yaml says better."""
+class TensorBoard(TensorBoardLogger):
+    """Event files in a folder of the run's; no hparams.yaml, which config.yaml says better.
+
+    Args:
+        save_dir: the run's folder.
+        board: the name of the folder in it.
+    """
+
+    def __init__(self, save_dir: Path, board: str = "tensorboard") -> None:
+        super().__init__(save_dir, name=board, version="", default_hp_metric=False)
 
     def save(self) -> None:
         """Nothing but events is written."""
@@ -125,18 +165,21 @@ def _hyper_parameters(problem: SearchProblem) -> dict[str, Any]:
     return {**shown, **given}
 
 
-def log_graph(logger: TensorBoardLogger, network: nn.Module, shape: tuple[int, ...]) -> None:
-    """The network as a graph; any error of tracing where it cannot be followed."""
+def log_graph(loggers: Sequence[Logger], network: nn.Module, example: Inputs) -> None:
+    """The network as a graph in TensorBoard; any error of tracing where it cannot be followed."""
+    if (board := board_of(loggers)) is None:
+        return
     with warnings.catch_warnings():
         # Drawn by tracing with TorchScript, which torch has deprecated without a successor that
         # TensorBoard reads.
         warnings.simplefilter("ignore")
-        logger.experiment.add_graph(network, torch.zeros(1, *shape))
+        board.add_graph(network, example)
 
 
-def log_final(logger: TensorBoardLogger, result: Mapping[str, Any], problem: SearchProblem) -> None:
+def log_final(loggers: Sequence[Logger], result: Mapping[str, Any], problem: SearchProblem) -> None:
     """The metrics of the run's row."""
     final = {**result["metrics"], **result["costs"]}
     names = (*_figures(problem), *problem.costs)
-    logger.log_metrics({f"final/{name}": final[name] for name in names}, step=0)
-    logger.finalize("success")
+    for logger in loggers:
+        logger.log_metrics({f"final/{name}": final[name] for name in names}, step=0)
+        logger.finalize("success")

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import MetricCollection
 
-from nas.config.schema import Count, NonNegative, Seed, Share, checked
+from nas.config.schema import Count, NonNegative, Positive, Seed, Share, checked
 from nas.errors import InterruptedRunError, NotFiniteError
+from nas.inputs import Inputs, run
 from nas.ranks import rank_and_ranks
 from nas.tasks import Task
 from nas.tasks.classification import Classification
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Inputs, Tensor]
 
 
 def shared(images: int) -> int:
@@ -137,6 +138,10 @@ def warmup_cosine(warmup: float, total: int, floor: float = 0.0) -> Callable[[in
 class Training(pl.LightningModule):
     """Supervised training of one network by the loss of a task.
 
+    With a teacher, whose outputs z of a batch are fixed, the loss of outputs y for targets t is
+    ``(1 - w) L(y, t) + w D(y, z)`` (Hinton et al. 2015, Section 2); D is `Task.distillation`, for
+    classes ``T^2 CE(softmax(y / T), softmax(z / T))``.
+
     Args:
         network: maps ``(N, C, H, W)`` to the outputs of the task, ``(N, classes)``.
         optimizer: parameters -> optimizer.
@@ -146,6 +151,10 @@ class Training(pl.LightningModule):
         clip: largest norm of the gradient; 0 does not clip.
         seed: of every random draw inside an epoch, so that a resumed run repeats them.
         task: what the network is for; None: classification.
+        teacher: a network that has learned the task, used in evaluation mode and never saved; a
+            text names one for a run to find, see `nas.teacher`, and teaches nothing here.
+        temperature: T.
+        teacher_weight: w.
 
     Raises:
         UserError: a number out of its range.
@@ -161,15 +170,21 @@ class Training(pl.LightningModule):
         clip: NonNegative = 0.0,
         seed: Seed = 0,
         task: Task | None = None,
+        teacher: nn.Module | str | None = None,
+        temperature: Positive = 4.0,
+        teacher_weight: Share = 0.5,
     ) -> None:
         super().__init__()
         self.network, self.task = network, task or Classification()
+        # In a list, and so in no state dict.
+        self.teachers = [teacher] if isinstance(teacher, nn.Module) else []
+        self.temperature, self.teacher_weight = temperature, teacher_weight
         self.metrics = metrics_of(self.task, ("train", "val", "test"))
         self.optimizer_factory, self.epochs, self.warmup_epochs = optimizer, epochs, warmup_epochs
         self.label_smoothing, self.clip, self.seed = label_smoothing, clip, seed
 
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.network(x)
+    def forward(self, x: Inputs) -> Tensor:
+        logits: Tensor = run(self.network, x)
         return logits
 
     def configure_optimizers(self) -> Any:
@@ -180,6 +195,10 @@ class Training(pl.LightningModule):
         scheduler: LRScheduler = LambdaLR(optimizer, schedule)
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
+    def on_fit_start(self) -> None:
+        for teacher in self.teachers:
+            teacher.to(self.device).eval()
+
     def on_train_epoch_start(self) -> None:
         # Dropout must differ between ranks.
         torch.manual_seed(self.seed + self.current_epoch + 1000 * self.global_rank)
@@ -188,6 +207,11 @@ class Training(pl.LightningModule):
         x, labels = batch
         logits = self(x)
         loss = self.task.loss(logits, labels, self.label_smoothing)
+        for teacher in self.teachers:
+            with torch.no_grad():
+                taught = run(teacher, x)
+            learned = self.task.distillation(logits, taught, self.temperature)
+            loss = (1 - self.teacher_weight) * loss + self.teacher_weight * learned
         self._log("train", loss, logits, labels)
         return check_finite(loss, self.current_epoch)
 

@@ -49,6 +49,7 @@ class Job:
         sweep: the folder of the sweep that it is a job of; None: it stands alone.
         swept: the keys that differ between the jobs of the sweep.
         threads: where the configuration names no number of them.
+        announced: print the table of what was found, and what to type next.
     """
 
     command: str
@@ -58,14 +59,15 @@ class Job:
     sweep: Path | None
     swept: Sequence[str]
     threads: int
+    announced: bool = True
 
 
-def carry_out(verb: str, config: DictConfig, job: Job) -> None:
-    """Carry out a verb with a configuration that is composed."""
+def carry_out(verb: str, config: DictConfig, job: Job) -> Path:
+    """Carry out a verb with a configuration that is composed; the folder of its run."""
     config.out, config.name = str(config.out), str(config.name)  # a folder may be "0"
     check_keys(config)
     with only_main_prints(), interrupting():
-        VERBS[verb](config, job)
+        return VERBS[verb](config, job) or job.folder
 
 
 def only_main_prints() -> AbstractContextManager[object]:
@@ -73,20 +75,25 @@ def only_main_prints() -> AbstractContextManager[object]:
     return nullcontext() if is_main() else redirect_stdout(StringIO())
 
 
-def _search(config: DictConfig, job: Job) -> None:
+def _search(config: DictConfig, job: Job) -> Path:
     for key in ("arch", "checkpoint"):
         if config[key] is not None:
             raise UserError(f"{key}= is for `nas finetune`; `nas search` finds its architecture")
-    _train(config, job)
+    return _train(config, job)
 
 
-def _finetune(config: DictConfig, job: Job) -> None:
+def _finetune(config: DictConfig, job: Job) -> Path:
     if config.arch is None:
         raise UserError("nas finetune needs arch=FILE, the arch.json of the network to train")
-    _train(config, job)
+    if config.checkpoint is None and config.finetune.get("teacher") == "largest":
+        raise UserError(
+            "finetune.teacher=largest is a network of a trained supernet: pass checkpoint=FILE, "
+            "the last.ckpt of a search, or finetune.teacher=RUN"
+        )
+    return _train(config, job)
 
 
-def _train(config: DictConfig, job: Job) -> None:
+def _train(config: DictConfig, job: Job) -> Path:
     """One job: single, or one of a sweep. A failure is recorded in its folder."""
     if not job.sweep:  # a job of a sweep that is refused leaves a record, see below
         check_words(config)
@@ -98,11 +105,12 @@ def _train(config: DictConfig, job: Job) -> None:
     if run.complete:
         print(f"already finished: {run.path}")
         _tidy_checkpoint(config, run)
-        return
+        return run.path
     try:
         _run(config, run, job)
         if job.sweep:
             _follow(job.sweep)
+        return run.path
     except (KeyboardInterrupt, InterruptedRunError):
         raise InterruptedRunError(f"interrupted. {how_to_go_on(run)}") from None
     except FolderTakenError:
@@ -151,7 +159,10 @@ def front_size(config: DictConfig, sweep: bool) -> Any:
         return 1  # what is no mapping is refused later
     if "_target_" not in node or any(amount is not None for amount in budgets.values()):
         return 1
-    return FRONT if _leaves(node) in ("alphas", "supernet") else 1
+    # A network whose score departs from what it is once trained is only proposed by the search.
+    scored_by = str((node.get("evaluate") or {}).get("_target_"))
+    proposes = _leaves(node) in ("alphas", "supernet") or attribute(scored_by, "noise") is not None
+    return FRONT if proposes else 1
 
 
 def _leaves(search: DictConfig) -> str:
@@ -230,7 +241,8 @@ def _run(config: DictConfig, run: RunDir, job: Job) -> None:
         write_atomic(run.config, OmegaConf.to_yaml(config, resolve=True))
         result = pipeline()
         _tidy_checkpoint(config, run)
-    show(run, result)
+    if job.announced:
+        show(run, result)
 
 
 def _tidy_checkpoint(config: DictConfig, run: RunDir) -> None:
@@ -269,8 +281,22 @@ def components_of(config: DictConfig) -> dict[str, Any]:
         "stable_epochs": config.stable_epochs,
         "guards": made(config.get("guard") or {}),
         "speed": config.speed,
+        "loggers": _loggers(config),
+        "callbacks": made(config.get("callbacks")),
         "engine": made(config.get("engine")),
     }
+
+
+def _loggers(config: DictConfig) -> Sequence[Any]:
+    """By name as configured, or as given from Python: one, or several."""
+    if "logger" not in config:  # of an earlier version
+        from nas.result import TensorBoard
+
+        return [TensorBoard]
+    found = made(config.logger) or {}
+    if isinstance(found, dict):
+        return list(found.values())
+    return found if isinstance(found, list | tuple) else [found]
 
 
 def _data(config: DictConfig) -> Any:
@@ -298,7 +324,7 @@ def about_of(config: DictConfig, job: Job) -> dict[str, Any]:
 def values_by_key(words: Sequence[str]) -> dict[str, Any]:
     """Key -> value of overrides, for result.json; those that change no result are left out."""
     given = {key.lstrip("+~"): value for key, _, value in (w.partition("=") for w in words)}
-    unimportant = ("out", "name", "keep", "resume", "trust", "threads", "trial", "engine")
+    unimportant = ("out", "name", "keep", "resume", "trust", "threads", "trial", "engine", "logger")
     return {k: yaml.safe_load(v) for k, v in given.items() if k.split(".")[0] not in unimportant}
 
 
@@ -316,7 +342,8 @@ def _describe(config: DictConfig, job: Job) -> None:
     silence_third_party_warnings()
     import torch
 
-    from nas.problem import SearchProblem, build, read
+    from nas.data.contract import read
+    from nas.problem import SearchProblem, build
     from nas.report.terminal import data_in_words, describe
 
     torch.set_num_threads(config.threads or job.threads)
@@ -324,7 +351,7 @@ def _describe(config: DictConfig, job: Job) -> None:
     read(data)
     print(data_in_words(data))
     supernet = build(made(config.space), data.input_shape, data.num_outputs)
-    describe(supernet, data.input_shape, made(config.cost))
+    describe(supernet, data.example, made(config.cost))
     if config.trial:
         config.front = front_size(config, sweep=False)
         _print_time(lambda: SearchProblem(**{**components_of(config), "data": data}))
@@ -362,7 +389,8 @@ def _profile(config: DictConfig, job: Job) -> None:
     def supernet(size: tuple[tuple[int, ...], int] | None) -> tuple[Any, tuple[int, ...]]:
         import torch
 
-        from nas.problem import build, read
+        from nas.data.contract import read
+        from nas.problem import build
 
         if size is None:
             data = _data(config)
@@ -385,7 +413,7 @@ def _profile(config: DictConfig, job: Job) -> None:
         ) from None
 
 
-VERBS: dict[str, Callable[[DictConfig, Job], None]] = {
+VERBS: dict[str, Callable[[DictConfig, Job], Path | None]] = {
     "search": _search,
     "finetune": _finetune,
     "describe": _describe,

@@ -18,7 +18,8 @@ from ground_truth import Truth
 
 from nas.search.evaluate import WeightSharing
 from nas.search.model import OptionModel, adds_most, worth_training
-from nas.search.trial_search import DRAWS, RANKED_FIRST, TRAINING
+from nas.search.prediction import DRAWS
+from nas.search.trial_search import RANKED_FIRST, TRAINING
 from nas.search.trials import TrialLog
 
 SIZES = (8, 10, 12, 16, 20)

@@ -15,7 +15,7 @@ from nas.errors import UserError
 
 # Group -> what a run calls its target with; these must wait for it (`_partial_: true`).
 CALLED: Mapping[str, tuple[str, ...]] = {
-    "data": ("seed",),
+    "data": (),
     "space": ("input_shape", "num_outputs"),
     "search": ("supernet", "seed"),
     "finetune": ("network", "seed"),
@@ -23,6 +23,7 @@ CALLED: Mapping[str, tuple[str, ...]] = {
 }
 # And what it adds for those that take it.
 _OFFERED: Mapping[str, tuple[str, ...]] = {
+    "data": ("seed", "task"),
     "search": ("costs", "targets", "objective", "temperature", "task"),
     "finetune": ("task",),
 }
@@ -57,7 +58,7 @@ def check_call(key: str, node: Mapping[str, Any]) -> None:
         hints = get_type_hints(function, include_extras=True)
     except (TypeError, ValueError, NameError):
         return  # a builtin that does not say; the call itself will
-    hints = {**hints, **_keyword_hints(signature.parameters, hints), **ranges_of(target)}
+    hints = {**_keyword_hints(signature.parameters, hints), **hints, **ranges_of(target)}
     known = sorted({*signature.parameters, *hints} - {"self", "seed", "return"})
     anything = any(
         p.kind is p.VAR_KEYWORD and get_origin(hints.get(n)) is not Unpack
@@ -132,8 +133,8 @@ _TRAINERS = ("pytorch_lightning.Trainer", "pytorch_lightning.trainer.trainer.Tra
 # What a run sets itself -> the keys that say it.
 _SET_BY_RUN = {
     "max_epochs": "search.epochs and finetune.epochs",
-    "callbacks": "guard",
-    "logger": "out and name",
+    "callbacks": "callbacks",
+    "logger": "logger",
     "default_root_dir": "out and name",
     "enable_model_summary": "`nas draw`",
     "enable_checkpointing": "nothing, every epoch is saved",

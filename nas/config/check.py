@@ -1,12 +1,14 @@
 """Check a configuration before anything of it is made: what needs no import, then the calls."""
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nas.config import given
 from nas.config.calls import CALLED, check_call, ranges_by_name
 from nas.config.compose import nearest
 from nas.config.folders import check_images, existing_folder
@@ -25,7 +27,8 @@ def check(config: DictConfig) -> None:
             key.
     """
     for key, node in _checked_words(config):
-        check_call(key, node)
+        if not _is_given(node):
+            check_call(key, node)
 
 
 def check_words(config: DictConfig, data: bool = True) -> None:
@@ -57,7 +60,10 @@ def check_words(config: DictConfig, data: bool = True) -> None:
 
 def _check_data(data: Any) -> None:
     if data._target_ == "nas.data.image_folder":
-        check_images(data.get("root"))
+        if data.get("labels") is None:
+            check_images(data.get("root"))
+        else:
+            existing_folder(data.get("root"), "the folder of the images that data.labels names")
     elif data.get("download") is False and "root" in data:
         existing_folder(data.root, f"the folder that holds {data.get('name')}")
 
@@ -72,6 +78,7 @@ def _checked_words(config: DictConfig) -> list[tuple[str, Mapping[str, Any]]]:
     _check_run(resolved)
     _check_groups(resolved)
     _check_device(resolved)
+    _check_loggers(resolved)
     return list(_targets(resolved, ""))
 
 
@@ -119,19 +126,33 @@ def _check_groups(config: Mapping[Any, Any]) -> None:
         if not isinstance(node, Mapping) or "_target_" not in node:
             options = ", ".join(groups()[group])
             raise UserError(f"{group}={short_repr(node)} is none of {options}: choose one")
-        if group in CALLED and node.get("_partial_") is not True:
+        if group in CALLED and node.get("_partial_") is not True and not _is_given(node):
             names = ", ".join(CALLED[group]) or "what a run adds"
             raise UserError(
                 f"{group} lacks `_partial_: true`: {node['_target_']} is called later, with {names}"
             )
-    for group in ("cost", "guard"):
+    for group in ("cost", "guard", "logger"):
         nodes = config.get(group) or {}
+        if isinstance(nodes, Mapping) and _is_given(nodes):
+            continue
         for name, node in nodes.items() if isinstance(nodes, Mapping) else [("", nodes)]:
             if not isinstance(node, Mapping) or "_target_" not in node:
                 raise UserError(
                     f"{f'{group}.{name}'.rstrip('.')}={short_repr(node)} is no {group}: choose "
                     f"with {group}=[NAME,...] out of {', '.join(groups()[group])}"
                 )
+
+
+def _is_given(node: Mapping[str, Any]) -> bool:
+    """Whether an object stands there, which was given from Python."""
+    return bool(node.get("_target_") == given.TARGET)
+
+
+def _check_loggers(config: Mapping[Any, Any]) -> None:
+    """Lightning's own classes find out what they lack when the first is made, after minutes."""
+    for name in ("mlflow", "wandb"):
+        if name in (config.get("logger") or ()) and find_spec(name) is None:
+            raise UserError(f"logger={name} needs a package: pip install 'dnas[{name}]'")
 
 
 def _check_device(config: Mapping[Any, Any]) -> None:

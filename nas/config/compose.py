@@ -6,7 +6,8 @@ Arguments are places (folders or files), ``key=value`` overrides, and flags. ``-
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
@@ -15,11 +16,13 @@ import hydra
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Transformer, ValueType
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from hydra.version import VersionBase
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nas.config import options as own_options
 from nas.config.help import VERBS, config_dir, groups, keys_of, keys_of_run
@@ -222,11 +225,16 @@ def _of_experiment(word: str) -> str:
     return f"+{word}" if word.startswith("experiment=") else word
 
 
-def with_budgets(words: Sequence[str], folder: str | None = None) -> list[str]:
+def with_budgets(
+    words: Sequence[str], folder: str | None = None, own: Collection[str] = ()
+) -> list[str]:
     """The costs that budgets name are computed, and by default the search keeps the budgets.
 
     ``budget.macs=5M`` alone means ``cost=[macs] objective=augmented_lagrangian`` as well. A cost
     that config.yaml does not list, also one in the user's `folder`, can have a budget, too.
+
+    Args:
+        own: names of costs that no file describes.
     """
     given = dict(word.partition("=")[::2] for word in words if "=" in word)
     named = {
@@ -235,8 +243,8 @@ def with_budgets(words: Sequence[str], folder: str | None = None) -> list[str]:
         if key.lstrip("+").startswith("budget.")
     }
     # Of names that are no cost Hydra complains, and says which there are.
-    own = {path.stem for path in Path(folder).glob("cost/*.yaml")} if folder else set()
-    known = {*groups()["cost"], *own}
+    files = {path.stem for path in Path(folder).glob("cost/*.yaml")} if folder else set()
+    known = {*groups()["cost"], *files, *own}
     budgets = [n for n, value in named.items() if n in known and value not in ("null", "")]
     if not budgets:
         return list(words)
@@ -247,14 +255,22 @@ def with_budgets(words: Sequence[str], folder: str | None = None) -> list[str]:
         if word.partition("=")[0] != "cost"
     ]
     costs = [name for name in given.get("cost", "").strip("[]").split(",") if name]
-    added = [f"cost=[{','.join(dict.fromkeys([*costs, *budgets]))}]"]
+    chosen = [name for name in dict.fromkeys([*costs, *budgets]) if name not in own]
+    added = [f"cost=[{','.join(chosen)}]"]
     if "objective" not in given:
         added.append("objective=augmented_lagrangian")
     return [*kept, *added]
 
 
 def compose_config(overrides: Sequence[str] = (), folder: str | None = None) -> DictConfig:
-    """The configuration that overrides make of the shipped one.
+    """The configuration that overrides make of the shipped one, see `compose_choices`."""
+    return compose_choices(overrides, folder)[0]
+
+
+def compose_choices(
+    overrides: Sequence[str] = (), folder: str | None = None
+) -> tuple[DictConfig, dict[str, Any]]:
+    """The configuration that overrides make of the shipped one, and group -> option chosen.
 
     Args:
         overrides: as on the command line.
@@ -264,13 +280,31 @@ def compose_config(overrides: Sequence[str] = (), folder: str | None = None) -> 
         UserError: an unknown key or option, or a word that the grammar does not allow.
     """
     words = [_of_experiment(word) for word in overrides]
+    if folder and not Path(folder).is_dir():
+        raise UserError(f"config_dir={folder} is no folder")
     if folder:
         words.append(f"hydra.searchpath=[file://{Path(folder).resolve()}]")
     try:
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return hydra.compose("config", words)
+        with _aside(), initialize_config_dir(str(config_dir()), version_base="1.3"):
+            config = hydra.compose("config", words, return_hydra_config=True)
     except HydraException as error:
         raise UserError(hydra_message(error, overrides)) from None
+    choices = dict(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config["hydra"]
+    return config, choices
+
+
+@contextmanager
+def _aside() -> Iterator[None]:
+    """What Hydra keeps for the whole process is afterwards as an application of Hydra's left it."""
+    kept, base = GlobalHydra.instance().hydra, VersionBase.instance().getbase()
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = kept
+        VersionBase.instance().version_base = base
 
 
 def apply(config: DictConfig, overrides: Sequence[Override]) -> None:

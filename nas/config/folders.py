@@ -1,5 +1,6 @@
 """A folder of images, looked at from outside, so that a wrong one is refused at once."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from nas.errors import UserError
@@ -33,10 +34,15 @@ def existing_folder(root: str | Path | None, hint: str) -> Path:
     return path
 
 
-def part_folders(root: Path) -> dict[str, Path]:
-    """The folder of each part that `root` comes in; `root` itself when it is not divided."""
+def part_folders(root: Path, holds: Callable[[Path], object] | None = None) -> dict[str, Path]:
+    """The folder of each part that `root` comes in; `root` itself when it is not divided.
+
+    Args:
+        root: the folder.
+        holds: what tells that a folder called train is a part; None: that it has folders in it.
+    """
     train = root / "train"
-    if not train.is_dir() or not subfolders(train):  # a class may be called "train", too
+    if not train.is_dir() or not (holds or subfolders)(train):  # a class may be called so, too
         return {"train": root}
     there = {part: root / part for part in ("train", "val", "test") if (root / part).is_dir()}
     if "val" in there and "test" not in there:

@@ -125,7 +125,7 @@ class Verb:
 
 _TRAINED = (
     "data", "task", "space", "relax", "search", "cost", "objective", "guard", "finetune", "trainer",
-    "engine",
+    "logger", "engine",
 )  # fmt: skip
 VERBS: Mapping[str, Verb] = {
     "search": Verb(

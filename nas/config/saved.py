@@ -166,10 +166,12 @@ def check_places(verb: str, given: Arguments) -> None:
 # Keys that say where and how a run is made, not what comes out of it.
 _UNIMPORTANT = (
     "out", "name", "keep", "resume", "trust", "threads", "trial", "trainer", "measure", "engine",
+    "logger",
 )  # fmt: skip
 
 # Environment variable: jobs of a sweep may run in processes that know no command line.
 COMMAND = "NAS_COMMAND"
+PYTHON = "nas.search"  # its value during a call from Python
 
 LATENCY = "latency"  # the cost that a profile is of
 
@@ -180,7 +182,8 @@ def how_to_go_on(run: RunDir) -> str:
     for saved in (run.finetune_checkpoint, *trainings, run.checkpoint, run.trials):
         if saved.exists():
             verb = os.environ.get(COMMAND, "nas search")
-            return f"Saved last: {saved}. Go on with: {verb} resume={run.path}"
+            resume = f"(..., resume='{run.path}')" if verb == PYTHON else f" resume={run.path}"
+            return f"Saved last: {saved}. Go on with: {verb}{resume}"
     return "No epoch was completed, so there is no checkpoint yet: start again"
 
 

@@ -241,6 +241,7 @@ RUN: Mapping[str, Any] = {
     "trial": bool,
     "threads": Annotated[int, Field(ge=0, le=1024)],
     "stable_epochs": Count | None,
+    "callbacks": Sequence[Any] | None,
     "front": Annotated[int, Field(ge=1, le=1000)] | None,
     "speed": Literal["auto", "none", "kernels", "channels_last", "compile"],
     "arch": Name | None,

@@ -13,12 +13,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from nas.config import given
 from nas.config.calls import target_of
 from nas.config.help import config_dir
 from nas.errors import UserError
 
 TARGET, PARTIAL = "_target_", "_partial_"
-_NAMES = ("cost", "guard", "regularizers")  # whose keys are names that a user gives
+_NAMES = ("cost", "guard", "logger", "regularizers")  # whose keys are names that a user gives
 _WHOLE = ("trainer",)  # of these objects only the keys that the shipped files set
 _SHOWN = 5  # findings in one message
 _REFERENCE = re.compile(r"\$\{oc\.select:(\w+),null\}")  # `device: ${oc.select:device,null}`
@@ -158,6 +159,7 @@ def _strange_object(node: Mapping[Any, Any], role: str, path: str) -> Iterator[s
         special = str(name).startswith("_")
         known = name == PARTIAL and isinstance(value, bool)
         known |= name == TARGET and isinstance(value, str) and _is_allowed(value, role)
+        known |= name == TARGET and value == given.TARGET  # looks up what its caller has given
         wrong = "${" in str(name) or (special and not known)
         if role in _WHOLE and not special:
             wrong |= name not in _keys(role) or isinstance(value, Mapping | list)

@@ -95,7 +95,7 @@ def _of_arguments(module: str, arguments: ast.arguments) -> dict[str, Any]:
     found = _read(module, {one.arg: one.annotation for one in every if one.annotation})
     rest = arguments.kwarg.annotation if arguments.kwarg else None
     if isinstance(rest, ast.Subscript) and ast.unparse(rest.value) == "Unpack":
-        found |= _of(*_definition(f"{module}.{ast.unparse(rest.slice)}"))
+        found = _of(*_definition(f"{module}.{ast.unparse(rest.slice)}")) | found
     return found
 
 

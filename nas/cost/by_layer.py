@@ -3,15 +3,10 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from html import escape
-from io import StringIO
 from itertools import chain
 from math import ceil
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -27,8 +22,8 @@ from nas.decision import decisions
 from nas.discretization import discretize
 from nas.errors import UserError
 from nas.quantities import amount
+from nas.tables import Grid
 
-WIDTH = 80  # columns of the table
 _TEXTS = ("layer", "type", "output")  # its columns of text
 
 
@@ -81,33 +76,15 @@ class Costs:
     open: tuple[str, ...]
 
     def __repr__(self) -> str:
-        head, *rows = self._rows()
-        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-        for name in head:
-            text, type_ = name in _TEXTS, name == "type"
-            table.add_column(
-                name,
-                justify="left" if text else "right",
-                overflow="ellipsis" if type_ else "fold",
-                max_width=len("BatchNorm2d") if type_ else None,
-                no_wrap=name not in ("layer", "type"),
-            )
-        for row in rows:
-            table.add_row(*map(Text, row))
-        out = StringIO()
-        console = Console(file=out, width=WIDTH, color_system=None)
-        console.print(*map(Text, self._lines()), table, sep="\n")
-        return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+        return self._grid().text()
 
     def _repr_html_(self) -> str:
+        return self._grid().html()
+
+    def _grid(self) -> Grid:
         head, *rows = self._rows()
-        sides = ["left" if name in _TEXTS else "right" for name in head]
-        made = []
-        for tag, row in (("th", head), *(("td", row) for row in rows)):
-            cells = zip(sides, map(escape, row), strict=True)
-            line = "".join(f'<{tag} style="text-align: {side}">{x}</{tag}>' for side, x in cells)
-            made.append(f"<tr>{line}</tr>")
-        return f"<p>{'<br>'.join(map(escape, self._lines()))}</p><table>{''.join(made)}</table>"
+        short = {"type": len("BatchNorm2d")}
+        return Grid(list(self._lines()), head, rows, _TEXTS, folded=("layer",), shortened=short)
 
     def _lines(self) -> Iterator[str]:
         """What stands above the table."""

@@ -16,6 +16,7 @@ from nas.cost.polynomial import Condition
 from nas.decision import Decision, Searchable, decisions, sites
 from nas.discretization import outermost
 from nas.errors import UserError
+from nas.inputs import run
 
 T = TypeVar("T")
 
@@ -51,11 +52,6 @@ def _dtype(model: nn.Module) -> torch.dtype:
 
 def _tensors(model: nn.Module, recurse: bool = True) -> Iterator[Tensor]:
     return chain(model.parameters(recurse), model.buffers(recurse))
-
-
-def run(model: nn.Module, inputs: Inputs) -> Any:
-    """What `model` gives for `inputs`."""
-    return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
 
 
 def dry_run(model: nn.Module, inputs: Inputs, record: Callable[[nn.Module, Inputs], T]) -> T:

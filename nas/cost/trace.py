@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nas.cost.activations import Buffer, Read
-from nas.cost.dry_run import ChoiceNode, Example, Inputs, dry_run, inputs_of, run, unroll
+from nas.cost.dry_run import ChoiceNode, Example, Inputs, dry_run, inputs_of, unroll
 from nas.cost.layer import LayerSpec, stored
 from nas.cost.polynomial import AnyOf, Condition, consistent
 from nas.cost.recorder import Operator, Piece, Recorder
 from nas.decision import Decision, decisions
 from nas.errors import UserError
+from nas.inputs import run
 from nas.supernet.inplace import guards_last
 
 

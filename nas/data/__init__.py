@@ -13,22 +13,26 @@ To add a data set, write one function in this module and one file in ``configs/d
 your own works as well: a configuration may name anything that can be imported.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nas.config.folders import existing_folder
-from nas.config.schema import Count
+from nas.config.schema import Count, Name, Positive, Whole
 from nas.data.datamodule import DataModule, DataOptions
 from nas.data.folder import Channels, ImageFolder, Unreadable
+from nas.data.machine import MachineSounds
 from nas.data.npz import NpzFile
+from nas.data.sound import Silent, SoundFolder
 from nas.data.splits import Arrays, Levels, Part, Source
+from nas.data.tables import Columns
+from nas.data.windows import Mixed, Windows
 from nas.errors import UserError
 
 __all__ = [
@@ -42,6 +46,9 @@ __all__ = [
     "digits",
     "fashion_mnist",
     "image_folder",
+    "machine_sounds",
+    "sound_folder",
+    "windows",
 ]
 
 
@@ -72,10 +79,11 @@ def image_folder(
     channels: Channels = 3,
     unreadable: Unreadable = "skip",
     value_range: Levels | None = None,
+    labels: Name | None = None,
     **options: Unpack[DataOptions],
 ) -> DataModule:
-    """A user's own images, one folder per class; see `ImageFolder`."""
-    source = ImageFolder(root, size, channels, unreadable, value_range)
+    """A user's own images, by folder or by a table; see `ImageFolder`."""
+    source = ImageFolder(root, size, channels, unreadable, value_range, labels)
     # Colour images are mostly photographs; grey ones as often are signs, which have a direction.
     return DataModule(source, auto_augment="crop_flip" if channels == 3 else "none", **options)
 
@@ -83,6 +91,54 @@ def image_folder(
 def arrays(path: str | None = None, **options: Unpack[DataOptions]) -> DataModule:
     """Samples and targets of any kind in an NPZ file, see `NpzFile`."""
     return DataModule(NpzFile(path), **options)
+
+
+def sound_folder(
+    root: str | None = None,
+    rate: Count = 16000,
+    seconds: Positive = 1.0,
+    resample: bool = False,
+    silent: Silent = "refuse",
+    words: Sequence[Name] | None = None,
+    silence: bool = False,
+    speaker: Name | None = None,
+    **options: Unpack[DataOptions],
+) -> DataModule:
+    """Sounds, one folder per class, see `SoundFolder`."""
+    source = SoundFolder(root, rate, seconds, resample, silent, words, silence, speaker)
+    return DataModule(source, **options)
+
+
+def machine_sounds(
+    root: str | None = None,
+    rate: Count = 16000,
+    mels: Count = 128,
+    window: Count = 1024,
+    hop: Count = 512,
+    frames: Count = 5,
+    step: Count = 5,
+    **options: Unpack[DataOptions],
+) -> DataModule:
+    """Sounds of a machine, normal and anomalous, see `MachineSounds`."""
+    return DataModule(MachineSounds(root, rate, mels, window, hop, frames, step), **options)
+
+
+def windows(
+    path: str | None = None,
+    length: Count = 128,
+    hop: Count | None = None,
+    channels: Columns = None,
+    target: Columns = None,
+    mixed: Mixed = "auto",
+    group: Name | None = None,
+    segment: Name | None = None,
+    missing: Literal["refuse", "fill"] = "refuse",
+    horizon: Whole = 0,
+    **options: Unpack[DataOptions],
+) -> DataModule:
+    """Windows of sensor channels from tables, see `Windows`."""
+    source = Windows(path, length, hop, channels, target, mixed, group, segment, missing, horizon)
+    return DataModule(source, **options)
 
 
 def _read_digits() -> Arrays:

@@ -16,12 +16,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from nas.data.splits import Arrays, generator
+from nas.data.streamed import Streamed
+from nas.inputs import Inputs, shapes_of
 from nas.ranks import rank_and_ranks
 
 Share = tuple[int, int]
 Augment = Callable[[Tensor, torch.Generator, Share], Tensor]  # (N, C, H, W) -> (N, C, H, W)
 Request = tuple[int, Tensor]  # (seed of the augmentation, indices of the samples (N,))
-Batch = tuple[Tensor, Tensor]  # x float32 (N, C, *S), y int64 (N,) or float32 (N, K)
+Batch = tuple[Inputs, Tensor]  # x float32 (N, C, *S), y int64 (N,) or float32 (N, K)
 
 
 def none(x: Tensor, draw: torch.Generator, share: Share = (0, 1)) -> Tensor:
@@ -51,26 +53,36 @@ def crop_flip(x: Tensor, draw: torch.Generator, share: Share = (0, 1)) -> Tensor
 AUGMENTS: dict[str, Augment] = {"none": none, "crop": crop, "crop_flip": crop_flip}
 
 
-class InMemory(Dataset[Batch]):
+class Batches(Dataset[Batch]):
     """Answers a request for a whole batch: index, augment, normalise.
 
-    ``x = (samples / 255 - mean) / std`` per channel; 255 is `Arrays.largest`.
+    ``x = (samples / 255 - mean) / std`` per channel; 255 is `Arrays.largest`. Without a mean,
+    samples are given as they are. Targets are those of `nas.tasks.Task.batch`.
     """
 
     def __init__(
-        self, arrays: Arrays, mean: list[float], std: list[float], augment: Augment
+        self,
+        arrays: Arrays,
+        mean: list[float],
+        std: list[float],
+        augment: Augment,
+        targets: Callable[[Any, Tensor], Tensor],
     ) -> None:
-        self.arrays, self.augment = arrays, augment
-        channel = (-1, *[1] * (arrays.samples.ndim - 2))
+        self.arrays, self.augment, self.targets = arrays, augment, targets
+        self.normalised = bool(mean)
+        channel = (-1, *[1] * (len(shapes_of(arrays.example)) - 1))
         self.scale = 1 / (arrays.largest * torch.tensor(std)).reshape(channel)
         self.shift = -(torch.tensor(mean) / torch.tensor(std)).reshape(channel)
 
     def __getitem__(self, request: Request) -> Batch:
         seed, indices = request
-        samples = self.arrays.samples.index_select(0, indices)
-        samples = self.augment(samples, torch.Generator().manual_seed(seed), rank_and_ranks())
-        x = samples.to(torch.float32, memory_format=torch.contiguous_format)
-        return x.mul_(self.scale).add_(self.shift), self.arrays.targets[indices]
+        x = self.arrays.at(indices, seed)
+        if isinstance(x, Tensor):
+            x = self.augment(x, torch.Generator().manual_seed(seed), rank_and_ranks())
+            if self.normalised:
+                x = x.to(torch.float32, memory_format=torch.contiguous_format)
+                x.mul_(self.scale).add_(self.shift)
+        return x, self.targets(x, self.arrays.targets[indices])
 
 
 class EpochBatchSampler(DistributedSampler[Request]):
@@ -144,10 +156,12 @@ class EpochBatchSampler(DistributedSampler[Request]):
         return [batch for batch in batches if len(batch)]
 
 
-def loader(dataset: InMemory, sampler: EpochBatchSampler) -> DataLoader[Any]:
+def loader(dataset: Batches, sampler: EpochBatchSampler) -> DataLoader[Any]:
     """A DataLoader of the sampler's batches."""
-    # No workers: a batch costs less than handing it over from another process would. The generator
+    # In memory, a batch costs less than handing it over from another process would. The generator
     # is never used for data, but without it every epoch would move the global random state.
+    samples = dataset.arrays.samples
+    workers = samples.workers if isinstance(samples, Streamed) else 0
     return DataLoader(
-        dataset, sampler=sampler, batch_size=None, num_workers=0, generator=torch.Generator()
+        dataset, sampler=sampler, batch_size=None, num_workers=workers, generator=torch.Generator()
     )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, TypedDict, cast
 
 import pytorch_lightning as pl
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from nas.config.schema import Count, Seed, checked
-from nas.data.batches import AUGMENTS, EpochBatchSampler, InMemory, loader
+from nas.data.batches import AUGMENTS, Batches, EpochBatchSampler, loader
 from nas.data.splits import Arrays, Levels, Part, Source, generator, split
 from nas.errors import UserError
+from nas.inputs import Inputs, Shapes, shapes_of
 from nas.ranks import rank_and_ranks
 from nas.tasks import Task
 from nas.tasks.classification import Classification
@@ -103,34 +104,39 @@ class DataModule(pl.LightningDataModule):
     def arrays(self) -> Arrays:
         """The whole data set, with its targets as the task takes them."""
         read = self.source()
-        if read.samples.ndim != 4 and self.augment != "none":
+        example = read.example
+        if self.augment != "none" and not (isinstance(example, Tensor) and example.ndim == 4):
             raise UserError(
                 f"data.augment={self.augment} is for images, and samples are of "
-                f"{tuple(read.samples.shape[1:])}: pass data.augment=none."
+                f"{shapes_of(example)}: pass data.augment=none."
             )
-        targets, classes = self.task.read(read.targets, read.classes)
+        targets, classes = self.task.read(read.targets, read.classes, read.samples)
         return replace(read, targets=targets, classes=classes)
 
     @cached_property
     def parts(self) -> dict[Part, Tensor]:
         """Indices into `arrays` of the train, val and test part."""
         parts = split(self.arrays, self.val_fraction, self.test_fraction, self.limit, self.seed)
+        parts = dict(self.task.divide(self.arrays.targets, parts, self.arrays.groups is not None))
         self._check_batch_size("train", len(parts["train"]))
         self.task.fit(self.arrays.targets[parts["train"]])
         return parts
 
     @cached_property
     def _moments(self) -> tuple[list[float], list[float]]:
-        return moments(self.arrays.samples, self.parts["train"], self.arrays.largest)
+        if not self.arrays.normalised:
+            return [], []
+        samples = cast(Tensor, self.arrays.samples)
+        return moments(samples, self.parts["train"], self.arrays.largest)
 
     @property
     def mean(self) -> list[float]:
-        """Mean per channel of the train part's pixels in 0..1."""
+        """Mean per channel of the train part, of images in 0..1; []: nothing is taken off."""
         return self._moments[0]
 
     @property
     def std(self) -> list[float]:
-        """Standard deviation per channel of the train part's pixels in 0..1."""
+        """Standard deviation per channel, as `mean`."""
         return self._moments[1]
 
     def normalise_as(self, mean: list[float], std: list[float]) -> None:
@@ -148,9 +154,14 @@ class DataModule(pl.LightningDataModule):
         return self.arrays.largest
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """``(C, *S)`` of one sample, (C, H, W) of an image."""
-        return tuple(self.arrays.samples.shape[1:])
+    def example(self) -> Inputs:
+        """An empty batch of one sample."""
+        return self.arrays.example
+
+    @property
+    def input_shape(self) -> Shapes:
+        """``(C, *S)`` of one sample, (C, H, W) of an image; of several inputs, of each."""
+        return shapes_of(self.example)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -160,7 +171,9 @@ class DataModule(pl.LightningDataModule):
     @property
     def num_outputs(self) -> int:
         """What a network must give for one sample: a logit for each class, or a number."""
-        return len(self.classes)
+        _ = self.arrays  # which the task reads
+        assert self.task.outputs is not None
+        return self.task.outputs
 
     def weight_loader(self) -> DataLoader[Any]:
         """Train part, shuffled and augmented: batches that train the weights."""
@@ -205,8 +218,8 @@ class DataModule(pl.LightningDataModule):
         sampler = EpochBatchSampler(indices, batch_size, train=False)
         return loader(self._dataset("none"), sampler)
 
-    def _dataset(self, augment: str) -> InMemory:
-        return InMemory(self.arrays, self.mean, self.std, AUGMENTS[augment])
+    def _dataset(self, augment: str) -> Batches:
+        return Batches(self.arrays, self.mean, self.std, AUGMENTS[augment], self.task.batch)
 
     def _check_batch_size(self, part: Part, size: int) -> None:
         _, ranks = rank_and_ranks()
@@ -251,6 +264,7 @@ def _moments_of_bytes(
 def _moments_of_floats(
     samples: Tensor, parts: Sequence[Tensor], largest: float
 ) -> tuple[Tensor, Tensor]:
+    samples = samples if samples.ndim > 2 else samples[..., None]
     count, space = sum(map(len, parts)), tuple(range(2, samples.ndim))
     mean = (
         sum((samples[some].double().mean(space).sum(0) for some in parts), torch.zeros(())) / count

@@ -2,18 +2,20 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
 
 from nas.config.folders import HINT, class_names, existing_folder, part_folders, subfolders
-from nas.config.schema import Count, Finite, checked, violation
+from nas.config.schema import Count, Finite, Name, checked, violation
 from nas.data.pixels import Decoded, Pixels, common_range, decode, read_picture
 from nas.data.splits import Arrays, Levels, Part
+from nas.data.tables import Array, complete, read_table, targets_of, wrong
 from nas.errors import UserError
 
 _LOG = logging.getLogger(__name__)
@@ -33,6 +35,9 @@ class ImageFolder:
     the val part. Hidden files and folders are passed over. Of several frames or pages in a file
     the first is taken.
 
+    With `labels`, files may lie anywhere below `root`, and only those that the table names are
+    read; train, val or test as the first folder of a name is its part.
+
     Args:
         root: the folder.
         size: height and width of the images made, in pixels.
@@ -40,6 +45,8 @@ class ImageFolder:
         unreadable: "skip" files that cannot be decoded, naming them in the log, or "refuse" them.
         value_range: the values that mean black and white in images of more than 8 bits a channel;
             None: what their format says, else the data set, see `nas.data.pixels.common_range`.
+        labels: CSV file: names of image files below `root`, then a column for each target: classes,
+            a number, or 0 and 1 for each label. None: folders are classes.
 
     Raises:
         UserError: an option out of range; when called, a folder that cannot be used.
@@ -50,6 +57,7 @@ class ImageFolder:
     channels: Channels = 3
     unreadable: Unreadable = "skip"
     value_range: Levels | None = None
+    labels: Name | None = None
 
     def __post_init__(self) -> None:
         if self.value_range is not None:
@@ -57,28 +65,26 @@ class ImageFolder:
 
     def __call__(self) -> Arrays:
         root = existing_folder(self.root, HINT)
-        folders = cast(dict[Part, Path], part_folders(root))
-        classes = class_names(folders["train"])
-        samples: list[Sample] = []
-        part_of: list[str] = []
-        for part, path in folders.items():
-            found = list_images(path, classes)
-            samples += found
-            part_of += [part] * len(found)
-        decoded = decode([path for path, _ in samples], self.size, self.channels)
+        if self.labels:
+            samples, part_of, targets, classes = _listed(root, Path(self.labels).expanduser())
+        else:
+            samples, part_of, targets, classes = _by_folder(root)
+        decoded = decode(samples, self.size, self.channels)
         failures = decoded.failures
         self._report(root, samples, failures)
         pixels, value_range = self._bright(decoded, len(samples) - len(failures))
 
         good = [i for i in range(len(samples)) if i not in failures]
         kept = np.array([part_of[i] for i in good])
-        given = {part: torch.from_numpy(np.flatnonzero(kept == part)) for part in folders}
+        parts = [*dict.fromkeys(["train", *part_of])]
+        given = {cast(Part, part): torch.from_numpy(np.flatnonzero(kept == part)) for part in parts}
         for part, indices in given.items():
             if not len(indices):
-                raise UserError(f"{folders[part]} holds no readable image: add some or remove it.")
-        labels = torch.tensor([samples[i][1] for i in good], dtype=torch.int64)
+                where = root / part if len(parts) > 1 else root
+                raise UserError(f"{where} holds no readable image: add some or remove it.")
         pixels = pixels[good] if failures else pixels
-        return Arrays(torch.from_numpy(pixels), labels, tuple(classes), given, value_range)
+        chosen = torch.from_numpy(targets)[good]
+        return Arrays(torch.from_numpy(pixels), chosen, classes, given, value_range)
 
     def _bright(self, decoded: Decoded, images: int) -> tuple[Pixels, Levels | None]:
         """Pixels with 0 for black and 255 for white, and what they were where no format says."""
@@ -107,16 +113,54 @@ class ImageFolder:
         )
         return pixels, found
 
-    def _report(self, root: Path, samples: Sequence[Sample], failures: dict[int, str]) -> None:
+    def _report(self, root: Path, samples: Sequence[str], failures: dict[int, str]) -> None:
         if not failures:
             return
-        names = [f"{os.path.relpath(samples[i][0], root)} ({why})" for i, why in failures.items()]
+        names = [f"{os.path.relpath(samples[i], root)} ({why})" for i, why in failures.items()]
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         listed = ", ".join(names[:_NAMED]) + more
         what = f"{len(names)} of {len(samples)} images in {root} cannot be read"
         if self.unreadable == "refuse":
             raise UserError(f"{what}: {listed}; mend them, or pass data.unreadable=skip.")
         _LOG.warning("%s and are skipped: %s", what, listed)
+
+
+Found = tuple[list[str], list[str], Array, tuple[str, ...]]  # paths, parts, targets, names
+
+
+def _by_folder(root: Path) -> Found:
+    """Every image below the folder of its class."""
+    folders = part_folders(root)
+    classes = class_names(folders["train"])
+    found = {part: list_images(path, classes) for part, path in folders.items()}
+    samples = [sample for own in found.values() for sample in own]
+    part_of = [part for part, own in found.items() for _ in own]
+    labels = np.array([label for _, label in samples], dtype=np.int64)
+    return [path for path, _ in samples], part_of, labels, tuple(classes)
+
+
+def _listed(root: Path, file: Path) -> Found:
+    """The images that a table names, and what it says of them."""
+    table = read_table(file, "labels")
+    first, *names = table.columns
+    if not names:
+        raise wrong(file, "has one column: give names of files, and then targets", "labels")
+    images = complete(table, first, file, "labels").astype(str).tolist()
+    (targets,), classes = targets_of([(file, table)], names, "labels", "labels")
+    if len(set(images)) < len(images):
+        raise wrong(file, f"names {Counter(images).most_common(1)[0][0]!r} twice", "labels")
+    if missing := [name for name in images if not (root / name).is_file()]:
+        why = f"names {missing[0]!r}, which is no file in data.root={root}"
+        raise wrong(file, f"{why} ({len(missing)} of {len(images)} are not there)", "labels")
+    parts = [name.split("/")[0] for name in images]
+    part_of = [part if part in get_args(Part) else "train" for part in parts]
+    if {"val"} == set(part_of) - {"train"}:
+        part_of = ["test" if part == "val" else part for part in part_of]
+    if targets.shape[1] == 1:
+        targets = targets[:, 0]
+    if targets.ndim > 1 or targets.dtype.kind == "f":
+        classes = tuple(names)
+    return [str(root / name) for name in images], part_of, targets, classes
 
 
 def read_image(path: str, size: int, channels: int, value_range: Levels | None = None) -> Pixels:

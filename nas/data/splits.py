@@ -6,12 +6,15 @@ The parts are train (for the weights), val (for the alphas) and test.
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from nas.data.streamed import Streamed
 from nas.errors import UserError
+from nas.inputs import Inputs, some, zeros
 
 Part = Literal["train", "val", "test"]
 Levels = tuple[float, float]  # the values that stand for black and for white
@@ -22,7 +25,8 @@ class Arrays:
     """Samples and targets of any kind, decoded once and kept in memory.
 
     Args:
-        samples: ``(N, C, *S)``: uint8, 0..255, of images; else float32.
+        samples: ``(N, C, *S)``: uint8, 0..255, of images; else float32. For networks of several
+            inputs a tuple or a dict of tensors; or `Streamed` where they are not kept in memory.
         targets: int64 ``(N,)``, positions in `classes`; or others, see `nas.tasks.Task.read`.
         classes: names of the classes, or of other outputs; (): for the task to say.
         given: the parts the source itself comes in, as indices into ``samples``. "train" is always
@@ -31,20 +35,36 @@ class Arrays:
             their format alone does not say.
         largest: what is seen as 1 before the mean is taken off: 255 of images, else 1.
         groups: int64 ``(N,)``; no group is in two of the parts that are split off.
+        normalised: whether mean and standard deviation per channel are taken off; else networks
+            get samples as they are.
     """
 
-    samples: Tensor
+    samples: Inputs | Streamed
     targets: Tensor
     classes: tuple[str, ...]
     given: Mapping[Part, Tensor]
     value_range: Levels | None = None
     largest: float = 255
     groups: Tensor | None = None
+    normalised: bool = True
 
     @property
     def noun(self) -> str:
         """What one sample is called."""
         return "image" if self.largest == 255 else "sample"
+
+    @cached_property
+    def example(self) -> Inputs:
+        """An empty batch of one sample, as networks get it."""
+        if isinstance(self.samples, Tensor):
+            return torch.zeros(1, *self.samples.shape[1:])
+        return zeros(self.samples.example if isinstance(self.samples, Streamed) else self.samples)
+
+    def at(self, indices: Tensor, seed: int) -> Inputs:
+        """Samples as they are stored; `seed` decides what `Streamed` ones draw."""
+        if isinstance(self.samples, Streamed):
+            return self.samples[seed, indices][0]
+        return some(self.samples, indices)
 
     @property
     def strata(self) -> tuple[Tensor, tuple[str, ...]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nas.artifacts.files import versions_of
 from nas.export.formats import Model
+from nas.inputs import Inputs, some
 from nas.latency.measure import timings
 from nas.latency.runtimes import machine_name
 from nas.quantities import error_of, judged_by, lower_is_better, metric_name, metric_words
@@ -19,7 +20,7 @@ from nas.report.templates import render
 from nas.tasks import Task
 from nas.tasks.classification import Classification
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Inputs, Tensor]
 _PACKAGES = ("dnas", "torch", "onnx", "onnxruntime", "executorch", "torchao")
 SECONDS = 20.0  # of measuring at most, for all runtimes of one network
 
@@ -64,9 +65,9 @@ def compare(eager: Model, exported: Model, batches: Iterable[Batch], task: Task)
     with torch.no_grad():
         for x, y in batches:
             for part in (slice(0, 1), slice(1, None)):
-                if len(x[part]):
-                    outputs.append(exported(x[part]))
-                    references.append(eager(x[part]))
+                if len(y[part]):
+                    outputs.append(exported(some(x, part)))
+                    references.append(eager(some(x, part)))
                     labels.append(y[part])
     return parity(torch.cat(outputs), torch.cat(references), torch.cat(labels), task)
 
@@ -104,12 +105,12 @@ def complaint(name: str, found: Parity, tolerance: float | None, max_drop: float
 
 
 def latencies(
-    network: Model, models: Mapping[str, Model], x: Tensor, seconds: float = SECONDS
+    network: Model, models: Mapping[str, Model], x: Inputs, seconds: float = SECONDS
 ) -> dict[str, dict[str, Any]]:
     """Latency on one thread: name, or "eager" for `network` -> its `Timing`, for a JSON file.
 
     Args:
-        x: one sample ``(1, ...)``.
+        x: one sample, as a batch.
     """
     calls = {name: partial(model, x) for name, model in {"eager": network, **models}.items()}
     found = timings(calls, seconds)
@@ -122,7 +123,7 @@ def card(result: Mapping[str, Any], trained: bool, exported: Mapping[str, Any]) 
 
     Args:
         result: of the run, as in result.json; what a bare architecture lacks is null.
-        exported: what export.json holds.
+        exported: what export.json holds; {}: nothing is exported.
     """
     task = result.get("task") or Classification().described()  # an earlier version wrote none
     return {
@@ -145,17 +146,20 @@ def card(result: Mapping[str, Any], trained: bool, exported: Mapping[str, Any]) 
         "found_by": result.get("command"),
         "seed": result.get("seed"),
         "found_with": result.get("versions"),
-        "exported_by": exported["command"],
+        "exported_by": exported.get("command"),
         "exported_with": {"python": platform.python_version(), **versions_of(_PACKAGES)},
         "machine": machine_name(),
-        "eager_latency": exported["eager_latency"],
-        "formats": exported["formats"],
+        "eager_latency": exported.get("eager_latency"),
+        "formats": exported.get("formats", {}),
     }
 
 
 def _preparation(given: Mapping[str, Any]) -> str:
-    if given.get("largest", 255) != 255:
-        return "samples as they are, minus mean, over std"
+    if not given["mean"]:
+        return "samples as the data set gives them"
+    if (largest := given.get("largest", 255)) != 255:
+        what = "samples as they are" if largest == 1 else f"samples over {largest:g}"
+        return f"{what}, minus mean, over std"
     said = "image scaled and centre-cropped to H x W, as 0..1, minus mean, over std"
     if given.get("value_range") is None:
         return said

@@ -26,8 +26,8 @@ from nas.result import input_fields
 from nas.tasks.classification import task_of
 
 
-def export(given: Arguments) -> int:
-    """``nas export RUN|arch.json key=value ...``; the exit code."""
+def export(given: Arguments) -> dict[str, Any]:
+    """``nas export RUN|arch.json key=value ...``; what is in export.json."""
     options: ExportOptions = given.options
     source = Path(given.places[0])
     silence_third_party_warnings()
@@ -42,8 +42,7 @@ def export(given: Arguments) -> int:
             raise UserError("weights=FILE goes with an arch.json; a run has weights of its own")
         subject = _of_run(RunDir(folder), given)
     torch.set_num_threads(1)  # as the runtimes that it is compared with
-    Export(subject, options, Path(options.out or folder / "export"))()
-    return 0
+    return Export(subject, options, Path(options.out or folder / "export"))()
 
 
 def _of_run(run: RunDir, given: Arguments) -> Subject:
@@ -78,15 +77,18 @@ def _data(config: DictConfig) -> Any:
 
 
 def _check_fits(data: Any, known: Mapping[str, Any]) -> None:
-    for name, found in (("classes", list(data.classes)), ("shape", list(data.input_shape))):
-        if found != list(known[name]):
+    shape = input_fields(data)["shape"]
+    for name, found in (("classes", list(data.classes)), ("shape", shape)):
+        if found != known[name]:
             raise UserError(
                 f"the network was trained on the {name} {_short(known[name])} and the data "
                 f"{data.name!r} have {_short(found)}: pass the data it was trained on"
             )
 
 
-def _short(values: Sequence[object]) -> str:
+def _short(values: Sequence[object] | Mapping[str, object]) -> str:
+    if isinstance(values, Mapping):
+        values = [f"{name} {value}" for name, value in values.items()]
     shown = ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
     return f"({shown}; {len(values)} in all)" if len(values) > 6 else f"({shown})"
 

@@ -5,8 +5,9 @@ A new one is a `Format` and a line in `chosen`.
 
 import importlib.util
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ from nas.errors import UserError
 from nas.export.int8 import int8_onnx_bytes, int8_pte_bytes
 from nas.export.loading import load_weights, state_bytes
 from nas.export.python import python_source
+from nas.inputs import Inputs, arguments, run
 from nas.lowering import onnx_bytes, open_onnx, open_pte, pte_bytes
 
 FORMATS = ("state_dict", "python", "onnx", "pt2", "pte", "int8_onnx", "int8_pte")
+SEVERAL = ("state_dict", "onnx")  # what networks of several inputs can be written as
 TOLERANCE = 1e-4  # largest |difference| of a logit in float32 that another order of sums explains
 
-Model = Callable[[Tensor], Tensor]  # (N, *input_shape) -> logits (N, classes), in some runtime
+Model = Callable[[Any], Tensor]  # a batch -> logits (N, classes), in some runtime
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,14 @@ class Source:
 
     Args:
         network: plain, in eval mode, on the CPU.
-        example: real inputs ``(N, ...)``, N at least 2.
+        example: real inputs as `nas.inputs.Inputs`, at least 2 samples.
         about: what it is, in one line.
         input: shape, classes, mean and std, as in result.json.
         calibration: inputs ``(M, ...)`` from which int8 formats learn the ranges.
     """
 
     network: nn.Module
-    example: Tensor
+    example: Any
     about: str
     input: Mapping[str, Any]
     calibration: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -134,7 +137,7 @@ def _state_dict(network: nn.Module) -> Format:
         for tensor in fresh.state_dict().values():
             tensor.zero_()  # what is not in the file must not pass for having been read from it
         load_weights(fresh, path)
-        return fresh.eval()
+        return partial(run, fresh.eval())
 
     return Format(("network.pt",), "PyTorch", lambda s: [state_bytes(s.network)], opened, 0.0)
 
@@ -146,7 +149,7 @@ _KNOWN = {
     "onnx": Format(
         ("network.onnx",),
         "onnxruntime",
-        lambda s: [onnx_bytes(s.network, (s.example,))],
+        lambda s: [onnx_bytes(s.network, arguments(s.example))],
         open_onnx,
         TOLERANCE,
         _ONNX,
@@ -183,6 +186,16 @@ _KNOWN = {
 }
 
 
+def check_inputs(names: Iterable[str], example: Inputs) -> None:
+    """Raises UserError where a format cannot be written for networks of several inputs."""
+    for name in names if not isinstance(example, Tensor) else ():
+        if name not in SEVERAL:
+            raise UserError(
+                f"format={name} is for networks of one input, and this one takes several: choose "
+                f"out of {', '.join(SEVERAL)}"
+            )
+
+
 def chosen(names: Sequence[str], network: nn.Module) -> dict[str, Format]:
     """Name -> format, each of them usable here.
 
@@ -197,7 +210,7 @@ def chosen(names: Sequence[str], network: nn.Module) -> dict[str, Format]:
     return {name: known[name] for name in dict.fromkeys(names)}
 
 
-def onnx(network: nn.Module, example: Tensor, path: Path) -> float:
+def onnx(network: nn.Module, example: Inputs, path: Path) -> float:
     """Write `network` as ONNX with a free batch size; return max |ONNX - eager| on `example`.
 
     The file is kept only if it computes what the network computes.
@@ -207,9 +220,9 @@ def onnx(network: nn.Module, example: Tensor, path: Path) -> float:
     """
     _KNOWN["onnx"].check_installed()
     network = network.eval()
-    content = onnx_bytes(network, (example,))
+    content = onnx_bytes(network, arguments(example))
     with torch.no_grad():
-        difference = float((open_onnx(content)(example) - network(example)).abs().max())
+        difference = float((open_onnx(content)(example) - run(network, example)).abs().max())
     if not difference <= TOLERANCE:
         raise UserError(
             f"the ONNX file computes something else than the network (max difference "

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,13 +16,14 @@ from nas.artifacts import RunDir
 from nas.artifacts.files import claimed, display_path, own_prefix, write_atomic, write_json
 from nas.artifacts.reading import read_json
 from nas.config.options import ExportOptions
-from nas.data import DataModule
+from nas.data.contract import SearchData
 from nas.diagnostics import captured, reason, record
 from nas.errors import UserError
 from nas.export.check import Batch, Parity, card, compare, complaint, latencies, markdown
-from nas.export.formats import Format, Model, Source, chosen
+from nas.export.formats import Format, Model, Source, check_inputs, chosen
 from nas.export.int8 import fine_tune
 from nas.export.loading import state_bytes
+from nas.inputs import run, samples_in, some
 from nas.tasks.classification import task_of
 
 _ASKED = ("out", "weights", "config_dir", "trust")  # where from and to, not what is made
@@ -41,7 +43,7 @@ class Subject:
     """
 
     network: nn.Module
-    data: DataModule
+    data: SearchData
     result: Mapping[str, Any]
     trained: bool
     command: str
@@ -61,7 +63,9 @@ class Export:
         self._check_there()
         subject.data.setup()
         self.task = task_of(subject.data)
+        self.eager: Model = partial(run, subject.network)
         self.batches: list[Batch] = list(subject.data.test_dataloader())
+        check_inputs(self.formats, self.batches[0][0])
         self._check_classes()
         RunDir(out).create()
         self.rows: dict[str, dict[str, Any]] = {}  # format -> what the card says of its files
@@ -101,7 +105,7 @@ class Export:
 
     def _check_classes(self) -> None:
         with torch.no_grad():
-            outputs = self.subject.network(self.batches[0][0][:1]).shape[-1]
+            outputs = self.eager(some(self.batches[0][0], slice(1))).shape[-1]
         data = self.subject.data
         if outputs != data.num_outputs:
             raise UserError(
@@ -115,9 +119,9 @@ class Export:
         about = f"Network of space {result['space']!r} for {data.name!r}, exported by nas."
         int8 = any(form.int8 for form in self.formats.values())
         calibration = self._calibration() if int8 else torch.empty(0)
-        example = self.batches[0][0][:_EXAMPLE]
-        if len(example) < 2:
-            example = example.repeat(2, *[1] * (example.dim() - 1))
+        example = some(self.batches[0][0], slice(_EXAMPLE))
+        if samples_in(example) < 2:
+            example = some(example, torch.tensor([0, 0]))
         return Source(network, example, about, result["input"], calibration)
 
     def _calibration(self) -> Tensor:
@@ -153,7 +157,7 @@ class Export:
             with captured() as said:
                 form.write(source, folder)
                 model = form.open(folder / form.files[0])
-                return model, compare(self.subject.network, model, batches, self.task)
+                return model, compare(self.eager, model, batches, self.task)
         except UserError as error:
             self.refused.append(str(error))
         except Exception as error:
@@ -206,7 +210,7 @@ class Export:
 
     def _time(self) -> None:
         models = {n: m for n, m in self.models.items() if n != "state_dict"}  # which is eager
-        found = latencies(self.subject.network, models, self.batches[0][0][:1])
+        found = latencies(self.eager, models, some(self.batches[0][0], slice(1)))
         self.eager_latency = found.pop("eager")
         for name, latency in found.items():
             self.rows[name]["latency"] = latency

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from nas.artifacts.reading import read_config, read_tensors
 from nas.decision import free
 from nas.discretization import discretize
 from nas.errors import UserError
+from nas.inputs import Shapes
 from nas.spaces import build
 
 _KEPT = ("epoch", "global_step", "state_dict")  # of a finished search's checkpoint
 
-Builder = Callable[[tuple[int, ...], int], nn.Module]
+Builder = Callable[[Shapes, int], nn.Module]
 
 
 def load(run: str | Path, space: Builder | None = None) -> nn.Module:
@@ -42,36 +44,48 @@ def load(run: str | Path, space: Builder | None = None) -> nn.Module:
             f"{folder.path} holds no finished run (no result.json that says so): finish it with "
             f"`nas search resume={folder.path}`"
         )
-    shape, classes = _size(result, folder)
-    network = discretize(_supernet(folder, space, shape, classes), Arch.load(folder.arch))
+    shape, outputs = _size(result, folder)
+    network = discretize(_supernet(folder, space, shape, outputs), Arch.load(folder.arch))
     load_weights(network, folder.network)
     return network.eval()
 
 
-def _size(result: Mapping[str, Any], folder: RunDir) -> tuple[tuple[int, ...], int]:
-    """Shape of an input and number of classes."""
+def _size(result: Mapping[str, Any], folder: RunDir) -> tuple[Shapes, int]:
+    """Shape of an input, or of several, and number of outputs."""
     given = result.get("input")
     given = given if isinstance(given, dict) else {}
-    shape, classes = given.get("shape"), given.get("classes")
-    sizes = isinstance(shape, list) and all(type(n) is int and 0 < n < 1 << 20 for n in shape)
-    if isinstance(shape, list) and sizes and isinstance(classes, list) and classes:
-        return tuple(shape), len(classes)
+    shape, classes = _shapes(given.get("shape")), given.get("classes")
+    if shape and isinstance(classes, list) and classes:
+        anomaly = (result.get("task") or {}).get("name") == "anomaly"
+        return shape, prod(shape) if anomaly and type(shape[0]) is int else len(classes)
     raise UserError(
         f"{folder.result} does not say the shape and the classes of the input, which every "
         "finished run writes: it is damaged"
     )
 
 
-def _supernet(
-    folder: RunDir, space: Builder | None, shape: tuple[int, ...], classes: int
-) -> nn.Module:
+def _shapes(found: object) -> Any:
+    """As they were written; () where they are none."""
+    if isinstance(found, dict):
+        return {str(name): _sizes_of(one) for name, one in found.items()}
+    if isinstance(found, list) and any(isinstance(one, list) for one in found):
+        return tuple(map(_sizes_of, found))
+    return _sizes_of(found)
+
+
+def _sizes_of(found: object) -> tuple[int, ...]:
+    known = isinstance(found, list) and all(type(n) is int and 0 < n < 1 << 20 for n in found)
+    return tuple(found) if known and isinstance(found, list) else ()
+
+
+def _supernet(folder: RunDir, space: Builder | None, shape: Shapes, outputs: int) -> nn.Module:
     if space is not None:
-        return space(shape, classes)
+        return space(shape, outputs)
     try:
         config = yaml.safe_load(read_config(folder.config))["space"]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the space from {folder.config}: {error}") from None
-    return build(config, shape, classes)
+    return build(config, shape, outputs)
 
 
 def load_weights(network: nn.Module, path: Path) -> None:

@@ -197,7 +197,11 @@ def _say(console: Console, line: str) -> None:
 def write_picture(
     folder: Path, writer: Any, costs: Mapping[str, Expected], fields: Mapping[str, Any]
 ) -> None:
-    """Write the profile's picture, with the network found in it, as a file and for TensorBoard."""
+    """Write the profile's picture, with the network found in it, as a file and for TensorBoard.
+
+    Args:
+        writer: of TensorBoard; None: there is none.
+    """
     cost = costs.get("latency")
     if not isinstance(cost, ExpectedLatency) or not cost.profile.networks:
         return
@@ -207,7 +211,8 @@ def write_picture(
     try:
         png = picture(cost.profile, found)
         write_atomic(folder / PICTURE, png)
-        add_picture(writer, png)
+        if writer is not None:
+            add_picture(writer, png)
     except UserError as error:  # no matplotlib
         logging.getLogger("nas").info("no picture of the latencies: %s", error)
 

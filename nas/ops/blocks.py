@@ -38,6 +38,8 @@ class Site(Generic[Channels]):
         ndim: 2 for images ``(N, C, H, W)``, 1 for sequences ``(N, C, L)``.
         activation: instead of the op's own; one of `ACTIVATIONS`.
         affine: whether BatchNorms scale and shift.
+        projects: whether a shortcut needs weights though the shapes agree, as the channels of input
+            and output are two decisions.
     """
 
     in_channels: Channels
@@ -46,6 +48,7 @@ class Site(Generic[Channels]):
     ndim: int = 2
     activation: str | None = None
     affine: bool = True
+    projects: bool = False
 
     def __str__(self) -> str:
         return f"{self.in_channels} -> {self.out_channels} channels, stride {self.stride}"
@@ -159,14 +162,18 @@ class Stack(nn.Sequential):
 
 
 class Residual(nn.Module):
-    """A branch of layers; where `residual`, the input is added to its output."""
+    """A branch of layers; where `residual`, the input is added to its output.
+
+    `mask` ``(C_out,)`` multiplies the channels that the block makes, and not the input that is
+    added, which has been multiplied where it was made.
+    """
 
     def __init__(self, branch: Stack, residual: bool) -> None:
         super().__init__()
         self.branch, self.residual = branch, residual
 
-    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        y: Tensor = self.branch(x, scale)
+    def forward(self, x: Tensor, scale: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        y: Tensor = self.branch(x, scale if mask is None else mask)
         if not self.residual:
             return y
         return y + x if scale is None else y + scale * x
@@ -174,6 +181,42 @@ class Residual(nn.Module):
     def scaled(self, x: Tensor, scale: Tensor) -> Tensor:
         """As `Stack.scaled`."""
         y: Tensor = self(x, scale)
+        return y
+
+
+class ResidualBlock(Residual):
+    """``relu(branch(x) + shortcut(x))`` (He et al. 2016, Figure 2).
+
+    The shortcut is the input where it may be added, else a pointwise convolution of the stride.
+    """
+
+    def __init__(self, site: Site[int], branch: Stack) -> None:
+        super().__init__(branch, True)
+        kept = site.keeps_shape and not site.projects
+        inputs, outputs = site.in_channels, site.out_channels
+        self.shortcut = nn.Identity() if kept else site.conv(inputs, outputs, 1, site.stride)
+        self.activation = site.act()
+
+    def forward(self, x: Tensor, scale: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        added: Tensor = self.shortcut(x)
+        if mask is not None and added is not x:
+            added = added * mask.to(x).view(-1, *[1] * (x.ndim - 2))
+        y: Tensor = self.activation(self.branch(x, mask) + added)
+        return y if scale is None else scale * y
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer over the positions of a sequence, and its output at each of them.
+
+    Shape: ``(N, C_in, L) -> (N, C_out, L)``.
+    """
+
+    def __init__(self, kind: type[nn.LSTM] | type[nn.GRU], site: Site[int]) -> None:
+        super().__init__()
+        self.layer = kind(site.in_channels, site.out_channels, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x.transpose(1, 2))[0].transpose(1, 2)
         return y
 
 
@@ -213,10 +256,14 @@ class ChannelShuffle(nn.Module):
 
 
 class GlobalPool(nn.Module):
-    """Mean over all positions: ``(N, C, *S) -> (N, C)``."""
+    """Mean over all positions, or the last position if `last`: ``(N, C, *S) -> (N, C)``."""
+
+    def __init__(self, last: bool = False) -> None:
+        super().__init__()
+        self.last = last
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(2).mean(-1)
+        return x.flatten(2)[..., -1] if self.last else x.flatten(2).mean(-1)
 
 
 class Zero(nn.Module):

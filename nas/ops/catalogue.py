@@ -40,6 +40,8 @@ from nas.ops.blocks import (
     ChannelShuffle,
     FactorizedReduce,
     MBConv,
+    Recurrent,
+    ResidualBlock,
     ShuffleBlock,
     Site,
     SqueezeExcitation,
@@ -86,6 +88,33 @@ def spatially_separable(site: Site[int], kernel: int) -> Stack:
         site.norm(outputs),
         site.act(),
     )
+
+
+def residual(site: Site[int], kernel: int) -> ResidualBlock:
+    """Basic block of ResNet: two convolutions with BatchNorms, beside a shortcut."""
+    inputs, outputs = site.in_channels, site.out_channels
+    first = site.conv_norm(inputs, outputs, kernel, site.stride)
+    branch = Stack(*first, site.act(), *site.conv_norm(outputs, outputs, kernel))
+    return ResidualBlock(site, branch)
+
+
+def temporal(site: Site[int], kernel: int, dilation: int) -> ResidualBlock:
+    """Block of a TCN (Bai et al. 2018, Figure 1b): two causal convolutions, beside a shortcut.
+
+    An output sees no input behind it: the padding is in front. BatchNorm in place of the paper's
+    weight normalisation, and no dropout: it folds into the convolution on a device.
+    """
+    layers: list[nn.Module] = []
+    channels, stride = site.in_channels, site.stride
+    for _ in range(2):
+        layers += [
+            nn.ConstantPad1d(((kernel - 1) * dilation, 0), 0.0),
+            nn.Conv1d(channels, site.out_channels, kernel, stride, dilation=dilation, bias=False),
+            site.norm(site.out_channels),
+            site.act(),
+        ]
+        channels, stride = site.out_channels, 1
+    return ResidualBlock(site, Stack(*layers))
 
 
 def average_pool(site: Site[int], kernel: int) -> nn.Module:
@@ -168,6 +197,14 @@ def _images(site: Site[int], **numbers: int) -> str | None:
     return None if site.ndim == 2 else "it needs images, not sequences"
 
 
+def _sequences(site: Site[int], **numbers: int) -> str | None:
+    return None if site.ndim == 1 else "it needs sequences, not images"
+
+
+def _each_position(site: Site[int], **numbers: int) -> str | None:
+    return _sequences(site) or (None if site.stride == 1 else "it needs stride 1")
+
+
 @dataclass(frozen=True)
 class Op:
     """One entry of the catalogue: what builds the op, and where it cannot stand.
@@ -176,11 +213,14 @@ class Op:
         build: ``(site, **numbers)`` -> module.
         exclusion_reason: ``(site, **numbers)`` -> why the op cannot stand there; None: it can.
         usual: number in the form -> values for `known_names`, instead of those in `USUAL`.
+        nested: whether the op of fewer channels is the first channels of that of more, so that its
+            channels may be searched.
     """
 
     build: Callable[..., nn.Module]
     exclusion_reason: Callable[..., str | None] = field(default=lambda site, **numbers: None)
     usual: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    nested: bool = True
 
 
 Ops = Mapping[str, Op]  # form of a name -> op
@@ -190,18 +230,22 @@ OPS: dict[str, Op] = {
     "mb_k{kernel}_e{expand}": Op(MBConv),
     "mb_k{kernel}_e{expand}_se": Op(partial(MBConv, se=True)),
     "conv_k{kernel}_se": Op(partial(conv, se=True)),
-    "grp_k{kernel}_g{groups}": Op(grouped, _divisible),
+    "grp_k{kernel}_g{groups}": Op(grouped, _divisible, nested=False),
     "ssep_k{kernel}": Op(spatially_separable, _images),
     "avgpool_k{kernel}": Op(average_pool, _same_channels),
     "maxpool_k{kernel}": Op(max_pool, _same_channels),
-    "shuffle_k{kernel}": Op(ShuffleBlock, _growing),
-    "shuffle_x": Op(partial(ShuffleBlock, xception=True), _growing),
+    "shuffle_k{kernel}": Op(ShuffleBlock, _growing, nested=False),
+    "shuffle_x": Op(partial(ShuffleBlock, xception=True), _growing, nested=False),
+    "res_k{kernel}": Op(residual),
+    "tcn_k{kernel}_d{dilation}": Op(temporal, _sequences),
+    "lstm": Op(partial(Recurrent, nn.LSTM), _each_position, nested=False),
+    "gru": Op(partial(Recurrent, nn.GRU), _each_position, nested=False),
     "rconv_k{kernel}": Op(relu_conv),
     "dil_k{kernel}": Op(dilated),
     "sep2_k{kernel}": Op(separable_twice),
     "avgpool_k{kernel}_norm": Op(partial(pool_norm, average_pool), _same_channels),
     "maxpool_k{kernel}_norm": Op(partial(pool_norm, max_pool), _same_channels),
-    "skip": Op(skip, _skippable),
+    "skip": Op(skip, _skippable, nested=False),
     "identity": Op(lambda site: nn.Identity(), _same_shape),
     "zero": Op(lambda site: Zero(site.out_channels, site.stride)),
 }

@@ -44,6 +44,8 @@ class RunRecord:
     costs: Mapping[str, float] = field(default_factory=dict)
     budgets: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
+    trained: bool = True  # else the weights are the supernet's as they are
     blocks: tuple[BlockSummary, ...] = ()
 
     def exclusion_reason(self, cost: str, metric: str) -> str:
@@ -223,6 +225,8 @@ def _fields(record: Any) -> dict[str, Any]:
         **{name: str(record.get(name) or "") for name in texts},
         **{name: _table(record, name) for name in ("overrides", "arch")},
         **{name: _numbers(record, name) for name in ("metrics", "costs", "budgets", "seconds")},
+        "units": {name: str(unit) for name, unit in _table(record, "units").items()},
+        "trained": record.get("trained") is not False,
         "blocks": _blocks(record),
     }
 

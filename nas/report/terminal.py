@@ -34,6 +34,7 @@ from nas.selection import largest_of, least_of
 
 PIPE_WIDTH = 140  # columns where the output is no terminal that has a width
 UNBALANCED = 1.5  # times as many samples in the largest class as in the smallest
+MOST_NAMES = 10  # of targets in a line
 BAR = 12  # characters of a full bar
 MOST_DOMINATED = 30  # runs that a terminal shows; report.csv and the page show all
 TEXTUAL = ("sweep", "run", "settings", "place")  # columns set to the left
@@ -53,7 +54,7 @@ def data_in_words(data: Any) -> str:
     Args:
         data: a data module that is set up. Of one of the user's own, what every one must have.
     """
-    shape = " x ".join(map(str, data.input_shape))
+    shape = _shape(data.input_shape)
     parts, arrays = getattr(data, "parts", None), getattr(data, "arrays", None)
     if parts is None or arrays is None:
         return f"data {data.name}: samples of {shape}, {data.num_outputs} outputs"
@@ -67,10 +68,21 @@ def data_in_words(data: Any) -> str:
     )
 
 
+def _shape(shape: Any) -> str:
+    """``1 x 28 x 28``; of several inputs, of each."""
+    if isinstance(shape, dict):
+        return " and ".join(f"{name} {_shape(one)}" for name, one in shape.items())
+    if any(isinstance(one, tuple) for one in shape):
+        return " and ".join(map(_shape, shape))
+    return " x ".join(map(str, shape)) or "1"
+
+
 def _classes(arrays: Arrays, used: Tensor) -> str:
     labels, classes = arrays.strata
     if classes != arrays.classes:
-        return f"targets: {', '.join(arrays.classes)}"
+        named = arrays.classes
+        more = f", ... ({len(named)} in all)" if len(named) > MOST_NAMES else ""
+        return f"targets: {', '.join(named[:MOST_NAMES])}{more}"
     counts = torch.bincount(labels[used], minlength=len(classes)).tolist()
     few, many = min(counts), max(counts)
     each = f"{few:,}" if few == many else f"{few:,} to {many:,}"

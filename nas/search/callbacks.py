@@ -16,6 +16,7 @@ from torchmetrics import MetricCollection
 from nas.artifacts.files import write_atomic
 from nas.decision import apply, free
 from nas.discretization import arch_of
+from nas.inputs import Inputs, moved, run
 from nas.progress import current
 from nas.recalibrate import batch_statistics
 from nas.supernet.speed import check, compiled, fastest, prepare, step
@@ -161,7 +162,7 @@ class DiscretizationGap(pl.Callback):
         (x, labels), supernet = batch, pl_module.supernet
         apply(supernet, arch_of(supernet))
         with batch_statistics(supernet), torch.no_grad():
-            logits = supernet(x)
+            logits = run(supernet, x)
         free(supernet)
         if self.metrics is None:
             self.metrics = pl_module.task.metrics().to(pl_module.device)
@@ -184,19 +185,19 @@ class SpeedUp(pl.Callback):
     Args:
         speed: one of `nas.supernet.speed.SPEEDS`; "auto" measures. A resumed search keeps its
             speed, since another one rounds differently.
-        shape: of a batch, ``(N, C, H, W)``.
+        batch: an empty one.
 
     Raises:
         UserError: no such speed.
     """
 
-    def __init__(self, speed: str, shape: tuple[int, ...]) -> None:
+    def __init__(self, speed: str, batch: Inputs) -> None:
         check(speed)
-        self.asked, self.shape = speed, shape
+        self.asked, self.batch = speed, batch
         self.used: str | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        x = torch.zeros(self.shape, device=pl_module.device)
+        x = moved(self.batch, pl_module.device)
         if self.used is None:
             self.used = (
                 self.asked if self.asked != "auto" else self._measured(trainer, pl_module, x)
@@ -207,14 +208,14 @@ class SpeedUp(pl.Callback):
             # Sampled paths go through no graph.
             prepare(pl_module.supernet, self.used)
 
-    def _measured(self, trainer: pl.Trainer, module: Any, x: torch.Tensor) -> str:
+    def _measured(self, trainer: pl.Trainer, module: Any, x: Inputs) -> str:
         best, seconds = fastest(module.supernet, x)
         best = str(trainer.strategy.broadcast(best))
         steps = ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in seconds.items())
         trainer.print(f"speed={best} (a step of all candidates: {steps})")
         return best
 
-    def _compile(self, trainer: pl.Trainer, module: Any, x: torch.Tensor) -> None:
+    def _compile(self, trainer: pl.Trainer, module: Any, x: Inputs) -> None:
         supernet, start = module.supernet, time.monotonic()
         before = copy.deepcopy(supernet.state_dict())
         prepare(supernet, "compile")

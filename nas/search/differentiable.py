@@ -16,6 +16,7 @@ from nas.config.schema import Count, NonNegative, Seed, Share, Whole, checked
 from nas.cost.expected import Expected
 from nas.decision import decisions, free, resample, split_parameters
 from nas.errors import UserError
+from nas.inputs import run, zeros
 from nas.objective import Objective
 from nas.problem import SearchProblem
 from nas.progress import Part, current
@@ -174,7 +175,7 @@ class DifferentiableSearch(pl.LightningModule):
             DiscretizationGap(),
             StopWhenStable(problem.stable_epochs),
             *problem.guards.values(),
-            SpeedUp(problem.speed, (data.batch_size, *data.input_shape)),
+            SpeedUp(problem.speed, zeros(data.example, data.batch_size)),
             SearchTelemetry(),
             saving,
         ]
@@ -304,7 +305,7 @@ class DifferentiableSearch(pl.LightningModule):
     def task_loss(self, batch: Batch, split: str) -> Tensor:
         """The task loss ``()`` of a batch, logged for `split`."""
         x, labels = batch
-        return self._scored(self.supernet(x), labels, split)
+        return self._scored(run(self.supernet, x), labels, split)
 
     def _scored(self, logits: Tensor, labels: Tensor, split: str) -> Tensor:
         smoothing = self.label_smoothing if split == "train" else 0.0
@@ -315,7 +316,7 @@ class DifferentiableSearch(pl.LightningModule):
     def unlogged_loss(self, batch: Batch) -> Tensor:
         """The weights' task loss ``()`` in an extra pass, such as for a finite difference."""
         x, labels = batch
-        return self.task.loss(self.supernet(x), labels, self.label_smoothing)
+        return self.task.loss(run(self.supernet, x), labels, self.label_smoothing)
 
     def alpha_loss(self, task: Tensor) -> Tensor:
         """The loss ``()`` that alphas descend: the objective, and the regularizers.
@@ -340,7 +341,7 @@ class DifferentiableSearch(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         x, labels = batch
-        logits = self.supernet(x)
+        logits = run(self.supernet, x)
         self._log("supernet_val", self.task.loss(logits, labels), logits, labels)
 
     def _log(self, split: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:

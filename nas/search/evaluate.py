@@ -15,6 +15,7 @@ from nas.arch import Arch
 from nas.config.schema import Count, Whole, checked
 from nas.discretization import discretize
 from nas.errors import InterruptedRunError, NotFiniteError
+from nas.inputs import Inputs, device_of, moved, run, zeros
 from nas.problem import SearchProblem
 from nas.recalibrate import recalibrate
 from nas.supernet.speed import prepare_network
@@ -48,15 +49,19 @@ class TrainFromScratch:
 
     def __call__(self, problem: SearchProblem) -> Scoring:
         """The function that scores architectures of `problem`."""
-        fresh = problem.build()
+        fresh, epochs = problem.build(), self.epochs_of(problem)
 
         def score(arch: Arch) -> Mapping[str, float]:
-            module = self.training_of(problem, fresh, arch, self.epochs)
+            module = self.training_of(problem, fresh, arch, epochs)
             trainer = quiet_trainer(problem, module.epochs)
             fit(trainer, module, problem.data.weight_loader())
             return self.scores(problem, trainer, module)
 
         return score
+
+    def epochs_of(self, problem: SearchProblem) -> int | None:
+        """Epochs of each training; None: those of the recipe."""
+        return self.epochs
 
     def training_of(
         self, problem: SearchProblem, fresh: nn.Module, arch: Arch, epochs: int | None
@@ -80,6 +85,31 @@ class TrainFromScratch:
                 metrics |= trainer.callback_metrics
         names = [*score_names(problem, "val"), *score_names(problem, "test")]
         return {name: float(metrics[name]) for name in names if name in metrics}
+
+
+@checked("search.evaluate")
+@dataclass(frozen=True)
+class ShortTraining(TrainFromScratch):
+    """Trains each architecture from fresh weights for a part of the recipe's epochs.
+
+    The recipe's own schedule is shortened with it. A few dozen such scores and the model of
+    `nas.search.model` tell which of all networks are worth their whole training.
+
+    Args:
+        epochs: None: a quarter of those of the recipe, and at least two; after one, the warm-up of
+            the learning rate has hardly ended.
+
+    Attributes:
+        noise: see `WeightSharing`.
+        usual_trials: see `WeightSharing`.
+    """
+
+    noise: ClassVar[float] = 0.3
+    usual_trials: ClassVar[int] = 28
+
+    def epochs_of(self, problem: SearchProblem) -> int | None:
+        """See `TrainFromScratch`."""
+        return self.epochs or max(2, round(problem.epochs / 4))
 
 
 @checked("search.ranking.evaluate")
@@ -113,12 +143,12 @@ class WeightSharing:
         """The function that scores architectures of `problem`."""
         task, validation = task_of(problem.data), problem.data.val_dataloader
         sample = sample_of(problem)
-        device = sample.device
+        device = device_of(sample)
         supernet = problem.supernet.to(device)
-        batches: list[Tensor] = []
+        batches: list[Inputs] = []
         if self.calibration:
             loader = problem.data.calibration_loader(self.calibration)
-            batches = [x.to(device) for x, _ in loader]
+            batches = [moved(x, device) for x, _ in loader]
 
         def score(arch: Arch) -> Mapping[str, float]:
             network = discretize(supernet, arch).eval()
@@ -140,7 +170,7 @@ def score_names(problem: SearchProblem, split: str) -> list[str]:
 
 
 def validated(
-    network: nn.Module, task: Task, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device
+    network: nn.Module, task: Task, loader: Iterable[tuple[Inputs, Tensor]], device: torch.device
 ) -> dict[str, float]:
     """``val_loss`` and ``val_<metric>`` of a task over all samples of a loader.
 
@@ -150,7 +180,7 @@ def validated(
     metrics, loss, seen = task.metrics().to(device), 0.0, 0
     with torch.inference_mode():
         for x, targets in loader:
-            outputs, targets = network(x.to(device)), targets.to(device)
+            outputs, targets = run(network, moved(x, device)), targets.to(device)
             metrics.update(outputs, targets)
             loss += float(task.loss(outputs, targets, reduction="sum"))
             seen += len(targets)
@@ -196,10 +226,10 @@ def quiet_trainer(
     )
 
 
-def sample_of(problem: SearchProblem) -> Tensor:
+def sample_of(problem: SearchProblem) -> Inputs:
     """Two empty samples, on the device where this process trains."""
     device = quiet_trainer(problem, 1).strategy.root_device
-    return torch.zeros(2, *problem.data.input_shape, device=device)
+    return zeros(problem.data.example, 2, device)
 
 
 def _own_device(trainer: Callable[..., pl.Trainer]) -> dict[str, Any]:

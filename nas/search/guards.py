@@ -16,6 +16,7 @@ from nas.arch import Option
 from nas.config.schema import Count, Whole, checked
 from nas.decision import Decision, decisions, free, split_parameters
 from nas.errors import UserError
+from nas.inputs import moved, run, some
 from nas.ranks import broadcast, each_rank_alone
 from nas.recalibrate import kept_modes, kept_statistics
 
@@ -173,14 +174,14 @@ class EigenvalueStop(CollapseGuard):
         loaders: Any = trainer.val_dataloaders
         with each_rank_alone():  # the same images on every rank
             x, labels = next(iter(loaders[0] if isinstance(loaders, list) else loaders))
-        x = x[: self.samples].to(pl_module.device)
+        x = moved(some(x, slice(self.samples)), pl_module.device)
         labels = labels[: self.samples].to(pl_module.device)
         supernet = pl_module.supernet
         free(supernet)
         _, alphas = split_parameters(supernet)
         with torch.enable_grad(), kept_modes(supernet), kept_statistics(supernet):
             return dominant_eigenvalue(
-                lambda: pl_module.task.loss(supernet.train()(x), labels),
+                lambda: pl_module.task.loss(run(supernet.train(), x), labels),
                 alphas,
                 generator=torch.Generator().manual_seed(pl_module.seed),
             )

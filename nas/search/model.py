@@ -36,7 +36,8 @@ class OptionModel:
     def __init__(self, picks: ArrayLike, values: ArrayLike, noise: float) -> None:
         self.picks = np.asarray(picks, dtype=np.int64)
         given = np.asarray(values, dtype=np.float64)
-        logs = given if given.min() < 0 else _logs(given)
+        self.in_logs = bool(given.min() >= 0)
+        logs = _logs(given) if self.in_logs else given
         self.shift, self.scale = float(logs.mean()), float(logs.std()) or 1.0
         self.targets: Floats = (logs - self.shift) / self.scale
         self.noise = noise
@@ -49,6 +50,11 @@ class OptionModel:
         near = correlation(np.asarray(picks, dtype=np.int64), self.picks)
         found: Floats = self.shift + self.scale * (near @ cho_solve(self.factor, self.targets))
         return found
+
+    def value(self, pick: ArrayLike) -> float:
+        """Expected score of one architecture ``(1, D)``, on the scale of those given."""
+        found = float(self.mean(pick)[0])
+        return float(np.exp(found)) if self.in_logs else found
 
     def draws(self, picks: ArrayLike, count: int, generator: np.random.Generator) -> Floats:
         """So many joint draws ``(count, m)`` of the log scores of other architectures ``(m, D)``.
@@ -135,6 +141,20 @@ def worth_training(draws: Floats, costs: ArrayLike, size: int) -> list[int]:
     return [int(order[i]) for i in sorted(taken)]
 
 
+def near_front(values: Floats, costs: ArrayLike, count: int) -> Picks:
+    """Positions of the candidates that are least worse than the best that costs no more.
+
+    Args:
+        values: ``(n,)``, expected scores, the less the better.
+        costs: ``(n,)``.
+        count: how many; of fewer candidates all.
+    """
+    order = np.lexsort((values, np.asarray(costs, dtype=np.float64)))
+    above = values[order] - np.minimum.accumulate(values[order])
+    found: Picks = np.sort(order[np.argsort(above, kind="stable")[:count]])
+    return found
+
+
 def adds_most(draws: Floats, costs: ArrayLike, taken: Sequence[int]) -> int | None:
     """Position of the candidate that adds most to the expected hypervolume of those taken.
 
@@ -187,14 +207,13 @@ def _gains(heights: Floats, widths: Floats, taken: list[int]) -> Floats:
         widths: ``(n,)``, from the cost of each candidate to the next.
         taken: positions; for them it is -1.
     """
-    shown = np.zeros_like(heights)
-    shown[:, taken] = heights[:, taken]
-    steps = np.maximum.accumulate(shown, axis=1)  # of the front, over each interval of the costs
-    found = np.array(
-        [
-            (np.maximum(0.0, heights[:, i, None] - steps[:, i:]) @ widths[i:]).mean()
-            for i in range(len(widths))
-        ]
-    )
+    edges = np.concatenate([[0.0], np.cumsum(widths)])
+    order, found = sorted(taken), np.zeros(len(widths))
+    front = np.zeros((len(heights), 1))  # its height from one of its networks to the next
+    for start, end in zip([-1, *order], [*order, len(widths)], strict=True):
+        if start >= 0:
+            front = np.maximum(front, heights[:, start, None])
+        shared = edges[end] - np.maximum(edges[max(start, 0)], edges[:-1])
+        found += np.maximum(0.0, heights - front).mean(axis=0) * np.maximum(0.0, shared)
     found[taken] = -1.0
     return found

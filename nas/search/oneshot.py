@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from nas.config.schema import Count, NonNegative, Seed, Share, checked
 from nas.cost.expected import Expected
 from nas.decision import free, split_parameters
+from nas.inputs import zeros
 from nas.problem import SearchProblem
 from nas.progress import Part, current
 from nas.search.base import SearchResult, Stage, check_searchable
@@ -110,7 +111,7 @@ class OneShot(pl.LightningModule):
         watch, data = Stopwatch(), problem.data
         callbacks = [
             watch,
-            SpeedUp(problem.speed, (data.batch_size, *data.input_shape)),
+            SpeedUp(problem.speed, zeros(data.example, data.batch_size)),
             TrainingTelemetry("supernet"),
             LastCheckpoint(stage.run.checkpoint),
         ]

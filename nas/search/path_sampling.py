@@ -15,6 +15,7 @@ from nas.cost.expected import Expected
 from nas.cost.integer_program import IntegerProgram
 from nas.decision import Decision, decisions, free, sample_path
 from nas.errors import UserError
+from nas.inputs import Inputs, run
 from nas.supernet.choice import Relaxing
 from nas.supernet.relax import constant
 from nas.tasks import Task
@@ -57,17 +58,17 @@ class PathSampling:
         raise NotImplementedError
 
     def add_gradients(
-        self, x: Tensor, loss: Loss, generator: torch.Generator, backward: Backward
+        self, x: Inputs, loss: Loss, generator: torch.Generator, backward: Backward
     ) -> None:
         """Run all paths of a step on one batch; their gradients add up.
 
         Args:
-            x: inputs ``(N, ...)``.
+            x: inputs of a batch.
             loss, generator: as for `paths`.
             backward: of a loss ``()``.
         """
         for one in self.paths(loss, generator):
-            backward(one(self.supernet(x)))
+            backward(one(run(self.supernet, x)))
 
 
 class AllPaths(PathSampling):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nas.config.schema import Count, checked
 from nas.decision import Decision, decisions
+from nas.inputs import run
 from nas.ranks import averaged
 from nas.search.differentiable import Options
 from nas.search.proxyless import Optimizer, PathSearch
@@ -159,7 +160,7 @@ class ReinforceSearch(PathSearch):
     def _scores(self, batch: Batch) -> Tensor:
         """Loss and primary metric ``(2,)`` of the network that is chosen."""
         x, labels = batch
-        logits = self.supernet(x)
+        logits = run(self.supernet, x)
         loss = self.task.loss(logits, labels)
         self._log("alpha", loss, logits, labels)
         return torch.stack([loss.float(), self.batch_metric(logits, labels)])

@@ -113,6 +113,31 @@ class SearchSpace:
         near = worst(cost.constraints, self.indices(arch)) <= bound * (1 + 1e-9)
         return near and cost.of(arch.choices) <= bound
 
+    def picks(self, archs: Sequence[Arch]) -> NDArray[np.int64]:
+        """Numbers of the options that architectures take ``(n, decisions)``."""
+        rows = [list(self.indices(arch).values()) for arch in archs]
+        return np.array(rows, dtype=np.int64).reshape(len(rows), len(self.options))
+
+    def around(self, picks: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The architectures inside the budgets ``(n, decisions)`` of a space of at most `WHOLE`.
+
+        Of a larger one, those of `picks` and all that differ from one of them in one decision.
+        """
+        counts = [len(options) for options in self.options.values()]
+        if self.size <= WHOLE:
+            found = np.stack([axis.ravel() for axis in np.indices(counts)], axis=1)
+        else:
+            near = [picks]
+            for i, count in enumerate(counts):
+                for option in range(count):
+                    near.append(picks.copy())
+                    near[-1][:, i] = option
+            found = np.unique(np.concatenate(near), axis=0)
+        inside = np.ones(len(found), dtype=bool)
+        for name, bound in self.budgets.items():
+            inside &= self.prices(name, found) <= bound * (1 + 1e-9)
+        return found[inside]
+
     def draw(self, generator: torch.Generator) -> Arch:
         """A uniformly random architecture inside the budgets, by rejection.
 

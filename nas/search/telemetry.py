@@ -48,13 +48,13 @@ class Block:
 
 
 class SearchTelemetry(Checkpoint):
-    """Writes a differentiable search to the trainer's TensorBoard logger, by epochs.
+    """Writes a differentiable search to the trainer's loggers, by epochs.
 
     Scalars ``loss/*``, ``accuracy/*``, ``cost/*`` (also relative to the untrained supernet),
     ``budget/*`` (expected cost over budget), ``lr/weights``, ``lr/alphas``, ``search/tau``,
     ``search/entropy`` (0 decided, 1 uniform), ``search/max_probability``, ``search/gap`` (supernet
     minus its best network), ``objective/*`` (multipliers, strengths); images ``theta/<decision>``
-    and ``theta/overview``. Without a TensorBoard logger it writes nothing.
+    and ``theta/overview``. Pictures go to TensorBoard alone.
 
     A `Checkpoint` by type, because only those run after the module's own `on_train_epoch_end`,
     where costs are logged. It must precede `LastCheckpoint` in the trainer's list.
@@ -176,13 +176,14 @@ def tensorboard(trainer: pl.Trainer) -> Any:
 
 
 def write(trainer: pl.Trainer, scalars: Mapping[str, float]) -> None:
-    """Write scalars at the present epoch, if there is somewhere to write them to."""
-    if (writer := tensorboard(trainer)) is None:
-        return
-    for tag, value in scalars.items():
-        writer.add_scalar(tag, value, trainer.current_epoch)
-    # Before the checkpoint: the curves of a killed and resumed run have no gaps.
-    writer.flush()
+    """Write scalars at the present epoch to the trainer's loggers."""
+    for logger in trainer.loggers if trainer.is_global_zero else ():
+        logger.log_metrics(dict(scalars), trainer.current_epoch)
+        # Before the checkpoint: the curves of a killed and resumed run have no gaps.
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.flush()
+        else:
+            logger.save()
 
 
 def grouped(metrics: Mapping[str, Tensor]) -> dict[str, float]:

@@ -7,9 +7,7 @@ from functools import partial
 from math import log
 from typing import ClassVar, Literal, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from nas.arch import Arch
@@ -24,7 +22,7 @@ from nas.ranks import broadcast, each_rank_alone, world
 from nas.search.base import ScoredArch, SearchResult, Stage, agreed
 from nas.search.evaluate import Scoring, TrainFromScratch
 from nas.search.halving import FOLDER, Halving, in_rungs
-from nas.search.model import OptionModel, adds_most, worth_training
+from nas.search.prediction import Prediction
 from nas.search.scoring import Outcomes, in_turn, over_ranks, recorded
 from nas.search.searchers import (
     SMALL,
@@ -43,7 +41,6 @@ from nas.supernet.relax import gumbel_noise
 from nas.tasks import Task
 from nas.tasks.classification import Classification
 
-DRAWS = 600  # from the model, when networks are chosen by it
 RANKED_FIRST = 8  # of a front's networks are chosen by their ranking, further ones by trainings
 TRAINING = 0.15  # variance of a trained network's score from seed to seed, that of scores being 1
 
@@ -124,7 +121,7 @@ class TrialSearch:
         Raises:
             UserError: a cost or a score that there is not; or see the searcher.
         """
-        space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
+        space = self._space(problem)
         if self.cost not in space.costs:
             raise UserError(f"search.cost={self.cost} is not one of {sorted(space.costs)}")
         # A user's own evaluation need not say what it gives.
@@ -147,10 +144,10 @@ class TrialSearch:
 
     def work(self, problem: SearchProblem) -> dict[str, Part]:
         """What is to be done, for the time that it takes."""
-        space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
+        space = self._space(problem)
         count = self._count(space, self._made(space)[1]) or 1
-        if self.trains:
-            return {"ranking": Part(count, problem.work(getattr(self.evaluate, "epochs", 0)).work)}
+        if isinstance(self.evaluate, TrainFromScratch):
+            return {"ranking": Part(count, problem.work(self.evaluate.epochs_of(problem)).work)}
         train, val = problem.images
         measured = min(train, getattr(self.evaluate, "calibration", 0))  # BatchNorm, anew
         return {"ranking": Part(count, measured + val)}
@@ -174,10 +171,15 @@ class TrialSearch:
         table = table_of(trials, (self.metric, self.cost))
         write_atomic(stage.run.trials.with_suffix(".csv"), table)
         selected = self.chosen(problem, trials, 1)[0]
-        scores = next(trial.metrics for trial in trials if trial.arch == selected)
+        found = [ScoredArch(t.arch, -t.value(self.metric), t.costs) for t in comparable(trials)]
+        scores = next((trial.metrics for trial in trials if trial.arch == selected), {})
+        if not scores:
+            expected = self._ranked_by(problem, trials, self.cost).value(selected)
+            costs = self._space(problem).price(selected)
+            found.append(ScoredArch(selected, -expected, costs))
         return SearchResult(
             selected,
-            [ScoredArch(t.arch, -t.value(self.metric), t.costs) for t in comparable(trials)],
+            found,
             self.metric,
             self.cost,
             self.chosen(problem, trials, self.ranked_first(problem.front)),
@@ -189,10 +191,12 @@ class TrialSearch:
     def chosen(
         self, problem: SearchProblem, trials: Sequence[Trial], size: int, cost: str | None = None
     ) -> list[Arch]:
-        """The networks to be trained out of those scored, the cheapest first.
+        """The networks to be trained, the cheapest first.
 
-        Several are the front of the scores, thinned; or, where networks trained alone depart from
-        their scores, those of the largest expected hypervolume under an `OptionModel`.
+        They are the front of the scores, thinned. Where networks trained alone depart from their
+        scores they are chosen by a `Prediction`, scored or not, by the largest expected
+        hypervolume. One network is the best by score; of short trainings, which are few, the best
+        by its expected score.
 
         Args:
             trials: the scored networks, inside the budgets.
@@ -202,16 +206,19 @@ class TrialSearch:
         Raises:
             UserError: `size` below 1, or nothing was scored.
         """
-        top = best(trials, self.metric, cost or self.cost)
-        if size == 1:
-            return [top.arch]
         objectives = (self.metric, cost or self.cost)
-        noise = self._noise
-        if noise is None or size < 1:
+        top = best(trials, *objectives)
+        if size == 1 and not (self.trains and self._noise):
+            return [top.arch]
+        if size < 1 or self._noise is None:
             return [trial.arch for trial in thinned_front(trials, objectives, size)]
-        known = {trial.arch.hash: trial.value(self.metric) for trial in comparable(trials)}
-        archs, draws, costs = self._drawn(problem, trials, known, noise, objectives[1])
-        return [archs[i] for i in worth_training(draws, costs, size)]
+        predicted = self._ranked_by(problem, trials, objectives[1])
+        return [predicted.best()] if size == 1 else predicted.front(size)
+
+    def _ranked_by(self, problem: SearchProblem, trials: Sequence[Trial], cost: str) -> Prediction:
+        """Of all networks by the trials."""
+        known = {trial.arch: trial.value(self.metric) for trial in comparable(trials)}
+        return self._prediction(problem, trials, known, self._noise or 0.0, cost)
 
     def ranked_first(self, size: int) -> int:
         """Of a front of so many, how many are chosen by the ranking; the rest by `further`."""
@@ -221,7 +228,7 @@ class TrialSearch:
         self,
         problem: SearchProblem,
         trials: Sequence[Trial],
-        trained: Mapping[str, Mapping[str, float]],
+        trained: Mapping[Arch, Mapping[str, float]],
         cost: str | None = None,
     ) -> Arch | None:
         """The network whose training adds most to those trained; None: no other adds anything.
@@ -232,18 +239,15 @@ class TrialSearch:
         Args:
             problem: of the search.
             trials: the scored networks, inside the budgets.
-            trained: hash of a network -> its metrics, once trained alone.
+            trained: networks, and their metrics once trained alone.
             cost: that the front is spread over; None: that of the search.
         """
-        of = {trial.arch.hash: trial.arch for trial in comparable(trials)}
-        values = {
-            name: Trial(of[name], metrics).value(self.metric)
-            for name, metrics in sorted(trained.items())
-            if name in of
+        known = {
+            arch: Trial(arch, metrics).value(self.metric)
+            for arch, metrics in sorted(trained.items(), key=lambda one: one[0].hash)
         }
-        archs, draws, costs = self._drawn(problem, trials, values, TRAINING, cost or self.cost)
-        place = adds_most(draws, costs, [i for i, a in enumerate(archs) if a.hash in values])
-        return None if place is None else archs[place]
+        found = self._prediction(problem, trials, known, TRAINING, cost or self.cost)
+        return found.further()
 
     @property
     def _noise(self) -> float | None:
@@ -251,21 +255,23 @@ class TrialSearch:
         found: float | None = getattr(self.evaluate, "noise", None)
         return found
 
-    def _drawn(
+    def _prediction(
         self,
         problem: SearchProblem,
         trials: Sequence[Trial],
-        known: Mapping[str, float],
+        known: Mapping[Arch, float],
         noise: float,
         cost: str,
-    ) -> tuple[list[Arch], NDArray[np.float64], list[float]]:
-        """The scored networks, draws of their scores by what is known of some, and their costs."""
-        space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
-        candidates = comparable(trials)
-        picks = {t.arch.hash: list(space.indices(t.arch).values()) for t in candidates}
-        model = OptionModel([picks[name] for name in known], list(known.values()), noise)
-        draws = model.draws(list(picks.values()), DRAWS, np.random.default_rng(self.seed))
-        return [t.arch for t in candidates], draws, [t.value(cost) for t in candidates]
+    ) -> Prediction:
+        """Of all networks by what is known of some; those whose scoring failed are left out."""
+        scored = [trial.arch for trial in comparable(trials)]
+        failed = [trial.arch for trial in trials if not trial.metrics]
+        space = self._space(problem)
+        return Prediction(space, known, noise, cost, scored, failed, self.seed)
+
+    @staticmethod
+    def _space(problem: SearchProblem) -> SearchSpace:
+        return SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
 
     def rank(self, problem: SearchProblem, run: RunDir) -> list[Trial]:
         """The trials inside the budgets; those in the run's ``trials.jsonl`` are not repeated.
@@ -278,7 +284,7 @@ class TrialSearch:
             return self._ranked(problem, run)
 
     def _ranked(self, problem: SearchProblem, run: RunDir) -> list[Trial]:
-        space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
+        space = self._space(problem)
         searcher, count = self._made(space)
         searcher = Agreed(searcher)
         log = TrialLog(run.trials)

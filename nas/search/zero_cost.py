@@ -9,11 +9,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map
 
 from nas.arch import Arch
 from nas.config.schema import checked
 from nas.discretization import discretize
 from nas.errors import NotFiniteError, UserError
+from nas.inputs import Inputs, device_of, moved, run, samples_in
 from nas.problem import SearchProblem
 from nas.recalibrate import batch_statistics
 from nas.search.evaluate import Scoring, sample_of
@@ -47,16 +49,16 @@ class ZeroCost:
         counted = problem.costs[self.score] if self.score in ("params", "macs") else None
         if counted is not None:
             return lambda arch: {METRIC: log(max(1.0, counted.of(arch.choices)))}
-        device = sample_of(problem).device
+        device = device_of(sample_of(problem))
         fresh, loss = problem.build().to(device), task_of(problem.data).loss
         images = self.batches * problem.data.batch_size
         loader = () if self.score == "synflow" else problem.data.calibration_loader(images)
-        batches = [(x.to(device), labels.to(device)) for x, labels in loader]
+        batches = [(moved(x, device), labels.to(device)) for x, labels in loader]
 
         def score(arch: Arch) -> Mapping[str, float]:
             network = discretize(fresh, arch)  # a copy: `synflow` changes it
             if self.score == "synflow":
-                found = synflow(network, problem.data.input_shape)
+                found = synflow(network, problem.data.example)
             elif self.score == "naswot":
                 found = naswot(network, batches[0][0])
             else:
@@ -68,7 +70,7 @@ class ZeroCost:
         return score
 
 
-def synflow(network: nn.Module, shape: tuple[int, ...]) -> float:
+def synflow(network: nn.Module, example: Inputs) -> float:
     """``log sum_i |w_i * dR/dw_i|``, R the sum of the outputs for an input of ones.
 
     All parameters are taken by their absolute value, in float64, and BatchNorm is left out, so that
@@ -76,7 +78,7 @@ def synflow(network: nn.Module, shape: tuple[int, ...]) -> float:
 
     Args:
         network: a plain network; it is changed.
-        shape: of one sample, ``(C, *S)``.
+        example: an empty batch of one sample.
     """
     for module in list(network.modules()):
         for name, child in module.named_children():
@@ -88,7 +90,10 @@ def synflow(network: nn.Module, shape: tuple[int, ...]) -> float:
         for parameter in parameters:
             parameter.abs_()
     device = parameters[0].device if parameters else None
-    outputs = network(torch.ones(1, *shape, dtype=torch.float64, device=device)).sum()
+    ones = tree_map(
+        lambda x: torch.ones_like(x, dtype=torch.float64) if x.is_floating_point() else x, example
+    )
+    outputs = run(network, moved(ones, device or "cpu")).sum()
     flows = torch.autograd.grad(outputs, parameters, allow_unused=True)
     total = sum(
         float((p.detach() * flow).abs().sum())
@@ -98,18 +103,18 @@ def synflow(network: nn.Module, shape: tuple[int, ...]) -> float:
     return _log(total)
 
 
-def naswot(network: nn.Module, x: Tensor) -> float:
+def naswot(network: nn.Module, x: Inputs) -> float:
     """``log |det K|``, K the number of ReLUs on whose sign two samples agree.
 
     Samples that an untrained network tells apart have different codes (Mellor et al. 2021, eq. 2).
 
     Args:
-        x: a batch ``(N, C, *S)``.
+        x: inputs of a batch.
 
     Raises:
         UserError: the network has no ReLU.
     """
-    kernel = torch.zeros(len(x), len(x), dtype=torch.float64, device=x.device)
+    kernel = torch.zeros(samples_in(x), samples_in(x), dtype=torch.float64, device=device_of(x))
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         code = (out.flatten(1) > 0).double()
@@ -120,7 +125,7 @@ def naswot(network: nn.Module, x: Tensor) -> float:
         raise UserError("score=naswot compares the signs of ReLUs, and this network has none")
     handles = [module.register_forward_hook(count) for module in rectifiers]
     with torch.no_grad(), batch_statistics(network):
-        network(x)
+        run(network, x)
     for handle in handles:
         handle.remove()
     return float(torch.linalg.slogdet(kernel).logabsdet)
@@ -140,7 +145,7 @@ def zico(network: nn.Module, batches: list[Batch], loss: Loss) -> float:
     gradients = []
     with batch_statistics(network):
         for x, targets in batches:
-            value = loss(network(x), targets)
+            value = loss(run(network, x), targets)
             found = torch.autograd.grad(value, weights, allow_unused=True)
             gradients.append([None if g is None else g.double() for g in found])
     score = 0.0

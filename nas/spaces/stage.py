@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
-from functools import partial
 from itertools import product
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
@@ -12,15 +11,16 @@ from torch import Tensor, nn
 
 from nas.config.schema import Count, Layers, short_repr, violation
 from nas.errors import UserError
-from nas.ops.blocks import Residual, Zero
+from nas.ops.blocks import Zero
+from nas.spaces.front import Front
 from nas.supernet.choice import ChoiceBlock
-from nas.supernet.elastic import Elastic, ElasticWidth, Number, options_of
+from nas.supernet.elastic import Elastic, Number, options_of
 from nas.supernet.elastic_ops import build_op, op_exclusion_reason
 from nas.supernet.relax import Shared
 
 Kernel = Annotated[int, Field(ge=1, le=999)]
 Stride = Annotated[int, Field(ge=1, le=1000)]
-Row = TypeVar("Row", "Stage", "Stem", "Head")
+Row = TypeVar("Row", "Stage", "Stem", "Head", Front)
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Stem:
-    """A fixed convolution, BatchNorm and activation before the stages.
+    """A convolution, BatchNorm and activation before the stages.
 
-    `stride` "auto" is 2 for inputs whose shorter side is above 48, else 1.
+    Several `channels` are searched; None: the decision of the first stage. A `kernel` may have a
+    size for each side, ``[10, 4]``, of which a sequence takes the first. `stride` "auto" is 2 for
+    inputs whose shorter side is above 48, else 1.
     """
 
-    channels: Count
-    kernel: Kernel = 3
+    channels: Count | Sequence[Count] | None = None
+    kernel: Kernel | Sequence[Kernel] = 3
     stride: Stride | Literal["auto"] = 1
 
 
@@ -194,6 +196,7 @@ class SharedChoices:
         assert isinstance(stage.ops, Mapping)
         self.labels: dict[str, Mapping[Any, object]] = {"op": stage.ops, **(stage.factors or {})}
         self.width, self.ndim, self.activation = width, ndim, activation
+        self.stride = stage.stride
         self.skip = tuple(stage.skip or ())
         options = {**self.labels, "skip": self.skip}
         self.decisions = {key: Shared(tuple(own)) for key, own in options.items() if len(own) > 1}
@@ -226,10 +229,8 @@ class SharedChoices:
         return next(iter(made.values()))
 
     def _op(self, name: str, in_channels: Number, stride: int) -> nn.Module:
-        make = partial(_plain, name, stride, self.ndim, self.activation, bool(self.skip))
-        if isinstance(in_channels, int) and isinstance(self.width, int):
-            return make(in_channels, self.width)
-        return ElasticWidth(make, in_channels, self.width)
+        site = (in_channels, self.width, stride, self.ndim, self.activation)
+        return build_op(name, *site, bare=bool(self.skip))
 
     def _skips(self) -> nn.Module:
         # What can be added to an op's output is the same for any number of channels.
@@ -256,7 +257,8 @@ class SharedChoices:
         channels = options_of(self.width)[-1]
         for texts in product(*(labels.values() for labels in self.labels.values())):
             # A first block may change both channels and size.
-            if reason := misfit(self._name(texts), channels + 1, channels, 2, self.ndim):
+            site = (channels + 1, self.width, self.stride, self.ndim)
+            if reason := misfit(self._name(texts), *site):
                 yield reason
         for name in self.skip:
             if name == "none":
@@ -265,20 +267,6 @@ class SharedChoices:
                 yield reason
             elif any(True for _ in build_op(name, channels, channels, 1, self.ndim).parameters()):
                 yield f"skip {name!r} has weights; there are none, identity, avgpool_k3"
-
-
-def _plain(
-    name: str,
-    stride: int,
-    ndim: int,
-    activation: str | None,
-    bare: bool,
-    in_channels: int,
-    out_channels: int,
-) -> nn.Module:
-    """Build the op of that name, without its own residual if `bare`."""
-    made = build_op(name, in_channels, out_channels, stride, ndim, activation)
-    return made.branch if bare and isinstance(made, Residual) else made
 
 
 def misfit(

@@ -2,16 +2,25 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from nas.config.schema import BelowOne, Count, Positive, checked
 from nas.errors import UserError
-from nas.ops.blocks import GlobalPool, Site, act
+from nas.ops.blocks import CONV, GlobalPool, Site, Stack, act
+from nas.spaces.front import Front, SearchedFront
 from nas.spaces.stage import Head, SharedChoices, Stage, Stem, misfit, read_row, read_stages
 from nas.supernet.choice import ChoiceBlock
-from nas.supernet.elastic import Elastic, ElasticDepth, ElasticResolution, Number, elastic
+from nas.supernet.elastic import (
+    Elastic,
+    ElasticDepth,
+    ElasticResolution,
+    ElasticWidth,
+    Number,
+    elastic,
+)
 from nas.supernet.elastic_layers import ElasticConv
 from nas.supernet.elastic_ops import build_op, op_exclusion_reason
 
@@ -32,15 +41,17 @@ class StagedSpace(nn.Module):
         input_shape: ``(C, H, W)`` for images, ``(C, L)`` for sequences, without the batch.
         num_outputs: size of the output.
         stages: mappings with the keys of `nas.spaces.stage.Stage`: ops, channels, stride, repeat,
-            depth, activation, factors, skip; searched channels are for elastic and for shared ops.
+            depth, activation, factors, skip.
         name: what `Arch.space` says of architectures found here.
-        stem: channels, kernel, stride of a fixed first convolution; None: none.
+        stem: channels, kernel, stride of a first convolution; None: none.
         head: features of a fixed last 1x1 convolution, mix of a layer after pooling; None: none.
         width: multiplies all channels, rounded to a multiple of `divisor`, at least one of it.
         dropout: probability before the classifier, in training.
         activation: of all ops, stem and head, instead of each one's own: relu, relu6, ...
+        front: keys of `nas.spaces.front.Front`: frames made of sound before the stem; None: none.
         resolution: sides to resize the input to, searched; None: the input as it is. Everything
             before `mix` is then below ``features.body``.
+        pool: what of the positions the classifier reads: their "mean", or the "last" of a sequence.
 
     Shape: ``(N, *input_shape) -> (N, num_outputs)``.
 
@@ -61,63 +72,99 @@ class StagedSpace(nn.Module):
         dropout: BelowOne = 0.0,
         activation: str | None = None,
         resolution: Sequence[Count] | None = None,
+        pool: Literal["mean", "last"] = "mean",
+        front: Mapping[str, Any] | None = None,
     ) -> None:
         if len(input_shape) not in (2, 3):
             raise UserError(f"input_shape must be (C, H, W) or (C, L), got {tuple(input_shape)}")
-        table = read_stages(stages)
+        table, last = read_stages(stages), pool == "last"
         super().__init__()
         self.name, self.input_shape = name, tuple(input_shape)
-        self.ndim, self.activation = len(input_shape) - 1, activation
+        fronts, shape = self._fronts(front)
+        if len(fronts) > 1 and resolution is not None:
+            raise UserError("space.front and space.resolution cannot be searched together")
+        if last and len(shape) == 3:
+            raise UserError("space.pool=last is for sequences; images take space.pool=mean")
+        self.ndim, self.activation = len(shape) - 1, activation
         self.width, self.divisor = width, divisor
 
         if any(stage.shared for stage in table):
             self.shared = nn.ModuleDict()  # first, so that its paths name what stages share
-        stem_, channels = self._stem(stem, self.input_shape[0])
         widths = [self._width(stage.channels) for stage in table]
+        stem_, channels = self._stem(stem, shape, widths[0])
         blocks = nn.Sequential(OrderedDict(self._blocks(table, widths, channels)))
         head_, channels, mix = self._head(head, widths[-1])
-        if resolution is None:
+        if len(fronts) > 1:
+            body = OrderedDict(stem=stem_, blocks=blocks, head=head_, pool=GlobalPool(last))
+            self.features: nn.Module = SearchedFront(fronts, nn.Sequential(body))
+        elif resolution is None:
             self.stem, self.blocks, self.head = stem_, blocks, head_
+            self.pool = GlobalPool(last)
         else:
-            body = OrderedDict(stem=stem_, blocks=blocks, head=head_, pool=GlobalPool())
+            body = OrderedDict(stem=stem_, blocks=blocks, head=head_, pool=GlobalPool(last))
             sizes = Elastic(resolution)
             self.features = ElasticResolution(nn.Sequential(body), sizes)
+        if len(fronts) == 1:
+            self.front = next(iter(fronts.values()))
         self.mix = mix
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(channels, num_outputs)
+        self.classifier = _linear(channels, num_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
+        if hasattr(self, "front"):
+            x = self.front(x)
         if hasattr(self, "features"):
             x = self.features(x)
         else:
-            x = self.head(self.blocks(self.stem(x))).flatten(2).mean(-1)
+            x = self.pool(self.head(self.blocks(self.stem(x))))
         if self.mix is not None:
             x = self.mix(x)
         y: Tensor = self.classifier(self.dropout(x))
         return y
 
-    def _stem(self, row: Mapping[str, Any] | None, channels: int) -> tuple[nn.Module, int]:
+    def _fronts(
+        self, row: Mapping[str, Any] | None
+    ) -> tuple[Mapping[str, nn.Module], Sequence[int]]:
+        """What may stand before the stem, by name, and the shape behind the first of them."""
+        if row is None:
+            return {}, self.input_shape
+        fronts = read_row(Front, row, "the front").modules(self.input_shape)
+        first = next(iter(fronts.values()))
+        return fronts, first.output_shape(self.input_shape[1])
+
+    def _stem(
+        self, row: Mapping[str, Any] | None, shape: Sequence[int], first: Number
+    ) -> tuple[nn.Module, Number]:
+        channels = shape[0]
         if row is None:
             return nn.Identity(), channels
         stem = read_row(Stem, row, "the stem")
-        width = self._scale(stem.channels)
-        stride = stem.stride
+        width = first if stem.channels is None else self._width(stem.channels)
+        sides, stride = shape[1:], stem.stride
         if stride == "auto":
-            stride = 2 if min(self.input_shape[1:]) > LARGE else 1
-        return self._op(f"conv_k{stem.kernel}", channels, width, stride), width
+            stride = 2 if min(sides) > LARGE else 1
+        if isinstance(stem.kernel, int) and stem.kernel % 2:
+            return self._op(f"conv_k{stem.kernel}", channels, width, stride), width
+        kernel = [stem.kernel] * self.ndim if isinstance(stem.kernel, int) else list(stem.kernel)
+        if len(kernel) < self.ndim or (stride == 1 and any(k % 2 == 0 for k in kernel)):
+            raise UserError(
+                f"the stem: kernel={stem.kernel} must be one number or one for each side, "
+                f"{len(sides)} here, and odd at stride 1"
+            )
+        pads = [_padding(*pair, stride) for pair in zip(sides, kernel, strict=False)]
+        site = Site(channels, channels, stride, self.ndim, self.activation)
+        make = partial(_first, site, kernel[: self.ndim], pads)
+        if isinstance(width, int):
+            return make(channels, width), width
+        return ElasticWidth(make, channels, width), width
 
     def _head(
         self, row: Mapping[str, Any] | None, channels: Number
-    ) -> tuple[nn.Module, int, nn.Module | None]:
+    ) -> tuple[nn.Module, Number, nn.Module | None]:
         """The head, the number of features for the classifier, and the layer after pooling."""
         head = Head() if row is None else read_row(Head, row, "the head")
         if head.features is None:
-            if not isinstance(channels, int):
-                raise UserError(
-                    "the last stage has searched channels, which the classifier cannot read: "
-                    "add a head, e.g. head={features: 256}"
-                )
-            return nn.Identity(), channels, self._mix(channels, head.mix)
+            return nn.Identity(), head.mix or channels, self._mix(channels, head.mix)
         width = self._scale(head.features)
         made: nn.Module
         if isinstance(channels, int):
@@ -126,12 +173,10 @@ class StagedSpace(nn.Module):
             made = ElasticConv(Site(channels, width, 1, self.ndim, self.activation), 1)
         return made, head.mix or width, self._mix(width, head.mix)
 
-    def _mix(self, channels: int, features: int | None) -> nn.Module | None:
+    def _mix(self, channels: Number, features: int | None) -> nn.Module | None:
         if features is None:
             return None
-        return nn.Sequential(
-            nn.Linear(channels, features, bias=False), act(self.activation or "relu")
-        )
+        return nn.Sequential(_linear(channels, features, False), act(self.activation or "relu"))
 
     def _blocks(
         self, table: Sequence[Stage], widths: Sequence[Number], channels: Number
@@ -203,3 +248,25 @@ class StagedSpace(nn.Module):
 
     def _scale(self, channels: int) -> int:
         return self.divisor * max(1, round(channels * self.width / self.divisor))
+
+
+def _linear(inputs: Number, outputs: int, bias: bool = True) -> nn.Module:
+    """A linear layer whose inputs may be searched."""
+    make = partial(nn.Linear, bias=bias)
+    return make(inputs, outputs) if isinstance(inputs, int) else ElasticWidth(make, inputs, outputs)
+
+
+def _first(
+    site: Site[int], kernel: Sequence[int], pads: Sequence[int], inputs: int, outputs: int
+) -> Stack:
+    """A convolution of any kernel, BatchNorm and activation."""
+    make: Any = CONV[site.ndim]
+    conv = make(inputs, outputs, kernel, site.stride, pads, bias=False)
+    return Stack(conv, site.norm(outputs), site.act())
+
+
+def _padding(side: int, kernel: int, stride: int) -> int:
+    """Before and behind a side of n, so that ``ceil(n / stride)`` positions come out."""
+    if kernel % 2:
+        return kernel // 2
+    return max(0, -(-((-(-side // stride) - 1) * stride + kernel - side) // 2))

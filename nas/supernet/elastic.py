@@ -15,6 +15,7 @@ alone move those alphas.
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from torch.func import functional_call
 from nas.arch import Option
 from nas.decision import Decision, Searchable
 from nas.errors import UserError
+from nas.ops.blocks import Residual
 from nas.supernet.relax import Relaxation, RelaxedDecision, softmax
 
 
@@ -113,11 +115,11 @@ def weighted(weight: Tensor, mask: Tensor | None, dim: int) -> Tensor:
     return weight * mask.to(weight).view(shape)
 
 
-def weighted_sum(number: Elastic, run: Callable[[int], Tensor]) -> Tensor:
-    """``sum_k theta_k * run(k)`` over the options of theta above 0, in ascending order."""
-    theta = number.theta
+def weighted_sum(decision: RelaxedDecision, run: Callable[[Any], Tensor]) -> Tensor:
+    """``sum_k theta_k * run(k)`` over the options of theta above 0, in their order."""
+    theta = decision.theta
     total: Tensor | None = None
-    for option, value, share in zip(number.options, theta.tolist(), theta, strict=True):
+    for option, value, share in zip(decision.options, theta.tolist(), theta, strict=True):
         if value == 0:
             continue
         y = run(option)
@@ -216,41 +218,34 @@ class ElasticChannels(Searchable):
         return taken(self.in_channels, options)
 
 
-Make = Callable[[int, int], nn.Module]  # input and output channels -> op
+Make = Callable[..., nn.Module]  # sizes -> op
 
 
-class ElasticWidth(ElasticChannels):
-    """An op at its largest width; smaller widths use the first slice of each of its tensors.
-
-    Under a soft theta it runs on the channels that are there, and channel c of the output is
-    multiplied by the probability that it is there, see above; inner widths (an expansion)
-    follow the widest input.
+class ElasticForm(Searchable):
+    """An op at its largest sizes; smaller ones use the first slice of each of its tensors.
 
     Args:
-        make: builds the op; all its tensors grow with the channels and in nothing else.
-        in_channels, out_channels: each a number, or an `Elastic` one.
-
-    Shape: ``(N, C_in, *S) -> (N, C_out, *S / stride)``.
+        make: builds the op of these sizes; all its tensors grow with them and in nothing else.
+        sizes: by name, each a number, or an `Elastic` one; the decision is called by the name.
     """
 
-    def __init__(self, make: Make, in_channels: Number, out_channels: Number) -> None:
+    def __init__(self, make: Make, **sizes: Number) -> None:
         super().__init__()
-        self.make, self.in_channels, self.out_channels = make, in_channels, out_channels
-        self.op = make(options_of(in_channels)[-1], options_of(out_channels)[-1])
-        # Of each pair of channels, without values. No submodules: they hold nothing of their own.
-        self._forms: dict[tuple[int, int], nn.Module] = {}
+        self.make, self.sizes = make, tuple(sizes)
+        for name, size in sizes.items():
+            setattr(self, name, size)
+        self.op = make(*(options_of(size)[-1] for size in sizes.values()))
+        # Of each combination, without values. No submodules: they hold nothing of their own.
+        self._forms: dict[tuple[int, ...], nn.Module] = {}
 
-    def forward(self, x: Tensor) -> Tensor:
-        outputs, there = prefix(theta_of(self.out_channels, x), options_of(self.out_channels))
-        form = self._form(x.shape[1], outputs).train(self.training)
-        # Statistics of norms are updated in place, and slices are views.
-        y: Tensor = functional_call(form, self._slices(form), (x,))
-        return weighted(y, there, 1)
+    def decisions(self) -> tuple[Decision, ...]:
+        return decided(*(getattr(self, name) for name in self.sizes))
 
     def materialize(self, options: Mapping[Decision, Option]) -> nn.Module:
-        """The plain op of these channels, with copies of the weights it uses."""
+        """The plain op of these sizes, with copies of the weights it uses."""
+        sizes = [taken(getattr(self, name), options) for name in self.sizes]
         with torch.device("meta"):  # no time for values that are not kept
-            made = self.make(taken(self.in_channels, options), taken(self.out_channels, options))
+            made = self.make(*sizes)
         for name, value in self._slices(made).items():
             path, _, key = name.rpartition(".")
             owner, own = made.get_submodule(path), value.detach().clone()
@@ -260,14 +255,47 @@ class ElasticWidth(ElasticChannels):
                 owner.register_buffer(key, own)
         return made.train(self.training)
 
-    def _form(self, inputs: int, outputs: int) -> nn.Module:
-        if (inputs, outputs) not in self._forms:
+    def _form(self, *sizes: int) -> nn.Module:
+        if sizes not in self._forms:
             with torch.device("meta"):
-                self._forms[inputs, outputs] = self.make(inputs, outputs)
-        return self._forms[inputs, outputs]
+                self._forms[sizes] = self.make(*sizes)
+        return self._forms[sizes].train(self.training)
 
     def _slices(self, form: nn.Module) -> dict[str, Tensor]:
         """The values for the tensors of `form`, by name."""
         own = dict([*self.op.named_parameters(), *self.op.named_buffers()])
         shapes = [*form.named_parameters(), *form.named_buffers()]
         return {name: own[name][tuple(slice(size) for size in like.shape)] for name, like in shapes}
+
+
+class ElasticWidth(ElasticForm):
+    """An op of searched channels.
+
+    Under a soft theta it runs on the channels that are there, and channel c of the output is
+    multiplied by the probability that it is there, see above; inner widths (an expansion)
+    follow the widest input.
+
+    Args:
+        make: as of `ElasticForm`, of input and output channels.
+        in_channels, out_channels: each a number, or an `Elastic` one.
+
+    Shape: ``(N, C_in, *S) -> (N, C_out, *S / stride)``.
+    """
+
+    in_channels: Number
+    out_channels: Number
+
+    def __init__(self, make: Make, in_channels: Number, out_channels: Number) -> None:
+        super().__init__(make, in_channels=in_channels, out_channels=out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs, there = prefix(theta_of(self.out_channels, x), options_of(self.out_channels))
+        form = self._form(x.shape[1], outputs)
+        masked = isinstance(form, Residual) and there is not None
+        # Statistics of norms are updated in place, and slices are views.
+        mask = {"mask": there} if masked else {}
+        y: Tensor = functional_call(form, self._slices(form), (x,), mask)
+        return y if masked else weighted(y, there, 1)
+
+    def in_channels_used(self, options: Mapping[Decision, Option]) -> int | None:
+        return taken(self.in_channels, options)

@@ -2,6 +2,7 @@
 
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -11,10 +12,20 @@ from nas.arch import Option
 from nas.decision import Decision
 from nas.errors import UserError
 from nas.ops import catalogue
-from nas.ops.blocks import CONV, NORM, Residual, Site, SqueezeExcitation, Stack, sliced_norm
+from nas.ops.blocks import (
+    CONV,
+    NORM,
+    Residual,
+    Site,
+    SqueezeExcitation,
+    Stack,
+    Zero,
+    sliced_norm,
+)
 from nas.supernet.elastic import (
     Elastic,
     ElasticChannels,
+    ElasticWidth,
     Number,
     decided,
     elastic,
@@ -222,7 +233,6 @@ ELASTIC_OPS = {
 }
 # Every op that a space may name: a view of both tables.
 ALL_OPS: catalogue.Ops = ChainMap(ELASTIC_OPS, catalogue.OPS)
-_TAKE_SEARCHED = (*ELASTIC_OPS.values(), catalogue.OPS["identity"])
 
 
 def op_exclusion_reason(
@@ -231,12 +241,14 @@ def op_exclusion_reason(
     """As `catalogue.exclusion_reason`, for all ops and for searched numbers of channels."""
     site = _largest(Site(in_channels, out_channels, stride, ndim))
     reason = catalogue.exclusion_reason(name, site, ALL_OPS)
-    if reason or (isinstance(in_channels, int) and isinstance(out_channels, int)):
+    if reason or not decided(in_channels, out_channels):
         return reason
-    op, _ = catalogue.parse(name, ALL_OPS)
-    if op not in _TAKE_SEARCHED:
-        reason = "its channels cannot be searched; only those of elastic_* can"
-    elif name == "identity" and in_channels is not out_channels:
+    op, numbers = catalogue.parse(name, ALL_OPS)
+    # Those of two decisions may differ, though the largest agree.
+    other = replace(site, out_channels=site.out_channels + 1)
+    if not op.nested:
+        reason = "its channels cannot be searched"
+    elif in_channels is not out_channels and op.exclusion_reason(other, **numbers):
         reason = "it needs the same decision for its input and output channels"
     return None if reason is None else f"op {name!r} does not fit {site}: {reason}"
 
@@ -249,10 +261,12 @@ def build_op(
     ndim: int = 2,
     activation: str | None = None,
     affine: bool = True,
+    bare: bool = False,
 ) -> nn.Module:
     """Build the op of that name; the other arguments are those of `Site`.
 
-    `affine` is not for elastic ops, whose norms always scale and shift.
+    `affine` is not for elastic ops, whose norms always scale and shift. Where `bare`, an op that
+    adds its input to what it makes does not.
 
     Raises:
         UserError: unknown name or activation, an even kernel, numbers below 1, or an op that
@@ -268,8 +282,24 @@ def build_op(
     catalogue.check(name, _largest(site))
     if reason := op_exclusion_reason(name, in_channels, out_channels, stride, ndim):
         raise UserError(reason)
+    plain = catalogue.parse(name, ALL_OPS)[0] in catalogue.OPS.values()
+    if not plain or not decided(in_channels, out_channels):
+        return _built(name, site, bare)
+    # A name, not the op: other processes can be told it.
+    own = replace(_largest(site), projects=in_channels is not out_channels)
+    made = ElasticWidth(partial(_sized, name, own, bare), in_channels, out_channels)
+    # Pooling and the identity are the same for any number of channels.
+    return made if isinstance(made.op, Zero) or made.op.state_dict() else made.op
+
+
+def _built(name: str, site: Site[Number] | Site[int], bare: bool) -> nn.Module:
     op, numbers = catalogue.parse(name, ALL_OPS)
-    return op.build(site, **numbers)
+    made = op.build(site, **numbers)
+    return made.branch if bare and isinstance(made, Residual) else made
+
+
+def _sized(name: str, site: Site[int], bare: bool, inputs: int, outputs: int) -> nn.Module:
+    return _built(name, replace(site, in_channels=inputs, out_channels=outputs), bare)
 
 
 def _largest(site: Site[Number]) -> Site[int]:

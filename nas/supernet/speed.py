@@ -22,10 +22,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from nas.copying import copied
 from nas.decision import free
 from nas.errors import UserError
+from nas.inputs import Inputs, device_of, run
 from nas.ops.convolution import Conv2d
 from nas.supernet.choice import ChoiceBlock
 
@@ -61,7 +63,7 @@ def prepare(model: nn.Module, speed: str) -> None:
     model._compiled_call_impl = None
 
 
-def prepare_network(network: nn.Module, speed: str, x: Tensor) -> None:
+def prepare_network(network: nn.Module, speed: str, x: Inputs) -> None:
     """Make a plain network that runs on a CPU do so with channels last, unless `speed` is "none".
 
     A step of MBConv blocks takes three fifths of the time, one of ordinary convolutions at most as
@@ -70,12 +72,12 @@ def prepare_network(network: nn.Module, speed: str, x: Tensor) -> None:
     Args:
         x: a few samples, on the device where the network is to run.
     """
-    if speed == "none" or x.device.type != "cpu":
+    if speed == "none" or device_of(x).type != "cpu":
         return
     try:
         prepare(network, "channels_last")
         with torch.no_grad():
-            copied(network).eval()(x)
+            run(copied(network).eval(), x)
     except RuntimeError:
         prepare(network, "none")
 
@@ -89,7 +91,7 @@ def _last(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
-def compiled(model: nn.Module, x: Tensor) -> Callable[..., Any]:
+def compiled(model: nn.Module, x: Inputs) -> Callable[..., Any]:
     """Make `model` use a compiled graph for inputs of the shape of `x`.
 
     The graph is used in training where all candidates run. Sampled paths, evaluation and other
@@ -97,10 +99,10 @@ def compiled(model: nn.Module, x: Tensor) -> Callable[..., Any]:
     """
     eager: Callable[..., Any] = model._call_impl
     graph = torch.compile(eager, dynamic=False)
-    shape, blocks = x.shape, [m for m in model.modules() if isinstance(m, ChoiceBlock)]
+    shape, blocks = _shape((x,)), [m for m in model.modules() if isinstance(m, ChoiceBlock)]
 
     def call(*inputs: Any, **options: Any) -> Any:
-        alike = len(inputs) == 1 and not options and inputs[0].shape == shape
+        alike = _shape(options or inputs) == shape
         if model.training and torch.is_grad_enabled() and alike and all(map(_all_run, blocks)):
             return graph(*inputs)
         return eager(*inputs, **options)
@@ -109,12 +111,16 @@ def compiled(model: nn.Module, x: Tensor) -> Callable[..., Any]:
     return call
 
 
+def _shape(inputs: Any) -> list[Any]:
+    return [x.shape for x in tree_leaves(inputs)]
+
+
 def _all_run(block: ChoiceBlock) -> bool:
     with torch.no_grad():
         return getattr(block, "mixing", None) is None and bool((block.theta > 0).all())
 
 
-def fastest(model: nn.Module, x: Tensor) -> tuple[str, dict[str, float]]:
+def fastest(model: nn.Module, x: Inputs) -> tuple[str, dict[str, float]]:
     """Measure a few steps of a copy at each speed: the speed to train at, and seconds of a step.
 
     Nothing of `model` or of the global generator changes. A speed that fails is not chosen.
@@ -137,13 +143,13 @@ def fastest(model: nn.Module, x: Tensor) -> tuple[str, dict[str, float]]:
     return best, seconds
 
 
-def _seconds(model: nn.Module, x: Tensor) -> float:
+def _seconds(model: nn.Module, x: Inputs) -> float:
     start = time.perf_counter()
     step(model, x)
     return time.perf_counter() - start
 
 
-def step(model: nn.Module, x: Tensor) -> None:
+def step(model: nn.Module, x: Inputs) -> None:
     """A forward and a backward pass; gradients are dropped."""
-    torch.autograd.backward(model(x).float().square().mean())
+    torch.autograd.backward(run(model, x).float().square().mean())
     model.zero_grad()

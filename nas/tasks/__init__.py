@@ -2,18 +2,18 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.wrappers import LambdaInputTransformer
+from torchmetrics.wrappers.transformations import MetricInputTransformer
 
 from nas.errors import UserError
 from nas.quantities import lower_is_better
 from nas.ranks import rank_and_ranks
 
 Names = tuple[str, ...]
+Parts = Mapping[Any, Tensor]  # "train", "val" and "test" -> indices of samples
 Reduction = Literal["mean", "sum"]
 
 
@@ -29,23 +29,47 @@ class Task(Protocol):
     primary: str
     outputs: int | None
 
-    def read(self, targets: Tensor, names: Names) -> tuple[Tensor, Names]:
-        """Targets as the loss takes them, and the names of the outputs; sets `outputs`.
+    def read(self, targets: Tensor, names: Names, inputs: Any) -> tuple[Tensor, Names]:
+        """Targets as the data module keeps them, and their names; sets `outputs`.
 
         Args:
             targets: of all samples, as the source has them ``(N, ...)``.
             names: of the classes, where the source knows them; else ().
+            inputs: all samples, as the source has them ``(N, C, *S)``; or several inputs, or
+                samples that are not in memory: see `nas.data.splits.Arrays`.
 
         Returns:
-            int64 ``(N,)``, the classes, by which data are split; or float32 ``(N, outputs)``.
+            int64 ``(N,)``, the classes, by which data are split; or float32 ``(N, ...)``.
 
         Raises:
             UserError: they do not suit the task.
         """
         ...
 
+    def divide(self, targets: Tensor, parts: Parts, grouped: bool) -> Parts:
+        """The train, val and test part as the task needs them.
+
+        Args:
+            targets: of all samples, as from `read`.
+            parts: indices of the samples of each.
+            grouped: samples of a group must stay in one part.
+
+        Raises:
+            UserError: a part lacks what the task needs in it.
+        """
+        ...
+
     def fit(self, targets: Tensor) -> None:
         """Measure what the loss needs to know of the targets of the train part."""
+        ...
+
+    def batch(self, inputs: Any, targets: Tensor) -> Tensor:
+        """The targets of a batch as loss and metrics take them; they may hold the inputs.
+
+        Args:
+            inputs: as the network takes them ``(N, C, *S)``.
+            targets: as from `read` ``(N, ...)``.
+        """
         ...
 
     def loss(
@@ -59,14 +83,18 @@ class Task(Protocol):
 
         Args:
             outputs: of the network ``(N, ...)``.
-            targets: as the data module gives them ``(N, ...)``.
+            targets: as from `batch` ``(N, ...)``.
             smoothing: of the targets, in [0, 1], where the task knows such a thing.
             reduction: over samples.
         """
         ...
 
-    def distillation(self, outputs: Tensor, teacher: Tensor) -> Tensor:
-        """The loss of `outputs` against the outputs of a teacher, mean over samples."""
+    def distillation(self, outputs: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+        """The loss of `outputs` against the outputs of a teacher, mean over samples.
+
+        Args:
+            temperature: of both, where outputs are logits.
+        """
         ...
 
     def metrics(self) -> MetricCollection:
@@ -106,8 +134,16 @@ class Supervised:
         self.own_loss, self.own_metric = loss, metric
         self.primary = primary if metric is None else name_of(metric)
 
+    def divide(self, targets: Tensor, parts: Parts, grouped: bool) -> Parts:
+        """See `Task`; as they are."""
+        return parts
+
     def fit(self, targets: Tensor) -> None:
         """See `Task`."""
+
+    def batch(self, inputs: Any, targets: Tensor) -> Tensor:
+        """See `Task`; as they are."""
+        return targets
 
     def restore(self, described: Mapping[str, Any]) -> None:
         """See `Task`."""
@@ -136,17 +172,30 @@ class Supervised:
         """These metrics, and the user's own."""
         if self.own_metric is not None:
             metrics = {**metrics, self.primary: self.own_metric.clone()}
+        if type(self).for_metrics is not Supervised.for_metrics:
+            metrics = {name: Of(one, self.for_metrics) for name, one in metrics.items()}
         for one in metrics.values():
             # Inside `each_rank_alone`, a rank evaluates for itself.
             one.distributed_available_fn = _over_ranks
-        if type(self).for_metrics is not Supervised.for_metrics:
-            wrapped = partial(LambdaInputTransformer, transform_pred=self.for_metrics)
-            metrics = {name: wrapped(one) for name, one in metrics.items()}
         return MetricCollection(dict(metrics))
 
-    def for_metrics(self, outputs: Tensor) -> Tensor:
-        """The outputs of a network as the metrics take them."""
-        return outputs
+    def for_metrics(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs and targets as the metrics take them."""
+        return outputs, targets
+
+
+class Of(MetricInputTransformer):
+    """A metric of ``pair(outputs, targets)``."""
+
+    def __init__(
+        self, metric: Metric, pair: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    ) -> None:
+        super().__init__(metric)
+        metric.distributed_available_fn = _over_ranks
+        self.pair = pair
+
+    def _wrap_transform(self, *args: Tensor) -> tuple[Tensor, ...]:
+        return self.pair(*args)
 
 
 def name_of(metric: object) -> str:
@@ -164,6 +213,20 @@ def name_of(metric: object) -> str:
     if metric.higher_is_better:
         return f"{name}_score" if lower_is_better(name) else name
     return name if lower_is_better(name) else f"{name}_error"
+
+
+def one_input(inputs: Any, task: str) -> Tensor:
+    """All samples ``(N, C, *S)``.
+
+    Raises:
+        UserError: they are of several inputs, or not in memory.
+    """
+    if not isinstance(inputs, Tensor):
+        raise UserError(
+            f"task={task} looks at all samples, and needs one input that is kept in memory: give "
+            "one tensor for each sample, and pass data.in_memory=true"
+        )
+    return inputs
 
 
 def check_finite_targets(targets: Tensor) -> None:

@@ -42,7 +42,7 @@ class Classification(Supervised):
         self.outputs, self.weights = outputs, weights
         self.scale: Tensor | None = None  # of the loss of each class
 
-    def read(self, targets: Tensor, names: Names) -> tuple[Tensor, Names]:
+    def read(self, targets: Tensor, names: Names, inputs: Any) -> tuple[Tensor, Names]:
         """See `Task`; without names, any whole numbers are classes."""
         if targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
             raise UserError(
@@ -92,9 +92,13 @@ class Classification(Supervised):
         found = F.cross_entropy(outputs, targets, scale, label_smoothing=smoothing, reduction="sum")
         return found if reduction == "sum" else found / len(targets)
 
-    def distillation(self, outputs: Tensor, teacher: Tensor) -> Tensor:
-        """``CE(outputs, softmax(teacher))`` (Hinton et al. 2015, temperature 1)."""
-        return F.cross_entropy(outputs, teacher.softmax(-1))
+    def distillation(self, outputs: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+        """``T^2 CE(softmax(outputs / T), softmax(teacher / T))`` (Hinton et al. 2015, Section 2).
+
+        ``T^2`` keeps the size of its gradient when T changes, relative to that of hard targets.
+        """
+        soft = (teacher / temperature).softmax(-1)
+        return temperature**2 * F.cross_entropy(outputs / temperature, soft)
 
     def metrics(self) -> MetricCollection:
         """``acc``: the share of samples whose largest logit is the label."""

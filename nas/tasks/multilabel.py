@@ -1,6 +1,7 @@
 """Multi-label classification: each sample has any number of several labels."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,7 +32,7 @@ class Multilabel(Supervised):
         own = F.binary_cross_entropy_with_logits if loss is None else loss
         super().__init__("ap", own, metric)
 
-    def read(self, targets: Tensor, names: Names) -> tuple[Tensor, Names]:
+    def read(self, targets: Tensor, names: Names, inputs: Any) -> tuple[Tensor, Names]:
         """See `Task`."""
         check_finite_targets(targets)
         if targets.ndim != 2 or not bool(((targets == 0) | (targets == 1)).all()):
@@ -56,9 +57,10 @@ class Multilabel(Supervised):
         """`smoothing` moves them towards 1/2."""
         return targets * (1 - smoothing) + smoothing / 2
 
-    def distillation(self, outputs: Tensor, teacher: Tensor) -> Tensor:
-        """Binary cross-entropy against the teacher's probabilities."""
-        return F.binary_cross_entropy_with_logits(outputs, teacher.sigmoid())
+    def distillation(self, outputs: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+        """``T^2 BCE(sigmoid(outputs / T), sigmoid(teacher / T))``, as for classification."""
+        soft = (teacher / temperature).sigmoid()
+        return temperature**2 * F.binary_cross_entropy_with_logits(outputs / temperature, soft)
 
     def metrics(self) -> MetricCollection:
         """``ap``: average precision, and ``f1`` at a probability of 1/2; means over the labels."""
@@ -68,6 +70,6 @@ class Multilabel(Supervised):
             f1=MultilabelF1Score(self.outputs, validate_args=False),
         )
 
-    def for_metrics(self, outputs: Tensor) -> Tensor:
+    def for_metrics(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities: metrics would guess from each batch whether it holds logits."""
-        return outputs.sigmoid()
+        return outputs.sigmoid(), targets

@@ -46,7 +46,7 @@ class Regression(Supervised):
         super().__init__("rmse", own, metric)
         self.mean, self.std = torch.zeros(1), torch.ones(1)
 
-    def read(self, targets: Tensor, names: Names) -> tuple[Tensor, Names]:
+    def read(self, targets: Tensor, names: Names, inputs: Any) -> tuple[Tensor, Names]:
         """See `Task`."""
         if targets.ndim not in (1, 2) or targets.is_complex():
             raise UserError(
@@ -80,8 +80,8 @@ class Regression(Supervised):
         """In standard deviations; nothing is smoothed."""
         return (targets.reshape(outputs.shape) - self.mean.to(outputs)) / self.std.to(outputs)
 
-    def distillation(self, outputs: Tensor, teacher: Tensor) -> Tensor:
-        """The loss against the teacher's outputs."""
+    def distillation(self, outputs: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+        """The loss against the teacher's outputs; there is no temperature."""
         assert self.own_loss is not None
         return self.own_loss(outputs, teacher)
 
@@ -91,6 +91,6 @@ class Regression(Supervised):
             rmse=MeanSquaredError(squared=False), mae=MeanAbsoluteError(), r2=R2Score()
         )
 
-    def for_metrics(self, outputs: Tensor) -> Tensor:
+    def for_metrics(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """In the units of the targets."""
-        return outputs * self.std.to(outputs) + self.mean.to(outputs)
+        return outputs * self.std.to(outputs) + self.mean.to(outputs), targets

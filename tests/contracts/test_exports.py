@@ -23,14 +23,14 @@ from nas.spaces.staged import StagedSpace
 from nas.tasks.classification import Classification
 
 from .strategies import randomized, sample
-from .test_spaces import CONFIGS, built, covering
+from .test_spaces import CONFIGS, built, covering, shape_of
 
 INPUT = {"shape": [2, 8, 8], "classes": ["a", "b", "c"], "mean": [0.1, 0.2], "std": [1.0, 1.0]}
 
 
 @pytest.fixture(scope="module", params=sorted(CONFIGS))
 def network(request) -> nn.Module:
-    space = randomized(built(request.param, (2, 8, 8), width=0.1)).eval()
+    space = randomized(built(request.param, shape_of(request.param, 2, 8, 8), width=0.1)).eval()
     return discretize(space, list(covering(space))[1])
 
 
@@ -41,7 +41,7 @@ def check(name: str, network: nn.Module, folder: Path) -> None:
     form.write(source, folder)
     model = form.open(folder / form.files[0])
     # 5 and 1 images, where 4 were traced: the batch is free.
-    batches = [(torch.randn(6, 2, 8, 8), torch.zeros(6, dtype=torch.int64))]
+    batches = [(sample(network, batch=6), torch.zeros(6, dtype=torch.int64))]
     found = compare(network, model, batches, Classification())
     assert not complaint(name, found, form.tolerance, None)
     assert found.argmax_agreement == 1
@@ -58,6 +58,16 @@ def test_exporters_with_every_operation(name, tmp_path):
     ops = ["mb_k3_e2_se", "grp_k3_g2", "avgpool_k3", "zero", "identity"]
     space = StagedSpace((2, 8, 8), 3, [{"ops": [op], "channels": 4} for op in ops])
     check(name, discretize(randomized(space).eval()), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tcn", "vit_tiny", "recurrent"])
+def test_spaces_of_sequences_in_onnx(name, tmp_path):
+    if name == "recurrent":
+        stages = [{"ops": [op], "channels": 5} for op in ("lstm", "gru")]
+        space: nn.Module = StagedSpace((2, 8), 3, stages)
+    else:
+        space = built(name, (2, 8), width=0.1)
+    check("onnx", discretize(randomized(space).eval()), tmp_path)
 
 
 def test_the_list_of_formats_is_whole():

@@ -19,7 +19,7 @@ from nas.supernet.elastic_ops import build_op as build
 from .strategies import counted, randomized
 
 SIDES = {1: (9,), 2: (7, 6)}
-SITES = [(8, 8, 1, 2), (8, 16, 2, 1)]  # in, out, stride, ndim
+SITES = [(8, 8, 1, 2), (8, 16, 2, 1), (8, 8, 1, 1)]  # in, out, stride, ndim
 NAMES = known_names(ALL_OPS)
 OPS = [(name, site) for name in NAMES for site in SITES if op_exclusion_reason(name, *site) is None]
 SCALABLE = [(name, site) for name, site in OPS if isinstance(build(name, *site), Scalable)]
@@ -67,6 +67,25 @@ def test_a_copy_or_a_loaded_state_computes_the_same(name, site):
     loaded.load_state_dict(op.state_dict())
     assert torch.equal(copy.deepcopy(op)(x), op(x))
     assert torch.equal(loaded(x), op(x))
+
+
+@pytest.mark.parametrize(("name", "gates"), [("lstm", 4), ("gru", 3)])
+def test_a_recurrent_layer_costs_what_its_gates_do_at_each_step(name, gates):
+    op = build(name, 5, 6, 1, 1)
+    weights = gates * 6 * (5 + 6)
+    assert ExpectedCost(op, MACs(), (5, 9))().item() == 9 * weights
+    assert ExpectedCost(op, Params(), (5, 9))().item() == weights + 2 * gates * 6
+
+
+@pytest.mark.parametrize("name", ["tcn_k3_d4", "tcn_k5_d1"])
+def test_an_output_of_a_tcn_sees_its_reach_and_nothing_behind_it(name):
+    op, kernel, dilation = build(name, 1, 4, 1, 1).eval(), int(name[5]), int(name[8])
+    for weight in op.parameters():  # no rectifier may hide anything
+        weight.data.abs_()
+    x = torch.ones(1, 1, 80, requires_grad=True)
+    op(x)[..., 60].sum().backward()
+    seen = x.grad[0, 0].nonzero().flatten()
+    assert (seen.min().item(), seen.max().item()) == (60 - 2 * (kernel - 1) * dilation, 60)
 
 
 @pytest.mark.parametrize(("name", "site"), SCALABLE)

@@ -16,6 +16,7 @@ from nas.cost.expected import ExpectedCost
 from nas.cost.trace import trace
 from nas.decision import apply, decisions, free, split_parameters
 from nas.discretization import discretize
+from nas.errors import UserError
 
 from .strategies import counted, randomized, sample
 
@@ -24,11 +25,22 @@ CONFIGS = {
 }
 CLASSES = 3
 SMALLER = {"darts": {"cells": 3}, "nas_bench_201": {"cells": 1}}  # all cells of a kind are alike
-STAGES = {"mnasnet": (1, 3), "ofa": (1, 4)}  # and so are the other stages; test_mnasnet.py has all
+SEQUENCES, IMAGES = {"tcn"}, {"darts", "nas_bench_201"}
+# And so are the other stages; test_mnasnet.py has all.
+STAGES = {"mnasnet": (1, 3), "ofa": (1, 4), "tcn": (0, 2)}
+
+
+def shape_of(name: str, *shape: int) -> tuple[int, ...]:
+    """The shape, without its last side for a space of sequences."""
+    return shape[:-1] if name in SEQUENCES else shape
 
 
 def built(
-    name: str, shape: tuple[int, ...], all_stages: bool = False, **overrides: float
+    name: str,
+    shape: tuple[int, ...],
+    all_stages: bool = False,
+    outputs: int = CLASSES,
+    **overrides: float,
 ) -> nn.Module:
     table = yaml.safe_load(CONFIGS[name].read_text(encoding="utf-8")) | overrides
     table |= SMALLER.get(name, {})
@@ -39,20 +51,20 @@ def built(
     module, _, attribute = table["_target_"].rpartition(".")
     arguments = {key: value for key, value in table.items() if not key.startswith("_")}
     make = getattr(import_module(module), attribute)
-    return make(input_shape=shape, num_outputs=CLASSES, **arguments)
+    return make(input_shape=shape, num_outputs=outputs, **arguments)
 
 
 @pytest.fixture(scope="module", params=sorted(CONFIGS))
 def space(request) -> nn.Module:
     """Narrow, on small images, in eval mode."""
-    return randomized(built(request.param, (2, 8, 8), width=0.1)).eval()
+    return randomized(built(request.param, shape_of(request.param, 2, 8, 8), width=0.1)).eval()
 
 
 @pytest.fixture(scope="module", params=sorted(CONFIGS))
 def whole(request) -> nn.Module:
     """At full width on 224 x 224, without memory or arithmetic: counts that float32 cannot hold."""
     with torch.device("meta"):
-        return built(request.param, (3, 224, 224)).eval()
+        return built(request.param, shape_of(request.param, 3, 224, 224)).eval()
 
 
 def covering(space: nn.Module) -> Iterator[Arch]:
@@ -70,6 +82,16 @@ def test_the_listing_finds_them():
 
 def test_forward_gives_logits(space):
     assert space(sample(space, batch=2)).shape == (2, CLASSES)
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_a_space_takes_sequences_or_says_what_it_takes(name):
+    if name in IMAGES:
+        with pytest.raises(UserError, match="images"):
+            built(name, (2, 16), width=0.1)
+    else:
+        network = built(name, (2, 16), width=0.1)
+        assert network(torch.randn(2, 2, 16)).shape == (2, CLASSES)
 
 
 def test_names_are_unique_and_lead_to_the_decision(space):
@@ -109,4 +131,4 @@ def test_a_step_trains_weights_and_alphas(space):
     network = copy.deepcopy(space).train()
     network(sample(network, batch=2)).square().sum().backward()
     assert all(alpha.grad.abs().sum() > 0 for alpha in split_parameters(network).alphas)
-    assert network.classifier.weight.grad.abs().sum() > 0
+    assert list(network.parameters())[-1].grad.abs().sum() > 0  # of the last layer

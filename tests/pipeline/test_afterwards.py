@@ -193,7 +193,7 @@ def test_a_network_that_gives_no_logits_is_refused(outputs: str) -> None:
     known: dict[str, Any] = {}
     exec(NETWORK, known)
     with pytest.raises(UserError, match=re.escape(OUTPUTS[outputs])):
-        check_logits(discretize(known["Net"]((1, 8, 8), 10, outputs)), (1, 8, 8), 10)
+        check_logits(discretize(known["Net"]((1, 8, 8), 10, outputs)), torch.zeros(1, 1, 8, 8), 10)
 
 
 @pytest.mark.parametrize("outputs", ["dict", "named"])

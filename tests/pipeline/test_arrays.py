@@ -12,7 +12,9 @@ import torch
 from nas.cli import run
 from nas.data import arrays
 from nas.errors import UserError
+from nas.tasks.anomaly import Anomaly
 from nas.tasks.classification import Classification
+from nas.tasks.forecasting import Forecasting
 from nas.tasks.multilabel import Multilabel
 from nas.tasks.regression import Regression
 
@@ -45,20 +47,43 @@ def labelled(samples: int = 240) -> dict[str, Any]:
     return {"x": x.astype(np.float32), "y": y.astype(bool)}
 
 
+def series(samples: int = 240) -> dict[str, Any]:
+    """Windows of a wave and noise, and the next three steps of the wave."""
+    generator = np.random.default_rng(0)
+    wave = np.sin(np.arange(samples + 20) / 3) + 0.1 * generator.normal(size=samples + 20)
+    both = np.stack([wave, generator.normal(size=len(wave))])
+    x = np.stack([both[:, i : i + 16] for i in range(samples)])
+    return {"x": x, "y": np.stack([wave[i + 16 : i + 19] for i in range(samples)])}
+
+
+def odd_ones(samples: int = 240) -> dict[str, Any]:
+    """Samples of one shape and a third of noise."""
+    generator = np.random.default_rng(0)
+    y = np.arange(samples) % 3 == 0
+    x = np.sin(np.arange(12) + generator.uniform(0, 1, (samples, 1)))
+    x[y] = generator.normal(size=(y.sum(), 12))
+    return {"x": x[:, None], "y": y}
+
+
 @pytest.mark.parametrize(
     ("task", "made", "primary", "larger"),
-    [("regression", windows, "rmse", False), ("multilabel", labelled, "ap", True)],
+    [
+        ("regression", windows, "rmse", False),
+        ("multilabel", labelled, "ap", True),
+        ("forecasting", series, "mae", False),
+        ("anomaly space=autoencoder", odd_ones, "auroc", True),
+    ],
 )
 def test_a_front_of_networks_judged_by_the_task(tmp_path, monkeypatch, task, made, primary, larger):
     monkeypatch.chdir(tmp_path)
     np.savez("data.npz", **made())
-    assert run(["search", *WORDS, f"task={task}"]) == 0
+    assert run(["search", *WORDS, *f"task={task}".split()]) == 0
     result = json.loads(Path("runs/a/result.json").read_text())
     assert result["task"]["primary"] == primary
     networks = [json.loads(p.read_text()) for p in Path("runs/a/front").glob("*/result.json")]
     assert len(networks) == 2
     scores = {n["arch_hash"]: n["metrics"][f"val_{primary}"] for n in networks}
-    assert result["arch_hash"] == (max if larger else min)(scores, key=lambda name: scores[name])
+    assert scores[result["arch_hash"]] == (max if larger else min)(scores.values())
     assert (Path("runs/a/report.html")).is_file()
     assert f"test_{primary}" in Path("runs/a/front.csv").read_text()
     found = json.loads(Path("runs/a/search.json").read_text())
@@ -113,7 +138,7 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
     "objects": (Classification, {"x": X, "y": LABELS.astype(object)}, "Python objects"),
     "texts": (Classification, {"x": X, "y": LABELS.astype(str)}, "must be numbers"),
     "rows": (Classification, {"x": X, "y": LABELS[:9]}, "40 rows and y is (9,)"),
-    "no channels": (Classification, {"x": X[:, 0], "y": LABELS}, "(N, C, *S)"),
+    "no channels": (Classification, {"x": X[:, 0, 0], "y": LABELS}, "(N, C, *S)"),
     "no samples": (Classification, {"x": X[:0], "y": LABELS[:0]}, "(N, C, *S)"),
     "NaN in x": (Classification, {"x": HOLE, "y": LABELS}, "no finite number in row 7"),
     "overflow": (Classification, {"x": X * 1e60, "y": LABELS}, "no finite number in row 0"),
@@ -133,6 +158,18 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no labels": (Multilabel, {"x": X, "y": LABELS}, "(N, labels)"),
     "no binary labels": (Multilabel, {"x": X, "y": X[:, 0]}, "zeros and ones"),
     "label of all": (Multilabel, {"x": X, "y": np.stack([LABELS, 0 * LABELS], 1)}, "label 1 is 0"),
+    "no windows": (Forecasting, {"x": X[..., None], "y": X[:, 0]}, "no forecast"),
+    "channels": (
+        partial(Forecasting, channels=[0, 1]), {"x": X, "y": X[:, 0]},
+        "task.channels=[0, 1] for targets of 1",
+    ),
+    "no kinds": (Anomaly, {"x": X, "y": NUMBERS}, "0 normal, 1 anomalous"),
+    "three kinds": (Anomaly, {"x": X, "y": np.arange(40) % 3}, "0 normal, 1 anomalous"),
+    "all normal": (Anomaly, {"x": X, "y": 0 * LABELS}, "validation part is anomalous"),
+    "one of the test part": (
+        Anomaly, {"x": X, "y": 0 * LABELS, "x_test": X[:9], "y_test": np.arange(9) == 4},
+        "validation part is anomalous",
+    ),
     "one group": (Regression, {"x": X, "y": NUMBERS, "groups": ["a"] * 40}, "one group (a)"),
     "two groups": (Regression, {"x": X, "y": NUMBERS, "groups": LABELS}, "add groups"),
     "groups": (Regression, {"x": X, "y": NUMBERS, "groups": [1, 2]}, "groups is (2,)"),

@@ -88,6 +88,14 @@ def image_folder(root: Path, classes: int, images: int) -> Path:
         ),
         (["search", "cost=[size]", "cost.size.dtype=int1"], ["size.dtype='int1'", "int8"]),
         (["finetune"], ["arch=FILE"]),
+        (["finetune", "arch=a.json", "finetune.teacher=largest"], ["checkpoint=FILE"]),
+        (["search", "search=random", "finetune.teacher=largest"], ["this search leaves none"]),
+        (["search", "finetune.teacher=/no/such"], ["finetune.teacher=/no/such", "finished run"]),
+        (
+            ["search", "finetune.teacher={_target_: torch.nn.Flatten}"],
+            ["finetune.teacher", "(2, 64)", "(2, 10)"],
+        ),
+        (["search", "finetune.temperature=0"], ["finetune.temperature=0", "above 0"]),
         (["finetune", "arch=/no/such/arch.json"], ["/no/such/arch.json"]),
         (["search", "arch=x.json"], ["nas finetune"]),
         (["search", "resume=/no/such/run"], ["/no/such/run"]),
@@ -301,7 +309,6 @@ OWN = """
 import torch
 from nas.data import DataModule, digits
 def net(channels): ...
-def without_seed(): return digits()
 class Lacking:
     def __init__(self, seed): self.setup = lambda: None
 class Shapes(DataModule):
@@ -316,8 +323,7 @@ def shapes(seed): return Shapes(seed)
     ("group", "target", "said"),
     [
         ("space", "net", "input_shape"),
-        ("data", "without_seed", "seed"),
-        ("data", "Lacking", "weight_loader"),
+        ("data", "Lacking", "Lacking is none of"),
         ("data", "shapes", "(3, 9, 9)"),
     ],
 )
@@ -334,7 +340,7 @@ def test_code_of_ones_own_that_does_not_fit(
     monkeypatch.syspath_prepend(str(tmp_path))
     folder = tmp_path / "confs" / group
     folder.mkdir(parents=True)
-    (folder / "own.yaml").write_text(f"_target_: own_code_c.{target}\n_partial_: true\n")
-    line = complaint(capsys, "search", f"--config-dir={tmp_path / 'confs'}", f"{group}=own")
+    (folder / "mine.yaml").write_text(f"_target_: own_code_c.{target}\n_partial_: true\n")
+    line = complaint(capsys, "search", f"--config-dir={tmp_path / 'confs'}", f"{group}=mine")
     assert said in line
     assert not Path("runs").exists()

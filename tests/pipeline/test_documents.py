@@ -130,7 +130,8 @@ def run_folder(tmp_path_factory):
 def test_code_of_a_page_runs(page, run_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(nas.verbs, "_run", lambda config, run, job: compose(config))
+    if page.stem != "python":  # whose searches are small, and have results to work with
+        monkeypatch.setattr(nas.verbs, "_run", lambda config, run, job: compose(config))
     monkeypatch.setitem(nas.verbs.VERBS, "describe", compose)
     monkeypatch.setitem(nas.verbs.VERBS, "profile", profile)
     for folder in ("cat", "dog"):

@@ -114,6 +114,8 @@ def test_a_front_that_was_broken_off_trains_no_network_twice(
         (["search=fairnas"], 8),
         (["search=fairnas", "budget.params=50%"], 1),
         (["search=fairnas", "budget.params=50%", "front=3"], 3),
+        (["search=short_trainings"], 8),
+        (["search=short_trainings", "budget.params=50%"], 1),
         (["search=nsga2"], 1),
         (["search=random"], 1),
         (["+experiment=gdas"], 1),

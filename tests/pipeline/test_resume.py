@@ -66,7 +66,7 @@ def kill(saves: int, command: list[str]) -> None:
     [
         (kill, 1, "gumbel", "kernels"),
         (crash, 2, "hard_gumbel", "none"),
-        (crash, 4, "softmax", "channels_last"),
+        (crash, 4, "softmax", "channels_last finetune.teacher=largest"),
     ],
     ids=["kernels", "none", "channels_last"],
 )
@@ -78,7 +78,8 @@ def test_killed_run_ends_as_an_unbroken_one(
     nas_command: Nas,
     small: list[str],
 ) -> None:
-    arguments = [f"relax={relax}", f"speed={speed}", "onnx=false", "search.epochs=3"]
+    words = f"relax={relax} speed={speed} onnx=false search.epochs=3"
+    arguments = words.split()
     assert nas_command("search", *arguments, "out=whole", "name=a") == 0
     end(saves, ["search", *small, *arguments, "out=broken", "name=a"])
     assert not Path("broken/a/result.json").exists()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric.utilities import registry
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -63,6 +64,7 @@ KINDS: dict[str, list[str]] = {
     "fair_descent": ["fair_descent", *DESCENT, "search.samples=3"],
     "enumerate": ["enumerate", *TRIALS],
     "random_search": ["random_search", *TRIALS],
+    "short_trainings": ["short_trainings", *TRIALS, "front=2"],
     "evolution": ["evolution", *TRIALS],
     "nsga2": ["nsga2", *TRIALS],
     "tpe": ["tpe", *TRIALS],
@@ -98,7 +100,7 @@ KINDS: dict[str, list[str]] = {
         "guard.skips.first=1",
     ],
     "stable": ["bilevel", *DESCENT, "search.epochs=5", "stable_epochs=1"],
-    "front": ["fairnas", *SHOTS, "front=2"],
+    "front": ["fairnas", *SHOTS, "front=2", "finetune.teacher=largest"],
 }  # fmt: skip
 
 # One of each way to go on: the others differ from one of these in how they train or ask, not in
@@ -176,6 +178,7 @@ def without_pictures(put: Callable[[object, str, object], None] = setattr) -> No
     """Of what is compared, nothing is drawn; that takes most of a tiny run's time."""
     silence_third_party_warnings()
     torch.set_num_threads(1)
+    put(registry, "entry_points", cache(registry.entry_points))  # see tests/conftest.py
     for name in ("log_final", "log_graph", "write_drawing"):
         put(nas.pipeline, name, lambda *_: None)
     for name in ("log_final", "write_pictures"):

@@ -6,10 +6,12 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
 from nas.ops.catalogue import known_names
 from nas.supernet.candidates import Scalable
+from nas.supernet.elastic import Elastic
 from nas.supernet.elastic_ops import ALL_OPS, op_exclusion_reason
 from nas.supernet.elastic_ops import build_op as build
 
@@ -81,12 +83,17 @@ def test_scaled_is_the_product_in_values_gradients_and_statistics(
         assert_close(folded, run(op, False, scale, ndim, channels[0]))
 
 
+def rank_of(name: str) -> int:
+    """2, or 1 for what takes sequences alone."""
+    return 2 if op_exclusion_reason(name, 8, 8) is None else 1
+
+
 @pytest.mark.parametrize("name", known_names(ALL_OPS))
 def test_the_ops_that_end_in_a_batchnorm_are_scalable(name):
     # A shuffle block ends in what it keeps of its input; an elastic op slices its norm.
     without = name in ("identity", "zero", "skip") or ("pool" in name and "norm" not in name)
-    without |= name.startswith(("shuffle", "elastic"))
-    assert isinstance(build(name, 8, 8), Scalable) == (not without)
+    without |= name.startswith(("shuffle", "elastic", "lstm", "gru"))
+    assert isinstance(build(name, 8, 8, ndim=rank_of(name)), Scalable) == (not without)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -167,14 +174,14 @@ def test_mbconv_is_branch_plus_input_only_where_the_shape_is_kept():
 
 @pytest.mark.parametrize("name", [name for name in known_names(ALL_OPS) if "pool" not in name])
 def test_no_convolution_before_a_batchnorm_has_a_bias(name):
-    layers = list(build(name, 8, 8).modules())
+    layers = list(build(name, 8, 8, ndim=rank_of(name)).modules())
     convs = [
         conv
         for conv, after in pairwise(layers)
-        if isinstance(conv, nn.Conv2d) and isinstance(after, nn.BatchNorm2d)
+        if isinstance(conv, nn.Conv1d | nn.Conv2d) and isinstance(after, _BatchNorm)
     ]
     assert all(conv.bias is None for conv in convs)
-    assert bool(convs) == (name not in ("identity", "zero", "skip"))
+    assert bool(convs) == (name not in ("identity", "zero", "skip", "lstm", "gru"))
 
 
 def test_zero_passes_on_neither_nan_nor_gradient():
@@ -237,3 +244,14 @@ def test_a_skip_is_the_input_or_half_its_size():
     x = sample(2, 4).float()
     assert build("skip", 4, 4)(x) is x
     assert build("skip", 4, 6, stride=2)(x).shape == (3, 6, 5, 3)
+
+
+@pytest.mark.parametrize("name", ["mb_k3_e3", "res_k3", "tcn_k3_d2"])
+@torch.no_grad()
+def test_a_residual_of_searched_channels_masks_what_it_makes_alone(name):
+    width = Elastic([2, 4])
+    op = build(name, width, width, ndim=rank_of(name)).eval()
+    x = torch.randn(2, 4, *[6] * rank_of(name))
+    there = torch.tensor([1.0, 1.0, *width.theta[1:].repeat(2)]).view(-1, *[1] * rank_of(name))
+    y = op.op.branch(x) * there + x
+    assert_close(op(x), y if name.startswith("mb") else y.relu())

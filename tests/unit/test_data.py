@@ -21,6 +21,8 @@ from nas.data.batches import AUGMENTS, EpochBatchSampler
 from nas.data.splits import split
 from nas.errors import UserError
 from nas.problem import SearchProblem
+from nas.tasks.multilabel import Multilabel
+from nas.tasks.regression import Regression
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "data"
 
@@ -488,3 +490,61 @@ def test_fashion_mnist_loads_from_its_files():
     }
     assert data.mean == pytest.approx([0.286], abs=0.002)  # published: 0.2860 and 0.3530
     assert data.std == pytest.approx([0.353], abs=0.002)
+
+
+# Images by a table
+
+
+def by_table(root: Path, text: str, **options) -> DataModule:
+    for i in range(12):
+        png(root / f"train/{i}.png", value=20 * i, mode="L")
+    for i in range(4):
+        png(root / f"test/{i}.png", value=20 * i, mode="L")
+    (root / "labels.csv").write_text(text)
+    given = {"size": 4, "channels": 1, "batch_size": 2, **options}
+    return image_folder(str(root), labels=str(root / "labels.csv"), **given)
+
+
+ROWS = [("train", i) for i in range(12)] + [("test", i) for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "row", "classes"),
+    [
+        (Multilabel(), "wet,new", lambda i: f"{i % 2},{i // 2 % 2}", ("wet", "new")),
+        (Regression(), "age", lambda i: i / 2, ("age",)),
+        (None, "kind", lambda i: "cat" if i % 2 else "dog", ("cat", "dog")),
+    ],
+)
+def test_a_table_gives_the_targets_of_images(tmp_path, task, columns, row, classes):
+    lines = [f"{part}/{i}.png,{row(i)}" for part, i in reversed(ROWS)]
+    data = by_table(tmp_path, "\n".join([f"file,{columns}", *lines]), task=task)
+    data.setup()
+    assert data.classes == classes
+    assert len(data.parts["test"]) == 4
+    for sample, target in zip(data.arrays.samples, data.arrays.targets, strict=True):
+        i = int(sample[0, 0, 0]) // 20
+        given = row(i)
+        if task is None:
+            assert classes[target] == given
+        else:
+            assert target.tolist() == [float(part) for part in str(given).split(",")]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("file\ntrain/0.png", "has one column"),
+        ("file,wet\ntrain/99.png,1", "names 'train/99.png', which is no file"),
+        ("file,wet\ntrain/0.png,1\ntrain/0.png,1", "names 'train/0.png' twice"),
+        ("file,wet\ntrain/0.png,", "column 'wet' has no value in row 0"),
+        ("file,wet,new\ntrain/0.png,1,yes", "column 'new' has texts"),
+        ("file,wet", "has no rows"),
+        ("", "cannot be read"),
+    ],
+)
+def test_a_table_of_images_that_cannot_be_used_is_refused(tmp_path, text, said):
+    with pytest.raises(UserError) as refused:
+        by_table(tmp_path, text).setup()
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -1,12 +1,16 @@
 """Imports go one way, and the light entry points stay light."""
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import reload
 from pathlib import Path
 
 import pytest
+
+import nas
 
 PACKAGE = Path(__file__).parents[2] / "nas"
 
@@ -14,7 +18,7 @@ PACKAGE = Path(__file__).parents[2] / "nas"
 # the left of it, and from lower floors (above it in this list). Lowerings come before what profiles
 # with them, and the command of a package after what it drives: such a file is a part of its own.
 FLOORS = (
-    "errors ranks artifacts arch copying pareto quantities diagnostics progress",
+    "errors inputs ranks artifacts arch copying pareto quantities tables diagnostics progress",
     "config",
     "tasks data decision",
     "ops supernet",
@@ -22,8 +26,8 @@ FLOORS = (
     "cost",
     "lowering objective selection recalibrate train problem",
     "search report latency export",
-    "result pipeline front estimate verbs launch",
-    "extract export.command cli",
+    "teacher result pipeline front estimate verbs launch",
+    "extract export.command process finished api cli",
 )
 RANK = {name: rank for rank, name in enumerate(" ".join(FLOORS).split())}
 
@@ -31,8 +35,8 @@ RANK = {name: rank for rank, name in enumerate(" ".join(FLOORS).split())}
 SEARCH_FREE = {"export", "report"}
 # Third-party package -> the only parts of nas that may know of it.
 CONFINED = {
-    "hydra": {"config", "export.command", "launch", "verbs"},
-    "omegaconf": {"config", "export.command", "extract", "launch", "verbs"},
+    "hydra": {"api", "config", "export.command", "launch", "verbs"},
+    "omegaconf": {"api", "config", "export.command", "extract", "launch", "verbs"},
     "pytorch_lightning": {
         "data",
         "train",
@@ -42,6 +46,7 @@ CONFINED = {
         "pipeline",
         "front",
         "estimate",
+        "process",
     },
     "lightning": set(),
 }
@@ -55,8 +60,11 @@ OPTIONAL = {
     "onnxruntime",
     "onnxscript",
     "optuna",
+    "pandas",
+    "pyarrow",
     "pymoo",
     "ray",
+    "soundfile",
     "torchao",
 }
 HEAVY = {"torch", "torchvision", "pytorch_lightning", "sklearn", "matplotlib", "onnx"}
@@ -127,12 +135,15 @@ def faults(module: str, source: str, is_package: bool = False) -> list[str]:
 
 
 def sources() -> dict[str, Path]:
-    """Module name -> file. The package's own `__init__` is left out: it looks names up lazily."""
+    """Module name -> file, but for the two that look up lazily what stands above them.
+
+    They are the package's own `__init__`, and that of `nas.search`, which can be called.
+    """
     names = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
         names[".".join(parts).removesuffix(".__init__")] = path
-    return {name: path for name, path in names.items() if name != "nas"}
+    return {name: path for name, path in names.items() if name not in ("nas", "nas.search")}
 
 
 @pytest.mark.parametrize("module", sources())
@@ -219,6 +230,25 @@ def heavy_after(code: str, cwd: Path) -> set[str]:
 )
 def test_light_entry_points_load_nothing_heavy(code, tmp_path):
     assert not heavy_after(code, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "policy"),
+    [
+        ({}, "PASSIVE"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
+        ({"GOMP_SPINCOUNT": "1000"}, None),
+        ({"KMP_BLOCKTIME": "200"}, None),
+    ],
+)
+def test_threads_wait_passively_unless_the_user_says_how(given, policy, monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    reload(nas)
+    assert os.environ.get("OMP_WAIT_POLICY") == policy
 
 
 def test_a_heavy_import_is_noticed(tmp_path):

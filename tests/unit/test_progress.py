@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import termios
+from types import SimpleNamespace
 
 import pytest
 
@@ -158,3 +159,22 @@ def test_inside_a_run_that_is_shown_the_same_is_told() -> None:
 )  # fmt: skip
 def test_durations(seconds: float, said: str) -> None:
     assert duration(seconds) == said
+
+
+def test_a_notebook_shows_one_output_that_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[dict[str, str]] = []
+    handle = SimpleNamespace(update=lambda bundle, raw: drawn.append(bundle))
+    made = SimpleNamespace(display=lambda bundle, raw, display_id: handle)
+    shell = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=None))
+    monkeypatch.setitem(sys.modules, "IPython", shell)
+    monkeypatch.setitem(sys.modules, "IPython.display", made)
+    monkeypatch.setattr("nas.progress.OFTEN", 0.0)
+    with shown({"network": Part(1)}) as progress:
+        progress.begin("network", "training <network> 1 of 1")
+        progress.step = "epoch 1 of 2"
+        progress.tell({"val_acc": 0.5})
+    assert "training <network> 1 of 1, epoch 1 of 2, 0%, val_acc 0.5" in [
+        one["text/plain"] for one in drawn
+    ]
+    assert "&lt;network&gt;" in drawn[-2]["text/html"]
+    assert drawn[-1] == {"text/plain": "0 s in all"}

@@ -16,13 +16,13 @@ def test_synflow_of_linear_layers_is_their_number_times_all_paths() -> None:
     first, second = nn.Linear(3, 4, bias=False), nn.Linear(4, 2, bias=False)
     paths = (second.weight.abs() @ first.weight.abs()).sum().item()
     network = nn.Sequential(first, nn.BatchNorm1d(4), nn.ReLU(), second)
-    assert synflow(network, (3,)) == pytest.approx(log(2 * paths), rel=1e-6)
+    assert synflow(network, torch.zeros(1, 3)) == pytest.approx(log(2 * paths), rel=1e-6)
 
 
 def test_synflow_without_a_path_is_minus_infinite() -> None:
     network = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 2, bias=False))
     nn.init.zeros_(network[0].weight)
-    assert synflow(network, (3,)) == -torch.inf
+    assert synflow(network, torch.zeros(1, 3)) == -torch.inf
 
 
 def test_naswot_counts_the_signs_that_two_samples_share() -> None:
@@ -61,7 +61,7 @@ def test_a_score_draws_nothing_and_leaves_the_statistics(score: str) -> None:
             return naswot(network, x)
         if score == "zico":
             return zico(network, [(x[:4], y[:4]), (x[4:], y[4:])], F.cross_entropy)
-        return synflow(network, (1, 6, 6))
+        return synflow(network, torch.zeros(1, 1, 6, 6))
 
     found = value()
     assert torch.equal(torch.get_rng_state(), drawn)

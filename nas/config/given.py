@@ -1,0 +1,159 @@
+"""What is given from Python: settings as overrides of the command line, and objects as they are.
+
+A configuration is text. Where an object was given it says of what kind that is, and the object
+itself is found by its key, as long as the call lasts that it was given to.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Quote, QuotedString
+
+from nas.config.compose import parse_overrides, value_of
+from nas.errors import UserError
+
+TARGET = "nas.config.given.given"
+
+_objects: ContextVar[Mapping[str, Any]] = ContextVar("objects", default={})  # noqa: B039
+
+
+@dataclass
+class Given:
+    """The keywords of a call, sorted.
+
+    A keyword is a key of the command line with ``__`` for each dot; a mapping sets the keys below
+    its own, or describes an object, if it has ``_target_``.
+
+    Attributes:
+        words: ``key=value`` overrides.
+        nodes: key -> mapping with ``_target_``.
+        objects: key -> object.
+    """
+
+    words: list[str] = field(default_factory=list)
+    nodes: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    objects: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, key: str, value: Any) -> None:
+        """One keyword.
+
+        Raises:
+            UserError: a list that holds an object.
+        """
+        key = key.replace("__", ".")
+        if isinstance(value, Mapping) and "_target_" in value:
+            self.nodes[key] = value
+        elif isinstance(value, Mapping):
+            for name, child in value.items():
+                self.add(f"{key}.{name}", child)
+        elif is_plain(value):
+            self.words.append(f"{key}={_text(value)}")
+        else:
+            self.objects[key] = value
+
+    @property
+    def asked(self) -> list[str]:
+        """All of it as ``key=value``, for result.json; an object as its kind."""
+        kinds = {key: kind_of(one) for key, one in self.objects.items()}
+        made = {key: _text(node) for key, node in self.nodes.items()}
+        return [*self.words, *(f"{key}={text}" for key, text in {**made, **kinds}.items())]
+
+    @property
+    def described(self) -> dict[str, Mapping[str, Any]]:
+        """Key -> what stands in the configuration for each node and each object."""
+        stands = {
+            key: {"_target_": TARGET, "key": key, "kind": kind_of(one), "sizes": _sizes(one)}
+            for key, one in self.objects.items()
+        }
+        return {**self.nodes, **stands}
+
+
+def given(key: str, kind: str, sizes: str = "") -> Any:
+    """The object that was given for `key`; a configuration names this function in its place.
+
+    Args:
+        key: of the configuration.
+        kind: of the object, for messages.
+        sizes: a hash of its tensors' names and shapes, so that a run goes on with one alike.
+
+    Raises:
+        UserError: none is given now.
+    """
+    if key not in _objects.get():
+        name = key.removesuffix(".source")
+        raise UserError(
+            f"{name} was given from Python ({kind}), and a run's folder does not hold it: give it "
+            f"again, nas.open_run(FOLDER, {name.replace('.', '__')}=...)"
+        )
+    return _objects.get()[key]
+
+
+@contextmanager
+def giving(objects: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, `given` finds these, key -> object."""
+    token = _objects.set(objects)
+    try:
+        yield
+    finally:
+        _objects.reset(token)
+
+
+def kind_of(value: Any) -> str:
+    """The class of an object, or the name of a class or function."""
+    if isinstance(value, partial):
+        return kind_of(value.func)
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}".removeprefix("builtins.")
+
+
+def _sizes(value: Any) -> str:
+    """A hash of the names and shapes of what tensors or arrays there are; "": none."""
+    if hasattr(value, "state_dict"):
+        found: Any = value.state_dict()
+    else:
+        found = value if isinstance(value, Mapping | list | tuple) else [value]
+    items = found.items() if isinstance(found, Mapping) else enumerate(found)
+    shapes = [(name, tuple(one.shape)) for name, one in items if hasattr(one, "shape")]
+    return hashlib.sha256(repr(shapes).encode()).hexdigest()[:16] if shapes else ""
+
+
+def is_plain(value: Any) -> bool:
+    """Whether it can be written on a command line."""
+    if isinstance(value, list | tuple):
+        return all(map(is_plain, value))
+    if isinstance(value, Mapping):
+        return all(map(is_plain, (*value, *value.values())))
+    return value is None or isinstance(value, bool | Real | str | Path)
+
+
+def _text(value: Any) -> str:
+    """A plain value in the grammar of the command line."""
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{name}:{_text(one)}' for name, one in value.items())}}}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"[{','.join(map(_text, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Real):  # also those of NumPy, whose repr says of what kind they are
+        return repr(int(value) if isinstance(value, Integral) else float(value))
+    return str(value) if _reads_as_itself(str(value)) else _quoted(str(value))
+
+
+def _reads_as_itself(text: str) -> bool:
+    try:
+        (override,) = parse_overrides([f"key={text}"])
+    except UserError:
+        return False
+    # In a list a bracket or a comma would end it.
+    return not set(text) & set(",[]{}:") and str(value_of(override)) == value_of(override) == text
+
+
+def _quoted(text: str) -> str:
+    return QuotedString(text, Quote.single).with_quotes()
