@@ -5,13 +5,13 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nas.artifacts.files import display_path
@@ -75,7 +75,9 @@ def launch(verb: str, given: Arguments) -> int:
 def _job() -> Job:
     """The job that Hydra has begun."""
     settings = HydraConfig.get()
-    words, sweep = list(settings.overrides.task), settings.mode == RunMode.MULTIRUN
+    # As they were typed: what they refer to is read, or refused, with the configuration.
+    words = cast(list[str], OmegaConf.to_container(settings.overrides.task, resolve=False))
+    sweep = settings.mode == RunMode.MULTIRUN
     fixed = settings.job.config.override_dirname.exclude_keys
     return Job(
         command=" ".join([os.environ.get(COMMAND, "nas search"), *words]),

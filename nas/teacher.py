@@ -31,7 +31,7 @@ def teacher_of(problem: SearchProblem) -> nn.Module | str | None:
     outputs = task_of(problem.data).outputs
     if outputs is not None:
         try:
-            check_logits(network, problem.data.input_shape, outputs)
+            check_logits(network, problem.data.example, outputs)
         except UserError as error:
             raise UserError(f"finetune.teacher: {error}") from None
     return network

@@ -20,7 +20,7 @@ from nas.tasks.regression import Regression
 
 WORDS = [
     "data=arrays", "data.path=data.npz", "data.batch_size=32", "space.width=0.25", "threads=1",
-    "onnx=false", "search.epochs=1", "search.ranking.trials=3",
+    "onnx=false", "search=fairnas", "search.epochs=1", "search.ranking.trials=3",
     "search.ranking.evaluate.calibration=64", "finetune.epochs=3", "front=2",
     "trainer.enable_progress_bar=false", "name=a",
 ]  # fmt: skip

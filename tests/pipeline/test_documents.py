@@ -29,7 +29,12 @@ LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *ROOT.glob("e
 GENERATED = ("keys.md", "commands.md")  # of the site: their headings come from the configuration
 SMALL = ["space.width=0.25", "data.limit=200", "threads=1", "onnx=false"]
 SMALL += ["trainer.enable_progress_bar=false"]
-RANKED = ["search.epochs=2", "search.ranking.trials=6", "search.ranking.searcher=random"]
+RANKED = [
+    "search=fairnas",
+    "search.epochs=2",
+    "search.ranking.trials=6",
+    "search.ranking.searcher=random",
+]
 # Runs each argument as a command. The imports take longer than the commands: forks share them.
 COMMANDS = """
 import os, shlex, sys

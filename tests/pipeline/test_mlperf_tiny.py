@@ -15,7 +15,7 @@ from nas.config.compose import compose_config
 from nas.verbs import components_of
 
 DRAW = np.random.default_rng(0)
-SMALL = "search.epochs=1 search.ranking.trials=2 finetune.epochs=1 front=1 threads=1 onnx=false"
+SMALL = "search.trials=2 search.evaluate.epochs=1 finetune.epochs=1 front=1 threads=1 onnx=false"
 WORDS = ["down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes", "bed", "cat"]
 
 

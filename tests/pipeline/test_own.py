@@ -23,7 +23,8 @@ from nas.errors import UserError
 from nas.supernet.choice import ChoiceBlock
 
 WORDS = [
-    "space.width=0.25", "threads=1", "onnx=false", "search.epochs=1", "search.ranking.trials=3",
+    "space.width=0.25", "threads=1", "onnx=false", "search=fairnas", "search.epochs=1",
+    "search.ranking.trials=3",
     "search.ranking.evaluate.calibration=64", "finetune.epochs=1", "front=2",
     "trainer.enable_progress_bar=false", "name=a",
 ]  # fmt: skip

@@ -128,9 +128,9 @@ def test_the_front_is_a_table(found: Any) -> None:
     assert made.best.arch.hash == front.best.arch.hash == result["arch_hash"]
     assert made.best.metrics["val_acc"] == max(one.metrics["val_acc"] for one in front)
     lines = repr(front).splitlines()
-    assert len(lines) == 4
+    assert 4 <= len(lines) <= 6  # where the folder is long, what it says before wraps
     assert max(map(len, lines)) <= 80
-    assert [" *" in line for line in lines[2:]] == [one.arch == made.best.arch for one in front]
+    assert [" *" in line for line in lines[-2:]] == [one.arch == made.best.arch for one in front]
     html = made._repr_html_()
     assert html.count("<tr>") == 3
     assert "<svg" in html
@@ -208,7 +208,7 @@ def test_a_supernet_and_a_cost_of_ones_own(tmp_path: Path) -> None:
         ({"space": 3}, "must be a name, a table of stages"),
         ({"space": {"stages": []}}, "stages"),
         ({"seach": "spos"}, "Did you mean 'search'"),
-        ({"search__epoch": 3}, "epochs"),
+        ({"search": "fairnas", "search__epoch": 3}, "epochs"),
         ({"search": "spso"}, "spos"),
         ({"seed": -1}, "seed=-1 must be at least 0"),
         ({"finetune": 3.5}, "choose one of"),

@@ -21,7 +21,7 @@ REFUSED = {
     "search experiment=foo": "experiment/foo",
     "search budget.macs=5X": "no amount",
     "search budget.latency=3MB": "3ms",
-    "search search.epochs=0": "at least 1",
+    "search search=fairnas search.epochs=0": "at least 1",
     "search finetune.optimizer.lr=-1": "at least 0",
     "search trainer.devices=0": "trainer.devices=0",
     "search objective.strength=2": "search=bilevel",
