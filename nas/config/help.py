@@ -135,7 +135,7 @@ VERBS: Mapping[str, Verb] = {
         usual=(
             "budget.params",
             "front",
-            "search.epochs",
+            "search.trials",
             "finetune.epochs",
             "data.limit",
             "seed",
@@ -159,7 +159,7 @@ VERBS: Mapping[str, Verb] = {
         "[key=value ...]",
         "what data and space are, and how long a search takes",
         _TRAINED,
-        usual=("front", "search.epochs", "finetune.epochs", "data.limit", "seed"),
+        usual=("front", "search.trials", "finetune.epochs", "data.limit", "seed"),
         examples=("nas describe space=mobilenet_tiny data=cifar10",),
     ),
     "profile": Verb(

@@ -223,3 +223,21 @@ def test_a_network_that_was_only_extracted_says_so(capsys: pytest.CaptureFixture
     result = {"metrics": {"test_acc": 0.25, "val_acc": 0.5}, "trained": False}
     assert scores(result) == "test accuracy 25.00%, validation 50.00% (not trained)"
     assert scores({**result, "trained": True}) == "test accuracy 25.00%, validation 50.00%"
+
+
+def test_short_trainings_tell_of_networks_inside_any_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["search=short_trainings", "search.trials=5", "search.evaluate.epochs=1", "front=1"]
+    assert run(["search", *WORDS[:6], *words, "name=a"]) == 0
+    found, before = Path("runs/a"), Path("runs/a/trials.jsonl").read_bytes()
+    assert len(before.splitlines()) == 5
+    chosen = json.loads((found / "search.json").read_text())["selected"]
+    assert chosen["arch_hash"] == result_of(found)["arch_hash"]
+    words = ["fine_tune=true", "trainer.enable_progress_bar=false", "threads=1"]
+    assert run(["extract", "runs/a", "budget.params=30%", *words]) == 0
+    assert (found / "trials.jsonl").read_bytes() == before  # no other network was trained briefly
+    (network,) = (found / "front").iterdir()
+    taken = result_of(network)
+    assert taken["costs"]["params"] <= 0.3 * taken["largest"]["params"]
