@@ -112,7 +112,7 @@ VERBS: dict[str, list[str]] = {
 
 @pytest.fixture(scope="module")
 def config() -> dict[str, Any]:
-    composed = compose_config(["cost=[params,macs]", "guard=skips", "name=x"])
+    composed = compose_config(["search=fairnas", "cost=[params,macs]", "guard=skips", "name=x"])
     found = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
     assert isinstance(found, dict)
     return {str(key): value for key, value in found.items()}
