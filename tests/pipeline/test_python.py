@@ -310,6 +310,7 @@ def test_a_run_is_interrupted_and_goes_on(tmp_path: Path) -> None:
     made: dict[str, Any] = {"data": "digits", "out": tmp_path, "search": "bilevel"}
     made |= {key: one for key, one in SMALL.items() if not key.startswith("search")}
     made |= {"search__epochs": 2, "search__warmup_epochs": 1, "finetune__epochs": 2}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     handler, memory = signal.getsignal(signal.SIGINT), Memory()
     given = {"logger": {"tensorboard": TensorBoard, "mine": memory}, "callbacks": [Stop]}
     with pytest.raises(KeyboardInterrupt, match=r"Go on with: nas.search\(..., resume="):

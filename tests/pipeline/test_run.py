@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -135,6 +136,7 @@ def test_a_space_of_the_users_own_in_python(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nas_command: Nas
 ) -> None:
     Path("mine.py").write_text(MINE, encoding="utf-8")
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # a page of docs/ has one, too
     monkeypatch.syspath_prepend(str(tmp_path))
     Path("confs/space").mkdir(parents=True)
     Path("confs/space/mine.yaml").write_text(
