@@ -62,7 +62,7 @@ def search(
         data: the name of a data set, or data of your own, see `nas.data.own.as_data_module`; None:
             digits.
         budget: cost -> at most so much, ``{"params": "50k", "latency": "3ms"}``.
-        front: networks to train; None: 8 from a supernet without a budget, else 1.
+        front: networks to train; None: 8 without a budget, if the search only proposes them, else 1.
         out: the folder of the runs.
         name: of the run's folder; None: the time. A folder with an unfinished run of the same
             settings is gone on with, and a finished one is read.

@@ -21,6 +21,7 @@ DATA = "data=digits data.limit=160 data.batch_size=16 threads=1 trainer.enable_p
 TINY = f"{DATA} finetune.epochs=2"
 CHAIN = f"search {TINY} space=chain_tiny space.width=0.25 onnx=false"
 SHORT = "search.epochs=2 search.warmup_epochs=1"
+FAIR = f"search=fairnas {SHORT}"
 CELLS = f"search +experiment={{}} {TINY} space.channels=4 space.cells=1 {SHORT} onnx=false"
 MOBILE = f"search +experiment={{}} {TINY} data.val_fraction=0.5 space=mobilenet_tiny onnx=false"
 
@@ -35,13 +36,13 @@ RUNS: dict[str, list[str]] = {
     "proxyless_g": [MOBILE.format("proxyless_g") + f" ~data.size {SHORT} search.alpha_every=2"],
     "proxyless_r": [MOBILE.format("proxyless_r") + f" ~data.size {SHORT} search.alpha_every=2"],
     "fashion_front": [
-        f"search +experiment=fashion_front {TINY} space=chain_tiny search.epochs=1 front=2"
-        " search.ranking.trials=6 onnx=false"
+        f"search +experiment=fashion_front {TINY} space=chain_tiny search=fairnas search.epochs=1"
+        " front=2 search.ranking.trials=6 onnx=false"
     ],
     "cifar_chain": [f"search +experiment=cifar_chain {TINY} {SHORT} onnx=false"],
-    "truth": [f"search +experiment=truth {TINY} space=chain_tiny {SHORT} onnx=false"],
+    "truth": [f"search +experiment=truth {TINY} space=chain_tiny {FAIR} onnx=false"],
     "budget": [
-        f"{CHAIN} {SHORT} budget.params=60% budget.macs=70%",
+        f"{CHAIN} {FAIR} budget.params=60% budget.macs=70%",
         "extract runs/budget --front 3 fine_tune=true",
     ],
     "fairnas": [

@@ -26,7 +26,7 @@ from nas.cli import run
 from nas.export.check import SECONDS, latencies
 from nas.export.formats import FORMATS, chosen
 
-SHORT = ["search.epochs=4", "search.warmup_epochs=1", "finetune.epochs=10"]
+SHORT = ["search=fairnas", "search.epochs=4", "search.warmup_epochs=1", "finetune.epochs=10"]
 FASHION = ["data=fashion_mnist", "data.download=false", "data.limit=12000"]
 # The run's name -> its words. `mobilenet` is meant for larger images than any here: not searched.
 RUNS = {

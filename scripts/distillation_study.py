@@ -26,6 +26,7 @@ from nas.teacher import largest_of
 from nas.verbs import components_of
 
 NETWORKS = 4
+SEARCH = ["search=fairnas", "search.ranking.trials=4", "front=1"]
 
 
 def main() -> None:
@@ -47,7 +48,7 @@ def main() -> None:
         if given.data != "digits":
             words += [f"data.root={given.root}", "data.download=false", "data.limit=4000"]
         words += ["finetune.epochs=8"]
-        once(base / "search", "search", words, ["front=1", "search.ranking.trials=4"])
+        once(base / "search", "search", words, SEARCH)
         archs = drawn([*words, "name=x"], base)
         from_search = [f"checkpoint={base}/search/last.ckpt"]
         once(base / "largest", "finetune", words, [*from_search, f"arch={base}/largest.json"])
@@ -74,13 +75,12 @@ def main() -> None:
 def drawn(words: list[str], base: Path) -> list[Path]:
     """Files of the largest architecture and of random ones; those of the latter."""
     problem = SearchProblem(**components_of(compose_config(words)))
-    own = dict(decisions(problem.supernet))
     draw = torch.Generator().manual_seed(problem.seed)
     paths = []
     for number in range(NETWORKS):
         chosen: dict[str, Any] = {
             name: d.options[int(torch.randint(len(d.options), (), generator=draw))]
-            for name, d in own.items()
+            for name, d in decisions(problem.supernet)
         }
         paths.append(base / f"network{number}.json")
         Arch(problem.space, chosen).save(paths[-1])

@@ -20,6 +20,7 @@ from nas.quantities import error_of, metric_words
 COMMON = (
     "threads=1 trainer.enable_progress_bar=false onnx=false data.batch_size=32 finetune.epochs=10"
 )
+SEARCH = ["search=fairnas", "search.epochs=10"]
 CHAIN = "space.width=0.5 budget.params=50%"
 # Name -> (what makes its data below a folder, words of the command; {} is that folder).
 Set = tuple[Callable[[Path], None], str]
@@ -43,7 +44,7 @@ def row(name: str, out: Path) -> str:
         make(out)
         (out / "made").touch()
     every = [*words.replace("{}", str(out)).split(), *COMMON.split(), f"out={out}", "resume=true"]
-    once(out / "search", ["search", *every, "search.epochs=10", "front=4", "name=search"])
+    once(out / "search", ["search", *every, *SEARCH, "front=4", "name=search"])
     once(out / "macs", ["search", *every, "search=zero_cost", "front=4", "name=macs"])
     random = "search=random_search search.trials=4 search.evaluate.test=true name=random"
     once(out / "random", ["search", *every, *random.split()])

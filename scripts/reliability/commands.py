@@ -12,7 +12,8 @@ from typing import Any
 
 SMALL = ("space.width=0.25", "data.limit=400", "threads=1", "trainer.enable_progress_bar=false")
 SEARCH = (
-    "search", *SMALL, "search.epochs=4", "search.warmup_epochs=1", "finetune.epochs=4", "name=a",
+    "search", *SMALL, "search=fairnas", "search.epochs=4", "search.warmup_epochs=1",
+    "finetune.epochs=4", "name=a",
 )  # fmt: skip
 TRIALS = (
     "search", *SMALL, "search=random_search", "search.evaluate.epochs=1", "search.trials=8",

@@ -50,7 +50,7 @@ def grown(name: str, count: int, out: Path) -> Sequence[object]:
     words = [*SMALL, "onnx=false", "finetune.epochs=1", f"out={folder}", "name=a"]
     search = ["search=random_search", "search.evaluate.epochs=1", f"search.trials={count}"]
     if name == "epochs":
-        search = [f"search.epochs={count}", "search.warmup_epochs=1"]
+        search = ["search=bilevel", f"search.epochs={count}", "search.warmup_epochs=1"]
     if name == "jobs":  # of a sweep in one process; every other one fails, of a NaN
         draws = f"seed=range(0,{count // 2})"
         search = ["-m", "search=random", draws, "finetune.optimizer.lr=0.05,1e30"]
