@@ -1,4 +1,4 @@
-"""A folder of images, looked at from outside, so that a wrong one is refused at once."""
+"""Folders of data, looked at from outside, so that a wrong one is refused at once."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +60,12 @@ def class_names(root: Path) -> list[str]:
             f"one folder per class."
         )
     return names
+
+
+def files_below(folder: Path, endings: tuple[str, ...]) -> list[Path]:
+    """Every file below a folder whose name ends so, in any case, sorted; hidden ones are left."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in endings)
+    return sorted(path for path in found if path.is_file() and not path.name.startswith("."))
 
 
 def subfolders(root: Path) -> list[str]:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from nas.config.folders import existing_folder
 from nas.config.schema import Count, checked
+from nas.data.sound import read_sound
 from nas.data.splits import Arrays, Part
-from nas.errors import UserError, needed
+from nas.errors import UserError
 
 HINT = "a folder of one machine of DCASE 2020 task 2, such as ToyCar, with train and test in it"
 NORMAL, ANOMALY = "normal", "anomaly"
@@ -69,16 +70,9 @@ class MachineSounds:
 
     def _samples(self, path: Path, bands: Frames) -> Frames:
         """Of one file ``(N, frames * mels)``, in decibels."""
-        try:
-            x, rate = needed("soundfile", "sound", "data=machine_sounds").read(
-                str(path), dtype="float32", always_2d=True
-            )
-        except RuntimeError as error:  # soundfile's own
-            reason = " ".join(str(error).split())
-            raise UserError(f"data.root: {path} cannot be read ({reason}): remove it.") from None
+        x, rate = read_sound(path, "data=machine_sounds")
         if rate != self.rate:
             raise UserError(f"data.rate={self.rate}, but {path} has {rate} samples a second.")
-        x = x.mean(1)
         if len(x) < self.window + (self.frames - 1) * self.hop:
             raise UserError(f"data.root: {path} is too short for a sample of {self.frames} frames.")
         pieces = sliding_window_view(x, self.window)[:: self.hop] * np.hanning(self.window)

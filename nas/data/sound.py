@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nas.config.folders import existing_folder, part_folders, subfolders
+from nas.config.folders import existing_folder, files_below, part_folders, subfolders
 from nas.config.schema import Count, Name, Positive, checked
 from nas.data.splits import Arrays, Part, generator
 from nas.errors import UserError, needed
@@ -120,7 +120,7 @@ class SoundFolder:
             name: [
                 Sound(path, name, listed.get(path.relative_to(root).as_posix(), part))
                 for part, folder in folders.items()
-                for path in sounds_in(folder / name)
+                for path in files_below(folder / name, ENDINGS)
             ]
             for name in names
         }
@@ -142,7 +142,7 @@ class SoundFolder:
 
     def _noise(self, root: Path, sounds: Sequence[Sound]) -> Iterator[Sound]:
         """Pieces of the long files of noise: of each file its own stretch for each part."""
-        files = sounds_in(root / NOISE)
+        files = files_below(root / NOISE, ENDINGS)
         if not files:
             raise UserError(f"data.silence=true needs noise: {root / NOISE} holds no sound.")
         soundfile = needed("soundfile", "sound", "data=sound_folder")
@@ -164,22 +164,13 @@ class SoundFolder:
 
     def _read(self, sound: Sound) -> Samples | None:
         """The samples of one file ``(L,)``; None where it is left out."""
-        soundfile = needed("soundfile", "sound", "data=sound_folder")
         path, length = sound.path, round(self.seconds * self.rate)
-        try:
-            with soundfile.SoundFile(str(path)) as file:
-                rate = file.samplerate
-                file.seek(min(int(sound.start * rate), file.frames))
-                x = file.read(int(np.ceil(self.seconds * rate)), dtype="float32", always_2d=True)
-        except Exception as error:  # soundfile raises several kinds
-            reason = " ".join(str(error).split())
-            raise UserError(f"data.root: {path} cannot be read ({reason}): remove it.") from None
+        x, rate = read_sound(path, "data=sound_folder", sound.start, self.seconds)
         if rate != self.rate and not self.resample:
             raise UserError(
                 f"data.rate={self.rate}, but {path} has {rate} samples a second: pass "
                 f"data.resample=true, or data.rate={rate}."
             )
-        x = x.mean(1)
         if rate != self.rate:
             from scipy.signal import resample_poly
 
@@ -224,10 +215,30 @@ class SoundFolder:
         return torch.tensor([numbers[key] for key in keys])
 
 
-def sounds_in(folder: Path) -> list[Path]:
-    """Every sound below a folder, sorted; hidden ones are passed over."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
-    return sorted(path for path in found if not path.name.startswith("."))
+def read_sound(
+    path: Path, needs: str, start: float = 0.0, seconds: float | None = None
+) -> tuple[NDArray[np.float32], int]:
+    """Samples ``(L,)``, the mean over channels, and how many of them are a second.
+
+    Args:
+        needs: what needs the package that reads, for the message where it is missing.
+        start: seconds that are passed over.
+        seconds: at most; None: all.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    soundfile = needed("soundfile", "sound", needs)
+    try:
+        with soundfile.SoundFile(str(path)) as file:
+            rate = file.samplerate
+            file.seek(min(int(start * rate), file.frames))
+            count = -1 if seconds is None else int(np.ceil(seconds * rate))
+            x = file.read(count, dtype="float32", always_2d=True)
+    except Exception as error:  # soundfile raises several kinds
+        reason = " ".join(str(error).split())
+        raise UserError(f"data.root: {path} cannot be read ({reason}): remove it.") from None
+    return cast(NDArray[np.float32], x.mean(1)), rate
 
 
 def _listed(file: Path) -> list[str]:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
-from nas.config.folders import part_folders
+from nas.config.folders import files_below, part_folders
 from nas.config.schema import Count, Name, Whole, checked
 from nas.data.splits import Arrays, Part
 from nas.data.tables import (
@@ -258,15 +259,10 @@ def _files(path: Path) -> dict[Part, list[Path]]:
     """The tables of each part."""
     if not path.is_dir():
         return {"train": [path]}
-    parts = part_folders(path, _tables)
-    found = {part: _tables(folder) for part, folder in parts.items()}
+    tables_in = partial(files_below, endings=ENDINGS)
+    parts = part_folders(path, tables_in)
+    found = {part: tables_in(folder) for part, folder in parts.items()}
     for part, folder in parts.items():
         if not found[part]:
             raise UserError(f"data.path: {folder} holds no table: add some, {COLUMNS}.")
     return cast(dict[Part, list[Path]], found)
-
-
-def _tables(folder: Path) -> list[Path]:
-    """Every table below a folder, sorted; hidden ones are passed over."""
-    found = (p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
-    return sorted(p for p in found if not p.name.startswith("."))
