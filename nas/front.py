@@ -19,7 +19,7 @@ from pytorch_lightning.loggers import Logger
 from rich.table import Table
 from rich.text import Text
 
-from nas.arch import Arch, Option
+from nas.arch import Arch
 from nas.artifacts import RunDir
 from nas.artifacts.files import (
     copy_atomic,
@@ -209,27 +209,29 @@ def learned(
         cost: that the front is spread over.
         first: networks to train whatever the others are.
     """
-    taken = {arch.hash for arch in first}
-    known = broadcast(lambda: [name for name in trained_in(folder) if name not in taken])
     space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
-    found = [Arch.load(RunDir(folder / name).arch) for name in known]
-    ready = [arch for arch in found if space.holds(arch) and space.fits(arch)][: size - len(first)]
+    known = broadcast(lambda: [arch.to_json() for arch in _trained(folder, space)])
+    found = [arch for arch in map(Arch.from_json, known) if arch not in first]
+    ready = [arch for arch in found if space.fits(arch)][: size - len(first)]
     yield from ready
     for _ in range(size - len(first) - len(ready)):
-        choices = broadcast(lambda: _next(ranking, problem, trials, folder, cost))
-        if choices is None:
+        text = broadcast(
+            lambda: _text_of(ranking.further(problem, trials, _trained(folder, space), cost))
+        )
+        if text is None:
             return
-        yield Arch(problem.space, choices)
+        yield Arch.from_json(text)
 
 
-def _next(
-    ranking: TrialSearch, problem: SearchProblem, trials: Sequence[Trial], folder: Path, cost: str
-) -> dict[str, Option] | None:
+def _text_of(arch: Arch | None) -> str | None:
+    return None if arch is None else arch.to_json()
+
+
+def _trained(folder: Path, space: SearchSpace) -> dict[Arch, dict[str, float]]:
+    """The trained networks of a space in a folder of networks, with their metrics."""
     known = trained_in(folder).items()
-    archs = {Arch.load(RunDir(folder / name).arch): metrics for name, metrics in known}
-    trained = {arch: metrics for arch, metrics in archs.items() if arch.space == problem.space}
-    found = ranking.further(problem, trials, trained, cost)
-    return None if found is None else dict(found.choices)
+    found = {Arch.load(RunDir(folder / name).arch): metrics for name, metrics in known}
+    return {arch: metrics for arch, metrics in found.items() if space.holds(arch)}
 
 
 def trained_in(folder: Path) -> dict[str, dict[str, float]]:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.arch import Arch
-from nas.search.model import OptionModel, adds_most, near_front, worth_training
+from nas.search.model import OptionModel, Picks, adds_most, near_front, worth_training
 from nas.search.space import SearchSpace
 
 DRAWS = 600  # from the model, when several networks are chosen by it
@@ -41,12 +41,10 @@ class Prediction:
         picks = space.picks(self.scored)
         self.model = OptionModel(picks, list(scores.values()), noise)
         found = space.around(space.picks([*self.scored, *also]))
-        banned = space.picks(without)
-        if len(banned):
-            found = found[~(found[:, None] == banned[None]).all(axis=2).any(axis=1)]
+        found = found[~_among(found, space.picks(without))]
         costs, means = space.prices(cost, found), self.model.mean(found)
         # What is scored stays, whatever is expected of it: further networks are compared with it.
-        kept = (found[:, None] == picks[None]).all(axis=2).any(axis=1)
+        kept = _among(found, picks)
         kept[near_front(means, costs, COMPARED)] = True
         self.picks, self.costs, self.means = found[kept], costs[kept], means[kept]
 
@@ -71,6 +69,12 @@ class Prediction:
 
     def further(self) -> Arch | None:
         """The network that adds most to the front of those scored; None: no other adds anything."""
-        same = (self.picks[:, None] == self.space.picks(self.scored)[None]).all(axis=2).any(axis=1)
-        place = adds_most(self._draws, self.costs, [int(i) for i in np.flatnonzero(same)])
+        scored = np.flatnonzero(_among(self.picks, self.model.picks))
+        place = adds_most(self._draws, self.costs, [int(i) for i in scored])
         return None if place is None else self._arch(place)
+
+
+def _among(rows: Picks, others: Picks) -> NDArray[np.bool_]:
+    """Which of the rows ``(n, decisions)`` are among the others ``(m, decisions)``."""
+    found: NDArray[np.bool_] = (rows[:, None] == others[None]).all(axis=2).any(axis=1)
+    return found

@@ -208,7 +208,7 @@ class TrialSearch:
         """
         objectives = (self.metric, cost or self.cost)
         top = best(trials, *objectives)
-        if size == 1 and not (self.trains and self._noise):
+        if size == 1 and not self._briefly:
             return [top.arch]
         if size < 1 or self._noise is None:
             return [trial.arch for trial in thinned_front(trials, objectives, size)]
@@ -255,6 +255,11 @@ class TrialSearch:
         found: float | None = getattr(self.evaluate, "noise", None)
         return found
 
+    @property
+    def _briefly(self) -> bool:
+        """Whether networks are trained for a part of the time that they are trained for alone."""
+        return self.trains and self._noise is not None
+
     def _prediction(
         self,
         problem: SearchProblem,
@@ -296,7 +301,7 @@ class TrialSearch:
             if space.holds(trial.arch):
                 log.known[key] = replace(trial, costs=space.price(trial.arch))
         total = self._count(space, count)
-        if self.trains and self._noise and len(log.known) >= (count or len(log.known) + 1):
+        if self._briefly and count and len(log.known) >= count:
             # Short trainings tell of networks inside any budget, wherever they lie themselves.
             return list(log.known.values())
         each = Told(self.metric, total, self.trains, list(log.known))
