@@ -6,9 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from nas.artifacts.files import display_path
@@ -16,7 +14,7 @@ from nas.config.calls import CALLED
 from nas.config.compose import (
     check_values,
     compose_choices,
-    hydra_message,
+    in_words,
     parse_overrides,
     with_budgets,
 )
@@ -62,7 +60,8 @@ def search(
         data: the name of a data set, or data of your own, see `nas.data.own.as_data_module`; None:
             digits.
         budget: cost -> at most so much, ``{"params": "50k", "latency": "3ms"}``.
-        front: networks to train; None: 8 without a budget, if the search only proposes them, else 1.
+        front: networks to train; None: 8 without a budget, if the search only proposes them, else
+            1.
         out: the folder of the runs.
         name: of the run's folder; None: the time. A folder with an unfinished run of the same
             settings is gone on with, and a finished one is read.
@@ -84,7 +83,7 @@ def search(
     own |= {"out": None if str(out) == "runs" else out, "name": name, "resume": resume or None}
     arguments = {**{key: value for key, value in own.items() if value is not None}, **keys}
     given = _given(arguments)
-    with undisturbed(), giving(given.objects), _explained(given.words):
+    with undisturbed(), giving(given.objects), _interruptible(), in_words(given.words):
         os.environ[COMMAND] = PYTHON
         folder = _searched(given, _call(arguments), None if config_dir is None else str(config_dir))
     return FinishedRun(folder, given.objects)
@@ -187,11 +186,9 @@ def _searched(given: Given, command: str, config_dir: str | None) -> Path:
 
 
 @contextmanager
-def _explained(words: list[str]) -> Iterator[None]:
-    """Errors in words for the user, and an interruption as Python knows it."""
+def _interruptible() -> Iterator[None]:
+    """An interruption as Python knows it."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(hydra_message(error, words)) from None
     except InterruptedRunError as error:
         raise KeyboardInterrupt(str(error)) from None

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from nas.arch import Arch
 from nas.artifacts import RunDir
 from nas.artifacts.files import display_path
 from nas.artifacts.reading import read_json
-from nas.config.compose import parse
+from nas.config.compose import Arguments, parse
 from nas.config.given import Given, giving
 from nas.errors import UserError
 from nas.export.check import card, markdown
@@ -61,6 +62,19 @@ class Card(dict[str, Any]):
         return markdown(self)
 
     _repr_markdown_ = __str__
+
+
+@contextmanager
+def _called(
+    verb: str, folder: Path, options: Mapping[str, Any], given: Mapping[str, Any]
+) -> Iterator[Arguments]:
+    """Inside, a verb can be carried out on a run with these arguments, and objects are given."""
+    asked = Given()
+    for key, value in options.items():
+        asked.add(key, value)
+    arguments = parse(verb, [str(folder), *asked.words])
+    with undisturbed(), giving({**given, **asked.objects}):
+        yield arguments
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,11 +133,8 @@ class TrainedNetwork:
             UserError: an unknown format or option, a file that is there already, or one that was
                 not kept, since it computes something else.
         """
-        asked = Given()
-        for key, value in {"format": list(formats or ("onnx",)), **options}.items():
-            asked.add(key, value)
-        arguments = parse("export", [str(self.folder), *asked.words])
-        with undisturbed(), giving({**self.given, **asked.objects}):
+        asked = {"format": list(formats or ("onnx",)), **options}
+        with _called("export", self.folder, asked, self.given) as arguments:
             content = export(arguments)
         out = Path(arguments.options.out or self.folder / "export")
         asked_for = (content["formats"][name] for name in arguments.options.format)
@@ -297,11 +308,7 @@ class FinishedRun:
             UserError: a wrong option, a search that kept no supernet, or a budget that no network
                 meets.
         """
-        asked = Given()
-        for key, value in options.items():
-            asked.add(key, value)
-        arguments = parse("extract", [str(self.folder), *asked.words])
-        with undisturbed(), giving({**self._given, **asked.objects}):
+        with _called("extract", self.folder, options, self._given) as arguments:
             taken = extract(arguments, announced=False)
         return self._table([record for run in taken for record in collect(run.path)])
 

@@ -9,13 +9,11 @@ from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from nas.artifacts.files import display_path
-from nas.config.compose import Arguments, hydra_message, parse_overrides
+from nas.config.compose import Arguments, in_words, parse_overrides
 from nas.config.help import config_dir
 from nas.config.saved import COMMAND, remove_if_empty
 from nas.errors import FailedRunError, InterruptedRunError, UserError, is_full
@@ -60,15 +58,14 @@ def launch(verb: str, given: Arguments) -> int:
 
     task = hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(job)
     try:
-        with _explained(given.overrides):
+        with _output_folder(), in_words(given.overrides):
             task()
     except KeyboardInterrupt:
         if not ended:
             raise
     for failure in ended:
-        if isinstance(failure, HydraException | OmegaConfBaseException):
-            raise UserError(hydra_message(failure, given.overrides)) from None
-        raise failure
+        with in_words(given.overrides):
+            raise failure
     return 0
 
 
@@ -113,12 +110,10 @@ def _fixed_keys(words: Sequence[str]) -> str:
 
 
 @contextmanager
-def _explained(words: Sequence[str]) -> Iterator[None]:
-    """What Hydra raises, in words for the user."""
+def _output_folder() -> Iterator[None]:
+    """A folder that Hydra cannot make, in words for the user."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(hydra_message(error, words)) from None
     except OSError as error:
         # Hydra's own, as it makes the output folder; those of a job are failed runs.
         if is_full(error):

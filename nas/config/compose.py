@@ -23,6 +23,7 @@ from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from nas.config import options as own_options
 from nas.config.help import VERBS, config_dir, groups, keys_of, keys_of_run
@@ -333,6 +334,15 @@ def made(node: Any) -> Any:
         # Hydra wraps what a constructor raised; its own words are the useful ones.
         cause = error.__cause__
         raise cause if isinstance(cause, UserError) else UserError(hydra_message(error)) from None
+
+
+@contextmanager
+def in_words(words: Sequence[str]) -> Iterator[None]:
+    """What Hydra and OmegaConf raise, as a `UserError`; `words` are the overrides composed."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(hydra_message(error, words)) from None
 
 
 def hydra_message(
