@@ -16,9 +16,11 @@ from nas.artifacts import RunDir
 from nas.cli import run
 from nas.config.compose import compose_config
 from nas.front import _sizes, print_rows
+from nas.front import _trained as trained
 from nas.pipeline import Run
 from nas.report.collect import collect
 from nas.report.terminal import scores
+from nas.search.space import SearchSpace
 from nas.search.trial_search import TrialSearch
 from nas.search.trials import Trial
 
@@ -241,3 +243,14 @@ def test_short_trainings_tell_of_networks_inside_any_budget(
     (network,) = (found / "front").iterdir()
     taken = result_of(network)
     assert taken["costs"]["params"] <= 0.3 * taken["largest"]["params"]
+
+
+def test_a_front_goes_on_from_networks_of_its_own_space_alone(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole / "front", tmp_path / "front")
+    one, other = sorted((tmp_path / "front").iterdir())
+    archs = [Arch.load(folder / "arch.json") for folder in (one, other)]
+    names = archs[0].choices
+    space = SearchSpace(archs[0].space, {n: (*{a.choices[n] for a in archs},) for n in names})
+    assert list(trained(tmp_path / "front", space)) == archs
+    Arch("elsewhere", archs[1].choices).save(other / "arch.json")
+    assert list(trained(tmp_path / "front", space)) == archs[:1]

@@ -2,6 +2,8 @@
 
 from itertools import product
 from math import prod
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from nas.arch import Arch
 from nas.cost.expected import ExpectedCost
 from nas.pareto import hypervolume, thinned
 from nas.search import space as spaces
+from nas.search.evaluate import ShortTraining
 from nas.search.model import near_front
 from nas.search.prediction import Prediction
 from nas.search.space import SearchSpace
@@ -142,3 +145,13 @@ def test_options_as_rows_of_numbers_and_back() -> None:
     assert picks.tolist() == [list(row) for row in product(range(4), repeat=3)]
     assert len(archs) == prod(map(len, space.options.values()))
     assert space.picks([]).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "recipe", "epochs"), [(None, 15, 4), (None, 8, 2), (None, 1, 2), (1, 15, 1)]
+)
+def test_a_short_training_is_a_quarter_of_the_recipe(
+    given: int | None, recipe: int, epochs: int
+) -> None:
+    problem: Any = SimpleNamespace(epochs=recipe)
+    assert ShortTraining(given).epochs_of(problem) == epochs
