@@ -91,7 +91,7 @@ def test_what_could_not_be_scored_is_never_chosen() -> None:
 def test_a_network_without_a_score_is_found_where_effects_add_up() -> None:
     space = made()
     best = min(space, key=error)
-    scores = {arch: error(arch) for arch in space if arch != best and hash(arch.hash) % 2}
+    scores = {arch: error(arch) for arch in space if arch != best and int(arch.hash, 16) % 2}
     found = Prediction(space, scores, 1e-3, "params")
     assert found.best() == best
     assert found.value(best) == pytest.approx(error(best), rel=0.2)
