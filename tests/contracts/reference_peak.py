@@ -18,7 +18,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from nas.ops.blocks import ChannelShuffle, Zero
 
 # Nodes that may write over what they read.
-OVER_MODULES = (_BatchNorm, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.Sigmoid, nn.PReLU)
+OVER_MODULES = (
+    _BatchNorm, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.Sigmoid, nn.PReLU, nn.GELU,
+)  # fmt: skip
 OVER_CALLS = {"relu", "sigmoid", "tanh", torch.relu, F.relu, F.gelu, torch.sigmoid, torch.exp}
 ARITHMETIC = {operator.add, operator.mul, operator.sub, torch.add, torch.mul}  # with a constant
 

@@ -169,7 +169,6 @@ def built(path: Path, shape: tuple[int, ...], **overrides: float) -> nn.Module:
 MARKS = {
     "mnasnet": [pytest.mark.slow],
     "mnasnet_small": [pytest.mark.slow],
-    "vit_tiny": [pytest.mark.xfail(reason="the products inside attention are priced too low")],
 }
 TRACEABLE = [
     pytest.param(path, id=path.stem, marks=MARKS.get(path.stem, []))

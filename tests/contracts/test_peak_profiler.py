@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.profiler import ProfilerActivity, profile
 from torchvision.models import densenet121, mnasnet1_0, mobilenet_v2, resnet18
 
@@ -22,6 +22,7 @@ from nas.cost.memory import PeakMemory
 from nas.decision import sample_path
 from nas.discretization import discretize
 from nas.spaces.staged import StagedSpace
+from nas.spaces.transformer import EncoderBlock
 
 SHAPE = (3, 128, 128)
 
@@ -32,6 +33,16 @@ def own() -> nn.Module:
     space = StagedSpace(SHAPE, 10, stages, stem={"channels": 16, "kernel": 3, "stride": 2})
     sample_path(space, torch.Generator().manual_seed(3))
     return discretize(space)
+
+
+class Tokens(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).transpose(1, 2)
+
+
+def attention() -> nn.Module:
+    """Of 1024 tokens, whose scores are larger than all else."""
+    return nn.Sequential(nn.Conv2d(3, 32, 4, 4), Tokens(), EncoderBlock(32, 8, 4, 32))
 
 
 def allocations(network: nn.Module, path) -> list[dict]:
@@ -81,7 +92,7 @@ def allocated(events: list[dict], scratch: bool) -> int:
     return largest
 
 
-@pytest.mark.parametrize("make", [mobilenet_v2, mnasnet1_0, resnet18, densenet121, own])
+@pytest.mark.parametrize("make", [mobilenet_v2, mnasnet1_0, resnet18, densenet121, own, attention])
 def test_the_profiler_sees_the_same_peak(make: Callable[[], nn.Module], tmp_path):
     network = make()
     counted = PeakMemory(fuse=False).expected(network, SHAPE)().item()
