@@ -97,6 +97,7 @@ def _row(device: Device, run: RunDir) -> dict[str, Any]:
         "device": device.name,
         "network": result["arch_hash"],
         **{name: result["metrics"].get(name) for name in primary_metrics(result)},
+        "trained": result["trained"],
         COST: costs.pop(COST),
         "budget": problem.budgets.get(COST),
         "measured": result["costs"].get(f"{COST}_measured"),
@@ -110,6 +111,8 @@ def _shown(name: str, value: Any, units: Mapping[str, str]) -> str:
         return "-"
     if name.startswith(("test_", "val_")):
         return metric_words(name, value)
+    if name == "trained":
+        return "yes" if value else "not trained"
     if name in ("budget", "measured"):
         return amount(value, units[COST])
     return amount(value, units[name]) if name in units else str(value)
@@ -233,7 +236,9 @@ def extract(given: Arguments, announced: bool = True) -> list[RunDir]:
             _announce(folder, devices[0], runs)
         if options.fine_tune and folder == extraction.source.front:
             try:
-                write_files(extraction.source, options.cost)
+                source = extraction.source
+                best = (source.read_result() or {}).get("arch_hash", "")
+                write_files(source, options.cost, best)
             except UserError as error:  # no matplotlib
                 print(error)
         print(f"{len(taken)} network(s) in {display_path(folder)}")

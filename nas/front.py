@@ -109,7 +109,7 @@ class FrontRun(Run):
         Arch.load(best.arch).save(self.run.arch)
         attempt = self.attempts.attempt
         with attempt("front", "no pictures of the front"):
-            write_files(self.run, found["cost"])
+            write_files(self.run, found["cost"], known["arch_hash"])
         with attempt("tensorboard", "no final figures in TensorBoard"):
             log_final(loggers, result, self.problem)
         result["warnings"] = [*known["warnings"], *self.attempts.warnings]
@@ -295,8 +295,11 @@ def _priced(
     return known
 
 
-def write_files(run: RunDir, cost: str) -> None:
+def write_files(run: RunDir, cost: str, best: str) -> None:
     """``front.csv``, ``front.png`` and a page of all trained networks in the run's folder of them.
+
+    Args:
+        best: the hash of the one whose files the run has copies of.
 
     Raises:
         UserError: see `nas.report.report`; the table is written first.
@@ -304,7 +307,7 @@ def write_files(run: RunDir, cost: str) -> None:
     rows = rows_of(run.path, [RunDir(run.front / name) for name in trained_in(run.front)])
     text = csv_table(list(rows[0]), ([row.get(name, "") for name in rows[0]] for row in rows))
     write_atomic(run.path / TABLE, text)
-    write_pictures(run, run.front, cost)
+    write_pictures(run, cost, best)
 
 
 def rows_of(base: Path, networks: Iterable[RunDir]) -> list[dict[str, Any]]:

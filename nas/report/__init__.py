@@ -1,7 +1,7 @@
 """Run directories -> the Pareto front as a table, CSV, pictures, one HTML page and TensorBoard."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -84,13 +84,17 @@ def compare(
     return files
 
 
-def write_pictures(run: RunDir, folder: Path, cost: str) -> None:
-    """The files of a report on `folder`, in the folder of `run`; nothing is printed.
+def write_pictures(run: RunDir, cost: str, best: str) -> None:
+    """The files of a report on the networks of a run, in its folder; nothing is printed.
+
+    Args:
+        best: the hash of the one whose files the run has copies of.
 
     Raises:
         UserError: see `report`.
     """
-    sweeps = [Sweep(run.path.resolve().name, folder, collect(folder))]
+    networks = [replace(one, best=one.arch_hash == best) for one in collect(run.front)]
+    sweeps = [Sweep(run.path.resolve().name, run.front, tuple(networks))]
     metric = primary_of(sweeps)
     _write(_files(run.path, fronts(sweeps, cost, metric)), sweeps, metric)
 

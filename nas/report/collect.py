@@ -14,8 +14,11 @@ from nas.artifacts.reading import read_json
 from nas.errors import UserError
 from nas.quantities import primary_metrics
 from nas.report.summary import BlockSummary, read_blocks
+from nas.report.templates import metric_text
 
 SCHEMA = 1
+BEST = "*"  # the mark of the best
+ABOUT_BEST = f"{BEST} best of its search by validation; the run's own files are copies of its files"
 STATUSES = ("finished", "failed", "interrupted")
 
 
@@ -46,6 +49,7 @@ class RunRecord:
     seconds: Mapping[str, float] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)
     trained: bool = True  # else the weights are the supernet's as they are
+    best: bool = False  # of its search, by validation: the search's run has copies of its files
     blocks: tuple[BlockSummary, ...] = ()
 
     def exclusion_reason(self, cost: str, metric: str) -> str:
@@ -73,6 +77,16 @@ class RunRecord:
         path, here = self.path.resolve(), Path.cwd()
         return as_text(path.relative_to(here) if path.is_relative_to(here) else path)
 
+    def figure(self, metric: str) -> str:
+        """How good its network is by a metric, and whether it was trained at all."""
+        text = metric_text(metric, self.metrics.get(metric))
+        return text if self.trained or text == "-" else f"{text} (not trained)"
+
+    @property
+    def marked(self) -> str:
+        """Its name, with the mark of the best."""
+        return f"{self.name} {BEST}" if self.best else self.name
+
     @property
     def load_command(self) -> str:
         """The Python expression that loads the network."""
@@ -81,10 +95,11 @@ class RunRecord:
     def commands(self) -> list[tuple[str, str]]:
         """What a user may do next with the network: (command, its effect)."""
         folder = shlex.quote(self.folder)
+        weights = "the trained network" if self.trained else "with the supernet's weights"
         found = [
-            (f"network = {self.load_command}", "in Python: the trained network"),
+            (f"network = {self.load_command}", f"in Python: {weights}"),
             (f"nas export {folder}", "files that deploy"),
-            (f"nas finetune arch={folder}/arch.json", "train it anew, longer or on other data"),
+            (f"nas finetune arch={folder}/arch.json", "train it, longer or on other data"),
         ]
         if RunDir(self.path).checkpoint.is_file():
             extract = f"nas extract {folder} --front 8 fine_tune=true"
@@ -141,7 +156,8 @@ def by_search(sweep: Sweep, cost: str, metric: str, prefix: str = "") -> list[Sw
 def collect(folder: Path) -> tuple[RunRecord, ...]:
     """All runs at or below `folder`, in the order of their paths.
 
-    A run whose own files are copies of a network of its front is there as that network only.
+    A run whose own files are copies of a network of its front is there as that network only, which
+    is marked as the best.
 
     Raises:
         UserError: no such folder, or no run below it.
@@ -157,7 +173,11 @@ def collect(folder: Path) -> tuple[RunRecord, ...]:
             f"no run below {folder}: no result.json and no config.yaml there. "
             "Give the folder that `nas search` wrote to"
         )
-    return tuple(run for run in runs.values() if not _is_copy(run))
+    copied = {path: best for path, run in runs.items() if (best := _copied(run, runs))}
+    best = set(copied.values())
+    return tuple(
+        replace(run, best=path in best) for path, run in runs.items() if path not in copied
+    )
 
 
 def primary_of(sweeps: Iterable[Sweep]) -> str:
@@ -192,8 +212,10 @@ def as_text(path: Path) -> str:
     return path.as_posix().encode(errors="replace").decode()
 
 
-def _is_copy(run: RunRecord) -> bool:
-    return bool(run.arch_hash) and RunDir(RunDir(run.path).front / run.arch_hash).finished
+def _copied(run: RunRecord, runs: Mapping[Path, RunRecord]) -> Path | None:
+    """The network of its front that the run's own files are copies of; None: it has none."""
+    path = RunDir(run.path).front / run.arch_hash
+    return path if path in runs and runs[path].status == "finished" else None
 
 
 def _read(run: RunDir, folder: Path) -> RunRecord:

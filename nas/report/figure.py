@@ -1,7 +1,7 @@
 """The figure of cost against metric: marks that the page's script and matplotlib draw alike.
 
 `chart` says what is shown: the front as a line, its members and the dominated runs as points, the
-knee, budgets and, where they are asked for, mean and deviation over seeds. `pictures` draws it.
+knee, the best by validation, budgets and, where they are asked for, mean and deviation over seeds. `pictures` draws it.
 """
 
 import io
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 RowIds = Mapping[RunRecord, str]  # run -> id of its row in the page's table of runs
 
-FRONT, DOMINATED, SMALL_POINT, RING = 6.0, 4.0, 2.5, 10.0  # radii in pixels
+FRONT, DOMINATED, SMALL_POINT, RING, DOT = 6.0, 4.0, 2.5, 10.0, 2.0  # radii in pixels
 INCHES = (6.0, 4.2)
 DPI = 200  # 1200 pixels wide: sharp where it is shown 600 wide
 SMALL = (3.7, 3.0)  # TensorBoard shows it about 310 pixels wide: letters must be large in it
@@ -168,10 +168,15 @@ def _marks(
         # Over several sweeps colours stand for sweeps, whose runs repeat no setting.
         if spread and len(fronts) == 1 and (found := one.spread(fronts[0])) is not None:
             yield Whiskers(*found, one.colour, one.key)
-    for front in fronts:
+    for i, front in enumerate(fronts):
+        own = front.label if len(fronts) > 1 else ""
+        # What lies around the dot is full on the front, hollow elsewhere.
+        for runs, colour in ((front.members, "#ffffff"), (front.dominated, line_colour(fronts, i))):
+            if best := [r for r in runs if r.best and (row_ids is None or r in row_ids)]:
+                ids = [] if row_ids is None else [row_ids[run] for run in best]
+                yield Points(*front.coordinates(best), colour, DOT, runs=ids, series=own)
         if (run := front.knee()) is not None:
             ids = [] if row_ids is None else [row_ids[run]]
-            own = front.label if len(fronts) > 1 else ""
             place = front.coordinates([run])
             yield Points(*place, GREYS[0], RING, hollow=True, runs=ids, series=own)
 

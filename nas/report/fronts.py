@@ -97,7 +97,7 @@ class Front:
         costs = [run.costs[self.cost] for run in self.members]
         metrics = [run.metrics[self.metric] for run in self.members]
         return (
-            f"front: {len(self.members)} of {plural(len(self.runs), 'run')}, {self.cost} "
+            f"front: {len(self.members)} of {plural(len(self.runs), 'network')}, {self.cost} "
             f"{cost_text(min(costs))} to {cost_text(max(costs))} "
             f"(factor {max(costs) / min(costs):.3g}), {self.metric} "
             f"{metric_text(self.metric, min(metrics))} to {metric_text(self.metric, max(metrics))}"
@@ -111,7 +111,7 @@ class Front:
         return (
             f"hypervolume: area in log10({self.cost}) x ({error}) between the front and the "
             f"reference point ({corner}, {error} {self.reference[1]:.4g}), "
-            f"{BEYOND} x the worst of each over all runs shown"
+            f"{BEYOND} x the worst of each over all networks shown"
         )
 
 
@@ -282,13 +282,14 @@ def line_colour(fronts: Sequence[Front], index: int) -> str:
 
 
 def title(fronts: Sequence[Front]) -> str:
-    """How many runs, and for a lone sweep how good its front is."""
+    """How many networks, and for a lone sweep how good its front is."""
     count = sum(len(front.runs) for front in fronts)
     if len(fronts) > 1:
-        return f"{plural(count, 'run')} of {plural(len(fronts), 'sweep')}"
+        return f"{plural(count, 'network')} of {plural(len(fronts), 'sweep')}"
     front = fronts[0]
     return (
-        f"{plural(count, 'run')}, {len(front.members)} on the front, hypervolume {front.area:.4f}"
+        f"{plural(count, 'network')}, {len(front.members)} on the front, "
+        f"hypervolume {front.area:.4f}"
     )
 
 

@@ -6,17 +6,16 @@ from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 from nas.artifacts.reading import RECORD, read_bytes
-from nas.report.collect import RunRecord, Sweep, differing, short_names
+from nas.report.collect import ABOUT_BEST, RunRecord, Sweep, differing, short_names
 from nas.report.figure import RowIds, chart
 from nas.report.fronts import Front, budgets_of, costs_of, fronts, left_out, series_of
 from nas.report.summary import costs_in, svg
-from nas.report.templates import cost_label, cost_text, metric_text, render
+from nas.report.templates import cost_label, cost_text, render
 from nas.report.tensorboard import curves
 
 FULL = 2_000_000  # characters for rows and details: a page of 1,000 runs stays below 3 MB
@@ -53,6 +52,7 @@ def page(sweeps: Sequence[Sweep], shown: Sequence[Front], spread: bool = False) 
         fronts=[_front(found) for found in by_cost.values()],
         budgets=any(budgets_of(found) for found in by_cost.values()),
         spread=spread,
+        about_best=ABOUT_BEST if any(run.best for run in runs) else "",
         rest=len(runs) - len(detailed),
         columns=_columns(by_cost, list(row_ids), cost),
         table=[_row(run, row, by_cost) for run, row in row_ids.items()],
@@ -117,8 +117,7 @@ def _front(found: Sequence[Front]) -> dict[str, Any]:
 
 
 def _figures(front: Front, run: RunRecord) -> str:
-    metric = metric_text(front.metric, run.metrics[front.metric])
-    return f"{cost_text(run.costs[front.cost])} {front.cost}, {metric}"
+    return f"{cost_text(run.costs[front.cost])} {front.cost}, {run.figure(front.metric)}"
 
 
 def _commented(commands: Sequence[tuple[str, str]]) -> list[str]:
@@ -166,9 +165,9 @@ def _columns(
     names = [name for name in differing(runs) if not (named and name == "search")]
     titles = short_names(names)
     return [
-        Column("run", lambda run: run.name),
-        _numbers("metrics", metric, partial(metric_text, metric)),
-        *(_numbers("costs", name, cost_text) for name in costs),
+        Column("run", lambda run: run.marked),
+        Column(metric, lambda run: run.figure(metric), lambda run: _key(run.metrics.get(metric))),
+        *(_cost(name) for name in costs),
         Column("place", lambda run: _dominance(run, by_cost[cost]), follows_cost=True),
         *[Column("sweep", labels.__getitem__)] * several,
         *(_override(name, titles[name], runs) for name in names),
@@ -187,14 +186,10 @@ def _override(name: str, title: str, runs: Sequence[RunRecord]) -> Column:
     )
 
 
-def _numbers(table: str, name: str, text: Callable[[float | None], str]) -> Column:
-    """The column of one key of a run's `metrics` or `costs`."""
-
-    def value(run: RunRecord) -> float | None:
-        found: float | None = getattr(run, table).get(name)
-        return found
-
-    return Column(name, lambda run: text(value(run)), lambda run: _key(value(run)))
+def _cost(name: str) -> Column:
+    return Column(
+        name, lambda run: cost_text(run.costs.get(name)), lambda run: _key(run.costs.get(name))
+    )
 
 
 def _key(value: float | None) -> float | str:
@@ -226,14 +221,14 @@ def details(runs: Sequence[RunRecord], row_ids: RowIds) -> dict[str, Any]:
 def detail(run: RunRecord, drawn: bool) -> dict[str, Any]:
     """Figures and commands of a run, and its choices if it is not `drawn`."""
     facts = [("folder", run.folder)]
-    facts += [(name, metric_text(name, value)) for name, value in run.metrics.items()]
+    facts += [(name, run.figure(name)) for name in run.metrics]
     for name, value in run.costs.items():
         budget = run.budgets.get(name)
         beside = f" of a budget of {cost_text(budget)}" if budget is not None else ""
         facts.append((cost_label(name), cost_text(value) + beside))
     facts += [(name, str(value)) for name, value in run.overrides.items()]
     return {
-        "title": run.name,
+        "title": run.marked,
         "facts": facts,
         "commands": "\n".join(_commented(run.commands())),
         "arch": run.arch_hash,

@@ -26,10 +26,10 @@ from nas.data import Arrays
 from nas.decision import decisions
 from nas.errors import UserError
 from nas.quantities import amount, judged_by
-from nas.report.collect import RunRecord, Sweep, differing, settings
+from nas.report.collect import ABOUT_BEST, RunRecord, Sweep, differing, settings
 from nas.report.fronts import Front, left_out
 from nas.report.summary import Blocks, read_blocks, share, write_drawing
-from nas.report.templates import cost_text, metric_text, plural
+from nas.report.templates import cost_text, plural
 from nas.selection import largest_of, least_of
 
 PIPE_WIDTH = 140  # columns where the output is no terminal that has a width
@@ -251,11 +251,13 @@ def print_table(out: Console, sweeps: Sequence[Sweep], fronts: Sequence[Front]) 
     out.print(table)
     hidden = sum(len(front.dominated[MOST_DOMINATED:]) for front in fronts)
     if hidden:
-        out.print(f"... and {plural(hidden, 'dominated run')} more, all in report.csv")
+        out.print(f"... and {plural(hidden, 'dominated network')} more, all in report.csv")
     for front in fronts:
         prefix = f"{front.label}: " if len(fronts) > 1 else ""
         out.print(Text(prefix + front.summary()))
     out.print(Text(fronts[0].definition(), style="dim"))
+    if any(run.best for front in fronts for run in front.runs):
+        out.print(Text(ABOUT_BEST))
     _print_left_out(out, sweeps, fronts[0])
 
 
@@ -324,10 +326,10 @@ def _columns(fronts: Sequence[Front]) -> list[str]:
 def _cells(run: RunRecord, front: Front, names: Sequence[str], columns: Sequence[str]) -> list[str]:
     cells = {
         "sweep": front.label,
-        "run": run.name,
+        "run": run.marked,
         "seed": "-" if run.seed is None else str(run.seed),
         "settings": settings(run, names) or "-",
-        front.metric: metric_text(front.metric, run.metrics[front.metric]),
+        front.metric: run.figure(front.metric),
         "place": front.dominance(run),
     }
     return [cells.get(column) or cost_text(run.costs.get(column)) for column in columns]

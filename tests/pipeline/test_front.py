@@ -78,7 +78,10 @@ def test_a_front_has_a_table_a_picture_and_a_page(whole: Path) -> None:
         assert float(row["val_acc"]) == result["metrics"]["val_acc"]
         assert int(row["macs"]) == result["costs"]["macs"]
     assert (whole / "front.png").read_bytes().startswith(b"\x89PNG")
-    assert all(row["network"] in (whole / "report.html").read_text() for row in rows)
+    page = (whole / "report.html").read_text()
+    assert all(row["network"] in page for row in rows)
+    best = result_of(whole)["arch_hash"]
+    assert [row["network"] for row in rows if f">{row['network']} *<" in page] == [best]
     assert len(collect(whole.parent)) == 2  # the run itself is a copy of one
 
 

@@ -174,7 +174,7 @@ def test_report_writes_readable_files_and_says_what_to_do_next(made):
     assert "test accuracy (%)" in files.svg.read_text()
     assert files.html == folder / "report.html"
     assert f"tensorboard --logdir {folder}" in printed
-    assert "front: 3 of 5 runs, params 1,000 to 9,000 (factor 9)" in printed
+    assert "front: 3 of 5 networks, params 1,000 to 9,000 (factor 9)" in printed
     assert "reference point (params 9,900, 1 - test_acc 0.33)" in printed
     assert names(files.fronts[0].members) == ["b", "a", "e"]
 
@@ -360,7 +360,7 @@ def test_compare_overlays_labelled_sweeps(sweep, tmp_path, monkeypatch, capsys):
     assert files.html == Path("report/report.html")
     assert [front.label for front in files.fronts] == ["ours", "by chance"]
     assert "by chance: 1 network" in files.svg.read_text()
-    assert "by chance: front: 1 of 1 run" in capsys.readouterr().out
+    assert "by chance: front: 1 of 1 network," in capsys.readouterr().out
     assert not (sweep / "report.html").exists()
 
 
@@ -456,7 +456,7 @@ def test_a_missing_extra_is_named_and_table_and_page_are_there_all_the_same(
 
     with pytest.raises(UserError, match=r"need matplotlib.*pip install 'dnas\[report\]'"):
         report(sweep)
-    assert "front: 3 of 5 runs" in capsys.readouterr().out
+    assert "front: 3 of 5 networks" in capsys.readouterr().out
     assert (sweep / "report.csv").exists()
     assert (sweep / "report.html").exists()
 

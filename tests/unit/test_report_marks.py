@@ -7,7 +7,7 @@ import pytest
 
 from nas.report import report
 from nas.report.collect import Sweep, by_search, collect
-from nas.report.figure import RING, Line, Points, Whiskers, chart
+from nas.report.figure import DOT, RING, Line, Points, Whiskers, chart
 from nas.report.fronts import Front, budgets_of, fronts, series_of
 from nas.report.page import details, frequencies, page
 from nas.report.templates import COLOURS, GREYS
@@ -63,6 +63,40 @@ def test_budgets_of_the_cost_shown_are_lines(tmp_path):
         ([150, 150], "budget 150"),
         ([300, 300], "budget 300"),
     ]
+
+
+def test_the_best_of_a_search_is_marked_and_an_untrained_network_says_so(tmp_path, capsys):
+    """The run has copies of one network's files: that one is shown, once, with the mark."""
+    runs = tmp_path / "runs"
+    write(runs, "a", 200, 0.9, arch_hash="hash-b")
+    write(runs, "a/front/hash-a", 100, 0.5, arch_hash="hash-a")
+    write(runs, "a/front/hash-b", 200, 0.9, arch_hash="hash-b")
+    write(runs, "a/front/hash-c", 300, 0.8, arch_hash="hash-c", trained=False)
+    files = report(runs)
+    front = files.fronts[0]
+    assert [(run.name, run.best) for run in front.runs] == [
+        ("a/front/hash-a", False), ("a/front/hash-b", True), ("a/front/hash-c", False),
+    ]  # fmt: skip
+    dots = [m for m in chart(files.fronts).marks if isinstance(m, Points) and m.radius == DOT]
+    assert [(dot.x, dot.y, dot.colour) for dot in dots] == [([200], [90], "#ffffff")]
+    html, printed = files.html.read_text(), capsys.readouterr().out
+    for shown in (html, printed):
+        assert shown.count("a/front/hash-b *") >= 1
+        assert "* best of its search by validation" in shown
+        assert "80.00 % (not trained)" in shown
+        assert "90.00 % (not" not in shown
+        assert "front: 2 of 3 networks" in shown
+    assert "<h1>runs: 3 networks</h1>" in html
+    assert "with the supernet\u0027s weights" in html or "with the supernet's weights" in html
+
+
+def test_a_best_that_is_dominated_has_a_dot_that_shows_on_its_hollow_point(tmp_path):
+    write(tmp_path, "a", 200, 0.5, arch_hash="hash-b")
+    write(tmp_path, "a/front/hash-a", 100, 0.9, arch_hash="hash-a")
+    write(tmp_path, "a/front/hash-b", 200, 0.5, arch_hash="hash-b")
+    marks = chart([front_of(tmp_path)]).marks
+    dots = [m for m in marks if isinstance(m, Points) and m.radius == DOT]
+    assert [(dot.x, dot.colour) for dot in dots] == [([200], COLOURS[0])]
 
 
 def test_seeds_of_a_setting_are_summed_up(tmp_path):
