@@ -177,7 +177,7 @@ def _network(problem: SearchProblem, run: RunDir) -> tuple[float, float, float]:
     if problem.front > 1:
         (own.path / own.result.name).write_text(json.dumps({**result, "trained": True}))
         with suppress(UserError):  # no matplotlib
-            once += _timed(lambda: write_files(run, "params"))[1]
+            once += _timed(lambda: write_files(run, "params", arch.hash))[1]
     epoch = found["steps"] * found["step"] + found["validation"]
     return training.epochs * epoch, files, once
 

@@ -1,10 +1,11 @@
 """The verbs search, finetune, describe and profile, of a configuration that is composed."""
 
+import json
 import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from nas.artifacts.files import is_main, write_atomic, write_json
 from nas.config.calls import target_of
 from nas.config.check import check, check_keys, check_words
 from nas.config.compose import made
-from nas.config.saved import check_same, how_to_go_on, remove_if_empty, resumed
+from nas.config.saved import Asked, asked_first, check_same, how_to_go_on, remove_if_empty, resumed
 from nas.config.written import attribute
 from nas.diagnostics import interrupting, silence_third_party_warnings
 from nas.errors import (
@@ -99,6 +100,7 @@ def _train(config: DictConfig, job: Job) -> Path:
         check_words(config)
     _check_read(config, job.words)
     config.front = front_size(config, job.sweep is not None)
+    goes_on = bool(config.resume)
     config, folder = resumed(config, job.folder)
     run = RunDir(folder)
     check_same(config, run)
@@ -106,8 +108,9 @@ def _train(config: DictConfig, job: Job) -> Path:
         print(f"already finished: {run.path}")
         _tidy_checkpoint(config, run)
         return run.path
+    asked = asdict((goes_on and asked_first(run)) or asked_of(config, job))
     try:
-        _run(config, run, job)
+        _run(config, run, job, asked)
         if job.sweep:
             _follow(job.sweep)
         return run.path
@@ -117,7 +120,7 @@ def _train(config: DictConfig, job: Job) -> Path:
         raise  # what is in the folder is not this run's
     except Exception as error:
         if job.sweep or run.checkpoint.exists():
-            _record_failure(run, error, about_of(config, job))
+            _record_failure(run, error, asked)
         elif folder == job.folder:
             remove_if_empty(folder)
         told = _told(error, run)
@@ -211,7 +214,7 @@ def _record_failure(run: RunDir, error: Exception, asked: dict[str, Any]) -> Non
             write_json(run.result, about)
 
 
-def _run(config: DictConfig, run: RunDir, job: Job) -> None:
+def _run(config: DictConfig, run: RunDir, job: Job, asked: dict[str, Any]) -> None:
     check(config)
     silence_third_party_warnings()
     import torch
@@ -225,7 +228,7 @@ def _run(config: DictConfig, run: RunDir, job: Job) -> None:
 
     torch.set_num_threads(config.threads or job.threads)
     arch = Arch.load(Path(config.arch)) if config.get("arch") else None
-    problem = SearchProblem(**components_of(config), about=about_of(config, job))
+    problem = SearchProblem(**components_of(config), about=asked)
     kind, show = (FrontRun, announce_front) if problem.front > 1 else (Run, announce)
     pipeline = kind(problem, run, arch)
     if config.get("checkpoint"):
@@ -239,6 +242,7 @@ def _run(config: DictConfig, run: RunDir, job: Job) -> None:
             print(f"already finished: {run.path}")
             return
         write_atomic(run.config, OmegaConf.to_yaml(config, resolve=True))
+        write_json(run.asked, asked)
         result = pipeline()
         _tidy_checkpoint(config, run)
     if job.announced:
@@ -305,27 +309,29 @@ def _data(config: DictConfig) -> Any:
     return data_for(made(config.data), made(config.get("task")), config.seed)
 
 
-def about_of(config: DictConfig, job: Job) -> dict[str, Any]:
-    """What the user asked for, for result.json."""
+def asked_of(config: DictConfig, job: Job) -> Asked:
+    """What the user asks for."""
     # With resume=FOLDER the command line chooses no search.
     resumed = any(
         word.startswith("resume=") and word.lower() not in ("resume=true", "resume=false")
         for word in job.words
     )
-    return {
-        "seed": config.seed,
-        "search": job.search if config.arch is None and not resumed else None,
-        "overrides": values_by_key(job.words),
-        "swept": list(job.swept),
-        "command": job.command,
-    }
+    return Asked(
+        seed=config.seed,
+        search=job.search if config.arch is None and not resumed else None,
+        overrides=values_by_key(job.words),
+        swept=list(job.swept),
+        command=job.command,
+    )
 
 
 def values_by_key(words: Sequence[str]) -> dict[str, Any]:
     """Key -> value of overrides, for result.json; those that change no result are left out."""
     given = {key.lstrip("+~"): value for key, _, value in (w.partition("=") for w in words)}
     unimportant = ("out", "name", "keep", "resume", "trust", "threads", "trial", "engine", "logger")
-    return {k: yaml.safe_load(v) for k, v in given.items() if k.split(".")[0] not in unimportant}
+    # YAML knows dates, which a folder may be named by, and JSON has none.
+    values = {k: json.dumps(yaml.safe_load(v), default=str) for k, v in given.items()}
+    return {k: json.loads(v) for k, v in values.items() if k.split(".")[0] not in unimportant}
 
 
 def cores() -> int:

@@ -33,6 +33,7 @@ class RunDir:
 
     Attributes:
         config: the configuration, resolved.
+        asked: what the user typed to begin it.
         checkpoint: of the search.
         finetune_checkpoint: of the training of the network; it is removed at the very end.
         trials: a line for each architecture that was scored.
@@ -49,6 +50,7 @@ class RunDir:
     path: Path
 
     config = _Entry("config.yaml")
+    asked = _Entry("asked.json")
     checkpoint = _Entry("last.ckpt")
     finetune_checkpoint = _Entry("finetune.ckpt")
     trials = _Entry("trials.jsonl")

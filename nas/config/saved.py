@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nas.artifacts import RunDir, find_runs, fingerprint
-from nas.artifacts.reading import read_config
+from nas.artifacts.reading import decode, read_config, read_json
 from nas.config.check import check_keys, check_words
 from nas.config.compose import (
     Arguments,
@@ -206,6 +207,38 @@ def resumed(config: DictConfig, made: Path) -> tuple[DictConfig, Path]:
                 remove_if_empty(made)
             return config, run.path
     return config, made
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a user asked for, as result.json says it; a run that is gone on with has it saved.
+
+    Args:
+        search: the option of `search`; None: none was named.
+        overrides: key -> value.
+        swept: the keys that differ between the jobs of a sweep.
+        command: as it was typed.
+    """
+
+    seed: int
+    search: str | None
+    overrides: dict[str, Any]
+    swept: list[str]
+    command: str
+
+
+def asked_first(run: RunDir) -> Asked | None:
+    """What was asked for when the run was begun; None: nothing is saved, as by earlier versions.
+
+    Raises:
+        UserError: what the run has saved is damaged.
+    """
+    if not run.asked.exists():
+        return None
+    try:
+        return decode(Asked, read_json(run.asked), str(run.asked))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {run.asked} ({error}); remove that file") from None
 
 
 def check_same(config: DictConfig, run: RunDir) -> None:

@@ -173,7 +173,7 @@ def collect(folder: Path) -> tuple[RunRecord, ...]:
             f"no run below {folder}: no result.json and no config.yaml there. "
             "Give the folder that `nas search` wrote to"
         )
-    copied = {path: best for path, run in runs.items() if (best := _copied(run, runs))}
+    copied = {path: found for path, run in runs.items() if (found := _copied(run, runs))}
     best = set(copied.values())
     return tuple(
         replace(run, best=path in best) for path, run in runs.items() if path not in copied

@@ -1,7 +1,8 @@
 """The figure of cost against metric: marks that the page's script and matplotlib draw alike.
 
 `chart` says what is shown: the front as a line, its members and the dominated runs as points, the
-knee, the best by validation, budgets and, where they are asked for, mean and deviation over seeds. `pictures` draws it.
+knee, the best by validation, budgets and, where they are asked for, mean and deviation over seeds.
+`pictures` draws it.
 """
 
 import io

@@ -85,8 +85,11 @@ def test_each_device_has_a_network_inside_its_budget(capsys: pytest.CaptureFixtu
         assert found[name]["latency"]["device"] == name.replace("_", " ", 1).replace("_", "/")
         assert not found[name]["trained"]
         assert name in out.rpartition("test accuracy")[2]
-        assert "not trained" in next(line for line in out.splitlines() if f"front/{name}" in line
-                                     and line.startswith(found[name]["latency"]["device"]))
+        assert "not trained" in next(
+            line
+            for line in out.splitlines()
+            if f"front/{name}" in line and line.startswith(found[name]["latency"]["device"])
+        )
     assert found["left_board_2"]["arch"] != found["right_board_2"]["arch"]
     table = rows("runs/a/front/devices.csv")
     assert [row["device"] for row in table] == ["left board/2", "right board/2"]

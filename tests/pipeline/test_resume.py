@@ -1,5 +1,6 @@
 """A run that was killed, interrupted or went wrong, and how it goes on."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from nas.artifacts import RunDir
 from nas.cli import run
+from nas.config.compose import compose_config
 from nas.search.callbacks import LastCheckpoint
 from nas.search.darts import BilevelSearch
 
@@ -128,8 +131,29 @@ def test_interrupt_says_how_to_go_on_and_the_folder_does(
     assert "nas search resume=runs/a" in said[-1]
 
     folder = Path("runs/a")
+    asked = json.loads((folder / "asked.json").read_text())
     assert run(["search", f"resume={folder}"]) == 0
-    assert RunDir(folder).finished
+    result = RunDir(folder).read_result()
+    assert result is not None
+    # The words of the first command, not those of the one that went on.
+    assert {key: result[key] for key in asked} == asked
+    assert result["overrides"]["data.limit"] == 400
+    assert result["search"] == "bilevel"
+    assert result["command"].startswith("nas search ")
+    assert result["command"].endswith("onnx=false name=a")
+
+
+def test_words_that_are_damaged_are_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a").mkdir()
+    Path("a/config.yaml").write_text(OmegaConf.to_yaml(compose_config(["name=a"]), resolve=True))
+    for text, said in (("{", "cannot read a/asked.json"), ("{}", "a/asked.json: seed: ")):
+        Path("a/asked.json").write_text(text)
+        assert run(["search", "resume=a"]) == 2
+        assert said in capsys.readouterr().err
+    assert sorted(path.name for path in Path("a").iterdir()) == ["asked.json", "config.yaml"]
 
 
 def test_nan_loss_ends_with_one_line(nas_command: Nas, capsys: pytest.CaptureFixture[str]) -> None:

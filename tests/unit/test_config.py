@@ -21,6 +21,7 @@ from nas.config.saved import change, read_saved
 from nas.config.schema import violation
 from nas.config.trusted import foreign, moved
 from nas.errors import UserError
+from nas.verbs import values_by_key
 
 
 def composed(*overrides: str) -> Any:
@@ -276,3 +277,9 @@ def test_a_saved_run_takes_an_option_with_its_defaults(tmp_path: Path) -> None:
     change(config, ["search=darts_second_order", "relax=gdas", "search.epochs=3"])
     expected = composed("search=darts_second_order", "relax=gdas", "search.epochs=3")
     assert config == expected
+
+
+def test_what_was_asked_for_can_be_written_as_json():
+    """YAML takes the name of a folder for a date."""
+    words = ["data.root=2026-11-30", "a=[1,2026-11-30]", "+b=50k", "out=2026-11-30"]
+    assert values_by_key(words) == {"data.root": "2026-11-30", "a": [1, "2026-11-30"], "b": "50k"}
