@@ -87,6 +87,13 @@ def bits_of(dtype: str, key: str = "dtype") -> int:
     return _FLOATS[dtype]
 
 
+def packed_bytes(layer: LayerSpec) -> int | None:
+    """Bytes of a stored tensor that has bits of its own; None where it has none."""
+    if not layer.bits_weight or layer.is_call:
+        return None
+    return layer.rows * -(-(layer.numel // layer.rows) * layer.bits_weight // 8)
+
+
 @dataclass(frozen=True)
 class Size:
     """Bytes of all stored tensors, each once.
@@ -95,7 +102,8 @@ class Size:
     of two or more dimensions do, and the others (biases, norms) count 32 bits, as the common
     int8 runtimes store them; scales and zero points are left out. Tensors that are not floating
     point, such as a norm's `num_batches_tracked` (8 bytes), keep their width, so that float32
-    without folding is exactly what a `state_dict` holds.
+    without folding is exactly what a `state_dict` holds. Weights that are quantised to bits of
+    their own count these, packed in rows of whole bytes, as `nas.quantization.packing` stores them.
 
     Args:
         dtype: number format of the weights, see `bits_of`.
@@ -122,7 +130,10 @@ class Size:
 
     def __call__(self, layer: LayerSpec) -> float:
         sign = {"parameter": 1, "buffer": 1, "gained": 1, "folded": -1}
-        return sign.get(layer.kind, 0) * layer.numel * self._bits(layer) / 8
+        if layer.kind not in sign:
+            return 0
+        own = packed_bytes(layer)
+        return sign[layer.kind] * (layer.numel * self._bits(layer) / 8 if own is None else own)
 
     def _bits(self, layer: LayerSpec) -> int:
         if not layer.dtype.startswith(("float", "bfloat")):

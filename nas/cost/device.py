@@ -169,8 +169,9 @@ class OnDevice:
     Args:
         device: see `Device`; in a config `${device}`, chosen with ``device=NAME``.
         dtype: number format of the arithmetic; by default the device's native one.
-        weight_bits: width of a stored weight; by default that of `dtype`.
-        activation_bits: width of an activation; by default that of `dtype`.
+        weight_bits: width of a stored weight of a layer that has none of its own; by default that
+            of `dtype`.
+        activation_bits: width of an activation, alike.
 
     Raises:
         UserError: no device, or it lacks a figure for `dtype`, or a width is not above 0.
@@ -211,16 +212,21 @@ class OnDevice:
         if not layer.is_call or layer.kind == "matmul":
             return 0
         pairs = layer.in_channels * layer.out_channels / layer.groups
-        return pairs * prod(layer.kernel) * (self.weight_bits or bits_of(self.format)) / 8
+        bits = layer.bits_weight or self.weight_bits or bits_of(self.format)
+        return pairs * prod(layer.kernel) * bits / 8
 
     def activation_bytes(self, layer: LayerSpec) -> float:
         """Bytes of the input (of both, for a product of activations) and of the output."""
         if not layer.is_call:
             return 0
-        values = layer.in_channels * prod(layer.in_size) + layer.out_channels * prod(layer.out_size)
+        read, made = (
+            layer.in_channels * prod(layer.in_size),
+            layer.out_channels * prod(layer.out_size),
+        )
         if layer.kind == "matmul":
-            values = values + layer.in_channels * layer.out_channels
-        return values * layer.batch * (self.activation_bits or bits_of(self.format)) / 8
+            read = read + layer.in_channels * layer.out_channels
+        usual = self.activation_bits or bits_of(self.format)
+        return (read * (layer.bits_in or usual) + made * usual) * layer.batch / 8
 
     def main_bytes(self, layer: LayerSpec) -> float:
         """Bytes between the chip and the main memory."""

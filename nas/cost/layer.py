@@ -34,6 +34,10 @@ class LayerSpec:
             activation, the operator, "convolution".
         ndim: dimensions of a stored tensor.
         dtype: type of a tensor's elements, e.g. "float32".
+        bits_weight: of one weight of a call, or of one element of a stored tensor, where it is
+            quantised to fewer than its `dtype` has; 0: as the cost's own format says.
+        bits_in: of one input of a call, alike.
+        rows: of a quantised stored tensor; each is packed into whole bytes.
     """
 
     kind: str
@@ -52,6 +56,9 @@ class LayerSpec:
     role: str = ""
     ndim: int = 0
     dtype: str = ""
+    bits_weight: int = 0
+    bits_in: int = 0
+    rows: int = 0
 
     @property
     def is_call(self) -> bool:
@@ -59,8 +66,19 @@ class LayerSpec:
         return self.kind in CALLS
 
 
+def bits_of_call(module: nn.Module | None) -> dict[str, int]:
+    """The bits of what a module computes with, as fields of `LayerSpec`.
+
+    It says them by attributes `weight_bits` and `input_bits`, as `nas.quantization.layers` does.
+    """
+    given = {"bits_weight": "weight_bits", "bits_in": "input_bits"}
+    found = {field: getattr(module, name, 0) for field, name in given.items()}
+    return {field: bits for field, bits in found.items() if isinstance(bits, int)}
+
+
 def stored(kind: str, path: str, owner: nn.Module, name: str, tensor: Tensor) -> LayerSpec:
     """The entry of a tensor that `owner`, the module at `path`, holds as `name`."""
+    bits = bits_of_call(owner).get("bits_weight", 0) if name == "weight" else 0
     return LayerSpec(
         kind,
         path,
@@ -68,6 +86,8 @@ def stored(kind: str, path: str, owner: nn.Module, name: str, tensor: Tensor) ->
         role=f"{type(owner).__name__}.{name}",
         ndim=tensor.ndim,
         dtype=str(tensor.dtype).removeprefix("torch."),
+        bits_weight=bits,
+        rows=tensor.shape[0] if bits else 0,
     )
 
 

@@ -13,9 +13,10 @@ from functools import cache
 
 from torch import nn
 
-from nas.cost.analytic import Params
+from nas.cost.analytic import packed_bytes
 from nas.cost.dry_run import Example
 from nas.cost.expected import Expected, layer_terms
+from nas.cost.layer import LayerSpec
 from nas.cost.polynomial import (
     AnyOf,
     Choice,
@@ -50,7 +51,7 @@ class PeakMemory:
             constant) write over that input where nothing needs it later, as runtimes on devices
             do. False: each output has memory of its own, as in eager PyTorch.
         weights: add the parameters that the network stores.
-        weight_bits: of one parameter.
+        weight_bits: of one parameter that has no bits of its own.
 
     Raises:
         UserError: `bits` or `weight_bits` is no positive whole number.
@@ -89,10 +90,7 @@ class PeakMemory:
         traced = example if isinstance(example, Trace) else trace(model, example)
         peaks = peak_terms(traced, self._sizes(traced), self.fuse)
         # Stored weights depend on every decision: added afterwards, they leave the tables small.
-        stored = {
-            term: c * self.weight_bits / 8 for term, c in layer_terms(traced, Params()).items()
-        }
-        added = stored if self.weights else None
+        added = layer_terms(traced, _Weights(self.weight_bits)) if self.weights else None
         return Expected(model, self.name, self.unit, peaks, traced.options, added)
 
     def by_step(self, traced: Trace) -> Iterator[tuple[Operator, Polynomial]]:
@@ -104,6 +102,21 @@ class PeakMemory:
 
     def _sizes(self, traced: Trace) -> list[int]:
         return [-(-buffer.numel * self.bits // 8) for buffer in traced.buffers]
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Bytes of the parameters that a network stores."""
+
+    bits: int
+    name: str = "weights"
+    unit: str = "B"
+
+    def __call__(self, layer: LayerSpec) -> float:
+        if layer.kind != "parameter":
+            return 0
+        own = packed_bytes(layer)
+        return layer.numel * self.bits / 8 if own is None else own
 
 
 def peak_terms(traced: Trace, sizes: Sequence[int], fuse: bool) -> list[dict[Term, float]]:

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 
 from nas.cost.activations import Activations, Case, Read, key_of, tensors
 from nas.cost.dry_run import ChoiceNode, Inputs
-from nas.cost.layer import LayerSpec, stored
+from nas.cost.layer import LayerSpec, bits_of_call, stored
 from nas.cost.operators import check_known, is_view, layers_of, run_operator, text_of
 from nas.cost.polynomial import Choice, Condition, consistent
 
@@ -273,7 +273,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         frame, found = self._frames[-1], layers_of(func, args, out)
         if found is None and data and weights:
             check_known(func, weights, data, frame.path)
-        layers = tuple(LayerSpec(module=frame.path, **fields) for fields in found or ())
+        bits: Any = bits_of_call(self._modules.get(frame.path)) if found else {}
+        layers = tuple(LayerSpec(module=frame.path, **bits, **fields) for fields in found or ())
         self.calls += [(spec, frozenset(frame.choices)) for spec in layers]
         if frame.path not in self._nodes:
             out = self._note(func, args, kwargs, inputs, out, layers)

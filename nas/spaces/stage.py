@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nas.config.schema import Count, Layers, short_repr, violation
 from nas.errors import UserError
 from nas.ops.blocks import Zero
+from nas.quantization.network import Quantize
 from nas.spaces.front import Front
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.elastic import Elastic, Number, options_of
@@ -20,7 +21,7 @@ from nas.supernet.relax import Shared
 
 Kernel = Annotated[int, Field(ge=1, le=999)]
 Stride = Annotated[int, Field(ge=1, le=1000)]
-Row = TypeVar("Row", "Stage", "Stem", "Head", Front)
+Row = TypeVar("Row", "Stage", "Stem", "Head", Front, Quantize)
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def read_row(kind: type[Row], row: Mapping[str, Any], where: str) -> Row:
         if reason := violation(value, hints[key]):
             raise UserError(f"{where}: {key}={short_repr(value)} {reason}")
     for field in fields(kind):
-        if field.default is MISSING and field.name not in row:
+        if field.default is field.default_factory is MISSING and field.name not in row:
             raise UserError(f"{where} lacks the key {field.name!r}, got only {list(row)}")
     return kind(**row)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nas.config.schema import BelowOne, Count, Positive, checked
 from nas.errors import UserError
 from nas.ops.blocks import CONV, GlobalPool, Site, Stack, act
+from nas.quantization.network import Quantize, attach
 from nas.spaces.front import Front, SearchedFront
 from nas.spaces.stage import Head, SharedChoices, Stage, Stem, misfit, read_row, read_stages
 from nas.supernet.choice import ChoiceBlock
@@ -51,6 +52,8 @@ class StagedSpace(nn.Module):
         front: keys of `nas.spaces.front.Front`: frames made of sound before the stem; None: none.
         resolution: sides to resize the input to, searched; None: the input as it is. Everything
             before `mix` is then below ``features.body``.
+        quantize: keys of `nas.quantization.network.Quantize`: bits of the layers, searched where
+            there are several; None: floating point.
         pool: what of the positions the classifier reads: their "mean", or the "last" of a sequence.
 
     Shape: ``(N, *input_shape) -> (N, num_outputs)``.
@@ -74,6 +77,7 @@ class StagedSpace(nn.Module):
         resolution: Sequence[Count] | None = None,
         pool: Literal["mean", "last"] = "mean",
         front: Mapping[str, Any] | None = None,
+        quantize: Mapping[str, Any] | None = None,
     ) -> None:
         if len(input_shape) not in (2, 3):
             raise UserError(f"input_shape must be (C, H, W) or (C, L), got {tuple(input_shape)}")
@@ -109,6 +113,8 @@ class StagedSpace(nn.Module):
         self.mix = mix
         self.dropout = nn.Dropout(dropout)
         self.classifier = _linear(channels, num_outputs)
+        if quantize is not None:
+            attach(self, read_row(Quantize, quantize, "space.quantize"))
 
     def forward(self, x: Tensor) -> Tensor:
         if hasattr(self, "front"):

@@ -21,7 +21,7 @@ FLOORS = (
     "errors inputs ranks artifacts arch copying pareto quantities tables diagnostics progress",
     "config",
     "tasks data decision",
-    "ops supernet",
+    "ops supernet quantization",
     "discretization spaces",
     "cost",
     "lowering objective selection recalibrate train problem",

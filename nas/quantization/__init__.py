@@ -1,0 +1,1 @@
+"""Bit-widths of weights and activations: searched, trained for, packed."""

@@ -1,0 +1,175 @@
+"""Convolutions and linear layers of few bits: plain ones, and one whose bits are searched."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nas.arch import Option
+from nas.copying import copied
+from nas.decision import Decision, Searchable
+from nas.ops.convolution import Conv2d
+from nas.quantization.quantizers import InputQuantizer, Start, WeightQuantizer
+from nas.supernet.elastic import Elastic, Number, decided, options_of, taken
+
+Layer = nn.Conv1d | nn.Conv2d | nn.Linear
+
+
+class QuantizedLayer(nn.Module):
+    """Base of layers that round their input and their weight, see `nas.quantization.quantizers`.
+
+    ``y = layer(q_x(x); q_w(weight), bias)``. A BatchNorm behind folds exactly, as each output
+    channel has a step of its own.
+    """
+
+    weight: Tensor
+    weight_quantizer: WeightQuantizer
+    input_quantizer: InputQuantizer
+
+    @property
+    def weight_bits(self) -> int:
+        """Of one weight."""
+        return self.weight_quantizer.bits
+
+    @property
+    def input_bits(self) -> int:
+        """Of one input."""
+        return self.input_quantizer.bits
+
+    def forward(self, x: Tensor) -> Tensor:
+        return run_layer(self, self.input_quantizer(x), self.weight_quantizer(self.weight))
+
+
+class QuantizedConv1d(QuantizedLayer, nn.Conv1d):
+    """`nn.Conv1d` of few bits."""
+
+
+class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
+    """`nn.Conv2d` of few bits."""
+
+
+class QuantizedLinear(QuantizedLayer, nn.Linear):
+    """`nn.Linear` of few bits."""
+
+
+# Exactly these: a class of a user's own may do something else with its weight.
+QUANTIZED: dict[type[nn.Module], type[QuantizedLayer]] = {
+    nn.Conv1d: QuantizedConv1d,
+    nn.Conv2d: QuantizedConv2d,
+    Conv2d: QuantizedConv2d,
+    nn.Linear: QuantizedLinear,
+}
+PLAIN: dict[type[nn.Module], type[nn.Module]] = {
+    QuantizedConv1d: nn.Conv1d,
+    QuantizedConv2d: nn.Conv2d,
+    QuantizedLinear: nn.Linear,
+}
+
+
+def run_layer(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    """What `layer` computes, with another weight."""
+    if isinstance(layer, nn.Conv1d | nn.Conv2d):
+        y: Tensor = layer._conv_forward(x, weight, layer.bias)
+        return y
+    assert isinstance(layer, nn.Linear)
+    return F.linear(x, weight, layer.bias)
+
+
+def as_quantized(
+    layer: nn.Module, weights: WeightQuantizer, inputs: InputQuantizer
+) -> QuantizedLayer:
+    """A copy of `layer`, one of `QUANTIZED`, with copies of the quantizers."""
+    made: Any = copied(layer)
+    made.__class__ = QUANTIZED[type(layer)]
+    vars(made).pop("quick", None)  # of the project's own convolution
+    made.weight_quantizer, made.input_quantizer = copied(weights), copied(inputs)
+    quantized: QuantizedLayer = made.train(layer.training)
+    return quantized
+
+
+def as_plain(layer: QuantizedLayer) -> nn.Module:
+    """A copy of `layer` in floating point whose weight is the rounded one."""
+    made: Any = copied(layer)
+    made.__class__ = PLAIN[type(layer)]
+    made.weight.data = layer.weight_quantizer(layer.weight).detach().clone()
+    del made.weight_quantizer, made.input_quantizer
+    plain: nn.Module = made
+    return plain
+
+
+class SearchedBits(Searchable):
+    """A layer whose bits are searched: mixtures of roundings of one weight, and of one input.
+
+    ``y = layer(sum_b theta_b q_b(x); sum_b phi_b q_b(weight))`` (one weight for all widths as in
+    Risso et al. 2022, Channel-wise mixed-precision; thetas as in Wu et al. 2018, Mixed precision
+    quantization by DNAS). Each width has steps of its own. One convolution runs, however many
+    widths there are, and all open widths learn, also where one is sampled.
+
+    Args:
+        layer: of a type in `QUANTIZED`.
+        weight_bits, input_bits: each a number, or an `Elastic` one; several layers may share it.
+        start: of the weights' steps, see `WeightQuantizer`.
+
+    Shape: that of `layer`.
+
+    Example:
+        >>> import nas, torch
+        >>> from nas.quantization.layers import SearchedBits
+        >>> from nas.supernet.elastic import Elastic
+        >>> from torch import nn
+        >>> layer = SearchedBits(nn.Linear(4, 2), Elastic([2, 4, 8]))
+        >>> layer(torch.ones(3, 4)).shape
+        torch.Size([3, 2])
+        >>> nas.discretize(layer, nas.Arch("mine", {"weight_bits": 4})).weight_bits
+        4
+    """
+
+    def __init__(
+        self, layer: nn.Module, weight_bits: Number, input_bits: Number = 8, start: Start = "mse"
+    ) -> None:
+        super().__init__()
+        assert type(layer) in QUANTIZED
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        self.layer, self.weight_bits, self.input_bits = layer, weight_bits, input_bits
+        self.weights = nn.ModuleDict(
+            {str(b): WeightQuantizer(b, weight, start) for b in options_of(weight_bits)}
+        )
+        self.inputs = nn.ModuleDict({str(b): InputQuantizer(b) for b in options_of(input_bits)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.layer.weight
+        assert isinstance(weight, Tensor)
+        x = _mixed(self.input_bits, self.inputs, x)
+        return run_layer(self.layer, x, _mixed(self.weight_bits, self.weights, weight))
+
+    def decisions(self) -> tuple[Decision, ...]:
+        return decided(self.weight_bits, self.input_bits)
+
+    def materialize(self, options: Mapping[Decision, Option]) -> QuantizedLayer:
+        """The plain layer of these bits, with copies of its tensors."""
+        weights = self.weights[str(taken(self.weight_bits, options))]
+        inputs = self.inputs[str(taken(self.input_bits, options))]
+        assert isinstance(weights, WeightQuantizer)
+        assert isinstance(inputs, InputQuantizer)
+        return as_quantized(self.layer, weights, inputs)
+
+
+def _mixed(bits: Number, quantizers: nn.ModuleDict, value: Tensor) -> Tensor:
+    """``sum_b theta_b q_b(value)``; closed widths do not run."""
+    if not isinstance(bits, Elastic):
+        only: Tensor = quantizers[str(bits)](value)
+        return only
+    theta, total = bits.theta, None
+    shares = zip(bits.options, theta.tolist(), bits.open.tolist(), theta, strict=True)
+    for option, known, is_open, share in shares:
+        # A width of theta 0 adds exactly 0 and gives its alpha a gradient, at the price of rounding
+        # a weight once more.
+        if known == 0 and not (is_open and theta.requires_grad and int(bits.open.sum()) > 1):
+            continue
+        term = quantizers[str(option)](value)
+        term = term if known == 1 and not share.requires_grad else share * term
+        total = term if total is None else total + term
+    assert isinstance(total, Tensor)  # relaxations never close every option
+    return total

@@ -1,0 +1,250 @@
+"""Networks and supernets whose layers have few bits, fixed or searched."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from nas.copying import copied
+from nas.decision import Decision
+from nas.errors import UserError
+from nas.inputs import Inputs, run, samples_in
+from nas.quantization.layers import (
+    QUANTIZED,
+    QuantizedLayer,
+    SearchedBits,
+    as_plain,
+    as_quantized,
+)
+from nas.quantization.quantizers import (
+    InputQuantizer,
+    Start,
+    WeightQuantizer,
+    calibrating,
+    check_bits,
+)
+from nas.supernet.elastic import (
+    Elastic,
+    ElasticChannels,
+    ElasticForm,
+    Number,
+)
+
+M = TypeVar("M", bound=nn.Module)
+Bits = int | Sequence[int]
+FLOAT = "float"
+FEWEST = 16  # samples to calibrate with: of fewer, the ranges are those of chance
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Which layers have how many bits. Several widths are searched, one decision for each layer.
+
+    Args:
+        weights, inputs: bits, each one of 2, 4 and 8, or several.
+        first, last: bits of the weights of the first and of the last layer, which many keep at 8;
+            None: as all others.
+        layers: pattern of a path, as ``"blocks.*.shortcut"``, -> bits of the weights, or "float"
+            for no quantisation. The first pattern that matches counts, before `first` and `last`.
+        share: "layer": each layer has bits of its own; "block": all layers of a choice block, of
+            each of its candidates, have the same.
+        start: of the steps, see `nas.quantization.quantizers.WeightQuantizer`.
+
+    Raises:
+        UserError: bits that no format holds.
+    """
+
+    weights: Bits = (2, 4, 8)
+    inputs: Bits = 8
+    first: Bits | None = None
+    last: Bits | None = None
+    layers: Mapping[str, Bits | str] = field(default_factory=dict)
+    share: Literal["layer", "block"] = "layer"
+    start: Start = "mse"
+
+    def __post_init__(self) -> None:
+        given: dict[str, Any] = {key: getattr(self, key) for key in ("weights", "inputs")}
+        given |= {k: getattr(self, k) for k in ("first", "last") if getattr(self, k) is not None}
+        given |= {f"layers[{k!r}]": bits for k, bits in self.layers.items() if bits != FLOAT}
+        for key, bits in given.items():
+            number_of(bits, f"quantize.{key}")
+        for key, known in (("share", ("layer", "block")), ("start", ("mse", "minmax"))):
+            if getattr(self, key) not in known:
+                raise UserError(
+                    f"quantize.{key}={getattr(self, key)!r} is not one of {list(known)}"
+                )
+
+    def weights_of(self, path: str, first: bool, last: bool) -> Bits | None:
+        """Bits of the weights of the layer at `path`; None: it stays as it is."""
+        for pattern, bits in self.layers.items():
+            if fnmatchcase(path, pattern):
+                return None if isinstance(bits, str) else bits
+        if first and self.first is not None:
+            return self.first
+        return self.last if last and self.last is not None else self.weights
+
+
+def number_of(bits: Bits, what: str) -> tuple[int, ...]:
+    """The widths, in ascending order.
+
+    Raises:
+        UserError: none, or one that no format holds.
+    """
+    several = isinstance(bits, Sequence) and not isinstance(bits, str)
+    found = [check_bits(what, b) for b in (bits if several else [bits])]  # type: ignore[union-attr]
+    if not found:
+        raise UserError(f"{what} is empty: give bits, e.g. [2, 4, 8]")
+    return tuple(sorted(set(found)))
+
+
+def quantized(
+    network: M, how: Quantize | None = None, calibration: Iterable[Inputs] | None = None
+) -> M:
+    """A copy of a network, or of a supernet, whose convolutions and linear layers have few bits.
+
+    Where several widths are given they are decisions, beside those that the network has, so that
+    all that acts on decisions (costs, budgets, searches, `nas.discretize`) acts on them. With
+    one width the copy is a plain network, to be trained with rounding.
+
+    Args:
+        network: trained or not; steps start from its weights.
+        how: see `Quantize`; None: weights of 2, 4 or 8 bits, inputs of 8.
+        calibration: batches from which the inputs' ranges are learned; None: they start as those
+            of the first batch that each layer sees.
+
+    Raises:
+        UserError: no layer to quantise, a pattern that matches none, layers of searched width, or
+            fewer than 16 samples to calibrate with.
+
+    Example:
+        >>> import nas
+        >>> from nas.quantization.network import quantized
+        >>> from torch import nn
+        >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> for name, decision in nas.decisions(quantized(network)):
+        ...     print(name, decision.options)
+        0.weight_bits (2, 4, 8)
+        2.weight_bits (2, 4, 8)
+    """
+    made = copied(network)
+    attach(made, how or Quantize())
+    if calibration is not None:
+        calibrate(made, calibration)
+    return made
+
+
+def attach(network: nn.Module, how: Quantize) -> None:
+    """Quantise the layers of `network` in place, see `quantized`."""
+    found = dict(_layers(network))
+    paths = list(found)
+    for pattern in how.layers:
+        if not any(fnmatchcase(path, pattern) for path in paths):
+            raise UserError(
+                f"quantize.layers: no layer is called {pattern!r}; the layers are {_few(paths)}"
+            )
+    made: dict[int, nn.Module] = {}
+    shared: dict[tuple[str, tuple[int, ...]], Number] = {}
+    for place, path in enumerate(paths):
+        bits = how.weights_of(path, place == 0, place == len(paths) - 1)
+        if bits is not None:
+            layer, block = found[path]
+            key = path if block is None or how.share == "layer" else block
+            weights = _shared(shared, f"{key} weights", number_of(bits, "quantize.weights"))
+            inputs = _shared(shared, f"{key} inputs", number_of(how.inputs, "quantize.inputs"))
+            made[id(layer)] = _quantized(layer, weights, inputs, how.start)
+    if not made:
+        raise UserError(
+            f"there is no layer to quantise in {type(network).__name__}: quantise convolutions of "
+            "one or two dimensions and linear layers, of exactly PyTorch's classes"
+        )
+    if id(network) in made:
+        raise UserError(
+            f"the network is one {type(network).__name__}: put it into a module, "
+            "torch.nn.Sequential(network), to quantise it"
+        )
+    for module in list(network.modules()):
+        for name, child in list(module._modules.items()):
+            if id(child) in made:
+                module._modules[name] = made[id(child)]
+
+
+def _shared(known: dict[tuple[str, tuple[int, ...]], Number], key: str, bits: Any) -> Number:
+    if (key, bits) not in known:
+        known[key, bits] = bits[0] if len(bits) == 1 else Elastic(bits)
+    return known[key, bits]
+
+
+def _quantized(layer: nn.Module, weights: Number, inputs: Number, start: Start) -> nn.Module:
+    if isinstance(weights, int) and isinstance(inputs, int):
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        quantizer = WeightQuantizer(weights, weight, start)
+        return as_quantized(layer, quantizer, InputQuantizer(inputs))
+    return SearchedBits(layer, weights, inputs, start)
+
+
+def _layers(network: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str | None]]]:
+    """Path of each layer that can be quantised -> the layer, and the path of its choice block."""
+    blocks: list[str] = []
+    for path, module in network.named_modules():
+        if isinstance(module, ElasticChannels | ElasticForm):
+            raise UserError(
+                f"{path} has searched channels or kernels, whose slices have no steps of their "
+                "own: quantise a space of fixed widths, or the network found"
+            )
+        if isinstance(module, SearchedBits | QuantizedLayer):
+            raise UserError(f"{path} is quantised already")
+        if isinstance(module, Decision) and module.active_if():
+            blocks.append(path)
+        if type(module) in QUANTIZED:
+            around = (block for block in blocks if path.startswith(f"{block}."))
+            yield path, (module, next(around, None))
+
+
+def _few(paths: Sequence[str]) -> str:
+    return ", ".join(paths[:8]) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "")
+
+
+@torch.no_grad()
+def calibrate(network: nn.Module, batches: Iterable[Inputs]) -> None:
+    """Learn the ranges of the inputs of all quantised layers from floating point activations.
+
+    Raises:
+        UserError: fewer than 16 samples.
+    """
+    training, seen = network.training, 0
+    network.eval()
+    with calibrating(network):
+        for batch in batches:
+            seen += samples_in(batch)
+            run(network, batch)
+    network.train(training)
+    if seen < FEWEST:
+        raise UserError(
+            f"calibration has {seen} samples, too few to learn ranges from: give at least {FEWEST}"
+        )
+
+
+def dequantized(network: nn.Module) -> nn.Module:
+    """A copy in floating point: weights are the rounded ones, inputs are not rounded.
+
+    What a runtime without integers computes of it; the same network where nothing is quantised.
+    """
+    memo: dict[int, Any] = {
+        id(module): as_plain(module)
+        for module in network.modules()
+        if isinstance(module, QuantizedLayer)
+    }
+    return copied(network, memo)
+
+
+def bits_of_layers(network: nn.Module) -> dict[str, tuple[int, int]]:
+    """Path of every quantised layer -> bits of its weights and of its input."""
+    return {
+        path: (module.weight_bits, module.input_bits)
+        for path, module in network.named_modules()
+        if isinstance(module, QuantizedLayer)
+    }

@@ -1,0 +1,170 @@
+"""Fake quantisation with learned step sizes: weights per output channel, inputs per tensor.
+
+``q(v) = s * (clamp(round(v / s) + z, low, high) - z)`` (LSQ, Esser et al. 2020, Eq. 1 and 2; with a
+learned zero point z, LSQ+, Bhalgat et al. 2020). Rounding has the gradient of the identity inside
+the range; the step has that of LSQ's Eq. 3, scaled by ``1 / sqrt(n * high)``. Both are kernels of
+PyTorch, those behind ``torch.ao``'s learnable fake quantisation.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import sqrt
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from nas.errors import UserError
+
+BITS = (2, 4, 8)  # widths that a packed row holds without a value across two bytes
+Start = Literal["mse", "minmax"]
+
+_SMALLEST = 1e-12  # step: at 0 its reciprocal would be infinite
+_FRACTIONS = 40  # steps that the start "mse" tries, evenly spread up to that of "minmax"
+
+
+def check_bits(what: str, bits: object) -> int:
+    """`bits` itself.
+
+    Raises:
+        UserError: no format holds so many; `what` begins the message.
+    """
+    if isinstance(bits, bool) or bits not in BITS:
+        raise UserError(
+            f"{what}: bits={bits!r} is not one of {list(BITS)}, which integer formats hold"
+        )
+    return int(str(bits))
+
+
+def levels(bits: int) -> int:
+    """The largest weight in steps. The range is symmetric: 2 bits are -1, 0 and 1."""
+    return int(2 ** (bits - 1) - 1)
+
+
+class WeightQuantizer(nn.Module):
+    """Rounds a weight to ``-levels(bits) ... levels(bits)`` steps, one step per output channel.
+
+    The range is symmetric, so that the sign of a folded BatchNorm's scale changes no level.
+
+    Args:
+        bits: one of `BITS`.
+        weight: ``(C_out, ...)``, from which the steps start.
+        start: "minmax": the largest weight of a channel is the largest level; "mse": of 40
+            steps up to that one, each channel takes that of the least squared error.
+
+    Shapes: step ``(C_out,)``; ``(C_out, ...) -> (C_out, ...)``.
+    """
+
+    def __init__(self, bits: int, weight: Tensor, start: Start = "mse") -> None:
+        super().__init__()
+        self.bits, self.calibrating = bits, False
+        self.step = nn.Parameter(first_step(weight.detach(), bits, start))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        # Costs are read on tensors without memory: runtimes round where they write, at no cost.
+        if self.calibrating or weight.is_meta:
+            return weight
+        top = levels(self.bits)
+        size = positive(self.step)
+        # One gradient per step: LSQ's n is the number of weights that it rounds.
+        scale = 1 / sqrt(max(1, weight[0].numel()) * top)
+        y: Tensor = torch._fake_quantize_learnable_per_channel_affine(
+            weight, size, torch.zeros_like(size), 0, -top, top, scale
+        )
+        return y
+
+    @torch.no_grad()
+    def integers(self, weight: Tensor) -> Tensor:
+        """The levels that `weight` is rounded to, int8 ``(C_out, ...)``."""
+        top = levels(self.bits)
+        # The kernel multiplies by the reciprocal, which rounds otherwise than a division.
+        inverse = positive(self.step).reciprocal().view(-1, *[1] * (weight.ndim - 1))
+        return (weight * inverse).round().clamp(-top, top).to(torch.int8)
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}"
+
+
+class InputQuantizer(nn.Module):
+    """Rounds an activation to ``2 ** bits`` levels between a smallest and a largest value.
+
+    The range holds 0 exactly, which padding needs. It starts as that of the first batch seen, or
+    of several, see `calibrating`.
+
+    Args:
+        bits: one of `BITS`.
+
+    Shapes: step ``()``, 0 until a batch was seen; zero ``()``, the level of 0.
+    """
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits, self.calibrating = bits, False
+        self.step, self.zero = (nn.Parameter(torch.zeros(())) for _ in range(2))
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """The smallest and the largest level."""
+        return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_meta:
+            return x
+        if self.calibrating or not bool(self.step):
+            self.observe(x.detach())
+        if self.calibrating:
+            return x
+        low, high = self.range
+        scale = 1 / sqrt(max(1, x[:1].numel()) * high)
+        step, zero = (t.to(x.dtype).view(1) for t in (positive(self.step), self.zero))
+        y: Tensor = torch._fake_quantize_learnable_per_tensor_affine(
+            x, step, zero, low, high, scale
+        )
+        return y
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Widen the range to that of `x`."""
+        low, high = self.range
+        least, most = (low - self.zero) * self.step, (high - self.zero) * self.step
+        least, most = torch.minimum(least, x.amin().to(least)), torch.maximum(most, x.amax())
+        self.step.copy_(((most - least) / (high - low)).clamp_min(_SMALLEST))
+        self.zero.copy_((low - least / self.step).round().clamp(low, high))
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}"
+
+
+def positive(step: Tensor) -> Tensor:
+    """The step as it is used: training may carry it across 0."""
+    return step.abs().clamp_min(_SMALLEST)
+
+
+def first_step(weight: Tensor, bits: int, start: Start) -> Tensor:
+    """Steps ``(C_out,)`` to start with, see `WeightQuantizer`."""
+    top, rows = levels(bits), weight.flatten(1).float()
+    most = (rows.abs().amax(1) / top).clamp_min(_SMALLEST)
+    if start == "minmax":
+        return most
+    tried = torch.arange(1, _FRACTIONS + 1, device=weight.device) / _FRACTIONS
+    errors = []
+    for fraction in tried:
+        step = (most * fraction)[:, None]
+        errors.append(((rows / step).round().clamp(-top, top) * step - rows).square().sum(1))
+    return most * tried[torch.stack(errors).argmin(0)]
+
+
+@contextmanager
+def calibrating(network: nn.Module) -> Iterator[None]:
+    """Learn the ranges of all inputs anew from what runs inside, in floating point."""
+    found = [m for m in network.modules() if isinstance(m, InputQuantizer | WeightQuantizer)]
+    for module in found:
+        module.calibrating = True
+        if isinstance(module, InputQuantizer):
+            nn.init.zeros_(module.step)
+            nn.init.zeros_(module.zero)
+    try:
+        yield
+    finally:
+        for module in found:
+            module.calibrating = False

@@ -1,0 +1,339 @@
+"""Bits as decisions: rounding, mixtures, exact costs, and what a packed network holds."""
+
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.testing import assert_close
+
+import nas
+from nas.cost.analytic import Size
+from nas.cost.device import Energy, Roofline, load
+from nas.cost.memory import PeakMemory
+from nas.decision import apply, decisions, free, resample
+from nas.discretization import discretize
+from nas.errors import UserError
+from nas.quantization.folding import folded
+from nas.quantization.layers import QuantizedLayer
+from nas.quantization.network import Quantize, bits_of_layers, calibrate, dequantized, quantized
+from nas.quantization.packing import pack, packed_bytes, packed_tensors, unpack
+from nas.quantization.quantizers import BITS, InputQuantizer, WeightQuantizer, levels
+from nas.selection import select
+from nas.supernet.relax import softmax, straight_through
+
+SHAPE = (3, 6, 6)
+
+
+def network(seed: int = 0, groups: int = 1) -> nn.Module:
+    """Convolutions with and without BatchNorm and bias, and a linear layer, with statistics."""
+    torch.manual_seed(seed)
+    made = nn.Sequential(
+        nn.Conv2d(3, 5, 3, padding=1, bias=False),
+        nn.BatchNorm2d(5),
+        nn.ReLU(),
+        nas.ChoiceBlock({"wide": nn.Conv2d(5, 5, 3, padding=1), "none": nn.Identity()}),
+        nn.Conv2d(5, 10, 3, groups=5 if groups > 1 else 1),
+        nn.BatchNorm2d(10),
+        nn.Flatten(),
+        nn.Linear(160, 3),
+    )
+    for norm in (made[1], made[5]):
+        nn.init.uniform_(norm.running_mean, -1, 1)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+        nn.init.uniform_(norm.weight, -1, 1)
+    return made.eval()
+
+
+def searched(**how: object) -> nn.Module:
+    made = quantized(network(), Quantize(**how))
+    calibrate(made, [torch.randn(16, *SHAPE)])
+    return made
+
+
+def archs(model: nn.Module) -> list[nas.Arch]:
+    own = dict(decisions(model))
+    options = product(*(decision.options for decision in own.values()))
+    return [nas.Arch("Sequential", dict(zip(own, taken, strict=True))) for taken in options]
+
+
+weights = st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(0, 2**16))
+
+
+@given(weights, st.sampled_from(BITS), st.sampled_from(["mse", "minmax"]))
+def test_a_weight_is_its_levels_times_its_step(drawn, bits, start):
+    outs, inputs, seed = drawn
+    weight = torch.randn(outs, inputs, 2, generator=torch.Generator().manual_seed(seed))
+    quantizer = WeightQuantizer(bits, weight, start)
+    whole = quantizer.integers(weight)
+    assert whole.abs().max() <= levels(bits)
+    assert torch.equal(whole * quantizer.step.view(-1, 1, 1), quantizer(weight))
+
+
+@given(weights, st.sampled_from(BITS))
+def test_the_mse_start_is_no_worse_than_that_of_the_range(drawn, bits):
+    outs, inputs, seed = drawn
+    weight = torch.randn(outs, inputs, generator=torch.Generator().manual_seed(seed))
+    errors = [
+        (WeightQuantizer(bits, weight, start)(weight) - weight).square().sum(1)
+        for start in ("mse", "minmax")
+    ]
+    assert (errors[0] <= errors[1] * (1 + 1e-5) + 1e-12).all()
+
+
+@given(st.integers(0, 2**16), st.floats(-3, 3), st.sampled_from([4, 8]))
+def test_an_input_within_the_range_is_off_by_half_a_step_and_zero_by_nothing(seed, shift, bits):
+    x = torch.randn(50, generator=torch.Generator().manual_seed(seed)) + shift
+    quantizer = InputQuantizer(bits)
+    rounded = quantizer(x)  # the first batch sets the range
+    # Half a step, and as much at an end of the range, as the level of 0 is a whole number.
+    assert (rounded - x).abs().max() <= 1.001 * quantizer.step
+    assert quantizer(torch.zeros(3)).abs().max() == 0
+
+
+def test_gradients_are_those_of_the_identity_inside_and_of_lsq_for_the_step():
+    weight = torch.tensor([[0.26, -0.9]], requires_grad=True)
+    quantizer = WeightQuantizer(4, weight, "minmax")
+    with torch.no_grad():
+        quantizer.step.fill_(0.1)
+    quantizer(weight).sum().backward()
+    assert weight.grad.tolist() == [[1.0, 0.0]]
+    # Eq. 3 of LSQ: round(2.6) - 2.6 inside, -7 below the range; scaled by 1 / sqrt(2 * 7).
+    assert_close(quantizer.step.grad, torch.tensor([(3 - 2.6 - 7) / 14**0.5]), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("relax", [softmax, straight_through])
+def test_one_hot_bits_are_the_plain_layer_exactly(relax):
+    model = searched(weights=(2, 4, 8), inputs=(4, 8))
+    for _, decision in decisions(model):
+        decision.relax = relax
+    x = torch.randn(2, *SHAPE)
+    for arch in archs(model)[::37]:
+        plain = discretize(model, arch)
+        apply(model, arch)
+        assert torch.equal(model(x), plain(x))
+        assert not any(decisions(plain))
+        assert all(
+            arch.choices[f"{path}.weight_bits"] == bits[0]
+            for path, bits in bits_of_layers(plain).items()
+            if f"{path}.weight_bits" in arch.choices
+        )
+
+
+def test_every_open_width_learns_from_a_hard_sample():
+    model = searched(weights=(2, 4, 8))
+    for _, decision in decisions(model):
+        decision.relax, decision.gumbel = straight_through, True
+    resample(model, torch.Generator().manual_seed(0))
+    model(torch.randn(4, *SHAPE)).square().sum().backward()
+    for name, decision in decisions(model):
+        if name.endswith("bits") and "candidates" not in name:
+            assert (decision.alpha.grad != 0).all(), name
+    steps = [m.step for m in model.modules() if isinstance(m, InputQuantizer)]
+    assert all(step.grad is not None for step in steps[:1])
+
+
+def test_the_size_at_one_hot_is_the_bytes_of_the_packed_network():
+    model = searched(weights=(2, 4, 8), inputs=(4, 8), last=8)
+    cost = nas.ExpectedCost(model, Size(fold_norm=True), SHAPE)
+    for arch in archs(model)[::13]:
+        apply(model, arch)
+        stored = sum(map(len, packed_tensors(folded(discretize(model, arch))).values()))
+        assert cost().item() == cost.of(arch.choices) == stored
+
+
+def test_the_expected_size_is_the_mean_over_all_networks():
+    model = searched(weights=(2, 4, 8))
+    for _, decision in decisions(model):
+        nn.init.normal_(decision.alpha)
+    cost, own = nas.ExpectedCost(model, Size(fold_norm=True), SHAPE), dict(decisions(model))
+    mean = 0.0
+    for arch in archs(model):
+        taken = [own[name].options.index(option) for name, option in arch.choices.items()]
+        thetas = [own[name].theta[k] for name, k in zip(arch.choices, taken, strict=True)]
+        stored = packed_tensors(folded(discretize(model, arch)))
+        mean += float(torch.stack(thetas).detach().prod()) * sum(map(len, stored.values()))
+    assert cost().item() == pytest.approx(mean, rel=1e-6)
+
+
+def test_a_budget_over_bits_is_met_exactly_by_the_best_architecture():
+    model = searched(weights=(2, 4, 8))
+    for _, decision in decisions(model):
+        nn.init.normal_(decision.alpha)
+    cost = nas.ExpectedCost(model, Size(fold_norm=True), SHAPE)
+    log_p = {name: d.alpha.detach().log_softmax(-1) for name, d in decisions(model)}
+    own = dict(decisions(model))
+
+    def score(arch: nas.Arch) -> float:
+        return sum(float(log_p[n][own[n].options.index(o)]) for n, o in arch.choices.items())
+
+    sizes = {arch: cost.of(arch.choices) for arch in archs(model)}
+    for bound in (min(sizes.values()), 1000.0, 1100.0, 1300.0):
+        best = max((a for a, size in sizes.items() if size <= bound), key=score)
+        found = select(model, "Sequential", {"size": cost}, {"size": bound})
+        assert score(found) == pytest.approx(score(best))
+        assert sizes[found] <= bound
+
+
+def test_device_costs_price_the_bits_of_each_layer():
+    model, device = searched(weights=(2, 8), inputs=(4, 8)), load("cortex_m7")
+    few, many = archs(model)[0], archs(model)[-1]
+    for kind in (Roofline(device), Energy(device)):
+        cost = nas.ExpectedCost(model, kind, SHAPE)
+        cheap, dear = cost.of(few.choices), cost.of({**many.choices, **_blocks(few)})
+        assert cheap < dear if isinstance(kind, Energy) else cheap <= dear  # bound by arithmetic
+        plain = nas.ExpectedCost(discretize(model, many), kind, SHAPE)()
+        usual = nas.ExpectedCost(
+            discretize(network(), nas.Arch("Sequential", _blocks(many))), kind, SHAPE
+        )()
+        assert plain.item() == usual.item() == cost.of(many.choices)  # the device's own 8 bits
+
+
+def _blocks(arch: nas.Arch) -> dict[str, object]:
+    return {name: option for name, option in arch.choices.items() if "bits" not in name}
+
+
+def test_rounding_takes_no_memory_and_weights_that_of_their_bits():
+    model = searched(weights=(2, 4, 8))
+    for arch in archs(model)[::17]:
+        plain = discretize(model, arch)
+        bare = discretize(network(), nas.Arch("Sequential", _blocks(arch)))
+        here, there = (PeakMemory().expected(m, SHAPE)().item() for m in (plain, bare))
+        assert here == there
+        whole = PeakMemory(weights=True).expected(model, SHAPE)
+        weights = sum(
+            packed_bytes(len(m.weight), m.weight.numel(), m.weight_bits) - 4 * m.weight.numel()
+            for m in plain.modules()
+            if isinstance(m, QuantizedLayer)
+        )
+        params = sum(p.numel() for p in plain.parameters())
+        assert whole.of(arch.choices) == here + 4 * params + weights
+
+
+@given(weights, st.sampled_from(BITS))
+def test_packing_is_undone_by_unpacking(drawn, bits):
+    outs, inputs, seed = drawn
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1)
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randint(low, high, (outs, inputs, 3), generator=generator)
+    content = pack(values, bits)
+    assert len(content) == packed_bytes(outs, values.numel(), bits)
+    assert torch.equal(unpack(content, tuple(values.shape), bits), values.to(torch.int8))
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 2**16), st.sampled_from(BITS), st.booleans())
+def test_folding_keeps_what_is_computed_and_every_level(seed, bits, grouped):
+    plain = discretize(network(seed, 5 if grouped else 1))
+    made = quantized(plain, Quantize(weights=bits))
+    x = torch.randn(16, *SHAPE)
+    calibrate(made, [x])
+    small = folded(made)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in small.modules())
+    assert_close(small(x), made(x), rtol=1e-3, atol=1e-2)
+    for path, layer in made.named_modules():
+        if isinstance(layer, QuantizedLayer):
+            other = small.get_submodule(path)
+            assert isinstance(other, QuantizedLayer)
+            before = layer.weight_quantizer.integers(layer.weight)
+            after = other.weight_quantizer.integers(other.weight)
+            assert torch.equal(before.abs(), after.abs())
+
+
+def test_the_float_copy_has_the_rounded_weights_and_plain_layers():
+    plain = discretize(searched(weights=(2, 4, 8)))
+    made = dequantized(plain)
+    assert type(made[0]) is nn.Conv2d
+    assert torch.equal(made[0].weight, plain[0].weight_quantizer(plain[0].weight))
+    assert not any(isinstance(m, QuantizedLayer) for m in made.modules())
+
+
+def test_patterns_first_and_last_say_which_layers_have_which_bits():
+    how = Quantize(weights=4, first=8, last=(4, 8), layers={"3.*": "float", "4": 2})
+    model = quantized(network(), how)
+    assert [n for n, _ in decisions(model)] == ["3", "7.weight_bits"]
+    found = bits_of_layers(discretize(model))
+    assert {path: bits[0] for path, bits in found.items()} == {"0": 8, "4": 2, "7": 4}
+
+
+def test_the_layers_of_a_block_may_share_their_bits():
+    block = nas.ChoiceBlock({str(i): nn.Sequential(nn.Conv2d(3, 3, 1)) for i in range(3)})
+    model = quantized(nn.Sequential(block, nn.Conv2d(3, 1, 1)), Quantize(share="block"))
+    assert len(dict(decisions(model))) == 3
+
+
+def test_quantising_leaves_the_network_as_it_is_and_draws_nothing():
+    plain = discretize(network())
+    before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+    state = torch.get_rng_state()
+    quantized(plain, calibration=[torch.zeros(16, *SHAPE)])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[name], x) for name, x in plain.state_dict().items())
+
+
+REFUSED = {
+    "bits of no format": (lambda: Quantize(weights=(3, 8)), "bits=3 is not one of"),
+    "a truth value": (lambda: Quantize(inputs=True), "is not one of"),
+    "no bits": (lambda: Quantize(weights=()), "is empty"),
+    "bits of a pattern": (lambda: Quantize(layers={"a": 5}), "quantize.layers"),
+    "a text": (lambda: Quantize(layers={"a": "int8"}), "quantize.layers"),
+    "a start": (lambda: Quantize(start="best"), "quantize.start"),
+    "a share": (lambda: Quantize(share="net"), "quantize.share"),
+    "no layer": (lambda: quantized(nn.Sequential(nn.ReLU())), "no layer to quantise"),
+    "all in float": (
+        lambda: quantized(network(), Quantize(layers={"*": "float"})),
+        "no layer to quantise",
+    ),
+    "a pattern of nothing": (
+        lambda: quantized(network(), Quantize(layers={"conv9": 8})),
+        "no layer is called 'conv9'",
+    ),
+    "one layer alone": (lambda: quantized(nn.Linear(3, 2)), "torch.nn.Sequential"),
+    "twice": (lambda: quantized(quantized(network())), "quantised already"),
+    "searched widths": (
+        lambda: quantized(nn.Sequential(nas.build_op("elastic_k5_e6", 8, 8))),
+        "searched channels or kernels",
+    ),
+    "few samples": (
+        lambda: quantized(network(), calibration=[torch.zeros(3, *SHAPE)]),
+        "3 samples, too few",
+    ),
+    "packing of 3 bits": (lambda: pack(torch.zeros(1, 1), 3), "bits=3"),
+    "packing of large values": (lambda: pack(torch.tensor([[9]]), 4), "4 bits hold -8 to 7"),
+    "unpacking of a part": (lambda: unpack(b"1", (2, 3), 8), "6 bytes, and there are 1"),
+    "packing of a norm": (
+        lambda: packed_tensors(discretize(network())),
+        "is a BatchNorm: fold it first",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_is_refused_in_one_line(case):
+    attempt, expected = REFUSED[case]
+    with pytest.raises(UserError) as caught:
+        attempt()
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_staged_space_has_bits_beside_its_operations():
+    from nas.spaces.staged import StagedSpace
+
+    stages = [{"ops": ["conv_k3", "identity"], "channels": 4}]
+    how = {"weights": [2, 8], "first": 8, "last": 8}
+    space = StagedSpace(SHAPE, 3, stages, stem={"channels": 4}, quantize=how)
+    assert {n: d.options for n, d in decisions(space)} == {
+        "blocks.s0b0": ("conv_k3", "identity"),
+        "blocks.s0b0.candidates.conv_k3.0.weight_bits": (2, 8),
+    }
+    cost = nas.ExpectedCost(space, Size(fold_norm=True), SHAPE)
+    space(torch.randn(4, *SHAPE))
+    for arch in archs(space):
+        arch = nas.Arch("staged", arch.choices)
+        apply(space, arch)
+        stored = packed_tensors(folded(discretize(space, arch)))
+        assert cost().item() == sum(map(len, stored.values()))
+    free(space)
