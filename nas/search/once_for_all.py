@@ -24,7 +24,7 @@ from nas.tasks import Task
 from nas.train import Batch, OptimizerFactory, warmup_cosine
 
 PHASES = "search.phases"
-KINDS = ("kernel", "depth", "expand", "channels", "resolution", "ops")
+KINDS = ("kernel", "dilation", "depth", "expand", "channels", "resolution", "ops")
 
 
 @checked(PHASES)

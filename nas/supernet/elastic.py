@@ -15,7 +15,7 @@ alone move those alphas.
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,7 @@ class Elastic(RelaxedDecision):
     """
 
     ordered = True
+    falling: ClassVar[bool] = False  # the smallest network has the largest number: a dilation
     options: tuple[int, ...]
 
     def __init__(
@@ -46,10 +47,16 @@ class Elastic(RelaxedDecision):
     ) -> None:
         numbers = tuple(options)
         whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers)
-        if len(numbers) < 2 or not whole or list(numbers) != sorted(set(numbers)):
+        order = sorted(set(numbers), reverse=self.falling) if whole else []
+        if len(numbers) < 2 or not whole or list(numbers) != order:
             raise UserError(
-                f"an elastic number needs at least two whole numbers in ascending order, "
-                f"e.g. [3, 5, 7], got {list(options)}"
+                "an elastic number needs at least two whole numbers in "
+                + (
+                    "falling order, e.g. [4, 2, 1]"
+                    if self.falling
+                    else "ascending order, e.g. [3, 5, 7]"
+                )
+                + f", got {list(options)}"
             )
         super().__init__(numbers, relax, gumbel)
 

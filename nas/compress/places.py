@@ -1,0 +1,115 @@
+"""Where in a network something may be searched: which modules, by name and type, and swapping."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from nas.arch import Option
+from nas.decision import Searchable
+from nas.supernet.choice import ChoiceBlock
+
+GIVEN = "given"  # the option that keeps the module of the user's network
+
+
+class Place(NamedTuple):
+    """A module of the network that was given, and its name in there."""
+
+    name: str
+    module: nn.Module
+
+
+class Finding(NamedTuple):
+    """What may be searched of one module, or why it cannot."""
+
+    name: str
+    module: nn.Module
+    kind: str
+    options: tuple[Option, ...]
+    why_not: str | None = None
+
+
+@dataclass(frozen=True)
+class Where:
+    """Modules chosen by name and type.
+
+    Args:
+        include, exclude: patterns of names (`fnmatch`: ``*`` stands for anything, dots too).
+        types: names of classes, of the module or of a base class of it; none: any.
+
+    Example:
+        >>> from torch import nn
+        >>> rule = Where(include=["layer?.*"], exclude=["*.conv2"], types=["Conv2d"])
+        >>> conv = nn.Conv2d(3, 8, 3)
+        >>> [rule.takes(name, conv) for name in ("layer1.0.conv1", "layer1.0.conv2", "conv1")]
+        [True, False, False]
+    """
+
+    include: Sequence[str] = ("*",)
+    exclude: Sequence[str] = ()
+    types: Sequence[str] = ()
+
+    def takes(self, name: str, module: nn.Module) -> bool:
+        """Whether the module of that name is one of them."""
+        return (
+            any(fnmatchcase(name, pattern) for pattern in self.include)
+            and not any(fnmatchcase(name, pattern) for pattern in self.exclude)
+            and (not self.types or any(c.__name__ in self.types for c in type(module).__mro__))
+        )
+
+    @property
+    def named(self) -> bool:
+        """Whether it names modules, instead of taking all."""
+        return "*" not in self.include
+
+
+def places(model: nn.Module) -> Iterator[Place]:
+    """Every module that may be swapped, once, by its name in the network that was given.
+
+    What is searched already is left alone, but for the given module among its options.
+    """
+    seen: set[nn.Module] = set()
+
+    def walk(name: str, module: nn.Module) -> Iterator[Place]:
+        if module in seen:
+            return
+        seen.add(module)
+        if isinstance(module, ChoiceBlock) and GIVEN in module.options:
+            yield from walk(name, module.candidates[GIVEN])
+        elif not isinstance(module, Searchable):
+            yield Place(name, module)
+            for key, child in module.named_children():
+                yield from walk(f"{name}.{key}".lstrip("."), child)
+
+    yield from walk("", model)
+
+
+def swapped(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """`model` with other modules in the place of some of its own, wherever they stand; in place.
+
+    A module may hold the one whose place it takes.
+    """
+    spots = [
+        (parent, key, child)
+        for parent in model.modules()
+        for key, child in parent._modules.items()
+        if child is not None and child in swaps and parent not in swaps.values()
+    ]
+    for parent, key, child in spots:
+        parent._modules[key] = swaps[child].train(child.training)
+    return swaps.get(model, model)
+
+
+def computed(module: nn.Module) -> str | None:
+    """Why the weights of a layer are no parameters of it; None: they are."""
+    if parametrize.is_parametrized(module):
+        return (
+            "its weight is parametrized: remove it by "
+            "torch.nn.utils.parametrize.remove_parametrizations"
+        )
+    if not isinstance(getattr(module, "weight", None), nn.Parameter):
+        return "its weight is computed before each call (weight_norm, prune): make it a parameter"
+    return None
