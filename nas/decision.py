@@ -17,6 +17,8 @@ _STATE = ("alpha", "noise", "tau", "open")
 class Searchable(nn.Module):
     """A module that becomes another plain module for each combination of its decisions' options."""
 
+    channel_dim = 1  # the dimension of its input that `in_channels_used` speaks of
+
     def decisions(self) -> Sequence["Decision"]:
         """The decisions whose options determine the plain module, each once."""
         raise NotImplementedError

@@ -152,8 +152,11 @@ class Unrolled(nn.Module):
     stands behind is seen at the largest shape, up to the next searchable module.
     """
 
-    def __init__(self, variants: Sequence[tuple[Condition, nn.Module, int | None]]) -> None:
+    def __init__(
+        self, variants: Sequence[tuple[Condition, nn.Module, int | None]], dim: int = 1
+    ) -> None:
         super().__init__()
+        self.dim = dim  # of the channels of the input
         self.conditions = [condition for condition, _, _ in variants]
         self.channels = [channels for _, _, channels in variants]
         self.candidates = nn.ModuleDict()
@@ -162,13 +165,16 @@ class Unrolled(nn.Module):
             self.candidates[f"{i}_{label}"] = module
 
     def forward(self, x: Tensor) -> Tensor:
-        outs = [
-            variant(x if channels is None or channels == x.shape[1] else x[:, :channels])
-            for channels, variant in zip(self.channels, self.candidates.values(), strict=True)
-        ]
+        found = zip(self.channels, self.candidates.values(), strict=True)
+        outs = [variant(self._used(x, channels)) for channels, variant in found]
         shape = [max(sizes) for sizes in zip(*(out.shape for out in outs), strict=True)]
         # Of no tensor: recorders would take an operator on an output for a reader of it.
         return torch.zeros(shape, dtype=outs[0].dtype, device=outs[0].device)
+
+    def _used(self, x: Tensor, channels: int | None) -> Tensor:
+        if channels is None or channels == x.shape[self.dim]:
+            return x
+        return x.narrow(self.dim, 0, channels)
 
 
 @dataclass(frozen=True)
@@ -204,7 +210,9 @@ def unroll(model: nn.Module) -> tuple[nn.Module, list[ChoiceNode]]:
 def _unrolled(module: nn.Module, names: Mapping[Decision, str], memo: dict[int, Any]) -> Any:
     for searchable in _unrollable(module):
         if id(searchable) not in memo:
-            memo[id(searchable)] = Unrolled(list(_variants(searchable, names, memo)))
+            memo[id(searchable)] = Unrolled(
+                list(_variants(searchable, names, memo)), searchable.channel_dim
+            )
     return copied(module, memo)
 
 

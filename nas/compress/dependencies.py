@@ -1,0 +1,184 @@
+"""Which channels of a network must go together, found by running it once without memory."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from nas.compress.atoms import FIXED, Places
+from nas.compress.operators import Labels, follow
+from nas.cost.dry_run import Inputs, dry_run
+from nas.cost.operators import run_operator
+from nas.inputs import run
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A dimension of a tensor of a layer, of which a group's units take parts.
+
+    Attributes:
+        layer: path of the module.
+        tensor: name of its parameter or buffer.
+        units: for each index along the dimension the unit that it goes with, FIXED: it stays.
+        reads: a product of the layer sums over it; else the layer makes it, or passes it on.
+    """
+
+    layer: str
+    tensor: str
+    dim: int
+    units: Places
+    reads: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units of channels that are cut in the same tensors: any of them may go, in any order.
+
+    Attributes:
+        cuts: the dimensions that they are cut from.
+        units: how many there are.
+        why: the reason why all of them stay; None: they need not.
+    """
+
+    cuts: tuple[Cut, ...]
+    units: int
+    why: str | None
+
+    @property
+    def makers(self) -> tuple[str, ...]:
+        """The layers that make these channels, or pass them on."""
+        return tuple(dict.fromkeys(cut.layer for cut in self.cuts if not cut.reads))
+
+    @property
+    def width(self) -> int:
+        """Channels of a unit, as the layer that makes them counts."""
+        own = [cut for cut in self.cuts if not cut.reads] or self.cuts
+        return int((own[0].units == own[0].units[own[0].units >= 0][0]).sum())
+
+
+def groups_of(model: nn.Module, inputs: Inputs) -> list[Group]:
+    """The groups of channels of `model`, in the order of its modules.
+
+    Raises:
+        UserError: the forward pass fails.
+    """
+    found: list[Group] = dry_run(model, inputs, _analysed)
+    return found
+
+
+class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, labels: Labels) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.labels = labels
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = run_operator(func, args, kwargs or {})
+        follow(self.labels, func, args, kwargs or {}, out)
+        return out
+
+
+def _analysed(model: nn.Module, inputs: Inputs) -> list[Group]:
+    labels, owners = Labels(), _owners(model)
+    atoms: dict[tuple[str, str, int], Places] = {}
+    for (path, name), (tensor, why) in owners.items():
+        # Kernels are no channels.
+        rank = 2 if isinstance(model.get_submodule(path), _ConvNd) else tensor.ndim
+        sizes = enumerate(tensor.shape[:rank])
+        dims = {d: labels.atoms.new(size) for d, size in sizes if size > 1}
+        atoms |= {(path, name, d): places for d, places in dims.items()}
+        labels.give(tensor, dims)
+        for places in dims.values():
+            if why is not None:
+                labels.atoms.fix(places, why)
+    model.eval()
+    _run(model, inputs, labels)
+    return list(_grouped(labels, atoms))
+
+
+def _owners(model: nn.Module) -> dict[tuple[str, str], tuple[Tensor, str | None]]:
+    """Path and name of each tensor, once, and why it must stay whole."""
+    found: dict[tuple[str, str], tuple[Tensor, str | None]] = {}
+    first: dict[int, tuple[str, str]] = {}
+    for path, module in model.named_modules():
+        inner = any(True for child in module.children() for _ in _tensors(child, True))
+        for name, tensor in _tensors(module, False):
+            key = (path, name)
+            why = None
+            if inner:
+                why = f"{'.'.join(filter(None, key))} is held by no layer"
+            elif id(tensor) in first:
+                other = first[id(tensor)]
+                why = f"{'.'.join(key)} and {'.'.join(other)} are one tensor"
+                found[other] = tensor, why
+                continue
+            first[id(tensor)] = key
+            found[key] = tensor, why
+    return found
+
+
+def _tensors(module: nn.Module, recurse: bool) -> Iterator[tuple[str, Tensor]]:
+    return chain(module.named_parameters(recurse=recurse), module.named_buffers(recurse=recurse))
+
+
+def _run(model: nn.Module, inputs: Inputs, labels: Labels) -> None:
+    paths: list[str] = []
+
+    def enter(path: str) -> Any:
+        def hook(*_: Any) -> None:
+            paths.append(path)
+            labels.where = path
+
+        return hook
+
+    def leave(*_: Any) -> None:
+        paths.pop()
+        labels.where = paths[-1] if paths else ""
+
+    labels.mark([x for x in tree_leaves(inputs) if isinstance(x, Tensor)])
+    with ExitStack() as stack, torch.no_grad():
+        for path, module in model.named_modules():
+            for handle in (
+                module.register_forward_pre_hook(enter(path)),
+                module.register_forward_hook(leave),
+            ):
+                stack.callback(handle.remove)
+        stack.enter_context(_Following(labels))
+        out = run(model, inputs)
+    for x in tree_leaves(out):
+        labels.fix(x, None, "the outputs are fixed")
+
+
+def _grouped(labels: Labels, atoms: Mapping[tuple[str, str, int], Places]) -> Iterator[Group]:
+    """Units that are cut from the same dimensions, equally often from each."""
+    units, reasons = labels.atoms.units()
+    read = set(np.concatenate([np.zeros(0, np.int64), *labels.read]).tolist())
+    touched: dict[int, list[tuple[int, int]]] = defaultdict(list)  # unit -> dimensions, how often
+    keys = list(atoms)
+    for index, key in enumerate(keys):
+        for unit, count in zip(*np.unique(units[atoms[key]], return_counts=True), strict=True):
+            touched[int(unit)].append((index, int(count)))
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for unit, dims in touched.items():
+        alike[tuple(dims), reasons[unit]].append(unit)
+    for (dims, why), members in alike.items():
+        number = np.full(len(reasons), FIXED)
+        number[sorted(members)] = np.arange(len(members))
+        cuts = []
+        for index, _ in dims:
+            (layer, tensor, dim), places = keys[index], atoms[keys[index]]
+            reads = bool(read & set(places.tolist()))
+            cuts.append(Cut(layer, tensor, dim, number[units[places]], reads))
+        if why is None and len(members) == 1:
+            why = "all of these channels go together"
+        yield Group(tuple(cuts), len(members), why)

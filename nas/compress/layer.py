@@ -1,0 +1,281 @@
+"""A layer of the user's own class whose channels are searched."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from nas.arch import Option
+from nas.compress.atoms import Places
+from nas.decision import Decision, Searchable
+from nas.supernet.elastic import Elastic, weighted
+
+_CACHES = ("_kept", "_places")  # attributes of a layer that are made anew where they are missing
+
+
+class Width(Elastic):
+    """How many channels of some layers there are, and in which order they come.
+
+    Options are numbers of channels. Of several groups of channels that are decided together they
+    count the largest one's; the others keep the same share.
+
+    Args:
+        options: ascending; the last keeps everything.
+        first: for each unit the index of the first option that keeps it ``(units,)``.
+    """
+
+    first: Tensor  # a buffer, so that a checkpoint holds the order
+
+    def __init__(self, options: Sequence[int], first: Tensor) -> None:
+        super().__init__(options)
+        self.register_buffer("first", first)
+
+    def present(self, theta: Tensor) -> Tensor:
+        """The probability that each unit is there ``(units,)``, and 1 as one more entry."""
+        steps = torch.arange(len(theta), device=theta.device)[:, None]
+        there = theta @ (steps >= self.first).to(theta)
+        return torch.cat([there, there.new_ones(1)])
+
+
+@dataclass(frozen=True)
+class Slicing:
+    """How a width cuts one dimension of one tensor of a layer.
+
+    Attributes:
+        tensor: name of the parameter or buffer.
+        width: name of the decision in the layer.
+        units: for each index the unit of the width, -1: it stays.
+        counts: how many indices stay under each option.
+        reads: the layer sums over this dimension.
+    """
+
+    tensor: str
+    dim: int
+    width: str
+    units: Places
+    counts: tuple[int, ...]
+    reads: bool
+
+
+class SearchedLayer(Searchable):
+    """Mixed into the class of a layer: its forward pass runs on a part of its tensors.
+
+    Which part is determined by its widths; under a soft theta by the largest open option, and the
+    weights that read a channel are multiplied by the probability that it is there. See `searched`.
+    """
+
+    plain: ClassVar[type[nn.Module]]
+    slicings: tuple[Slicing, ...]
+    widths: tuple[str, ...]
+
+    def decisions(self) -> tuple[Decision, ...]:
+        return tuple(self._width(name) for name in self.widths)
+
+    def _width(self, name: str) -> Width:
+        return cast(Width, self._modules[name])
+
+    def materialize(self, options: Mapping[Decision, Option]) -> nn.Module:
+        """A layer of the class that it was, with copies of the parts that it uses."""
+        taken = {
+            name: self._width(name).options.index(options[self._width(name)])
+            for name in self.widths
+        }
+        made = object.__new__(self.plain)
+        own = dict(vars(self))
+        for key in ("slicings", "widths", "channel_dim", *_CACHES):
+            own.pop(key, None)
+        for key in ("_parameters", "_buffers", "_modules"):
+            own[key] = {name: x for name, x in own[key].items() if name not in self.widths}
+        vars(made).update(own)
+        parts = self._parts(taken, {})
+        for name, part in parts.items():
+            whole = getattr(self, name)
+            value = part.detach().clone()
+            if isinstance(whole, nn.Parameter):
+                made._parameters[name] = nn.Parameter(value, whole.requires_grad)
+            else:
+                made._buffers[name] = value
+        vars(made).update(_sizes(self, {**self._tensors(), **parts}))
+        return made
+
+    def in_channels_used(self, options: Mapping[Decision, Option]) -> int | None:
+        reading = [s for s in self.slicings if s.reads]
+        mixing = isinstance(self, _ConvNd | nn.Linear) and not _depthwise(self)
+        known = reading if mixing else list(self.slicings)
+        if not known or known[0].dim > 1:
+            return None
+        width = self._width(known[0].width)
+        count = known[0].counts[width.options.index(options[width])]
+        if isinstance(self, _ConvNd) and mixing and not self.transposed:
+            return count * self.groups
+        return count
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What a layer of its class gives that has a part of its tensors."""
+        taken, masks = {}, {}
+        for name in self.widths:
+            width = self._width(name)
+            theta = width.theta
+            values = theta.tolist()
+            taken[name] = max(k for k, value in enumerate(values) if value)
+            if theta.requires_grad or any(value not in (0.0, 1.0) for value in values):
+                masks[name] = width.present(theta)
+        parts = self._parts(taken, masks)
+        hidden = {**parts, **_sizes(self, {**self._tensors(), **parts})}
+        before = {name: vars(self)[name] for name in hidden if name in vars(self)}
+        # Attributes of the instance hide its tensors of the same name while it runs.
+        vars(self).update(hidden)
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            for name in hidden:
+                del vars(self)[name]
+            vars(self).update(before)
+            self._write_back(taken, parts)
+
+    def _tensors(self) -> dict[str, Tensor | None]:
+        return {**self._parameters, **self._buffers}
+
+    def _parts(self, taken: Mapping[str, int], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parts of the tensors that are cut, by name, under these options."""
+        found: dict[str, Tensor] = {}
+        for slicing in self.slicings:
+            whole = self._tensors()[slicing.tensor]
+            assert whole is not None
+            part, dim = found.get(slicing.tensor, whole), slicing.dim
+            index = self._index(slicing, taken[slicing.width], whole.device)
+            if isinstance(index, int):
+                part = part.narrow(dim, 0, index)
+            elif index is not None:
+                part = part.index_select(dim, index)
+            if slicing.reads and slicing.width in masks:
+                mask = masks[slicing.width][self._places(slicing, whole.device)]
+                if isinstance(index, int):
+                    mask = mask[:index]
+                elif index is not None:
+                    mask = mask[index]
+                part = weighted(part, mask, dim)
+            if part is not whole:
+                found[slicing.tensor] = part
+        return found
+
+    def _index(self, slicing: Slicing, option: int, device: torch.device) -> Tensor | int | None:
+        """The indices that stay; a number: the first ones; None: all."""
+        count = slicing.counts[option]
+        if count == len(slicing.units):
+            return None
+        if device.type == "meta":  # only the number matters
+            return count
+        first = self._width(slicing.width).first
+        key = (slicing.tensor, slicing.dim, option)
+        stamp = (id(first), first._version, device)
+        if vars(self).get("_kept", {}).get("stamp") != stamp:
+            vars(self)["_kept"] = {"stamp": stamp}
+        kept: dict[Any, Any] = vars(self)["_kept"]
+        if key not in kept:
+            order = np.append(first.cpu().numpy(), -1)
+            index = np.flatnonzero(order[slicing.units] <= option)
+            prefix = index[-1] == len(index) - 1
+            kept[key] = len(index) if prefix else torch.from_numpy(index).to(device)
+        found: Tensor | int = kept[key]
+        return found
+
+    def _places(self, slicing: Slicing, device: torch.device) -> Tensor:
+        kept: dict[Any, Any] = vars(self).setdefault("_places", {})
+        key = (slicing.tensor, slicing.dim, device)
+        if key not in kept:
+            kept[key] = torch.from_numpy(slicing.units).to(device)
+        found: Tensor = kept[key]
+        return found
+
+    def _write_back(self, taken: Mapping[str, int], parts: Mapping[str, Tensor]) -> None:
+        """Statistics that the forward pass has updated in a copy."""
+        if not self.training:
+            return
+        for slicing in self.slicings:
+            whole = self._buffers.get(slicing.tensor)
+            index = None
+            if whole is not None:
+                index = self._index(slicing, taken[slicing.width], whole.device)
+            if whole is not None and isinstance(index, Tensor):
+                whole.index_copy_(slicing.dim, index, parts[slicing.tensor])
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The class is made at run time: copies and pickles name the one that it extends.
+        state = {key: value for key, value in vars(self).items() if key not in _CACHES}
+        return _empty, (self.plain,), state
+
+
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _class(plain: type[nn.Module]) -> type[nn.Module]:
+    if plain not in _CLASSES:
+        body = {"plain": plain, "__doc__": plain.__doc__, "__module__": plain.__module__}
+        _CLASSES[plain] = type(f"Searched{plain.__name__}", (SearchedLayer, plain), body)
+    return _CLASSES[plain]
+
+
+def _empty(plain: type[nn.Module]) -> nn.Module:
+    return object.__new__(_class(plain))
+
+
+def searched(layer: nn.Module, slicings: Sequence[Slicing], widths: Mapping[str, Width]) -> None:
+    """Make a layer search its channels, in place: it gets a class that extends its own.
+
+    Args:
+        widths: the decisions, by the names under which the layer holds them.
+    """
+    for name, width in widths.items():
+        layer.add_module(name, width)
+    layer.__class__ = _class(type(layer))
+    vars(layer).update(slicings=tuple(slicings), widths=tuple(widths))
+    vars(layer)["channel_dim"] = -1 if isinstance(layer, nn.Linear) else 1
+
+
+def _depthwise(layer: nn.Module) -> bool:
+    """Whether each channel of the input is a group of its own."""
+    return isinstance(layer, _ConvNd) and layer.groups == layer.in_channels > 1
+
+
+def _sizes(layer: nn.Module, tensors: Mapping[str, Tensor | None]) -> dict[str, int]:
+    """The attributes of a layer that say how large it is, with tensors of these shapes."""
+    weight = tensors.get("weight")
+    if weight is None:
+        weight = next((x for x in tensors.values() if x is not None and x.ndim), None)
+    for kind, sizes in _SIZES.items():
+        if weight is not None and isinstance(layer, kind):
+            found: dict[str, int] = sizes(layer, weight)
+            return found
+    return {}
+
+
+def _conv_sizes(layer: Any, weight: Tensor) -> dict[str, int]:
+    groups = layer.groups
+    if _depthwise(layer):
+        groups = weight.shape[0] * groups // layer.weight.shape[0]
+    reads, makes = weight.shape[1] * groups, weight.shape[0]
+    if layer.transposed:
+        reads, makes = weight.shape[0], weight.shape[1] * groups
+    return {"in_channels": reads, "out_channels": makes, "groups": groups}
+
+
+def _group_sizes(layer: Any, weight: Tensor) -> dict[str, int]:
+    groups = layer.num_groups * weight.shape[0] // layer.weight.shape[0]
+    return {"num_channels": weight.shape[0], "num_groups": groups}
+
+
+# Class -> (layer, its weight as it will be) -> attributes.
+_SIZES: dict[type[nn.Module], Any] = {
+    _ConvNd: _conv_sizes,
+    nn.Linear: lambda _, w: {"in_features": w.shape[1], "out_features": w.shape[0]},
+    _NormBase: lambda _, w: {"num_features": w.shape[0]},
+    nn.GroupNorm: _group_sizes,
+    nn.PReLU: lambda _, w: {"num_parameters": w.shape[0]},
+    nn.Embedding: lambda _, w: {"embedding_dim": w.shape[1]},
+}
