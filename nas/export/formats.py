@@ -23,6 +23,7 @@ from nas.export.loading import load_weights, state_bytes
 from nas.export.python import python_source
 from nas.inputs import Inputs, arguments, run
 from nas.lowering import onnx_bytes, open_onnx, open_pte, pte_bytes
+from nas.quantization.network import dequantized
 
 FORMATS = ("state_dict", "python", "onnx", "pt2", "pte", "int8_onnx", "int8_pte")
 SEVERAL = ("state_dict", "onnx")  # what networks of several inputs can be written as
@@ -213,13 +214,14 @@ def chosen(names: Sequence[str], network: nn.Module) -> dict[str, Format]:
 def onnx(network: nn.Module, example: Inputs, path: Path) -> float:
     """Write `network` as ONNX with a free batch size; return max |ONNX - eager| on `example`.
 
-    The file is kept only if it computes what the network computes.
+    The file is kept only if it computes what the network computes. Of a quantised network it is
+    the copy in floating point, see `nas.quantization.network.dequantized`.
 
     Raises:
         UserError: the extra is not installed, or the outputs differ by more than 1e-4.
     """
     _KNOWN["onnx"].check_installed()
-    network = network.eval()
+    network = dequantized(network.eval())
     content = onnx_bytes(network, arguments(example))
     with torch.no_grad():
         difference = float((open_onnx(content)(example) - run(network, example)).abs().max())

@@ -24,6 +24,7 @@ from nas.export.formats import Format, Model, Source, check_inputs, chosen
 from nas.export.int8 import fine_tune
 from nas.export.loading import state_bytes
 from nas.inputs import run, samples_in, some
+from nas.quantization.network import dequantized
 from nas.tasks.classification import task_of
 
 _ASKED = ("out", "weights", "config_dir", "trust")  # where from and to, not what is made
@@ -58,6 +59,8 @@ class Export:
     """
 
     def __init__(self, subject: Subject, options: ExportOptions, out: Path) -> None:
+        # Rounding is no operator of runtimes in floating point: they get weights that are rounded.
+        subject = replace(subject, network=dequantized(subject.network))
         self.subject, self.options, self.out = subject, options, out
         self.formats = chosen(options.format, subject.network)
         self._check_there()
