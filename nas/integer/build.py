@@ -269,7 +269,7 @@ def _clamped(level: int) -> int:
 
 def _check_sums(path: str, levels: NDArray[np.int8]) -> None:
     """A sum of products fits 32 bits, whatever the input."""
-    if int(np.abs(levels.astype(np.int64)).sum(axis=(1, 2, 3)).max()) * _LEVELS > _ACCUMULATOR:
+    if int(np.abs(levels.astype(np.int64)).sum(axis=(1, 2, 3)).max()) * 256 > _ACCUMULATOR:
         raise UserError(
             f"the layer {path!r} adds up {levels[0].size} products, more than 32 bits can hold"
         )
