@@ -1,19 +1,21 @@
 """Which convolutions of a network may lose taps, and the network in which that is searched."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from nas.compress.places import Finding, Where, places, swapped
-from nas.compress.taps import Convolution, Dilation, ElasticTaps, dilations, fixed, windows
+from nas.compress.least_squares import part
+from nas.compress.moments import Moments, flat_weight, moments
+from nas.compress.places import Finding, Where, like, places, swapped
+from nas.compress.taps import Convolution, Dilation, ElasticTaps, dilations, fixed, key, windows
 from nas.config.schema import Count, checked
 from nas.copying import copied
 from nas.cost.dry_run import Example, inputs_of
-from nas.inputs import run
+from nas.inputs import Inputs, run
 from nas.recalibrate import kept_modes
 from nas.supernet.elastic import Elastic
 
@@ -32,11 +34,14 @@ class Kernels(Where):
         dilations: of 1-D convolutions, in taps of the given one, besides 1; None: powers of two.
         causal: whether 1-D convolutions keep the newest tap, or the middle one; None: as their
             padding shows.
+        refit: whether each choice of taps has weights of its own, which begin as those that come
+            nearest to the outputs of all taps, by least squares; else all share those of the layer.
     """
 
     sizes: Sequence[Count] | None = None
     dilations: Sequence[Count] | None = None
     causal: bool | None = None
+    refit: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,12 @@ def kernels_found(model: nn.Module, example: Example, rule: Kernels | None = Non
     return found
 
 
-def searched_kernels(model: nn.Module, example: Example, rule: Kernels | None = None) -> nn.Module:
+def searched_kernels(
+    model: nn.Module,
+    example: Example,
+    rule: Kernels | None = None,
+    batches: Iterable[Inputs] = (),
+) -> nn.Module:
     """A copy of `model` in which kernels and dilations are searched, see `nas.compress.taps`.
 
     The largest kernels at dilation 1 are the given network.
@@ -72,6 +82,10 @@ def searched_kernels(model: nn.Module, example: Example, rule: Kernels | None = 
     Args:
         example: as of `nas.trace`; it shows which convolutions are causal.
         rule: None: all convolutions of more than one tap.
+        batches: inputs ``(N, ...)`` to fit the weights on that `rule` may ask for.
+
+    Raises:
+        UserError: weights are to be fitted, and there is no batch.
 
     Example:
         >>> import nas
@@ -89,19 +103,44 @@ def searched_kernels(model: nn.Module, example: Example, rule: Kernels | None = 
           )
         )
     """
-    model = copied(model)
+    model, rule = copied(model), rule or Kernels()
+    plans = {
+        cast(Convolution, module): plan
+        for _, module, plan in _plans(model, example, rule)
+        if not isinstance(plan, str) and len(plan.sizes) * len(plan.dilations) > 1
+    }
+    known = moments(model, list(plans), batches) if rule.refit and plans else {}
     swaps: dict[nn.Module, nn.Module] = {}
-    for _, module, plan in _plans(model, example, rule or Kernels()):
-        if isinstance(plan, str) or len(plan.sizes) * len(plan.dilations) == 1:
-            continue
-        conv = cast(Convolution, module)
+    for conv, plan in plans.items():
         kernel = Elastic(plan.sizes) if len(plan.sizes) > 1 else plan.sizes[0]
         dilation = Dilation(plan.dilations) if len(plan.dilations) > 1 else 1
         pads = plan.pad.padding if plan.pad is not None else ()
-        swaps[conv] = ElasticTaps(conv, kernel, dilation, plan.causal, pads)
+        taps = swaps[conv] = ElasticTaps(conv, kernel, dilation, plan.causal, pads)
+        if conv in known:
+            taps.fitted.update(_refitted(taps, known[conv]))
         if plan.pad is not None:
             swaps[plan.pad] = nn.Identity()
     return swapped(model, swaps)
+
+
+@torch.no_grad()
+def _refitted(taps: ElasticTaps, known: Moments) -> dict[str, nn.Parameter]:
+    """Weights for each choice of taps, which take what the taps that are gone did upon them."""
+    conv, found = taps.conv, {}
+    W, G = flat_weight(conv), known.of_change(conv.bias is not None)
+    places = torch.arange(W.shape[-1]).reshape(-1, *conv.kernel_size)
+    for kernel, dilation in list(taps.combinations_of_taps())[:-1]:  # the last is the layer
+        index: Any = (..., *taps.taps(kernel, dilation))
+        columns = places[index].flatten()
+        made = torch.zeros_like(W)
+        for group, (own, second) in enumerate(zip(W, G, strict=True)):
+            made[group, :, columns] = part(own, second, columns)
+        weight = made.reshape(conv.weight.shape)[index]
+        found[key(kernel, dilation, "weight")] = like(conv.weight, weight)
+        if conv.bias is not None:
+            shift = torch.einsum("gof,gf->go", W - made, known.mean).flatten()
+            found[key(kernel, dilation, "bias")] = like(conv.bias, conv.bias + shift.to(conv.bias))
+    return found
 
 
 def _plans(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from nas.arch import Option
@@ -41,7 +41,7 @@ class Where:
         types: names of classes, of the module or of a base class of it; none: any.
 
     Example:
-        >>> from torch import nn
+        >>> from torch import Tensor, nn
         >>> rule = Where(include=["layer?.*"], exclude=["*.conv2"], types=["Conv2d"])
         >>> conv = nn.Conv2d(3, 8, 3)
         >>> [rule.takes(name, conv) for name in ("layer1.0.conv1", "layer1.0.conv2", "conv1")]
@@ -113,3 +113,9 @@ def computed(module: nn.Module) -> str | None:
     if not isinstance(getattr(module, "weight", None), nn.Parameter):
         return "its weight is computed before each call (weight_norm, prune): make it a parameter"
     return None
+
+
+def like(own: Tensor, value: Tensor) -> nn.Parameter:
+    """A parameter of that value where `own` is, of its type, and trained if that is."""
+    made = value.detach().to(own, copy=True).contiguous()
+    return nn.Parameter(made, requires_grad=own.requires_grad)

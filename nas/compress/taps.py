@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nas.arch import Option
-from nas.compress.places import computed
+from nas.compress.places import computed, like
 from nas.decision import Decision, Searchable
 from nas.errors import UserError
 from nas.ops.convolution import Conv2d
@@ -146,8 +146,7 @@ class ElasticTaps(Searchable):
         made = self._plain(kernel, dilation)
         for name, value in self._state(kernel, dilation).items():
             path, _, key = name.rpartition(".")
-            own = nn.Parameter(value.detach().clone(), getattr(self.conv, key).requires_grad)
-            setattr(made.get_submodule(path), key, own)
+            setattr(made.get_submodule(path), key, like(getattr(self.conv, key), value))
         return made.train(self.training)
 
     def taps(self, kernel: int, dilation: int) -> tuple[slice, ...]:

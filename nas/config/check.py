@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nas.config import given
 from nas.config.calls import CALLED, check_call, ranges_by_name
 from nas.config.compose import nearest
-from nas.config.folders import check_images, existing_folder
+from nas.config.folders import check_batch, check_images, existing_folder
 from nas.config.help import groups
 from nas.config.schema import RUN, run_violation, short_repr, violation
 from nas.config.written import annotations, attribute
@@ -59,6 +59,7 @@ def check_words(config: DictConfig, data: bool = True) -> None:
 
 
 def _check_data(data: Any) -> None:
+    """What is wrong with data is told before they are read, where it can be seen from outside."""
     if data._target_ == "nas.data.image_folder":
         if data.get("labels") is None:
             check_images(data.get("root"))
@@ -66,6 +67,7 @@ def _check_data(data: Any) -> None:
             existing_folder(data.get("root"), "the folder of the images that data.labels names")
     elif data.get("download") is False and "root" in data:
         existing_folder(data.root, f"the folder that holds {data.get('name')}")
+    check_batch(data)
 
 
 def _checked_words(config: DictConfig) -> list[tuple[str, Mapping[str, Any]]]:

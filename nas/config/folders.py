@@ -1,11 +1,21 @@
 """Folders of data, looked at from outside, so that a wrong one is refused at once."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from math import prod
 from pathlib import Path
+from typing import Any
 
 from nas.errors import UserError
 
 HINT = "a folder with one subfolder of images per class"
+# Of data sets that come by name: samples to train with, classes, and whether a test part is there.
+KNOWN = {
+    "nas.data.digits": (1_797, 10, False),
+    "nas.data.fashion_mnist": (60_000, 10, True),
+    "nas.data.cifar10": (50_000, 10, True),
+}
 
 
 def check_images(root: str | Path | None) -> None:
@@ -15,6 +25,58 @@ def check_images(root: str | Path | None) -> None:
         UserError: it is not set, no folder, or holds fewer than two folders of classes.
     """
     class_names(part_folders(existing_folder(root, HINT))["train"])
+
+
+def check_batch(data: Mapping[str, Any]) -> None:
+    """Refuse a batch larger than the part that trains can be, as far as it is known without data.
+
+    Args:
+        data: the node of the configuration, its values checked.
+
+    Raises:
+        UserError: with the largest part that is possible.
+    """
+    batch, limit = data.get("batch_size"), data.get("limit")
+    shares = {part: data.get(f"{part}_fraction") or 0.0 for part in ("test", "val")}
+    if batch is None or (known := _training_samples(data, batch, shares)) is None:
+        return
+    most, classes, parts = known
+    for part, share in shares.items():
+        if part == "val" and limit is not None:
+            most = min(most, limit)
+        if share and part not in parts:  # of each class that share, rounded, but one at least
+            most -= int(max(most * share - classes / 2, min(classes, most)))
+    if batch > most:
+        fitting = max((2**power for power in range(1, 20) if 2**power <= 0.8 * most), default=0)
+        remedy = f"data.batch_size={fitting} or less" if fitting else "a larger data.limit"
+        raise UserError(
+            f"data.batch_size={batch} is larger than the train split, of at most {most} images: "
+            f"pass {remedy}, or give more images."
+        )
+
+
+def _training_samples(
+    data: Mapping[str, Any], batch: int, shares: Mapping[str, float]
+) -> tuple[int, int, set[str]] | None:
+    """Samples to train with, and classes, and parts that are there; None: not known."""
+    target = data["_target_"]
+    if target in KNOWN:
+        count, classes, tested = KNOWN[target]
+        return count, classes, {"test"} if tested else set()
+    if target != "nas.data.image_folder" or data.get("labels") is not None:
+        return None
+    folders = part_folders(Path(str(data["root"])).expanduser())
+    names = class_names(folders["train"])
+    # A folder may hold millions: as many are counted as leave a batch when the shares are taken.
+    enough = int((batch + 2) / prod(1 - share for share in shares.values())) + 4 * len(names)
+    files = (file for name in names for file in _files(folders["train"] / name))
+    return sum(1 for _ in islice(files, enough)), len(names), set(folders)
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Every file below a folder that is not hidden."""
+    for _, _, names in os.walk(folder, followlinks=True):
+        yield from (name for name in names if not name.startswith("."))
 
 
 def existing_folder(root: str | Path | None, hint: str) -> Path:

@@ -6,8 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from nas.errors import PAGES, page_of
+from nas.config import folders
+from nas.data import Arrays, digits
+from nas.data.splits import split
+from nas.errors import PAGES, UserError, page_of
 
 DOCS = Path(__file__).parents[2] / "docs"
 # Words of a command -> what the line of the refusal names.
@@ -16,6 +22,10 @@ REFUSED = {
     "search data=image_folder data.root=gone": "data.root=gone",
     "search data=image_folder data.root=run": "no class folder",
     "search data=cifar10 data.root=gone data.download=false": "data.root=gone",
+    "search data.batch_size=1200": "train split, of at most 1155 images: pass data.batch_size=512",
+    "search data.limit=80 data.batch_size=70": "data.batch_size=70 is larger than the train split",
+    "describe data=fashion_mnist data.batch_size=46000": "data.batch_size=32768 or less",
+    "search data=image_folder data.root=photos": "data.batch_size=64 is larger than the train",
     "search sede=3": "'seed'",
     "search data=digit": "fashion_mnist",
     "search experiment=foo": "experiment/foo",
@@ -53,6 +63,10 @@ print(json.dumps(found))
 def test_refused_without_torch(tmp_path: Path) -> None:
     saved = tmp_path / "run"
     saved.mkdir()
+    for i in range(40):
+        image = tmp_path / "photos" / "ab"[i % 2] / f"{i}.png"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.touch()
     cfg = "from nas.config.compose import compose_config as c; from omegaconf import OmegaConf as o"
     write = f"{cfg}; open('run/config.yaml', 'w').write(o.to_yaml(c(['name=run']), resolve=True))"
     command = [sys.executable, "-c", f"{write}\n{RUN}", json.dumps(list(REFUSED))]
@@ -64,7 +78,42 @@ def test_refused_without_torch(tmp_path: Path) -> None:
         assert code == 2, line
         assert said in line, words
         assert heavy == [], words
-    assert [path.name for path in tmp_path.rglob("*")] == ["run", "config.yaml"]
+    assert [path.name for path in saved.iterdir()] == ["config.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "run"]
+
+
+@given(
+    st.lists(st.integers(4, 40), min_size=2, max_size=6),
+    st.sampled_from([0.1, 0.15, 0.25, 0.4]),
+    st.sampled_from([0.1, 0.25, 0.5]),
+    st.none() | st.integers(20, 100),
+)
+def test_a_batch_is_refused_from_outside_only_where_the_data_refuse_it(
+    counts: list[int], test: float, val: float, limit: int | None
+) -> None:
+    """What is known without the data is a bound from above, and a close one."""
+    labels = torch.repeat_interleave(torch.tensor(counts))
+    names, everything = tuple(map(str, counts)), {"train": torch.arange(len(labels))}
+    arrays = Arrays(torch.zeros(len(labels), 1), labels, tuple(names), everything)
+    try:
+        train = len(split(arrays, val, test, limit, seed=0)["train"])
+    except UserError:  # of a class too few are left
+        return
+    found = folders.KNOWN | {"nas.data.digits": (len(labels), len(counts), False)}
+    data = {"_target_": "nas.data.digits", "val_fraction": val, "test_fraction": test}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(folders, "KNOWN", found)
+        folders.check_batch({**data, "limit": limit, "batch_size": train})
+        with pytest.raises(UserError, match="train split"):
+            folders.check_batch({**data, "limit": limit, "batch_size": train + 2 * len(counts) + 2})
+
+
+def test_data_sets_that_come_by_name_are_as_large_as_is_said() -> None:
+    count, classes, tested = folders.KNOWN["nas.data.digits"]
+    arrays = digits().arrays
+    assert len(arrays.targets) == count
+    assert len(arrays.classes) == classes
+    assert ("test" in arrays.given) is tested
 
 
 @pytest.mark.parametrize("page", PAGES)
