@@ -15,7 +15,7 @@ from nas.compress.atoms import Places
 from nas.decision import Decision, Searchable
 from nas.supernet.elastic import Elastic, weighted
 
-_CACHES = ("_kept", "_places")  # attributes of a layer that are made anew where they are missing
+_CACHES = ("_kept", "_placed")  # attributes of a layer that are made anew where they are missing
 
 
 class Width(Elastic):
@@ -186,7 +186,7 @@ class SearchedLayer(Searchable):
         return found
 
     def _places(self, slicing: Slicing, device: torch.device) -> Tensor:
-        kept: dict[Any, Any] = vars(self).setdefault("_places", {})
+        kept: dict[Any, Any] = vars(self).setdefault("_placed", {})
         key = (slicing.tensor, slicing.dim, device)
         if key not in kept:
             kept[key] = torch.from_numpy(slicing.units).to(device)
