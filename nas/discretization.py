@@ -69,10 +69,7 @@ def _copy(module: nn.Module, options: Mapping[Decision, Option], memo: dict[int,
     """
     for searchable in outermost(module):
         if id(searchable) not in memo:
-            made = searchable.materialize(options)
-            # Kept, as in `copy.deepcopy`: another module may not get the id of one that is gone.
-            memo.setdefault(id(memo), []).append(made)
-            memo[id(searchable)] = _copy(made, options, memo)
+            memo[id(searchable)] = _copy(searchable.materialize(options), options, memo)
     return copied(module, memo)
 
 

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from itertools import accumulate
 from math import gcd
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from nas.compress.atoms import FIXED
 from nas.compress.dependencies import Cut, Group, groups_of
 from nas.compress.layer import Slicing, Width, searched
+from nas.compress.trial import Trial
 from nas.copying import copied
-from nas.cost.dry_run import Example, init_lazy, inputs_of
+from nas.cost.dry_run import Example, Inputs, init_lazy, inputs_of
 from nas.errors import UserError
 
 
@@ -120,7 +121,7 @@ def converted(model: nn.Module, example: Example, rules: Rules = Rules()) -> Con
     inputs = inputs_of(example, supernet)
     init_lazy(supernet, inputs)
     groups = [_ruled(group, supernet, rules) for group in groups_of(supernet, inputs)]
-    rows = _attach(supernet, groups, rules)
+    rows = _attach(supernet, _tried(supernet, inputs, groups, rules), rules)
     if not any(row.decision for row in rows):
         reasons = dict.fromkeys(f"{row.layers[0]}: {row.why}" for row in rows)
         raise UserError(
@@ -161,7 +162,28 @@ def _ruled(group: Group, model: nn.Module, rules: Rules) -> Group:
             why = f"{layer} is in exclude={list(rules.exclude)}"
     if rules.channels is None:
         why = "channels=null"
-    return Group(group.cuts, group.units, why)
+    return replace(group, why=why)
+
+
+def _tried(
+    model: nn.Module, inputs: Inputs, groups: Sequence[Group], rules: Rules
+) -> Sequence[Group]:
+    """The groups, with the reason why some cannot be cut though they look as if they could."""
+    trial = Trial(model, inputs)
+    while any(group.why is None for group in groups):
+        supernet = trial.copy()
+        rows = _attach(supernet, groups, rules)
+        failing = trial.failing(supernet)
+        if not failing:
+            break
+        names = {row.layers: row.decision for row in rows}
+        groups = [
+            replace(group, why=failing[name])
+            if (name := names.get(group.makers)) in failing
+            else group
+            for group in groups
+        ]
+    return groups
 
 
 def _attach(model: nn.Module, groups: Sequence[Group], rules: Rules) -> list[Row]:
@@ -173,7 +195,7 @@ def _attach(model: nn.Module, groups: Sequence[Group], rules: Rules) -> list[Row
         sizes = _options(max(together, key=lambda g: g.units * g.width), rules.channels)
         first = [_first(model, group, _shares(group, sizes)) for group in together]
         starts = accumulate((group.units for group in together), initial=0)
-        width = Width(sizes, torch.cat(first), [len(one) for one in first])
+        width = Width(sizes, torch.cat(first))
         for group, start in zip(together, starts, strict=False):
             widths[id(group)] = width
             for cut in group.cuts:

@@ -27,17 +27,13 @@ class Width(Elastic):
     Args:
         options: ascending; the last keeps everything.
         first: for each unit the index of the first option that keeps it ``(units,)``.
-        groups: units of each group of channels, in the order of `first`; None: there is one.
     """
 
     first: Tensor  # a buffer, so that a checkpoint holds the order
 
-    def __init__(
-        self, options: Sequence[int], first: Tensor, groups: Sequence[int] | None = None
-    ) -> None:
+    def __init__(self, options: Sequence[int], first: Tensor) -> None:
         super().__init__(options)
         self.register_buffer("first", first)
-        self.groups = tuple(groups or [len(first)])
 
     def present(self, theta: Tensor) -> Tensor:
         """The probability that each unit is there ``(units,)``, and 1 as one more entry."""
@@ -115,8 +111,8 @@ class SearchedLayer(Searchable):
             return None
         width = self._width(known[0].width)
         count = known[0].counts[width.options.index(options[width])]
-        if isinstance(self, _ConvNd) and mixing and not self.transposed:
-            return count * self.groups
+        if isinstance(self, _ConvNd) and not self.transposed:
+            return count * self.groups if mixing else count * self.in_channels // self.out_channels
         return count
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -3,8 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,7 +11,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from nas.cost.polynomial import Choice, Condition, consistent, united
+from nas.cost.sizes import Size, sized
 from nas.supernet.candidates import by_place
+
+T = TypeVar("T")
 
 # A buffer, and the condition (besides that of the reader) under which it is this one that is read:
 # the output of a choice is that of whichever candidate is taken.
@@ -90,16 +92,36 @@ class Activations:
         self, args: tuple[Any, ...], kwargs: dict[str, Any], given: Sequence[Choice]
     ) -> list[Case]:
         """The arguments in every size that they may have under the choices `given`."""
-        varying = [key_of(x) for x in tensors((args, kwargs)) if key_of(x) in self.sizes]
-        if not varying:
+        alternatives: dict[int, Sequence[tuple[Condition, Any]]] = {}
+        for x in leaves((args, kwargs)):
+            if isinstance(x, Size):
+                alternatives[id(x)] = x.cases
+            elif isinstance(x, Tensor) and key_of(x) in self.sizes:
+                alternatives[key_of(x)] = self.sizes[key_of(x)]
+        if not alternatives:
             return [(frozenset(), args, kwargs)]
-        keys, found = list(dict.fromkeys(varying)), []
-        for sizes in product(*(_possible(self.sizes[key], given) for key in keys)):
-            condition = frozenset().union(*(condition for condition, _ in sizes))
-            if consistent(condition):
-                sized = dict(zip(keys, (x for _, x in sizes), strict=True))
-                found.append((condition, *tree_map(partial(_sized, sized), (args, kwargs))))
-        return found
+        found: list[tuple[Condition, dict[int, Any]]] = [(frozenset(), {})]
+        for key, several in alternatives.items():
+            possible = _possible(several, given)
+            # One by one: of thirty tensors that one decision sizes, few combinations can be.
+            found = [
+                (before | condition, {**taken, key: x})
+                for before, taken in found
+                for condition, x in possible
+                if consistent(before | condition)
+            ]
+        return [(c, *tree_map(partial(_sized, taken), (args, kwargs))) for c, taken in found]
+
+    def alternatives(self, x: Tensor, given: Sequence[Choice]) -> list[Tensor]:
+        """The tensors that x may stand for under the choices `given`; none if it has one size."""
+        return [y for _, y in _possible(self.sizes.get(key_of(x), ()), given)]
+
+    def shape_of(self, x: Tensor) -> tuple[int, ...]:
+        """The sides of a tensor, those whose size depends on decisions as `Size`."""
+        found = self.sizes.get(key_of(x))
+        if found is None or not all(y.ndim == x.ndim for _, y in found):
+            return tuple(x.shape)
+        return tuple(sized(n, ((c, y.shape[d]) for c, y in found)) for d, n in enumerate(x.shape))
 
     def joined(
         self, out: Any, alternatives: Sequence[tuple[Condition, Any]], given: Sequence[Choice]
@@ -161,15 +183,20 @@ class Activations:
 
 def tensors(value: Any) -> list[Tensor]:
     """Every tensor in `value`."""
-    if isinstance(value, Tensor):
+    return [x for x in leaves(value) if isinstance(x, Tensor)]
+
+
+def leaves(value: Any) -> list[Any]:
+    """Every tensor in `value`, and every `Size`."""
+    if isinstance(value, Tensor | Size):
         return [value]
     if isinstance(value, tuple | list):  # arguments of operators, for which pytrees are slow
-        return [x for item in value for x in tensors(item)]
+        return [x for item in value for x in leaves(item)]
     if isinstance(value, dict):
-        return [x for item in value.values() for x in tensors(item)]
+        return [x for item in value.values() for x in leaves(item)]
     if value is None or isinstance(value, int | float | str):
         return []
-    return [x for x in tree_leaves(value) if isinstance(x, Tensor)]
+    return [x for x in tree_leaves(value) if isinstance(x, Tensor | Size)]
 
 
 def key_of(x: Tensor) -> int:
@@ -178,8 +205,8 @@ def key_of(x: Tensor) -> int:
 
 
 def _possible(
-    found: Iterable[tuple[Condition, Tensor]], given: Sequence[Choice]
-) -> list[tuple[Condition, Tensor]]:
+    found: Iterable[tuple[Condition, T]], given: Sequence[Choice]
+) -> list[tuple[Condition, T]]:
     """Those whose condition may hold under `given`, and what it says beyond that."""
     taken = dict(given)  # the innermost, where choices contradict each other
     return [
@@ -189,5 +216,7 @@ def _possible(
     ]
 
 
-def _sized(sizes: Mapping[int, Tensor], x: Any) -> Any:
+def _sized(sizes: Mapping[int, Any], x: Any) -> Any:
+    if isinstance(x, Size):
+        return sizes[id(x)]
     return sizes.get(key_of(x), x) if isinstance(x, Tensor) else x

@@ -70,7 +70,7 @@ def dry_run(model: nn.Module, inputs: Inputs, record: Callable[[nn.Module, Input
             raise
         except Exception:
             # E.g. a forward that looks at values. A second failure is the model's own.
-            with _failing(model, inputs), _plain_kernels():
+            with _failing(model, inputs), plain_kernels():
                 return record(copied(model, device="cpu"), _on("cpu", inputs))
 
 
@@ -130,7 +130,7 @@ def _failing(model: nn.Module, inputs: Inputs) -> Iterator[None]:
 
 
 @contextmanager
-def _plain_kernels() -> Iterator[None]:
+def plain_kernels() -> Iterator[None]:
     """Without kernels of the CPU that do the work of a whole layer in one operator."""
     encoders, recurrent = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
@@ -148,8 +148,9 @@ class Unrolled(nn.Module):
     Runs them one after another on the channels that each uses, and gives zeros of their largest
     shape: values do not matter in a dry run. The `Recorder` knows them for the outputs of all
     shapes, and runs what stands behind for each one. Only where code between modules puts a size
-    that it has read off a tensor into an operator, as ``x.view(len(x), x.shape[1])`` does, what
-    stands behind is seen at the largest shape, up to the next searchable module.
+    into a function that it has written down, as ``x.view(1, 64, -1)`` does, or that went through
+    other arithmetic than that of `nas.cost.sizes`, what stands behind is seen at the largest
+    shape, up to the next searchable module.
     """
 
     def __init__(
@@ -157,6 +158,8 @@ class Unrolled(nn.Module):
     ) -> None:
         super().__init__()
         self.dim = dim  # of the channels of the input
+        # Of a tensor, whether it has so many channels under a condition, for all that is known.
+        self.fits: Callable[[Tensor, Condition, int, int], bool] | None = None
         self.conditions = [condition for condition, _, _ in variants]
         self.channels = [channels for _, _, channels in variants]
         self.candidates = nn.ModuleDict()
@@ -165,16 +168,17 @@ class Unrolled(nn.Module):
             self.candidates[f"{i}_{label}"] = module
 
     def forward(self, x: Tensor) -> Tensor:
-        found = zip(self.channels, self.candidates.values(), strict=True)
-        outs = [variant(self._used(x, channels)) for channels, variant in found]
+        found = zip(self.conditions, self.channels, self.candidates.values(), strict=True)
+        outs = [variant(self._used(x, c, channels)) for c, channels, variant in found]
         shape = [max(sizes) for sizes in zip(*(out.shape for out in outs), strict=True)]
         # Of no tensor: recorders would take an operator on an output for a reader of it.
         return torch.zeros(shape, dtype=outs[0].dtype, device=outs[0].device)
 
-    def _used(self, x: Tensor, channels: int | None) -> Tensor:
+    def _used(self, x: Tensor, condition: Condition, channels: int | None) -> Tensor:
         if channels is None or channels == x.shape[self.dim]:
             return x
-        return x.narrow(self.dim, 0, channels)
+        known = self.fits is not None and self.fits(x, condition, self.dim, channels)
+        return x if known else x.narrow(self.dim, 0, channels)
 
 
 @dataclass(frozen=True)
@@ -231,10 +235,7 @@ def _variants(
 ) -> Iterator[tuple[Condition, nn.Module, int | None]]:
     for options in searchable.combinations():
         condition = frozenset((names[d], d.options.index(option)) for d, option in options.items())
-        made = searchable.materialize(options)
-        # Kept, as in `copy.deepcopy`: another module may not get the id of one that is gone.
-        memo.setdefault(id(memo), []).append(made)
-        module = _unrolled(made, names, memo)
+        module = _unrolled(searchable.materialize(options), names, memo)
         yield condition, module, searchable.in_channels_used(options)
 
 

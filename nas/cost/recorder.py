@@ -20,10 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_map
 
 from nas.cost.activations import Activations, Case, Read, key_of, tensors
-from nas.cost.dry_run import ChoiceNode, Inputs
+from nas.cost.dry_run import ChoiceNode, Inputs, Unrolled
 from nas.cost.layer import LayerSpec, bits_of_call, stored
 from nas.cost.operators import check_known, is_view, layers_of, run_operator, text_of
 from nas.cost.polynomial import Choice, Condition, consistent
+from nas.cost.sizes import SizedCalls
 
 # Operators that may write over their input though torch does not tag them as pointwise.
 _POINTWISE = {"hardswish", "_prelu_kernel", "log_sigmoid_forward"}
@@ -123,9 +124,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     operator is a product, which counts where it runs. What it makes of data is data.
 
     The size of an activation may depend on decisions (channels that are searched). The code of a
-    module sees a tensor of the largest size, that stands for one tensor of each size; operators and
-    modules without choices run for every one of them, under its condition. An operator that only
-    takes the largest (in whose arguments the code has put sizes) is recorded for that one alone.
+    module sees a tensor of the largest size, that stands for one tensor of each size, and whose
+    sides are numbers that stand for one number each; functions and modules without choices run for
+    every one of them, under its condition. A function that only takes the largest (in whose
+    arguments the code has put other numbers) is recorded for that one alone.
 
     Raises:
         UserError: a matrix of weights goes, with data, into an operator whose cost is not known.
@@ -174,6 +176,30 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for module in self._whole:
             stack.callback(setattr, module, "forward", module.forward)
             vars(module)["forward"] = self._in_pieces(module.forward)
+        for node in self._nodes.values():
+            if isinstance(node.module, Unrolled):
+                node.module.fits = self._fits
+        stack.enter_context(SizedCalls(self._call, self.activations.shape_of))
+
+    def _fits(self, x: Tensor, condition: Condition, dim: int, channels: int) -> bool:
+        given = [*self._frames[-1].choices, *condition]
+        return {y.shape[dim] for y in self.activations.alternatives(x, given)} == {channels}
+
+    def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A function of torch, run for each size of its arguments."""
+        if not self.activations.sizes or self.where in self._nodes:
+            return func(*args, **kwargs)
+        cases = self.activations.cases(args, kwargs, self._frames[-1].choices)
+        choices = self._frames[-1].choices
+        counts = len(self.calls), len(self.operators)
+        try:
+            return self._each(func, cases)
+        except RuntimeError:
+            if len(cases) == 1:
+                raise
+            self._frames[-1].choices = choices
+            del self.calls[counts[0] :], self.operators[counts[1] :]
+            return func(*args, **kwargs)
 
     def _enter(self, module: nn.Module, _args: Any) -> None:
         caller = self._frames[-1]

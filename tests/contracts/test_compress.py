@@ -1,39 +1,141 @@
 """Any network becomes a supernet of its own layers, whose networks are plain and priced exactly."""
 
+import pickle
+from collections.abc import Callable
+
 import pytest
 import torch
-import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
 import nas
-from nas.compress.convert import Rules, converted, searchable
+from nas.compress.convert import Channels, Rules, converted, searchable
+from nas.cost.trace import Trace
+
+CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+UPSCALE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+SIDES = {1: (8,), 2: (6, 4), 3: (4, 4, 2)}
 
 
-class Net(nn.Module):
-    """Residual sum, depthwise, concatenation, shared, flatten; ``(N, 3, 8, 8) -> (N, 5)``."""
+class Joined(nn.Module):
+    """What `join` makes of the input and of what several modules give for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, join: Callable[..., Tensor], *parts: nn.Module) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(16)
-        self.wide = nn.Conv2d(16, 32, 1)
-        self.depthwise = nn.Conv2d(32, 32, 3, padding=1, groups=32)
-        self.act = nn.PReLU(32)
-        self.project = nn.Conv2d(32, 16, 1)
-        self.left, self.right = nn.Conv2d(16, 8, 1), nn.Conv2d(16, 12, 3, padding=1)
-        self.shared = nn.Conv2d(20, 20, 1)
-        self.classifier = nn.Linear(20 * 16, 5)
+        self.join, self.parts = join, nn.ModuleList(parts)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm(self.stem(x)))
-        x = x + self.project(self.act(self.depthwise(self.wide(x))))
-        x = torch.cat([self.left(x), self.right(x)], 1)
-        x = self.shared(self.shared(x).sigmoid())
-        return self.classifier(F.max_pool2d(x, 2).flatten(1))
+        return self.join(x, *(part(x) for part in self.parts))
 
 
-def held_to_identities(net: nn.Module, shape: tuple[int, ...], archs: int = 4) -> nn.Module:
+class ChannelsLast(nn.Module):
+    """A residual MLP over the channels of every position, behind a LayerNorm."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm, self.expand, self.reduce = (
+            nn.LayerNorm(channels),
+            nn.Linear(channels, 24),
+            nn.Linear(24, channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.expand(self.norm(x.movedim(1, -1))).relu()
+        return x + self.reduce(hidden).movedim(-1, 1)
+
+
+def residual(n: int, c: int) -> nn.Module:
+    return Joined(
+        torch.add, nn.Sequential(CONV[n](c, 12, 1), nn.PReLU(12), CONV[n](12, c, 1), NORM[n](c))
+    )
+
+
+def depthwise(n: int, c: int) -> nn.Module:
+    multiplied = CONV[n](c, 2 * c, 3, padding=1, groups=c)
+    return nn.Sequential(multiplied, NORM[n](2 * c), nn.SiLU(), CONV[n](2 * c, c, 1))
+
+
+def grouped(n: int, c: int) -> nn.Module:
+    inner = CONV[n](16, 16, 3, padding=1, groups=2, bias=False)
+    return nn.Sequential(CONV[n](c, 16, 1), inner, nn.Sigmoid(), CONV[n](16, c, 1))
+
+
+def concatenated(n: int, c: int) -> nn.Module:
+    parts = CONV[n](c, c // 2, 1), CONV[n](c, c - c // 2, 3, padding=1)
+    return Joined(lambda _, *ys: torch.cat(ys, 1), *parts)
+
+
+def shared(n: int, c: int) -> nn.Module:
+    conv = CONV[n](c, c, 1)
+    return nn.Sequential(conv, nn.Tanh(), conv)
+
+
+def excited(n: int, c: int) -> nn.Module:
+    squeeze = nn.Sequential(CONV[n](c, 8, 1), nn.ReLU(), CONV[n](8, c, 1), nn.Sigmoid())
+    return Joined(torch.mul, squeeze)
+
+
+def transposed(n: int, c: int) -> nn.Module:
+    return nn.Sequential(UPSCALE[n](c, 10, 3, padding=1), nn.ReLU(), CONV[n](10, c, 1))
+
+
+def gated(n: int, c: int) -> nn.Module:
+    return nn.Sequential(CONV[n](c, 24, 1), nn.GLU(1), CONV[n](12, c, 1))
+
+
+def shuffled(n: int, c: int) -> nn.Module:
+    def shuffle(_: Tensor, x: Tensor) -> Tensor:
+        size, channels, *sides = x.shape
+        parts = x.view(size, 2, channels // 2, *sides)
+        return parts.transpose(1, 2).reshape(size, channels, *sides)
+
+    return nn.Sequential(Joined(shuffle, CONV[n](c, 16, 1)), CONV[n](16, c, 1))
+
+
+def group_normed(n: int, c: int) -> nn.Module:
+    return nn.Sequential(CONV[n](c, 16, 1), nn.GroupNorm(4, 16), nn.ReLU(), CONV[n](16, c, 1))
+
+
+def channels_last(n: int, c: int) -> nn.Module:
+    return ChannelsLast(c)
+
+
+def pixel_shuffled(n: int, c: int) -> nn.Module:
+    if n != 2:
+        return residual(n, c)
+    return nn.Sequential(CONV[n](c, 32, 1), nn.PixelShuffle(2), nn.AvgPool2d(2), CONV[n](8, c, 1))
+
+
+BLOCKS = (
+    residual, depthwise, grouped, concatenated, shared, excited, transposed, gated, shuffled,
+    group_normed, channels_last, pixel_shuffled,
+)  # fmt: skip
+
+
+@st.composite
+def networks(draw: Callable[[st.SearchStrategy[object]], object]) -> tuple[nn.Module, object]:
+    """A network of a few blocks, and the shape of its input."""
+    n, width = draw(st.sampled_from([1, 2, 3])), draw(st.sampled_from([6, 8]))
+    blocks = draw(st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=3))
+    body = [CONV[n](3, width, 1), NORM[n](width), nn.ReLU()]
+    body += [block(n, width) for block in blocks]
+    if draw(st.booleans()):
+        size = width * torch.Size(SIDES[n]).numel()
+        head = [nn.Flatten(), nn.Linear(size, 4)]
+    else:
+        head = [Joined(lambda _, x: x.flatten(2).mean(-1), nn.Identity()), nn.Linear(width, 4)]
+    net = nn.Sequential(*body, *head)
+    for norm in net.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(norm.running_mean, -1, 1)
+    return net, (3, *SIDES[n])
+
+
+def held_to_identities(net: nn.Module, shape: tuple[int, ...], archs: int = 3) -> nn.Module:
     """The supernet of `net`, after all that must hold of it."""
     net.eval()
     before = {name: x.clone() for name, x in net.state_dict().items()}
@@ -44,6 +146,7 @@ def held_to_identities(net: nn.Module, shape: tuple[int, ...], archs: int = 4) -
         for _, decision in nas.decisions(supernet):
             decision.choose(decision.options[-1])
         assert torch.equal(supernet(x), expected)
+    nas.free(supernet)
     traced = nas.trace(supernet, shape)
     params = nas.ExpectedCost(supernet, nas.Params(), traced)
     macs = nas.ExpectedCost(supernet, nas.MACs(), traced)
@@ -57,6 +160,7 @@ def held_to_identities(net: nn.Module, shape: tuple[int, ...], archs: int = 4) -
                 network(x[:1])
         assert params.of(choices) == sum(p.numel() for p in network.parameters())
         assert macs.of(choices) == counter.get_total_flops() / 2
+        assert _made(nas.trace(network, shape), network, {}) == _made(traced, supernet, choices)
         assert list(network.state_dict()) == list(before)
         assert [type(m) for m in network.modules()] == [type(m) for m in net.modules()]
     assert all(torch.equal(x, before[name]) for name, x in net.state_dict().items())
@@ -64,15 +168,137 @@ def held_to_identities(net: nn.Module, shape: tuple[int, ...], archs: int = 4) -
     return supernet
 
 
-def test_a_network_of_every_kind_of_tie():
-    supernet = held_to_identities(Net(), (3, 8, 8))
-    names = [name for name, _ in nas.decisions(supernet)]
-    assert names == ["stem.channels", "wide.channels", "left.channels"]
+def _made(traced: Trace, model: nn.Module, choices: object) -> list[tuple[str, list[int]]]:
+    """The operators that the network of `choices` runs, and the sizes of what they make."""
+    taken = {(name, d.options.index(choices[name])) for name, d in nas.decisions(model)}
+    found = [
+        (op.name, [traced.buffers[b].numel for b in op.makes])
+        for op in traced.operators
+        if op.condition <= taken
+    ]
+    return sorted(found)
+
+
+@settings(max_examples=12)
+@given(networks())
+def test_a_drawn_network_and_all_of_its_networks(drawn):
+    held_to_identities(*drawn)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_channels_inside_each_kind_of_block_are_searched(block):
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), block(2, 8), nn.Flatten(), nn.Linear(8 * 24, 2))
+    rows = converted(net, (3, 6, 4)).rows
+    fixed = {name: row.why for row in rows if row.why for name in row.layers}
+    fixed.pop("3")  # the outputs
+    if block is channels_last:
+        assert fixed.keys() == {"0", "1.norm", "1.reduce"}
+        assert "a LayerNorm joins them in 1.norm" in fixed["0"]
+    else:
+        assert fixed == {}
+
+
+def test_a_channel_that_may_be_gone_counts_by_its_probability():
+    net = nn.Sequential(nn.Conv1d(2, 4, 1), nn.Sigmoid(), nn.Conv1d(4, 1, 1))
+    supernet, x = searchable(net, (2, 5), Rules(channels=Channels(choices=2))), torch.randn(3, 2, 5)
+    ((_, width),) = nas.decisions(supernet)
+    assert width.options == (2, 4)
+    outputs = []
+    for option in width.options:
+        width.choose(option)
+        outputs.append(supernet(x))
+    width.free()
+    width.alpha.data[0] = 0.7
+    theta = width.theta
+    torch.testing.assert_close(supernet(x), theta[0] * outputs[0] + theta[1] * outputs[1])
+    supernet(x).sum().backward()
+    assert width.alpha.grad.abs().min() > 0
+
+
+def test_statistics_of_a_narrow_network_are_those_of_its_channels():
+    net = nn.Sequential(nn.Conv1d(2, 8, 1), nn.BatchNorm1d(8), nn.Conv1d(8, 1, 1))
+    supernet = searchable(net, (2, 5), Rules(channels=Channels(choices=2))).train()
+    ((_, width),) = nas.decisions(supernet)
+    width.choose(4)
+    network, x = nas.discretize(supernet), torch.randn(3, 2, 5)
+    network(x), supernet(x)
+    kept = width.first == 0
+    torch.testing.assert_close(supernet[1].running_mean[kept], network[1].running_mean)
+    assert (supernet[1].running_mean[~kept] == 0).all()
+
+
+def test_the_given_network_stays_as_it_is_and_its_copy_is_like_it():
+    net = nn.Sequential(nn.Conv1d(2, 8, 1), nn.BatchNorm1d(8), nn.ReLU(), nn.Conv1d(8, 1, 1))
+    net.train()
+    net[1].eval()
+    net[0].weight.requires_grad_(False)
+    calls = []
+    net[0].register_forward_hook(lambda *_: calls.append(1))
+    supernet = searchable(net, (2, 5))
+    calls.clear()
+    assert (net.training, net[1].training) == (supernet.training, supernet[1].training)
+    assert not supernet[0].weight.requires_grad
+    assert type(net[0]) is nn.Conv1d
+    network = nas.discretize(supernet)
+    network(torch.randn(2, 2, 5))
+    assert calls == [1]
+    assert not network[0].weight.requires_grad
+
+
+def test_a_pickled_supernet_is_the_same():
+
+    supernet = searchable(nn.Sequential(nn.Conv1d(2, 8, 1), nn.Conv1d(8, 1, 1)), (2, 5))
+    again = pickle.loads(pickle.dumps(supernet))  # noqa: S301
+    x = torch.randn(1, 2, 5)
+    assert torch.equal(again(x), supernet(x))
+
+
+def test_tied_weights_stay_tied():
+    c = nn.Conv1d
+    net = nn.Sequential(c(2, 8, 1), c(8, 8, 1), c(8, 8, 1), c(8, 6, 1), c(6, 1, 1))
+    net[2].weight = net[1].weight
+    found = converted(net, (2, 5))
+    rows = {row.layers[0]: row for row in found.rows}
+    assert rows["0"].why == "2.weight and 1.weight are one tensor"
+    assert rows["3"].decision == "3.channels"
+    network = nas.discretize(found.supernet)
+    assert network[1].weight is network[2].weight
 
 
 def test_rules_choose_layers_by_name_and_by_class():
-    rows = converted(Net(), (3, 8, 8), Rules(exclude=["wide"])).rows
-    assert {row.decision for row in rows} == {"stem.channels", "left.channels", None}
-    assert [row.why for row in rows if "wide" in row.layers] == ["wide is in exclude=['wide']"]
-    with pytest.raises(nas.UserError, match="no channels of Net can be searched: "):
-        searchable(Net(), (3, 8, 8), Rules(exclude=["Conv2d"]))
+    net = nn.Sequential(nn.Conv1d(2, 8, 1), residual(1, 8), nn.Conv1d(8, 1, 1))
+    rows = converted(net, (2, 5), Rules(exclude=["1.*.0"])).rows
+    assert [row.decision for row in rows] == ["0.channels", None]
+    assert rows[1].why == "1.parts.0.0 is in exclude=['1.*.0']"
+    only = converted(net, (2, 5), Rules(include=["1.parts.0.[01]"])).rows
+    assert [row.decision for row in only if row.decision] == ["1.parts.0.0.channels"]
+    with pytest.raises(nas.UserError, match="no channels of Sequential can be searched: 0: "):
+        searchable(net, (2, 5), Rules(exclude=["Conv1d"]))
+
+
+class Written(nn.Module):
+    """A network whose code has a number of channels written down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(2, 8, 1), nn.Conv1d(8, 8, 1)
+        self.last = nn.Linear(40, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.second(self.first(x)).reshape(-1, 8 * 5))
+
+
+def test_what_only_looks_as_if_it_could_be_cut_is_tried_and_said():
+    rows = {row.layers[0]: row for row in converted(Written(), (2, 5)).rows}
+    assert rows["first"].decision == "first.channels"
+    assert rows["second"].why.startswith("the network does not run with fewer of them (Runtime")
+
+
+def test_what_cannot_be_converted_is_refused_in_one_line():
+    net = nn.Sequential(nn.Conv1d(2, 8, 1), nn.Conv1d(8, 1, 1))
+    with pytest.raises(nas.UserError, match="is scripted"):
+        searchable(torch.jit.script(net), (2, 5))
+    with pytest.raises(nas.UserError, match="is compiled: give the module"):
+        searchable(torch.compile(net), (2, 5))
+    with pytest.raises(nas.UserError, match="no channels of Sequential can be searched: 0"):
+        searchable(nn.Sequential(weight_norm(nn.Conv1d(2, 8, 1)), nn.Conv1d(8, 1, 1)), (2, 5))

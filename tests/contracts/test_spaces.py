@@ -21,9 +21,7 @@ from nas.errors import UserError
 from .strategies import counted, randomized, sample
 
 CONFIGS = {
-    path.stem: path
-    for path in (Path(__file__).parents[2] / "configs" / "space").glob("*.yaml")
-    if path.stem != "given"  # which is made of a network: see test_compress.py
+    path.stem: path for path in (Path(__file__).parents[2] / "configs" / "space").glob("*.yaml")
 }
 CLASSES = 3
 SMALLER = {"darts": {"cells": 3}, "nas_bench_201": {"cells": 1}}  # all cells of a kind are alike
