@@ -231,7 +231,8 @@ def _trained(folder: Path, space: SearchSpace) -> dict[Arch, dict[str, float]]:
     """The trained networks of a space in a folder of networks, with their metrics."""
     known = trained_in(folder).items()
     found = {Arch.load(RunDir(folder / name).arch): metrics for name, metrics in known}
-    return {arch: metrics for arch, metrics in found.items() if space.holds(arch)}
+    own = space.distinct
+    return {own.canonical(arch): metrics for arch, metrics in found.items() if space.holds(arch)}
 
 
 def trained_in(folder: Path) -> dict[str, dict[str, float]]:

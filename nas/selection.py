@@ -14,6 +14,7 @@ from nas.cost.expected import Expected
 from nas.cost.integer_program import IntegerProgram, Limit, Optimum, worst
 from nas.decision import decisions
 from nas.discretization import arch_of
+from nas.distinct import Distinct, canonical
 from nas.errors import UserError
 from nas.pareto import thinned
 from nas.quantities import amount
@@ -91,11 +92,16 @@ def log_probabilities(supernet: nn.Module) -> dict[str, Tensor]:
 
 
 def log_probability(supernet: nn.Module) -> Callable[[Arch], float]:
-    """A function of an architecture, ``sum log p`` of the options that it takes."""
-    own, log_p = dict(decisions(supernet)), log_probabilities(supernet)
+    """A function of an architecture, ``sum log p`` of the options that it takes.
+
+    Of what its network does not read, the most probable option counts: no other of that network is
+    more probable.
+    """
+    distinct, log_p = Distinct.of(supernet), log_probabilities(supernet)
 
     def of(arch: Arch) -> float:
-        return sum(float(log_p[n][own[n].options.index(o)]) for n, o in arch.choices.items())
+        taken = {n: p[distinct.options[n].index(arch.choices[n])] for n, p in log_p.items()}
+        return float(sum((taken | {n: log_p[n].max() for n in distinct.unread(arch)}).values()))
 
     return of
 
@@ -103,7 +109,8 @@ def log_probability(supernet: nn.Module) -> Callable[[Arch], float]:
 def select(supernet: nn.Module, space: str, costs: Costs, budgets: Budgets) -> Arch:
     """The architecture of the largest ``prod p`` inside all budgets.
 
-    Without budgets that is the best option of every decision.
+    Without budgets that is the best option of every decision. It is `canonical`, see
+    `nas.distinct`.
 
     Raises:
         UserError: no architecture is inside, see `check_feasible`.
@@ -121,6 +128,11 @@ def select(supernet: nn.Module, space: str, costs: Costs, budgets: Budgets) -> A
         >>> dict(select(supernet, "mine", costs, {"params": 20}).choices)
         {'0': 'skip'}
     """
+    return canonical(supernet, _probable(supernet, space, costs, budgets))
+
+
+def _probable(supernet: nn.Module, space: str, costs: Costs, budgets: Budgets) -> Arch:
+    """The same as its alphas have it, also where its network reads none."""
     check_known(costs, budgets)
     if not budgets:
         return arch_of(supernet, space)
@@ -153,19 +165,20 @@ def front(
     if size < 1:
         raise UserError(f"front={size} must be at least 1")
     check_known(costs, {cost: 0.0, **budgets})
-    top = costs[cost].of(select(supernet, space, costs, budgets).choices)
+    top = costs[cost].of(_probable(supernet, space, costs, budgets).choices)
     inner = IntegerProgram(costs[cost].options).minimise(
         costs[cost].constraints, limits(costs, budgets)
     )
     assert inner is not None
-    found: dict[str, Arch] = {}
+    found: dict[Arch, None] = {}
+    distinct = Distinct.of(supernet)
     # The least cost may be 0, which has no place in a log scale.
     low = max(inner.value, 1e-9 * top, 1e-300)
     for bound in np.geomspace(low, max(top, low), PRICES * size):
         # geomspace rounds: its ends must let the two networks themselves in.
-        arch = select(supernet, space, costs, {**budgets, cost: float(bound) * (1 + 1e-12)})
-        found.setdefault(arch.hash, arch)
-    archs = list(found.values())
+        arch = _probable(supernet, space, costs, {**budgets, cost: float(bound) * (1 + 1e-12)})
+        found[distinct.canonical(arch)] = None
+    archs = list(found)
     prices = np.log([max(costs[cost].of(arch.choices), low) for arch in archs])
     score = log_probability(supernet)
     points = [(-score(arch), price) for arch, price in zip(archs, prices, strict=True)]

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property, partial
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from nas.cost.dry_run import Example, inputs_of
 from nas.cost.expected import Expected
 from nas.decision import Decision, decisions
 from nas.discretization import discretize
+from nas.distinct import Distinct
 from nas.errors import UserError
 from nas.latency.calibrate import MeasuredNetwork, Role
 from nas.latency.cost import ExpectedLatency
@@ -257,7 +257,7 @@ def draw(
         calibrate: how many to calibrate on, at most `networks`.
     """
     own, generator = dict(decisions(model)), random.Random(seed)
-    pool = _different(own, space, 2 * networks + 10 * calibrate, generator)
+    pool = _different(Distinct.of(model), space, 2 * networks + 10 * calibrate, generator)
     calibrate = min(calibrate, len(pool) // 2)
     unseen, others = pool[: networks - calibrate], pool[networks - calibrate :]
     if len(others) < calibrate:  # a space of a few architectures
@@ -267,13 +267,12 @@ def draw(
     return _spread(others, calibrate), unseen
 
 
-def _different(
-    own: Mapping[str, Decision], space: str, count: int, generator: random.Random
-) -> list[Arch]:
-    count = min(count, prod(len(decision.options) for decision in own.values()))
+def _different(own: Distinct, space: str, count: int, generator: random.Random) -> list[Arch]:
+    count = min(count, own.count)
     found: dict[Arch, None] = {}
     while len(found) < count:
-        found[Arch(space, {name: generator.choice(d.options) for name, d in own.items()})] = None
+        drawn = {name: generator.choice(options) for name, options in own.options.items()}
+        found[own.canonical(Arch(space, drawn))] = None
     return list(found)
 
 

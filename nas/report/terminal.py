@@ -5,7 +5,6 @@ The tables of the runs are written for TensorBoard and as report.csv, too.
 
 import json
 from collections.abc import Mapping, Sequence
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from nas.cost.layer import LayerCost
 from nas.cost.trace import trace
 from nas.data import Arrays
 from nas.decision import decisions
+from nas.distinct import Distinct
 from nas.errors import UserError
 from nas.quantities import amount, judged_by
 from nas.report.collect import ABOUT_BEST, RunRecord, Sweep, differing, settings
@@ -98,7 +98,7 @@ def describe(
     costs: Mapping[str, LayerCost | NetworkCost],
     console: Console | None = None,
 ) -> None:
-    """`nas describe`: print the decisions, the number of architectures, the range of each cost.
+    """`nas describe`: print the decisions, the number of networks, the range of each cost.
 
     Args:
         example: input of one sample, or its shape ``(C, *S)``.
@@ -110,8 +110,7 @@ def describe(
     for name, decision in decisions(model):
         choices.add_row(name, ", ".join(str(option) for option in decision.options))
     console.print(choices)
-    count = prod(len(decision.options) for _, decision in decisions(model))
-    console.print(f"{count:,} architectures")
+    console.print(f"{Distinct.of(model).count:,} networks")
     priced: dict[str, LayerCost | NetworkCost] = {cost.name: cost for cost in (Params(), MACs())}
     priced |= {cost.name: cost for cost in costs.values()}
     console.print(_ranges([expected(model, cost, traced) for cost in priced.values()]))

@@ -186,10 +186,18 @@ def _nsga2(
 
 
 def mutated(space: SearchSpace, parent: Arch, generator: torch.Generator) -> Arch:
-    """`parent` with another option in one decision, inside the budgets."""
-    open_to = [name for name, options in space.options.items() if len(options) > 1]
+    """`parent` with another option in one decision that it reads, inside the budgets.
+
+    What only the child reads, as blocks that it has more, is drawn.
+    """
+    unread = space.distinct.unread(parent)
+    open_to = [n for n, options in space.options.items() if len(options) > 1 and n not in unread]
     if not open_to:
         return parent
+    for name in unread:
+        options = space.options[name]
+        drawn = options[int(torch.randint(len(options), (), generator=generator))]
+        parent = replace(parent, choices={**parent.choices, name: drawn})
     name = open_to[int(torch.randint(len(open_to), (), generator=generator))]
     others = [option for option in space.options[name] if option != parent.choices[name]]
     pick = others[int(torch.randint(len(others), (), generator=generator))]

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
-from math import inf, isclose, log, prod
+from functools import cached_property
+from math import inf, isclose, log
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +14,9 @@ from torch import nn
 from nas.arch import Arch, Option
 from nas.cost.expected import Expected
 from nas.cost.integer_program import IntegerProgram, worst
+from nas.cost.polynomial import AnyOf
 from nas.decision import decisions
+from nas.distinct import Distinct, Picks, read_if
 from nas.errors import UserError
 from nas.pareto import thinned
 from nas.search.base import check_searchable
@@ -28,19 +30,21 @@ TRIES = 50  # draws outside the budgets before one is repaired
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The architectures that a searcher may propose.
+    """The architectures that a searcher may propose: one for each network, see `nas.distinct`.
 
     Args:
         name: of the space, for `Arch`.
         options: decision name -> its options, in the order of their numbers.
         costs: cost name -> exact cost of an architecture.
         budgets: cost name -> largest cost of an architecture that may be proposed.
+        read_if: of the decisions that not every network reads, see `nas.distinct.read_if`.
     """
 
     name: str
     options: Mapping[str, tuple[Option, ...]]
     costs: Mapping[str, Expected] = field(default_factory=dict)
     budgets: Mapping[str, float] = field(default_factory=dict)
+    read_if: Mapping[str, AnyOf] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -58,16 +62,22 @@ class SearchSpace:
         check_searchable(supernet)
         options = {path: decision.options for path, decision in decisions(supernet)}
         check_feasible(costs, budgets)
-        return cls(name, options, costs, budgets)
+        return cls(name, options, costs, budgets, read_if(supernet))
+
+    @cached_property
+    def distinct(self) -> Distinct:
+        """Which architectures are one network."""
+        return Distinct(self.options, self.read_if)
 
     @property
     def size(self) -> int:
-        """Number of architectures, budgets aside."""
-        return prod(len(options) for options in self.options.values())
+        """Number of networks, budgets aside."""
+        return self.distinct.count
 
     def arch(self, indices: Mapping[str, int]) -> Arch:
-        """The architecture of the option numbers `indices`."""
-        return Arch(self.name, {name: o[indices[name]] for name, o in self.options.items()})
+        """The architecture of the network of the option numbers `indices`."""
+        choices = {name: o[indices[name]] for name, o in self.options.items()}
+        return self.distinct.canonical(Arch(self.name, choices))
 
     def indices(self, arch: Arch) -> dict[str, int]:
         """Decision name -> number of the option that `arch` takes."""
@@ -79,9 +89,9 @@ class SearchSpace:
         return known and all(arch.choices[name] in o for name, o in self.options.items())
 
     def __iter__(self) -> Iterator[Arch]:
-        """Every architecture inside the budgets, in a fixed order."""
-        for choice in product(*self.options.values()):
-            arch = Arch(self.name, dict(zip(self.options, choice, strict=True)))
+        """Every network inside the budgets, in a fixed order."""
+        for row in self.distinct.all().tolist():
+            arch = self.arch(dict(zip(self.options, row, strict=True)))
             if self.fits(arch):
                 yield arch
 
@@ -90,7 +100,7 @@ class SearchSpace:
         values = {name: cost.of(arch.choices) for name, cost in self.costs.items()}
         return {n: round(v) if isclose(v, round(v), rel_tol=1e-9) else v for n, v in values.items()}
 
-    def prices(self, name: str, picks: NDArray[np.int64]) -> NDArray[np.float64]:
+    def prices(self, name: str, picks: Picks) -> NDArray[np.float64]:
         """Cost `name` of many architectures ``(n,)``, rows of option numbers ``(n, decisions)``."""
         columns = {decision: picks[:, i] for i, decision in enumerate(self.options)}
         totals = []
@@ -113,33 +123,33 @@ class SearchSpace:
         near = worst(cost.constraints, self.indices(arch)) <= bound * (1 + 1e-9)
         return near and cost.of(arch.choices) <= bound
 
-    def picks(self, archs: Sequence[Arch]) -> NDArray[np.int64]:
+    def picks(self, archs: Sequence[Arch]) -> Picks:
         """Numbers of the options that architectures take ``(n, decisions)``."""
         rows = [list(self.indices(arch).values()) for arch in archs]
         return np.array(rows, dtype=np.int64).reshape(len(rows), len(self.options))
 
-    def around(self, picks: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The architectures inside the budgets ``(n, decisions)`` of a space of at most `WHOLE`.
+    def around(self, picks: Picks) -> Picks:
+        """The networks inside the budgets ``(n, decisions)`` of a space of at most `WHOLE`.
 
         Of a larger one, those of `picks` and all that differ from one of them in one decision.
         """
         counts = [len(options) for options in self.options.values()]
         if self.size <= WHOLE:
-            found = np.stack([axis.ravel() for axis in np.indices(counts)], axis=1)
+            found = self.distinct.all()
         else:
             near = [picks]
             for i, count in enumerate(counts):
                 for option in range(count):
                     near.append(picks.copy())
                     near[-1][:, i] = option
-            found = np.unique(np.concatenate(near), axis=0)
+            found = np.unique(self.distinct.canonical_picks(np.concatenate(near)), axis=0)
         inside = np.ones(len(found), dtype=bool)
         for name, bound in self.budgets.items():
             inside &= self.prices(name, found) <= bound * (1 + 1e-9)
         return found[inside]
 
     def draw(self, generator: torch.Generator) -> Arch:
-        """A uniformly random architecture inside the budgets, by rejection.
+        """A random architecture inside the budgets, by rejection: each option as likely as others.
 
         Where `TRIES` draws in a row lie outside, the last is repaired instead.
         """
@@ -203,7 +213,7 @@ class SearchSpace:
     def repaired(self, arch: Arch) -> Arch:
         """The architecture inside the budgets that differs from `arch` in the fewest decisions."""
         if self.fits(arch):
-            return arch
+            return self.distinct.canonical(arch)
         taken = self.indices(arch)
         unlike = {
             frozenset({(name, k)}): 1.0

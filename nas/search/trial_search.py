@@ -15,6 +15,8 @@ from nas.artifacts import RunDir
 from nas.artifacts.files import remove_leftovers, write_atomic
 from nas.config.schema import Count, Processes, Seed, checked
 from nas.decision import decisions, free, sample_path
+from nas.discretization import arch_of
+from nas.distinct import canonical
 from nas.errors import UserError
 from nas.problem import SearchProblem
 from nas.progress import Part, current
@@ -297,9 +299,11 @@ class TrialSearch:
         known = broadcast(lambda: [trial.to_json() for trial in log.known.values()])
         log.known = {trial.arch.hash: trial for trial in map(Trial.from_json, known)}
         # Recorded may be the costs of another device, or before a cost was asked for.
-        for key, trial in log.known.items():
+        for trial in list(log.known.values()):
             if space.holds(trial.arch):
-                log.known[key] = replace(trial, costs=space.price(trial.arch))
+                arch = space.distinct.canonical(trial.arch)  # of an earlier version it may not be
+                del log.known[trial.arch.hash]
+                log.known[arch.hash] = replace(trial, arch=arch, costs=space.price(arch))
         total = self._count(space, count)
         if self._briefly and count and len(log.known) >= count:
             # Short trainings tell of networks inside any budget, wherever they lie themselves.
@@ -417,6 +421,6 @@ class RandomArch:
                 decision.alpha.data = gumbel_noise(decision.alpha.data, generator)
             return problem.select()
         sample_path(self.supernet, generator)
-        choices = {name: decision.best() for name, decision in decisions(self.supernet)}
+        arch = canonical(self.supernet, arch_of(self.supernet, problem.space))
         free(self.supernet)
-        return Arch(problem.space, choices)
+        return arch

@@ -81,6 +81,9 @@ class StrongestEdges(RelaxedDecision):
     def active_if(self) -> Mapping[Option, nn.Module]:
         return dict.fromkeys(self.options, nn.Identity())
 
+    def decisions(self) -> Sequence[Decision]:
+        return ()  # it becomes the same whatever is taken
+
 
 class Node(RelaxedDecision):
     """A node of a cell: the sum of its edges, weighted by the probability that each is kept.

@@ -231,3 +231,6 @@ class Shared(RelaxedDecision):
 
     def active_if(self) -> Mapping[Option, nn.Module]:
         return dict.fromkeys(self.options, nn.Identity())
+
+    def decisions(self) -> Sequence[Decision]:
+        return ()  # it becomes the same whatever is taken

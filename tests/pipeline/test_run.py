@@ -199,7 +199,7 @@ def test_describe_counts_the_space(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["describe", "space=chain_tiny", "trial=false"]) == 0
     said = capsys.readouterr().out
     assert "10 classes of 174 to 183" in said
-    assert "243 architectures" in said
+    assert "243 networks" in said
     assert "blocks.s0b0" in said
 
 

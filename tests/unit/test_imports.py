@@ -24,7 +24,7 @@ FLOORS = (
     "ops supernet quantization",
     "discretization spaces",
     "cost",
-    "lowering integer objective selection recalibrate compress train problem",
+    "lowering integer objective distinct selection recalibrate compress train problem",
     "search report latency export",
     "teacher result pipeline front estimate verbs launch",
     "extract export.command process finished api cli",
