@@ -17,6 +17,7 @@ if os.environ.keys().isdisjoint(("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCK
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 if TYPE_CHECKING:
+    from nas.api import compress as compress
     from nas.api import open_run as open_run
     from nas.api import search as search
     from nas.arch import Arch as Arch
@@ -47,6 +48,7 @@ _HOME = {
     "UserError": "nas.errors",
     "apply": "nas.decision",
     "arch_of": "nas.discretization",
+    "compress": "nas",  # the package itself, which can be called
     "build_op": "nas.supernet.elastic_ops",
     "cost_of": "nas.cost.by_layer",
     "decisions": "nas.decision",
@@ -67,8 +69,8 @@ __all__ = sorted(_HOME)  # noqa: PLE0605
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'nas' has no attribute {name!r}; it offers {__all__}")
-    if name == "search":
-        return import_module("nas.search")
+    if _HOME[name] == "nas":
+        return import_module(f"nas.{name}")
     return getattr(import_module(_HOME[name]), name)
 
 

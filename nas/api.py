@@ -9,25 +9,29 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import nn
 
+from nas.artifacts import RunDir
 from nas.artifacts.files import display_path
 from nas.config.calls import CALLED
 from nas.config.compose import (
     check_values,
     compose_choices,
     in_words,
+    made,
     parse_overrides,
     with_budgets,
 )
 from nas.config.given import Given, giving, is_plain, kind_of
-from nas.config.saved import COMMAND, PYTHON
+from nas.config.model import with_model
+from nas.config.saved import COMMAND, COMPRESS, PYTHON, read_saved
 from nas.config.schema import short_repr
 from nas.errors import InterruptedRunError, UserError
-from nas.finished import FinishedRun, Space
+from nas.finished import TRUSTED, FinishedRun, Space
 from nas.process import undisturbed
 from nas.verbs import Job, carry_out, cores
 
 STAGED = "nas.spaces.staged.StagedSpace"
 OWN = "data=own"
+MODEL = "space.model"
 
 
 def search(
@@ -81,12 +85,69 @@ def search(
     """
     own: dict[str, Any] = {"space": space, "data": data, "budget": budget, "front": front}
     own |= {"out": None if str(out) == "runs" else out, "name": name, "resume": resume or None}
-    arguments = {**{key: value for key, value in own.items() if value is not None}, **keys}
+    return _finished(PYTHON, {**own, **keys}, config_dir)
+
+
+def compress(
+    model: nn.Module | Callable[[], nn.Module] | str,
+    data: Any = None,
+    *,
+    budget: Mapping[str, str | float] | None = None,
+    front: int | None = None,
+    out: str | Path = "runs",
+    name: str | None = None,
+    resume: bool | str | Path = False,
+    config_dir: str | Path | None = None,
+    **keys: Any,
+) -> FinishedRun:
+    """Make a network of your own fit: channels are left out, and what stays is trained again.
+
+    As ``nas search model=MODULE:FACTORY``: the networks that are searched are parts of the one
+    given, which is the largest of them. They start with its weights and learn from it, if it is
+    trained. What is found is a module of your own classes, with smaller tensors.
+
+    Args:
+        model: the network, which is copied, what makes it, or the name of that,
+            ``"module:factory"``.
+        data: as of `nas.search`: samples as the network knows them. Tensors are normalised per
+            channel; what a Dataset gives is taken as it is.
+        budget: cost -> at most so much, ``{"macs": "50%", "params": "30k"}``; percentages are of
+            the network given.
+        front, out, name, resume, config_dir, keys: as of `nas.search`; ``model__weights=FILE`` is a
+            state dict for what a factory makes, ``model__args={...}`` are arguments of one that is
+            named.
+
+    Raises:
+        UserError: a wrong setting, or a network that cannot be made searchable, before anything is
+            trained, in one line.
+        nas.errors.FailedRunError: the run began and did not end well.
+
+    Example:
+        >>> import nas
+        >>> run = nas.compress(network, (x, y), budget={"macs": "50%"})  # doctest: +SKIP
+        >>> run.best.network  # doctest: +SKIP
+    """
+    own: dict[str, Any] = {"model": model, "data": data, "budget": budget, "front": front}
+    own |= {"out": None if str(out) == "runs" else out, "name": name, "resume": resume or None}
+    return _finished(COMPRESS, {**own, **keys}, config_dir)
+
+
+def _finished(
+    function: str, arguments: Mapping[str, Any], config_dir: str | Path | None
+) -> FinishedRun:
+    """Carry out a call; arguments that are None are left out."""
+    arguments = {key: value for key, value in arguments.items() if value is not None}
     given = _given(arguments)
     with undisturbed(), giving(given.objects), _interruptible(), in_words(given.words):
-        os.environ[COMMAND] = PYTHON
-        folder = _searched(given, _call(arguments), None if config_dir is None else str(config_dir))
-    return FinishedRun(folder, given.objects)
+        os.environ[COMMAND] = function
+        folder = _searched(
+            given, _call(function, arguments), None if config_dir is None else str(config_dir)
+        )
+    named = {}
+    if is_plain(arguments.get("model")):
+        # The call has named it: what is done with its result runs it, too.
+        named = {MODEL: made(read_saved(RunDir(folder)).space.model), TRUSTED: True}
+    return FinishedRun(folder, {**given.objects, **named})
 
 
 def open_run(folder: str | Path, **given: Any) -> FinishedRun:
@@ -95,7 +156,7 @@ def open_run(folder: str | Path, **given: Any) -> FinishedRun:
     Args:
         folder: of the run.
         given: what the folder does not hold, since it was given from Python: ``space=...``,
-            ``data=...``; also the function of a space of your own in Python.
+            ``data=...``, ``model=...``; also the function of a space of your own in Python.
 
     Raises:
         UserError: no finished run there.
@@ -117,16 +178,20 @@ def _given(arguments: Mapping[str, Any]) -> Given:
             _add_space(given, value)
         elif key == "data":
             _add_data(given, value)
+        elif key == "model" and not is_plain(value):
+            _add_model(given, value)
         else:
             given.add(key, value)
+    if {"space", MODEL} <= given.objects.keys():
+        raise UserError("space= and model=: both say what is searched; leave one of them out")
     _check_called(given)
     return given
 
 
-def _call(arguments: Mapping[str, Any]) -> str:
+def _call(function: str, arguments: Mapping[str, Any]) -> str:
     """The call as it was typed, but for objects, whose kind it says."""
     shown = {key: repr(one) if is_plain(one) else kind_of(one) for key, one in arguments.items()}
-    return f"{PYTHON}({', '.join(f'{key}={text}' for key, text in shown.items())})"
+    return f"{function}({', '.join(f'{key}={text}' for key, text in shown.items())})"
 
 
 def _add_space(given: Given, space: Any) -> None:
@@ -151,6 +216,15 @@ def _add_data(given: Given, data: Any) -> None:
         given.objects["data.source"] = data
 
 
+def _add_model(given: Given, model: Any) -> None:
+    if not (isinstance(model, nn.Module) or callable(model)):
+        raise UserError(
+            f"model={short_repr(model)} must be a network, a function that gives one, or the name "
+            "of such a function, 'module:factory'"
+        )
+    given.objects[MODEL] = model
+
+
 def _check_called(given: Given) -> None:
     """What a run calls must be callable; of a mapping that describes it, it says so itself."""
     for key, value in given.objects.items():
@@ -168,8 +242,9 @@ def _check_called(given: Given) -> None:
 def _searched(given: Given, command: str, config_dir: str | None) -> Path:
     """Compose the configuration and search; the folder of the run."""
     own = {key.removeprefix("cost.") for key in given.described if key.startswith("cost.")}
-    check_values(parse_overrides(given.words))
-    config, choices = compose_choices(with_budgets(given.words, config_dir, own), config_dir)
+    words = with_model(given.words, MODEL in given.objects)
+    check_values(parse_overrides(words))
+    config, choices = compose_choices(with_budgets(words, config_dir, own), config_dir)
     for key, node in given.described.items():
         OmegaConf.update(config, key, dict(node), merge=False, force_add=True)
     asked = Job(

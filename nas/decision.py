@@ -17,6 +17,9 @@ _STATE = ("alpha", "noise", "tau", "open")
 class Searchable(nn.Module):
     """A module that becomes another plain module for each combination of its decisions' options."""
 
+    # Whether its submodules are used as they are: others slice the weights of theirs.
+    keeps_parts: ClassVar[bool] = False
+
     channel_dim = 1  # the dimension of its input that `in_channels_used` speaks of
 
     def decisions(self) -> Sequence["Decision"]:
@@ -60,6 +63,7 @@ class Decision(Searchable):
     Shapes: alpha, noise, open, theta ``(K,)``; tau ``()``.
     """
 
+    keeps_parts = True
     derived: ClassVar[bool] = False  # alpha is computed from other decisions, and not trained
     noise: Tensor  # added to alpha; zero unless the relaxation draws some
     tau: Tensor

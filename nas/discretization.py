@@ -69,7 +69,10 @@ def _copy(module: nn.Module, options: Mapping[Decision, Option], memo: dict[int,
     """
     for searchable in outermost(module):
         if id(searchable) not in memo:
-            memo[id(searchable)] = _copy(searchable.materialize(options), options, memo)
+            made = searchable.materialize(options)
+            # Kept, as in `copy.deepcopy`: another module may not get the id of one that is gone.
+            memo.setdefault(id(memo), []).append(made)
+            memo[id(searchable)] = _copy(made, options, memo)
     return copied(module, memo)
 
 

@@ -29,6 +29,8 @@ from nas.report.figure import pictures
 from nas.report.fronts import fronts
 from nas.tables import Grid
 
+TRUSTED = "trusted"  # among what is given: the call itself has named what its folder names
+
 
 @dataclass(frozen=True)
 class Space:
@@ -70,7 +72,7 @@ def _called(
 ) -> Iterator[Arguments]:
     """Inside, a verb can be carried out on a run with these arguments, and objects are given."""
     asked = Given()
-    for key, value in options.items():
+    for key, value in {**({"trust": True} if TRUSTED in given else {}), **options}.items():
         asked.add(key, value)
     arguments = parse(verb, [str(folder), *asked.words])
     with undisturbed(), giving({**given, **asked.objects}):
@@ -117,7 +119,7 @@ class TrainedNetwork:
             UserError: the space was given from Python, and is not given now.
         """
         with giving(self.given):
-            return load(self.folder, self.given.get("space"))
+            return load(self.folder, self.given.get("space"), self.given.get("space.model"))
 
     def export(self, *formats: str, **options: Any) -> list[Path]:
         """Write files that deploy, each checked against the network, as ``nas export`` does.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.arch import Arch
+from nas.compress.given import is_given
 from nas.config.schema import short_repr
 from nas.cost.analytic import MACs, Params
 from nas.cost.dry_run import dry_run, init_lazy, inputs_of
@@ -21,7 +22,7 @@ from nas.cost.trace import trace
 from nas.data import DataModule
 from nas.data.contract import SearchData, read
 from nas.data.own import as_data_module, memory
-from nas.decision import apply, free
+from nas.decision import apply, decisions, free
 from nas.errors import UserError
 from nas.inputs import Inputs, run, zeros
 from nas.progress import Part
@@ -183,11 +184,18 @@ class SearchProblem:
         given = {name: text for name, text in self.amounts.items() if text is not None}
         check_known(self.costs, given)
         found = {
-            name: parse_budget(name, text, self.costs[name].unit, largest_of(self.costs[name]))
+            name: parse_budget(name, text, self.costs[name].unit, self.largest(name))
             for name, text in given.items()
         }
         check_feasible(self.costs, found)
         return found
+
+    def largest(self, cost: str) -> float:
+        """What percentages of a budget are of: the network given, or the largest of the space."""
+        own = dict(decisions(self.supernet))
+        if is_given(self.make_supernet):
+            return self.costs[cost].of({name: one.options[-1] for name, one in own.items()})
+        return largest_of(self.costs[cost])
 
     def select(self) -> Arch:
         """The most probable architecture inside the budgets."""

@@ -12,14 +12,18 @@ from nas.artifacts import RunDir
 from nas.errors import UserError
 from nas.export import load
 from nas.problem import SearchProblem, check_logits
+from nas.search.compress import original
 from nas.search.path_sampling import extremes
 from nas.tasks.classification import task_of
 
 LARGEST = "largest"
+GIVEN = "given"
 
 
 def teacher_of(problem: SearchProblem) -> nn.Module | str | None:
     """What ``finetune.teacher`` names: a module, or `LARGEST`, which a trained supernet makes.
+
+    `GIVEN` is the network that is made smaller, or none where that is not trained.
 
     Raises:
         UserError: no finished run, or one of other data or outputs.
@@ -27,6 +31,8 @@ def teacher_of(problem: SearchProblem) -> nn.Module | str | None:
     given = getattr(problem.finetune, "keywords", {}).get("teacher")
     if given is None or given == LARGEST:
         return given if given is None else LARGEST
+    if given == GIVEN:
+        return _original(problem)
     network = _of_run(problem, Path(given).expanduser()) if isinstance(given, str) else given
     outputs = task_of(problem.data).outputs
     if outputs is not None:
@@ -35,6 +41,16 @@ def teacher_of(problem: SearchProblem) -> nn.Module | str | None:
         except UserError as error:
             raise UserError(f"finetune.teacher: {error}") from None
     return network
+
+
+def _original(problem: SearchProblem) -> nn.Module | None:
+    """The network that is made smaller; None where it has learned nothing."""
+    if (found := original(problem)) is None:
+        raise UserError(
+            f"finetune.teacher={GIVEN} is the network of model=MODULE:FACTORY, and this space is "
+            f"made of none: pass finetune.teacher=RUN, a folder of a trained network"
+        )
+    return found.network if found.is_trained else None
 
 
 def largest_of(problem: SearchProblem) -> Arch:

@@ -225,6 +225,7 @@ def _run(config: DictConfig, run: RunDir, job: Job, asked: dict[str, Any]) -> No
     from nas.pipeline import Run
     from nas.problem import SearchProblem
     from nas.report.terminal import announce, data_in_words
+    from nas.search.compress import original_in_words
 
     torch.set_num_threads(config.threads or job.threads)
     arch = Arch.load(Path(config.arch)) if config.get("arch") else None
@@ -234,6 +235,8 @@ def _run(config: DictConfig, run: RunDir, job: Job, asked: dict[str, Any]) -> No
     if config.get("checkpoint"):
         load_supernet(pipeline.supernet, Path(config.checkpoint))
     print(data_in_words(problem.data))
+    if said := original_in_words(problem):
+        print(said)
     run.create()
     # Jobs of two sweeps into one folder: the second finds what the first has made.
     with run.claimed(wait=job.sweep is not None):
@@ -348,15 +351,19 @@ def _describe(config: DictConfig, job: Job) -> None:
     silence_third_party_warnings()
     import torch
 
+    from nas.compress.given import is_given, rows
     from nas.data.contract import read
     from nas.problem import SearchProblem, build
-    from nas.report.terminal import data_in_words, describe
+    from nas.report.terminal import data_in_words, describe, describe_layers
 
     torch.set_num_threads(config.threads or job.threads)
     data = _data(config)
     read(data)
     print(data_in_words(data))
-    supernet = build(made(config.space), data.input_shape, data.num_outputs)
+    space = made(config.space)
+    supernet = build(space, data.input_shape, data.num_outputs)
+    if is_given(space):
+        describe_layers(rows(space, data.input_shape))
     describe(supernet, data.example, made(config.cost))
     if config.trial:
         config.front = front_size(config, sweep=False)

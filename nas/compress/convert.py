@@ -195,7 +195,7 @@ def _attach(model: nn.Module, groups: Sequence[Group], rules: Rules) -> list[Row
         sizes = _options(max(together, key=lambda g: g.units * g.width), rules.channels)
         first = [_first(model, group, _shares(group, sizes)) for group in together]
         starts = accumulate((group.units for group in together), initial=0)
-        width = Width(sizes, torch.cat(first))
+        width = Width(sizes, torch.cat(first), [len(one) for one in first])
         for group, start in zip(together, starts, strict=False):
             widths[id(group)] = width
             for cut in group.cuts:

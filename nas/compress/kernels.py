@@ -10,8 +10,8 @@ from torch.utils._pytree import tree_map
 
 from nas.compress.least_squares import part
 from nas.compress.moments import Moments, flat_weight, moments
-from nas.compress.places import Finding, Where, like, places, swapped
-from nas.compress.taps import Convolution, Dilation, ElasticTaps, dilations, fixed, key, windows
+from nas.compress.places import Finding, Where, places, swapped
+from nas.compress.taps import Convolution, Dilation, ElasticTaps, dilations, fixed, windows
 from nas.config.schema import Count, checked
 from nas.copying import copied
 from nas.cost.dry_run import Example, inputs_of
@@ -117,16 +117,16 @@ def searched_kernels(
         pads = plan.pad.padding if plan.pad is not None else ()
         taps = swaps[conv] = ElasticTaps(conv, kernel, dilation, plan.causal, pads)
         if conv in known:
-            taps.fitted.update(_refitted(taps, known[conv]))
+            _refit(taps, known[conv])
         if plan.pad is not None:
             swaps[plan.pad] = nn.Identity()
     return swapped(model, swaps)
 
 
 @torch.no_grad()
-def _refitted(taps: ElasticTaps, known: Moments) -> dict[str, nn.Parameter]:
+def _refit(taps: ElasticTaps, known: Moments) -> None:
     """Weights for each choice of taps, which take what the taps that are gone did upon them."""
-    conv, found = taps.conv, {}
+    conv = taps.conv
     W, G = flat_weight(conv), known.of_change(conv.bias is not None)
     places = torch.arange(W.shape[-1]).reshape(-1, *conv.kernel_size)
     for kernel, dilation in list(taps.combinations_of_taps())[:-1]:  # the last is the layer
@@ -135,12 +135,9 @@ def _refitted(taps: ElasticTaps, known: Moments) -> dict[str, nn.Parameter]:
         made = torch.zeros_like(W)
         for group, (own, second) in enumerate(zip(W, G, strict=True)):
             made[group, :, columns] = part(own, second, columns)
-        weight = made.reshape(conv.weight.shape)[index]
-        found[key(kernel, dilation, "weight")] = like(conv.weight, weight)
-        if conv.bias is not None:
-            shift = torch.einsum("gof,gf->go", W - made, known.mean).flatten()
-            found[key(kernel, dilation, "bias")] = like(conv.bias, conv.bias + shift.to(conv.bias))
-    return found
+        shift = torch.einsum("gof,gf->go", W - made, known.mean).flatten()
+        bias = None if conv.bias is None else conv.bias + shift.to(conv.bias)
+        taps.fit(kernel, dilation, made.reshape(conv.weight.shape)[index], bias)
 
 
 def _plans(

@@ -27,13 +27,17 @@ class Width(Elastic):
     Args:
         options: ascending; the last keeps everything.
         first: for each unit the index of the first option that keeps it ``(units,)``.
+        groups: units of each group of channels, in the order of `first`; None: there is one.
     """
 
     first: Tensor  # a buffer, so that a checkpoint holds the order
 
-    def __init__(self, options: Sequence[int], first: Tensor) -> None:
+    def __init__(
+        self, options: Sequence[int], first: Tensor, groups: Sequence[int] | None = None
+    ) -> None:
         super().__init__(options)
         self.register_buffer("first", first)
+        self.groups = tuple(groups or [len(first)])
 
     def present(self, theta: Tensor) -> Tensor:
         """The probability that each unit is there ``(units,)``, and 1 as one more entry."""

@@ -18,7 +18,7 @@ taps at the largest e and d = 1, the given layer.
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,6 @@ from nas.ops.convolution import Conv2d
 from nas.supernet.elastic import Elastic, Number, decided, options_of, taken, theta_of
 
 Convolution = nn.Conv1d | nn.Conv2d
-CONV = {1: nn.Conv1d, 2: nn.Conv2d}
 PAD = {1: nn.ConstantPad1d, 2: nn.ConstantPad2d}
 
 
@@ -84,8 +83,8 @@ def kept(kernel: int, window: int, dilation: int, causal: bool) -> list[int]:
 class ElasticTaps(Searchable):
     """A convolution of which only some taps are there, see above; the taps of each side alike.
 
-    With one option open of each number, the plain convolution of these taps runs. Where its padding
-    is not the same on both sides, that is a padding and a convolution.
+    With one option open of each number, the convolution of these taps runs, of the same class.
+    Where its padding is not the same on both sides, that is a padding and a convolution.
 
     Args:
         conv: the layer; it becomes part of this module.
@@ -119,9 +118,8 @@ class ElasticTaps(Searchable):
             )
         self.conv, self.kernel, self.dilation, self.causal = conv, kernel, dilation, causal
         self.pads = tuple(pads) or (0,) * (2 * len(conv.kernel_size))
-        # Weights of their own for some kernels and dilations, by `key`, see `nas.compress.refit`.
-        self.fitted = nn.ParameterDict()
-        self._forms: dict[tuple[int, int], nn.Module] = {}  # without values, see `ElasticForm`
+        # Layers with weights of their own for some kernels and dilations, by `key`.
+        self.fitted = nn.ModuleDict()
 
     def decisions(self) -> tuple[Decision, ...]:
         return decided(self.kernel, self.dilation)
@@ -129,24 +127,20 @@ class ElasticTaps(Searchable):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor
         if all(int(number.open.sum()) == 1 for number in self.decisions()):
-            kernel, dilation = (_only(number) for number in (self.kernel, self.dilation))
-            if self._whole(kernel, dilation):
-                y = self.conv(x)
-            else:
-                y = functional_call(self._form(kernel, dilation), self._state(kernel, dilation), x)
-            return y
-        y = functional_call(self.conv, self._mixed(), F.pad(x, self.pads) if any(self.pads) else x)
+            y = self._plain(_only(self.kernel), _only(self.dilation))(x)
+        else:
+            x = F.pad(x, self.pads) if any(self.pads) else x
+            y = functional_call(self.conv, self._mixed(), x)
         return y
 
     def materialize(self, options: Mapping[Decision, Option]) -> nn.Module:
-        """The plain convolution of these taps, with copies of the weights it uses."""
-        kernel, dilation = taken(self.kernel, options), taken(self.dilation, options)
-        if self._whole(kernel, dilation):
-            return self.conv
-        made = self._plain(kernel, dilation)
-        for name, value in self._state(kernel, dilation).items():
-            path, _, key = name.rpartition(".")
-            setattr(made.get_submodule(path), key, like(getattr(self.conv, key), value))
+        """The convolution of these taps, with copies of the weights it uses."""
+        made = self._plain(taken(self.kernel, options), taken(self.dilation, options))
+        for module in made.modules():
+            tensors: dict[str, Any] = dict(module._parameters)
+            for name, value in tensors.items():
+                if value is not None and not isinstance(value, nn.Parameter):
+                    module._parameters[name] = like(getattr(self.conv, name), value)
         return made.train(self.training)
 
     def taps(self, kernel: int, dilation: int) -> tuple[slice, ...]:
@@ -161,76 +155,78 @@ class ElasticTaps(Searchable):
         """Every kernel with every dilation; all taps come last."""
         return product(options_of(self.kernel), options_of(self.dilation))
 
-    def _whole(self, kernel: int, dilation: int) -> bool:
-        """Whether this is `conv` itself."""
-        return not any(self.pads) and kernel >= max(self.conv.kernel_size) and dilation == 1
-
-    def _form(self, kernel: int, dilation: int) -> nn.Module:
-        if (kernel, dilation) not in self._forms:
-            self._forms[kernel, dilation] = self._plain(kernel, dilation)
-        return self._forms[kernel, dilation]
+    def fit(self, kernel: int, dilation: int, weight: Tensor, bias: Tensor | None) -> None:
+        """Give these taps weights of their own; all of them keep those of the layer."""
+        own = {"weight": weight, "bias": bias}
+        made, _ = self._cut(kernel, dilation)
+        vars(made)["_parameters"] = {
+            name: value if value is None else like(getattr(self.conv, name), value)
+            for name, value in own.items()
+        }
+        self.fitted[key(kernel, dilation)] = made
 
     def _plain(self, kernel: int, dilation: int) -> nn.Module:
-        """The convolution of these taps, without values."""
-        conv, ndim = self.conv, len(self.conv.kernel_size)
-        taps = self.taps(kernel, dilation)
+        """The layer of these taps, which shares its weights with this one."""
+        ndim = len(self.conv.kernel_size)
+        whole = kernel >= max(self.conv.kernel_size) and dilation == 1
+        if whole and not any(self.pads):
+            return self.conv
+        conv, pads = self._cut(kernel, dilation)
+        if key(kernel, dilation) in self.fitted:
+            conv = cast(Convolution, self.fitted[key(kernel, dilation)])
+        if not any(pads):
+            return conv
+        return nn.Sequential(OrderedDict(pad=PAD[ndim](tuple(pads), 0.0), conv=conv))  # type: ignore[arg-type]
+
+    def _cut(self, kernel: int, dilation: int) -> tuple[Convolution, list[int]]:
+        """A layer of its class that shares these taps of `conv`, and what is padded before it."""
+        conv, ndim, taps = self.conv, len(self.conv.kernel_size), self.taps(kernel, dilation)
         sizes = [len(range(*tap.indices(tap.stop))) for tap in taps]
         pads: list[int] = []  # as of `F.pad`: before and behind, the last side first
         for i in reversed(range(ndim)):
-            step = conv.dilation[i]
-            before, behind = conv._reversed_padding_repeated_twice[2 * (ndim - 1 - i) :][:2]
-            first, last = self.pads[2 * (ndim - 1 - i) :][:2]
+            step, at = conv.dilation[i], 2 * (ndim - 1 - i)
+            before, behind = conv._reversed_padding_repeated_twice[at : at + 2]
+            first, last = self.pads[at : at + 2]
             pads += [
                 before + first - step * taps[i].start,
                 behind + last - step * (conv.kernel_size[i] - taps[i].stop),
             ]
         even = pads[::2] == pads[1::2] and min(pads) >= 0
-        made: nn.Module = CONV[ndim](
-            conv.in_channels,
-            conv.out_channels,
-            sizes,  # type: ignore[arg-type]
-            conv.stride,  # type: ignore[arg-type]
-            pads[::-2] if even else 0,  # type: ignore[arg-type]
-            [s * dilation if n > 1 else 1 for s, n in zip(conv.dilation, sizes, strict=True)],  # type: ignore[arg-type]
-            conv.groups,
-            conv.bias is not None,
-            device="meta",
+        index: Any = (..., *taps)
+        made: Convolution = object.__new__(type(conv))
+        vars(made).update(vars(conv))
+        vars(made).update(
+            _parameters={**conv._parameters, "weight": conv.weight[index]},
+            kernel_size=tuple(sizes),
+            padding=tuple(pads[::-2]) if even else (0,) * ndim,
+            dilation=tuple(
+                step * dilation if size > 1 else 1
+                for step, size in zip(conv.dilation, sizes, strict=True)
+            ),
+            _reversed_padding_repeated_twice=pads if even else [0] * (2 * ndim),
         )
-        if even:
-            return made
-        return nn.Sequential(OrderedDict(pad=PAD[ndim](tuple(pads), 0.0), conv=made))  # type: ignore[arg-type]
-
-    def _state(self, kernel: int, dilation: int) -> dict[str, Tensor]:
-        """The values for the tensors of `_plain`, by name."""
-        prefix = "conv." if isinstance(self._form(kernel, dilation), nn.Sequential) else ""
-        return {f"{prefix}{n}": x for n, x in self._values(kernel, dilation).items()}
-
-    def _values(self, kernel: int, dilation: int) -> dict[str, Tensor]:
-        """Weight and bias of these taps."""
-        own: dict[str, Tensor] = dict(self.conv.named_parameters())
-        taps: Any = (..., *self.taps(kernel, dilation))
-        own["weight"] = own["weight"][taps]
-        return {n: self.fitted.get(key(kernel, dilation, n), x) for n, x in own.items()}
+        return made, [] if even else pads
 
     def _mixed(self) -> dict[str, Tensor]:
         """Weight and bias of the mixture, of all taps."""
-        weight = self.conv.weight
+        weight, bias = self.conv.weight, self.conv.bias
         theta = torch.outer(
             theta_of(self.kernel, weight), theta_of(self.dilation, weight)
         ).flatten()
         if not self.fitted:
             mask = torch.einsum("k,k...->...", theta, self._masks().to(theta))
             return {"weight": weight * mask.to(weight)}
-        total = {n: torch.zeros_like(x) for n, x in self.conv.named_parameters()}
-        for share, value, (kernel, dilation) in zip(
-            theta, theta.tolist(), self.combinations_of_taps(), strict=True
-        ):
-            if value:
-                own = self._values(kernel, dilation)
-                taps: Any = (..., *self.taps(kernel, dilation))
-                total["weight"][taps] += share * own["weight"]
-                if "bias" in own:
-                    total["bias"] += share * own["bias"]
+        total = {"weight": torch.zeros_like(weight)}
+        if bias is not None:
+            total["bias"] = torch.zeros_like(bias)
+        for share, (kernel, dilation) in zip(theta, self.combinations_of_taps(), strict=True):
+            taps: Any = (..., *self.taps(kernel, dilation))
+            own: Mapping[str, Any] = {"weight": weight[taps], "bias": bias}
+            if key(kernel, dilation) in self.fitted:
+                own = self.fitted[key(kernel, dilation)]._parameters
+            total["weight"][taps] += share * own["weight"]
+            if bias is not None:
+                total["bias"] += share * own["bias"]
         return total
 
     def _masks(self) -> Tensor:
@@ -243,9 +239,9 @@ class ElasticTaps(Searchable):
         return torch.stack(masks)
 
 
-def key(kernel: int, dilation: int, name: str) -> str:
-    """The name of a fitted weight or bias in `ElasticTaps.fitted`."""
-    return f"{name}_k{kernel}_d{dilation}"
+def key(kernel: int, dilation: int) -> str:
+    """The name of some taps in `ElasticTaps.fitted`."""
+    return f"k{kernel}_d{dilation}"
 
 
 def fixed(conv: nn.Module) -> str | None:

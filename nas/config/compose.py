@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nas.config import options as own_options
 from nas.config.help import VERBS, config_dir, groups, keys_of, keys_of_run
+from nas.config.model import with_model
 from nas.config.schema import run_violation, short_repr, violation
 from nas.errors import UserError
 
@@ -205,7 +206,7 @@ def _of_hydra(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[str]
         raise UserError(f"{message}; {_see(verb)}")
 
     parser.error = refuse  # type: ignore[method-assign]
-    arguments = [_of_experiment(word) for word in arguments]
+    arguments = with_model([_of_experiment(word) for word in arguments])
     overrides = [word for word in arguments if word[0] != "-" and (word[0] == "~" or "=" in word)]
     flags = [word for word in arguments if word not in overrides]
     found = parser.parse_args([*flags, *overrides])

@@ -87,7 +87,7 @@ def given(key: str, kind: str, sizes: str = "") -> Any:
         UserError: none is given now.
     """
     if key not in _objects.get():
-        name = key.removesuffix(".source")
+        name = {"data.source": "data", "space.model": "model"}.get(key, key)
         raise UserError(
             f"{name} was given from Python ({kind}), and a run's folder does not hold it: give it "
             f"again, nas.open_run(FOLDER, {name.replace('.', '__')}=...)"

@@ -53,7 +53,9 @@ class ExportOptions:
     without a run, any key of the configuration can be set, e.g. data=digits.
 
     Args:
-        format: state_dict, python, onnx, pt2, pte, int8_onnx, int8_pte; several as a,b.
+        format: state_dict, python, onnx, pt2, pte, int8_onnx, int8_pte, c; several as a,b.
+        board: with format=c: run it in QEMU on these, too, for flash, RAM and instructions:
+            cortex_m4, cortex_m7, cortex_m55.
         out: where they go, with card.md, card.json and export.json; null: RUN/export.
         overwrite: replace files that are there.
         calibration: training images from which int8 learns its ranges.
@@ -69,6 +71,7 @@ class ExportOptions:
     """
 
     format: tuple[Name, ...] = ("onnx",)
+    board: tuple[Name, ...] = ()
     out: Name | None = None
     overwrite: bool = False
     calibration: Count = 512

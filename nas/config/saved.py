@@ -173,6 +173,7 @@ _UNIMPORTANT = (
 # Environment variable: jobs of a sweep may run in processes that know no command line.
 COMMAND = "NAS_COMMAND"
 PYTHON = "nas.search"  # its value during a call from Python
+COMPRESS = "nas.compress"  # and during this one
 
 LATENCY = "latency"  # the cost that a profile is of
 
@@ -183,7 +184,8 @@ def how_to_go_on(run: RunDir) -> str:
     for saved in (run.finetune_checkpoint, *trainings, run.checkpoint, run.trials):
         if saved.exists():
             verb = os.environ.get(COMMAND, "nas search")
-            resume = f"(..., resume='{run.path}')" if verb == PYTHON else f" resume={run.path}"
+            called = verb in (PYTHON, COMPRESS)
+            resume = f"(..., resume='{run.path}')" if called else f" resume={run.path}"
             return f"Saved last: {saved}. Go on with: {verb}{resume}"
     return "No epoch was completed, so there is no checkpoint yet: start again"
 

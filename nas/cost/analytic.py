@@ -99,29 +99,38 @@ class Size:
     """Bytes of all stored tensors, each once.
 
     For float formats every floating-point tensor counts in that format. For integer formats those
-    of two or more dimensions do, and the others (biases, norms) count 32 bits, as the common
-    int8 runtimes store them; scales and zero points are left out. Tensors that are not floating
-    point, such as a norm's `num_batches_tracked` (8 bytes), keep their width, so that float32
-    without folding is exactly what a `state_dict` holds. Weights that are quantised to bits of
-    their own count these, packed in rows of whole bytes, as `nas.quantization.packing` stores them.
+    of two or more dimensions do, and the others (biases, norms) count `bias_bits`, as the common
+    int8 runtimes store them; scales and zero points are left out, but see `scale_bits`. Tensors
+    that are not floating point, such as a norm's `num_batches_tracked` (8 bytes), keep their width,
+    so that float32 without folding is exactly what a `state_dict` holds. Weights that are quantised
+    to bits of their own count these, packed in rows of whole bytes, see `nas.quantization.packing`.
 
     Args:
         dtype: number format of the weights, see `bits_of`.
         fold_norm: a BatchNorm's tensors vanish, and the convolution (or linear layer) in front
             gains one bias per channel if it has none. A norm that cannot be folded, because
             something else stands in front or reads the same output, counts as it is.
+        bias_bits: of what has fewer than two dimensions, in integer formats.
+        scale_bits: of the scale of an output channel that is quantised to bits of its own, in
+            integer formats. 16, and 16 for `bias_bits`, is what `nas.integer` stores.
 
     Raises:
-        UserError: an unknown `dtype`.
+        UserError: an unknown `dtype`, or bits below 0.
     """
 
     dtype: str = "float32"
     fold_norm: bool = False
+    bias_bits: int = 32
+    scale_bits: int = 0
     name: str = "size"
     unit: str = "B"
 
     def __post_init__(self) -> None:
         bits_of(self.dtype, "size.dtype")
+        for key in ("bias_bits", "scale_bits"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise UserError(f"size.{key}={value!r} must be a whole number of bits, 0 or more")
 
     @property
     def extra_kinds(self) -> tuple[str, ...]:
@@ -139,5 +148,6 @@ class Size:
         if not layer.dtype.startswith(("float", "bfloat")):
             return int(re.sub(r"\D", "", layer.dtype) or 8)  # "int64", "bool"
         if self.dtype.startswith("int") and layer.ndim < 2:
-            return 32
+            own = {"WeightQuantizer": self.scale_bits, "InputQuantizer": 0}
+            return own.get(layer.role.partition(".")[0], self.bias_bits)
         return bits_of(self.dtype)

@@ -235,7 +235,10 @@ def _variants(
 ) -> Iterator[tuple[Condition, nn.Module, int | None]]:
     for options in searchable.combinations():
         condition = frozenset((names[d], d.options.index(option)) for d, option in options.items())
-        module = _unrolled(searchable.materialize(options), names, memo)
+        made = searchable.materialize(options)
+        # Kept, as in `copy.deepcopy`: another module may not get the id of one that is gone.
+        memo.setdefault(id(memo), []).append(made)
+        module = _unrolled(made, names, memo)
         yield condition, module, searchable.in_channels_used(options)
 
 

@@ -161,9 +161,6 @@ def run_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     a network together, and an elastic supernet has thousands of norms.
     """
     name = func.overloadpacket.__name__
-    if name.startswith("_fake_quantize_learnable"):
-        # How a tensor is stored, and no work of its own: runtimes round where it is written.
-        return args[0]
     if name in ("hardswish", "hardsigmoid") and args[0].is_meta:
         return torch.empty_like(args[0])
     if name == "native_batch_norm" and args[0].is_meta and not args[5]:

@@ -18,13 +18,15 @@ from torch import Tensor, nn
 from nas.artifacts.files import write_atomic
 from nas.copying import copied
 from nas.errors import UserError
+from nas.export.compiled import FILES, CompiledModel, c_contents, check_compiler
 from nas.export.int8 import int8_onnx_bytes, int8_pte_bytes
 from nas.export.loading import load_weights, state_bytes
 from nas.export.python import python_source
 from nas.inputs import Inputs, arguments, run
 from nas.lowering import onnx_bytes, open_onnx, open_pte, pte_bytes
+from nas.quantization.network import dequantized
 
-FORMATS = ("state_dict", "python", "onnx", "pt2", "pte", "int8_onnx", "int8_pte")
+FORMATS = ("state_dict", "python", "onnx", "pt2", "pte", "int8_onnx", "int8_pte", "c")
 SEVERAL = ("state_dict", "onnx")  # what networks of several inputs can be written as
 TOLERANCE = 1e-4  # largest |difference| of a logit in float32 that another order of sums explains
 
@@ -62,6 +64,7 @@ class Format:
         tolerance: largest |difference| of the logits from eager; None: judged by accuracy, int8.
         needs: modules that must be installed.
         extra: the extra that brings them.
+        check_programs: raises UserError where a program that it calls is missing.
     """
 
     files: tuple[str, ...]
@@ -71,6 +74,7 @@ class Format:
     tolerance: float | None
     needs: tuple[str, ...] = ()
     extra: str = ""
+    check_programs: Callable[[], object] | None = None
 
     @property
     def int8(self) -> bool:
@@ -83,7 +87,9 @@ class Format:
             write_atomic(folder / file, content)
 
     def check_installed(self) -> None:
-        """Raises UserError, naming the extra, where a package is missing."""
+        """Raises UserError, naming how to install it, where a package or program is missing."""
+        if self.check_programs is not None:
+            self.check_programs()
         for module in self.needs:
             if find_spec(module) is None:
                 raise UserError(f"{self.files[0]} needs {module}: pip install 'dnas[{self.extra}]'")
@@ -183,6 +189,14 @@ _KNOWN = {
         ("executorch", "torchao"),
         "executorch",
     ),
+    "c": Format(
+        FILES,
+        "C99",
+        lambda s: c_contents(s.network, s.example, s.calibration, s.about, s.input["classes"]),
+        CompiledModel,
+        None,
+        check_programs=check_compiler,
+    ),
 }
 
 
@@ -213,13 +227,14 @@ def chosen(names: Sequence[str], network: nn.Module) -> dict[str, Format]:
 def onnx(network: nn.Module, example: Inputs, path: Path) -> float:
     """Write `network` as ONNX with a free batch size; return max |ONNX - eager| on `example`.
 
-    The file is kept only if it computes what the network computes.
+    The file is kept only if it computes what the network computes. Of a quantised network it is
+    the copy in floating point, see `nas.quantization.network.dequantized`.
 
     Raises:
         UserError: the extra is not installed, or the outputs differ by more than 1e-4.
     """
     _KNOWN["onnx"].check_installed()
-    network = network.eval()
+    network = dequantized(network.eval())
     content = onnx_bytes(network, arguments(example))
     with torch.no_grad():
         difference = float((open_onnx(content)(example) - run(network, example)).abs().max())

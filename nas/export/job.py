@@ -19,15 +19,19 @@ from nas.config.options import ExportOptions
 from nas.data.contract import SearchData
 from nas.diagnostics import captured, reason, record
 from nas.errors import UserError
+from nas.export.boards import BOARDS, check_boards, described, on_board
 from nas.export.check import Batch, Parity, card, compare, complaint, latencies, markdown
+from nas.export.compiled import CompiledModel
 from nas.export.formats import Format, Model, Source, check_inputs, chosen
 from nas.export.int8 import fine_tune
 from nas.export.loading import state_bytes
 from nas.inputs import run, samples_in, some
+from nas.quantization.network import dequantized
 from nas.tasks.classification import task_of
 
 _ASKED = ("out", "weights", "config_dir", "trust")  # where from and to, not what is made
 _EXAMPLE = 16  # samples that the exporters trace with
+_ON_BOARD = 100  # samples that are run on a board
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,13 @@ class Export:
     """
 
     def __init__(self, subject: Subject, options: ExportOptions, out: Path) -> None:
+        # Rounding is no operator of runtimes in floating point: they get weights that are rounded.
+        subject = replace(subject, network=dequantized(subject.network))
         self.subject, self.options, self.out = subject, options, out
         self.formats = chosen(options.format, subject.network)
+        check_boards(options.board)
+        if options.board and "c" not in self.formats:
+            raise UserError(f"board={options.board[0]} runs the files of format=c: add it")
         self._check_there()
         subject.data.setup()
         self.task = task_of(subject.data)
@@ -194,6 +203,9 @@ class Export:
         if said := complaint(name, found, form.tolerance, drop):
             self.refused.append(said)
             return
+        boards = self._on_boards(model, folder)
+        if boards is None:
+            return
         sizes = {file: (folder / file).stat().st_size for file in form.files}
         self.models[name] = model
         self.rows[name] = {
@@ -202,11 +214,35 @@ class Export:
             "tolerance": form.tolerance,
             **asdict(found),
             **({"qat": self.qat} if form.int8 else {}),
+            **({"boards": boards} if boards else {}),
         }
         listed = ", ".join(
             f"{display_path(self.out / file)} ({n:,} bytes)" for file, n in sizes.items()
         )
         print(f"{name:10} {listed}\n{'':10} {found}")
+
+    def _on_boards(self, model: Model, folder: Path) -> dict[str, Any] | None:
+        """Board -> what the network takes there; None where one computes something else."""
+        rows: dict[str, Any] = {}
+        if not isinstance(model, CompiledModel):
+            return rows
+        inputs = torch.cat([x for x, _ in self.batches if isinstance(x, Tensor)])[:_ON_BOARD]
+        levels = model.start.quantize(inputs)
+        for name in self.options.board:
+            try:
+                found = on_board(BOARDS[name], folder, levels, model.run(levels))
+            except UserError as error:
+                self.refused.append(f"board={name}: {error}")
+                return None
+            print(f"{'':10} {described(name, found)}")
+            if found.equal < found.samples:
+                self.refused.append(
+                    f"on {name} {found.samples - found.equal} of {found.samples} samples have "
+                    "other outputs than on this machine, so the C file was not kept"
+                )
+                return None
+            rows[name] = asdict(found)
+        return rows
 
     def _time(self) -> None:
         models = {n: m for n, m in self.models.items() if n != "state_dict"}  # which is eager

@@ -14,6 +14,7 @@ from nas.arch import Arch
 from nas.artifacts import RunDir
 from nas.artifacts.files import write_atomic
 from nas.artifacts.reading import read_config, read_tensors
+from nas.compress.given import SPACE, Model, again
 from nas.decision import free
 from nas.discretization import discretize
 from nas.errors import UserError
@@ -25,7 +26,7 @@ _KEPT = ("epoch", "global_step", "state_dict")  # of a finished search's checkpo
 Builder = Callable[[Shapes, int], nn.Module]
 
 
-def load(run: str | Path, space: Builder | None = None) -> nn.Module:
+def load(run: str | Path, space: Builder | None = None, model: Model | None = None) -> nn.Module:
     """The network that a finished run found, with its trained weights, in eval mode on the CPU.
 
     Nothing is executed from the run's files: the space must be one of `nas.spaces`, or be passed.
@@ -33,6 +34,7 @@ def load(run: str | Path, space: Builder | None = None) -> nn.Module:
     Args:
         run: the run's folder.
         space: ``(input_shape, num_outputs) -> supernet``, for a space of your own in Python.
+        model: the network of your own that a run has made smaller, or what makes it.
 
     Raises:
         UserError: no finished run there, or files that do not fit each other.
@@ -45,7 +47,8 @@ def load(run: str | Path, space: Builder | None = None) -> nn.Module:
             f"`nas search resume={folder.path}`"
         )
     shape, outputs = _size(result, folder)
-    network = discretize(_supernet(folder, space, shape, outputs), Arch.load(folder.arch))
+    supernet = _supernet(folder, space, model, shape, outputs)
+    network = discretize(supernet, Arch.load(folder.arch))
     load_weights(network, folder.network)
     return network.eval()
 
@@ -78,13 +81,17 @@ def _sizes_of(found: object) -> tuple[int, ...]:
     return tuple(found) if known and isinstance(found, list) else ()
 
 
-def _supernet(folder: RunDir, space: Builder | None, shape: Shapes, outputs: int) -> nn.Module:
+def _supernet(
+    folder: RunDir, space: Builder | None, model: Model | None, shape: Shapes, outputs: int
+) -> nn.Module:
     if space is not None:
         return space(shape, outputs)
     try:
         config = yaml.safe_load(read_config(folder.config))["space"]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the space from {folder.config}: {error}") from None
+    if isinstance(config, Mapping) and config.get("_target_") == SPACE:
+        return again(config, shape, outputs, model)
     return build(config, shape, outputs)
 
 

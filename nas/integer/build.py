@@ -28,6 +28,7 @@ from nas.integer.operators import (
     fixed_point,
 )
 from nas.integer.steps import Step
+from nas.quantization.network import dequantized, quantized_layers
 
 _BATCH = 16  # samples that go through the exported network in one step
 _LEVELS = HIGHEST - LOWEST
@@ -49,18 +50,21 @@ def integer_graph(
 
     Weights are symmetric with a scale for each output channel, activations have one scale and one
     zero point each, from the smallest and the largest value on the calibration data. BatchNorm is
-    folded. See `nas.integer.operators` for the arithmetic.
+    folded. See `nas.integer.operators` for the arithmetic. A network of `nas.quantization` has
+    bits and steps of its own, which are kept: its weights are exactly those that it was trained to.
 
     Args:
         network: plain, in eval mode, on the CPU.
         calibration: inputs ``(M, ...)``.
         bits: of weights: 8, 4 or 2, for all layers, or by the path of a layer (others have 8), for
-            the whole layer or for each of its output channels ``(C_out,)``.
+            the whole layer or for each of its output channels ``(C_out,)``; not for layers that
+            have bits of their own.
         weight_scales: by the path of a layer, steps between its levels ``(C_out,)`` where training
             has learned them, before BatchNorm is folded; others follow from the largest weight.
 
     Raises:
-        UserError: a layer that has no integer form; it is named. Data that are not finite.
+        UserError: a layer that has no integer form, or inputs of fewer than 8 bits; it is named.
+            Data that are not finite.
 
     Example:
         >>> import torch
@@ -74,6 +78,18 @@ def integer_graph(
     """
     if not len(calibration):
         raise UserError("an integer graph learns its ranges from data, and there are none")
+    learned = quantized_layers(network)
+    for path, layer in learned.items():
+        if layer.input_bits != 8:
+            raise UserError(
+                f"the layer {path!r} was trained for inputs of {layer.input_bits} bits: an integer "
+                "graph has 8, so train it with inputs=8"
+            )
+    if learned:
+        usual = {} if isinstance(bits, int) else bits
+        bits = {**usual, **{path: layer.weight_bits for path, layer in learned.items()}}
+        steps_of = {path: layer.weight_quantizer.size for path, layer in learned.items()}
+        weight_scales, network = {**(weight_scales or {}), **steps_of}, dequantized(network)
     with torch.no_grad():
         steps = captured(network.eval(), calibration[:_BATCH])
         ranges = steps.ranges(calibration)
@@ -253,7 +269,7 @@ def _clamped(level: int) -> int:
 
 def _check_sums(path: str, levels: NDArray[np.int8]) -> None:
     """A sum of products fits 32 bits, whatever the input."""
-    if int(np.abs(levels.astype(np.int64)).sum(axis=(1, 2, 3)).max()) * _LEVELS > _ACCUMULATOR:
+    if int(np.abs(levels.astype(np.int64)).sum(axis=(1, 2, 3)).max()) * 256 > _ACCUMULATOR:
         raise UserError(
             f"the layer {path!r} adds up {levels[0].size} products, more than 32 bits can hold"
         )

@@ -127,10 +127,14 @@ class Conv(Operator):
         return levels.reshape(len(levels), *self.output.shape)
 
     @property
+    def fan_in(self) -> int:
+        """Weights of one output channel."""
+        return prod(self.weight.shape[1:])
+
+    @property
     def stored(self) -> int:
         """Bytes of the weights, each channel packed on its own, of the biases and multipliers."""
-        fan_in = prod(self.weight.shape[1:])
-        rows = -(-fan_in * self.bits.astype(np.int64) // 8)
+        rows = -(-self.fan_in * self.bits.astype(np.int64) // 8)
         return int(rows.sum()) + self.bias.nbytes + self.multiplier.nbytes
 
     @property

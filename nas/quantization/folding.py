@@ -9,7 +9,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nas.copying import copied
 from nas.errors import UserError
 from nas.quantization.layers import QuantizedLayer
-from nas.quantization.quantizers import positive
 
 _FOLDS = (QuantizedLayer, nn.Conv1d, nn.Conv2d, nn.Linear)
 
@@ -83,7 +82,7 @@ def _fold(layer: Any, norm: _BatchNorm) -> None:
         signed = quantizer.integers(layer.weight) * across.sign()
         quantizer.step.mul_(gain.abs())
         # At the middle of each level, so that no rounding error moves a weight to another one.
-        layer.weight.copy_(signed * positive(quantizer.step).view_as(across))
+        layer.weight.copy_(signed * quantizer.size.view_as(across))
     else:
         layer.weight.mul_(across)
     layer.bias = nn.Parameter(shift.clone(), requires_grad=layer.weight.requires_grad)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.copying import copied
-from nas.decision import Decision
+from nas.decision import Decision, Searchable
 from nas.errors import UserError
 from nas.inputs import Inputs, run, samples_in
 from nas.quantization.layers import (
@@ -26,12 +26,7 @@ from nas.quantization.quantizers import (
     calibrating,
     check_bits,
 )
-from nas.supernet.elastic import (
-    Elastic,
-    ElasticChannels,
-    ElasticForm,
-    Number,
-)
+from nas.supernet.elastic import Elastic, Number
 
 M = TypeVar("M", bound=nn.Module)
 Bits = int | Sequence[int]
@@ -190,13 +185,13 @@ def _layers(network: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str | No
     """Path of each layer that can be quantised -> the layer, and the path of its choice block."""
     blocks: list[str] = []
     for path, module in network.named_modules():
-        if isinstance(module, ElasticChannels | ElasticForm):
+        if isinstance(module, SearchedBits | QuantizedLayer):
+            raise UserError(f"{path} is quantised already")
+        if isinstance(module, Searchable) and not module.keeps_parts:
             raise UserError(
                 f"{path} has searched channels or kernels, whose slices have no steps of their "
                 "own: quantise a space of fixed widths, or the network found"
             )
-        if isinstance(module, SearchedBits | QuantizedLayer):
-            raise UserError(f"{path} is quantised already")
         if isinstance(module, Decision) and module.active_if():
             blocks.append(path)
         if type(module) in QUANTIZED:
@@ -229,22 +224,15 @@ def calibrate(network: nn.Module, batches: Iterable[Inputs]) -> None:
 
 
 def dequantized(network: nn.Module) -> nn.Module:
-    """A copy in floating point: weights are the rounded ones, inputs are not rounded.
+    """The network in floating point: weights are the rounded ones, inputs are not rounded.
 
-    What a runtime without integers computes of it; the same network where nothing is quantised.
+    What a runtime without integers computes of it. A copy, or itself where nothing is quantised.
     """
-    memo: dict[int, Any] = {
-        id(module): as_plain(module)
-        for module in network.modules()
-        if isinstance(module, QuantizedLayer)
-    }
-    return copied(network, memo)
+    memo: dict[int, Any] = {id(m): as_plain(m) for m in quantized_layers(network).values()}
+    return copied(network, memo) if memo else network
 
 
-def bits_of_layers(network: nn.Module) -> dict[str, tuple[int, int]]:
-    """Path of every quantised layer -> bits of its weights and of its input."""
-    return {
-        path: (module.weight_bits, module.input_bits)
-        for path, module in network.named_modules()
-        if isinstance(module, QuantizedLayer)
-    }
+def quantized_layers(network: nn.Module) -> dict[str, QuantizedLayer]:
+    """Path of every quantised layer -> the layer."""
+    found = network.named_modules()
+    return {path: module for path, module in found if isinstance(module, QuantizedLayer)}

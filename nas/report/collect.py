@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nas.artifacts import RunDir, find_runs
-from nas.artifacts.reading import read_json
+from nas.artifacts.reading import read_config, read_json
+from nas.compress.given import SPACE
 from nas.errors import UserError
 from nas.quantities import primary_metrics
 from nas.report.summary import BlockSummary, read_blocks
@@ -90,7 +91,7 @@ class RunRecord:
     @property
     def load_command(self) -> str:
         """The Python expression that loads the network."""
-        return f"nas.load({json.dumps(self.folder, ensure_ascii=False)})"
+        return load_words(self.path, json.dumps(self.folder, ensure_ascii=False))
 
     def commands(self) -> list[tuple[str, str]]:
         """What a user may do next with the network: (command, its effect)."""
@@ -105,6 +106,20 @@ class RunRecord:
             extract = f"nas extract {folder} --front 8 fine_tune=true"
             found.append((extract, "others of the same search"))
         return found
+
+
+def load_words(path: Path, folder: str) -> str:
+    """The Python expression that loads the network of a run.
+
+    Args:
+        path: of its folder.
+        folder: the same, as Python writes it.
+    """
+    try:
+        made_of = SPACE in read_config(RunDir(path).config)
+    except (OSError, ValueError):
+        made_of = False
+    return f"nas.load({folder}{', model=your_network' * made_of})"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nas.artifacts import RunDir
 from nas.artifacts.files import csv_table, display_path, is_main
+from nas.compress.convert import Row
 from nas.cost.analytic import MACs, Params
 from nas.cost.dry_run import Example
 from nas.cost.expected import Expected, NetworkCost, expected
@@ -26,7 +27,7 @@ from nas.decision import decisions
 from nas.distinct import Distinct
 from nas.errors import UserError
 from nas.quantities import amount, judged_by
-from nas.report.collect import ABOUT_BEST, RunRecord, Sweep, differing, settings
+from nas.report.collect import ABOUT_BEST, RunRecord, Sweep, differing, load_words, settings
 from nas.report.fronts import Front, left_out
 from nas.report.summary import Blocks, read_blocks, share, write_drawing
 from nas.report.templates import cost_text, plural
@@ -116,6 +117,15 @@ def describe(
     console.print(_ranges([expected(model, cost, traced) for cost in priced.values()]))
 
 
+def describe_layers(rows: Sequence[Row], console: Console | None = None) -> None:
+    """What is searched of a network of the user's own, and what is not and why."""
+    shown = Table("layers", "channels", "options, or why they stay", title="channels")
+    for row in rows:
+        options = ", ".join(map(str, row.options)) if row.decision else f"({row.why})"
+        shown.add_row(", ".join(row.layers), str(row.channels), options)
+    (console or Console(markup=False)).print(shown)
+
+
 def _ranges(costs: list[Expected]) -> Table:
     table = Table("cost", "least", "largest", "largest / least", "unit")
     for cost in costs:
@@ -191,7 +201,7 @@ def announce(run: RunDir, result: Mapping[str, Any]) -> None:
         f"\nfiles: {folder}\n"
         f"  drawing of the network: {folder / run.drawing.name}, .csv\n"
         f"  curves and heat map:   tensorboard --logdir {folder}\n"
-        f"  in Python:             nas.load({str(folder)!r})\n"
+        f"  in Python:             {load_words(run.path, repr(str(folder)))}\n"
         f"  all runs on one front: nas report {folder.parent}"
     )
     if about := about_supernet(run):

@@ -12,6 +12,7 @@ import torch
 from nas.arch import Arch
 from nas.errors import UserError
 from nas.ranks import broadcast, world
+from nas.search.additive import Additive
 from nas.search.evolution import NSGA2, RegularisedEvolution
 from nas.search.predictor import Predictor
 from nas.search.space import Searcher, SearchSpace
@@ -207,6 +208,7 @@ SEARCHERS: dict[str, Callable[..., Searcher]] = {
     "nsga2": NSGA2,
     "tpe": TPE,
     "predictor": Predictor,
+    "additive": Additive,
 }
 
 SMALL = 2000  # the largest space that "auto" enumerates

@@ -112,6 +112,8 @@ class SearchedFront(Searchable):
         body: gives the same shape for all of them.
     """
 
+    keeps_parts = True
+
     def __init__(self, fronts: Mapping[str, nn.Module], body: nn.Module) -> None:
         super().__init__()
         self.front = FrontDecision(tuple(fronts))

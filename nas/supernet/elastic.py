@@ -146,6 +146,8 @@ class ElasticDepth(Searchable):
         depth: options between 1 and the number of blocks.
     """
 
+    keeps_parts = True
+
     def __init__(self, blocks: Mapping[str, nn.Module], depth: Elastic) -> None:
         super().__init__()
         self.depth = depth
@@ -196,6 +198,8 @@ class ElasticResolution(Searchable):
         body: gives the same shape for every size.
         resolution: sides of the input.
     """
+
+    keeps_parts = True
 
     def __init__(self, body: nn.Module, resolution: Elastic) -> None:
         super().__init__()

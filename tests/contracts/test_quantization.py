@@ -16,11 +16,20 @@ from nas.cost.memory import PeakMemory
 from nas.decision import apply, decisions, free, resample
 from nas.discretization import discretize
 from nas.errors import UserError
+from nas.integer import integer_graph
+from nas.integer.operators import Conv
 from nas.quantization.folding import folded
 from nas.quantization.layers import QuantizedLayer
-from nas.quantization.network import Quantize, bits_of_layers, calibrate, dequantized, quantized
+from nas.quantization.network import Quantize, calibrate, dequantized, quantized, quantized_layers
 from nas.quantization.packing import pack, packed_bytes, packed_tensors, unpack
-from nas.quantization.quantizers import BITS, InputQuantizer, WeightQuantizer, levels
+from nas.quantization.quantizers import (
+    BITS,
+    InputQuantizer,
+    WeightQuantizer,
+    fake_quantize,
+    levels,
+)
+from nas.quantization.sensitivity import sensitivity, set_prior
 from nas.selection import select
 from nas.supernet.relax import softmax, straight_through
 
@@ -93,6 +102,32 @@ def test_an_input_within_the_range_is_off_by_half_a_step_and_zero_by_nothing(see
     assert quantizer(torch.zeros(3)).abs().max() == 0
 
 
+@given(st.integers(0, 2**16), st.sampled_from(BITS), st.floats(0.01, 0.5), st.integers(0, 1))
+def test_rounding_and_its_gradients_are_those_of_pytorch(seed, bits, step, zero):
+    # Zero points from 0 on: backward, PyTorch 2.14 takes -1 for 0 in its kernel per tensor.
+    generator = torch.Generator().manual_seed(seed)
+    x, cotangent = (torch.randn(3, 7, generator=generator) for _ in range(2))
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    whole = torch._fake_quantize_learnable_per_tensor_affine
+    channels = torch._fake_quantize_learnable_per_channel_affine
+    found = []
+    for per_channel, ours in product((False, True), (True, False)):
+        shape = (3, 1) if per_channel else ()
+        steps, zeros = torch.full(shape, step), torch.full((), float(zero))
+        given = [t.clone().requires_grad_() for t in (x, steps, zeros)]
+        if ours:
+            y = fake_quantize(*given, low, high, 0.3)
+        elif per_channel:
+            y = channels(given[0], given[1][:, 0], given[2].expand(3), 0, low, high, 0.3)
+        else:
+            y = whole(given[0], given[1].view(1), given[2].view(1), low, high, 0.3)
+        y.backward(cotangent)
+        found.append((y.detach(), *(t.grad for t in given)))
+    for mine, theirs in (found[:2], found[2:]):
+        assert torch.equal(mine[0], theirs[0])
+        assert_close(mine[1:], theirs[1:], rtol=1e-4, atol=1e-5)
+
+
 def test_gradients_are_those_of_the_identity_inside_and_of_lsq_for_the_step():
     weight = torch.tensor([[0.26, -0.9]], requires_grad=True)
     quantizer = WeightQuantizer(4, weight, "minmax")
@@ -116,8 +151,8 @@ def test_one_hot_bits_are_the_plain_layer_exactly(relax):
         assert torch.equal(model(x), plain(x))
         assert not any(decisions(plain))
         assert all(
-            arch.choices[f"{path}.weight_bits"] == bits[0]
-            for path, bits in bits_of_layers(plain).items()
+            arch.choices[f"{path}.weight_bits"] == layer.weight_bits
+            for path, layer in quantized_layers(plain).items()
             if f"{path}.weight_bits" in arch.choices
         )
 
@@ -254,8 +289,8 @@ def test_patterns_first_and_last_say_which_layers_have_which_bits():
     how = Quantize(weights=4, first=8, last=(4, 8), layers={"3.*": "float", "4": 2})
     model = quantized(network(), how)
     assert [n for n, _ in decisions(model)] == ["3", "7.weight_bits"]
-    found = bits_of_layers(discretize(model))
-    assert {path: bits[0] for path, bits in found.items()} == {"0": 8, "4": 2, "7": 4}
+    found = quantized_layers(discretize(model))
+    assert {path: layer.weight_bits for path, layer in found.items()} == {"0": 8, "4": 2, "7": 4}
 
 
 def test_the_layers_of_a_block_may_share_their_bits():
@@ -300,6 +335,16 @@ REFUSED = {
         lambda: quantized(network(), calibration=[torch.zeros(3, *SHAPE)]),
         "3 samples, too few",
     ),
+    "nothing to decide": (lambda: sensitivity(nn.Linear(2, 2), lambda _: 0.0), "no decision"),
+    "a loss that is no number": (
+        lambda: sensitivity(quantized(network()), lambda _: float("nan")),
+        "not finite",
+    ),
+    "an integer graph of 4-bit inputs": (
+        lambda: integer_graph(discretize(searched(weights=8, inputs=4)), torch.zeros(16, *SHAPE)),
+        "inputs of 4 bits",
+    ),
+    "size of negative bits": (lambda: Size(scale_bits=-1), "size.scale_bits=-1"),
     "packing of 3 bits": (lambda: pack(torch.zeros(1, 1), 3), "bits=3"),
     "packing of large values": (lambda: pack(torch.tensor([[9]]), 4), "4 bits hold -8 to 7"),
     "unpacking of a part": (lambda: unpack(b"1", (2, 3), 8), "6 bytes, and there are 1"),
@@ -337,3 +382,47 @@ def test_a_staged_space_has_bits_beside_its_operations():
         stored = packed_tensors(folded(discretize(space, arch)))
         assert cost().item() == sum(map(len, stored.values()))
     free(space)
+
+
+def test_the_integer_graph_has_the_levels_of_the_network_and_the_bytes_of_its_size():
+    model = searched(weights=(2, 4, 8))
+    stored = Size(dtype="int8", fold_norm=True, bias_bits=16, scale_bits=16)
+    cost, x = nas.ExpectedCost(model, stored, SHAPE), torch.randn(64, *SHAPE)
+    for arch in archs(model)[::29]:
+        plain = discretize(model, arch)
+        graph = integer_graph(plain, x)
+        found = {op.path: op for op in graph.operators if isinstance(op, Conv)}
+        for path, layer in quantized_layers(plain).items():
+            levels = torch.from_numpy(found[path].weight).abs().flatten(1)
+            own = layer.weight_quantizer.integers(layer.weight).abs().flatten(1)
+            assert torch.equal(levels.to(torch.int8), own)
+        assert sum(op.stored for op in found.values()) == cost.of(arch.choices)
+        same = (graph(x).argmax(1) == plain(x).argmax(1)).float().mean()
+        assert same > 0.9
+
+
+def test_the_sensitivity_is_the_difference_of_the_loss_and_the_prior_selects_by_its_sum():
+    model = searched(weights=(2, 4, 8))
+    x, target = torch.randn(32, *SHAPE), torch.randn(32, 3)
+
+    def loss(network: nn.Module) -> float:
+        return float((network(x) - target).square().mean())
+
+    found = sensitivity(model, loss)
+    assert all(bool(d.open.all()) for _, d in decisions(model))
+    usual = {name: d.options[-1] if d.ordered else d.best() for name, d in decisions(model)}
+    for name, options in found.items():
+        for option, difference in options.items():
+            plain = discretize(model, nas.Arch("Sequential", {**usual, name: option}))
+            base = loss(discretize(model, nas.Arch("Sequential", usual)))
+            assert difference == pytest.approx(loss(plain) - base, abs=1e-6)
+    set_prior(model, found, 10.0)
+    cost = nas.ExpectedCost(model, Size(fold_norm=True), SHAPE)
+    bound = 1100.0
+    chosen = select(model, "Sequential", {"size": cost}, {"size": bound})
+    best = min(
+        sum(found[n][o] for n, o in arch.choices.items())
+        for arch in archs(model)
+        if cost.of(arch.choices) <= bound
+    )
+    assert sum(found[n][o] for n, o in chosen.choices.items()) == pytest.approx(best, abs=1e-6)

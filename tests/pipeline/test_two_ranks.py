@@ -62,7 +62,8 @@ def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_kind_of_search_is_run():
     files = {file.stem for file in (config_dir() / "search").glob("*.yaml")}
-    assert {words[0] for words in KINDS.values()} == files
+    # That of a network of the user's own trains and ranks as `sandwich` does.
+    assert {words[0] for words in KINDS.values()} == files - {"compress"}
 
 
 def ends(folder: Path, kind: str) -> list[list[str]]:

@@ -69,6 +69,7 @@ KINDS: dict[str, list[str]] = {
     "nsga2": ["nsga2", *TRIALS],
     "tpe": ["tpe", *TRIALS],
     "predictor": ["predictor", *TRIALS],
+    "additive": ["additive", *TRIALS],
     "zero_cost": [
         "zero_cost", "search.trials=4", "search.batch=2", "search.evaluate.score=zico",
         "weights=fresh",

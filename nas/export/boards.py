@@ -1,0 +1,198 @@
+"""C files on microcontrollers: cross-compiled, run in QEMU, flash and RAM from the map."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from nas.errors import UserError
+from nas.export.compiled import compiled, in_memory, samples_header
+
+_GCC, _SIZE, _QEMU = "arm-none-eabi-gcc", "arm-none-eabi-size", "qemu-system-arm"
+_PACKAGES = {
+    _GCC: "gcc-arm-none-eabi libnewlib-arm-none-eabi",
+    _QEMU: "qemu-system-arm",
+}
+_SHIFT = 5  # an instruction takes 2^5 ns of the emulated time: about one tick of the timer
+_MOST = 200_000  # bytes of samples in one program
+_SECONDS = 300.0  # for one program
+
+
+@dataclass(frozen=True)
+class Board:
+    """A Cortex-M that QEMU has a machine for.
+
+    Args:
+        cpu: as the compiler names it.
+        machine: as QEMU names it.
+        clock: of its timer, in Hz.
+        flags: of the compiler, beside the CPU.
+    """
+
+    cpu: str
+    machine: str
+    clock: float
+    flags: tuple[str, ...] = ("-mfloat-abi=soft",)
+
+
+BOARDS = {
+    "cortex_m4": Board("cortex-m4", "mps2-an386", 25e6),
+    "cortex_m7": Board("cortex-m7", "mps2-an500", 25e6),
+    "cortex_m55": Board("cortex-m55", "mps3-an547", 32e6, ("-mfloat-abi=hard",)),
+}
+
+
+@dataclass(frozen=True)
+class OnBoard:
+    """What a network takes on a board.
+
+    Args:
+        flash: bytes of code and constants of network.c in the linker map.
+        ram: bytes of its static data in the map, with one input and one output.
+        stack: bytes of the deepest calls at most, as the compiler says.
+        instructions: for one sample, the mean.
+        samples: that were run.
+        equal: of these, whose outputs are those of the host to the bit.
+    """
+
+    flash: int
+    ram: int
+    stack: int
+    instructions: float
+    samples: int
+    equal: int
+
+
+def check_boards(names: Iterable[str]) -> None:
+    """Raises UserError for an unknown board, and where the compiler or QEMU is missing."""
+    for name in names:
+        if name not in BOARDS:
+            raise UserError(f"board={name!r} is not one of {', '.join(BOARDS)}")
+        for program, packages in _PACKAGES.items():
+            if shutil.which(program) is None:
+                raise UserError(
+                    f"board={name} needs {program}: apt install --no-install-recommends {packages}"
+                )
+
+
+def on_board(board: Board, folder: Path, levels: Tensor, expected: Tensor) -> OnBoard:
+    """Cross-compile the files of `folder`, run them in QEMU and compare.
+
+    Args:
+        folder: with the files of `format=c`.
+        levels: inputs ``(N, C, *S)``.
+        expected: outputs ``(N, K)`` of the host, in levels.
+
+    Raises:
+        UserError: a program is missing, the compiler does not take the files, or the network does
+            not run to its end.
+    """
+    found: list[Tensor] = []
+    took: list[int] = []
+    part = max(1, _MOST // in_memory(levels[:1]).numel())
+    with TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        _compile(board, folder, place)
+        for inputs in torch.split(levels, part):
+            outputs, ticks = _run(board, folder, place, inputs, expected.shape[1])
+            found += outputs
+            took += ticks
+        sizes = map_sizes((place / "firmware.map").read_text(encoding="utf-8"), "network.o")
+        stack = _stack((place / "network.su").read_text(encoding="utf-8"))
+    same = (torch.stack(found) == expected).all(1)
+    given = in_memory(levels[:1]).numel() + expected.shape[1]
+    return OnBoard(
+        flash=sizes["text"] + sizes["rodata"] + sizes["data"],
+        ram=sizes["data"] + sizes["bss"] + given,
+        stack=stack,
+        instructions=sum(took) / len(took) * 1e9 / board.clock / 2**_SHIFT,
+        samples=len(same),
+        equal=int(same.sum()),
+    )
+
+
+def _compile(board: Board, folder: Path, place: Path) -> None:
+    """network.o, and network.su with the stack that its functions take."""
+    own = [_GCC, "-std=c99", "-O2", "-mthumb", f"-mcpu={board.cpu}", *board.flags]
+    compiled([*own, "-fstack-usage", "-c", folder / "network.c", "-o", place / "network.o"])
+
+
+def _run(
+    board: Board, folder: Path, place: Path, inputs: Tensor, outputs: int
+) -> tuple[list[Tensor], list[int]]:
+    """Outputs and ticks of the timer, for each sample."""
+    names = [str(number) for number in range(outputs)]
+    (place / "samples.h").write_text(samples_header(inputs, names), encoding="utf-8")
+    # Copied, as a header is first looked for beside the file that includes it.
+    shutil.copy(folder / "firmware.c", place)
+    shutil.copy(folder / "network.h", place)
+    link = [
+        *("--specs=rdimon.specs", "-nostartfiles", "-Wl,-e,reset"),
+        *("-Wl,--section-start=.vectors=0", "-Wl,-Ttext-segment=0x400,-z,max-page-size=4"),
+        *("-Wl,-Tdata=0x20000000", "-Wl,--defsym=__stack=0x20080000"),
+        f"-Wl,-Map={place / 'firmware.map'}",
+    ]
+    own = [_GCC, "-std=gnu99", "-O2", "-mthumb", f"-mcpu={board.cpu}", *board.flags]
+    compiled([*own, place / "firmware.c", place / "network.o", *link, "-o", place / "firmware"])
+    command = [
+        *(_QEMU, "-M", board.machine, "-nographic", "-monitor", "none", "-serial", "none"),
+        *("-semihosting-config", "enable=on,target=native", "-icount", f"shift={_SHIFT}"),
+        *("-kernel", str(place / "firmware")),
+    ]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_SECONDS, stdin=subprocess.DEVNULL
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"{len(inputs)} samples take more than {_SECONDS:.0f} s on {board.machine} in QEMU"
+        ) from None
+    lines = re.findall(r"ticks (\d+), levels((?: -?\d+)+)", done.stdout)
+    if len(lines) != len(inputs):
+        said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+        raise UserError(f"the network does not run to its end on {board.machine} in QEMU: {said}")
+    return [torch.tensor([*map(int, levels.split())]) for _, levels in lines], [
+        int(ticks) for ticks, _ in lines
+    ]
+
+
+def map_sizes(text: str, name: str) -> dict[str, int]:
+    """Bytes that an object file takes in a linker map: text, rodata, data, bss."""
+    sizes = dict.fromkeys(("text", "rodata", "data", "bss"), 0)
+    pattern = (
+        rf"^ \.(text|rodata|data|bss)[\w.]*\s+0x[0-9a-f]+\s+0x([0-9a-f]+)\s+\S*{re.escape(name)}$"
+    )
+    for section, size in re.findall(pattern, text, flags=re.M):
+        sizes[section] += int(size, 16)
+    return sizes
+
+
+def _stack(text: str) -> int:
+    """Of a call of the network: its own, the largest kernel's, and those that kernels call."""
+    own = {
+        line.split("\t")[0].rpartition(":")[2]: int(line.split("\t")[1])
+        for line in text.splitlines()
+    }
+    inner = ("dot", "at_edge", "inside", "unpack", "clamp")
+    called = sum(size for name, size in own.items() if name.partition(".")[0] in inner)
+    kernels = [
+        size
+        for name, size in own.items()
+        if name != "network_run" and name.partition(".")[0] not in inner
+    ]
+    return own.get("network_run", 0) + max(kernels, default=0) + called
+
+
+def described(name: str, found: OnBoard) -> str:
+    """One line for the terminal."""
+    same = f"{found.equal} of {found.samples} samples as on this machine to the bit"
+    return (
+        f"{name}: flash {found.flash:,} B, RAM {found.ram:,} B, stack {found.stack:,} B, "
+        f"{found.instructions:,.0f} instructions; {same}"
+    )

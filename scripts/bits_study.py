@@ -1,0 +1,300 @@
+"""Mixed precision against uniform bits at equal size, by the same training with rounding.
+
+    python scripts/bits_study.py OUT --root FOLDER [--seeds 3] [--task fashion]
+
+`FOLDER` is the one that torchvision keeps Fashion-MNIST in. For each seed a network is trained in
+float32, and goes on from there with rounding: uniform bits 8, 4 and 2, and mixed ones at three
+budgets of bytes. Which layer has how many bits is said by the sensitivity of the loss and the exact
+program, by alphas that are trained with the weights, and by chance. What is in OUT is not done
+again. Prints the tables of experiments/bits/README.md.
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Callable
+from functools import partial
+from math import cos, pi
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nas.arch import Arch
+from nas.artifacts.files import write_json
+from nas.cost.analytic import Size
+from nas.cost.expected import ExpectedCost
+from nas.decision import decisions, free, resample, sample_path, split_parameters
+from nas.discretization import discretize
+from nas.integer import integer_graph
+from nas.integer.operators import Conv
+from nas.ops.blocks import GlobalPool
+from nas.quantization.network import quantized
+from nas.quantization.sensitivity import sensitivity, set_prior
+from nas.selection import select
+from nas.supernet.relax import straight_through
+
+TRAIN, VAL, BATCH = 5000, 1000, 64
+FLOAT_EPOCHS, QAT_EPOCHS, SEARCH_EPOCHS = 16, 6, 6
+SPACE = "Sequential"
+# What an integer graph stores: packed weights, 16 bits for each bias and for each multiplier.
+STORED = Size(dtype="int8", fold_norm=True, bias_bits=16, scale_bits=16)
+Parts = dict[str, tuple[Tensor, Tensor]]
+
+
+def main() -> None:
+    """Train what is missing, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--task", choices=TASKS, default="fashion")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    for seed in range(given.seeds):
+        study = Study(given.task, given.out / given.task / str(seed), given.root, seed)
+        rows += study.rows()
+        print(table(rows), flush=True)
+
+
+class Study:
+    """All trainings of one seed."""
+
+    def __init__(self, task: str, out: Path, root: Path, seed: int) -> None:
+        self.out, self.seed = out, seed
+        read, make = TASKS[task]
+        self.parts = read(root, seed)
+        self.shape = tuple(self.parts["train"][0].shape[1:])
+        torch.manual_seed(seed)
+        self.network = make()
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._float()
+        self.supernet = quantized(self.network, calibration=[self.parts["train"][0][:512]])
+        self.size = ExpectedCost(self.supernet, STORED, self.shape)
+        self.paths = [name for name, _ in decisions(self.supernet)]
+
+    def _float(self) -> None:
+        path = self.out / "float.pt"
+        if path.exists():
+            self.network.load_state_dict(torch.load(path, weights_only=True))
+            return
+        train(self.network, self.parts["train"], FLOAT_EPOCHS, 0.1, self.seed)
+        torch.save(self.network.state_dict(), path)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each network: how its bits were chosen, bytes, accuracy."""
+        whole = {bits: self._uniform(bits) for bits in (8, 4, 2)}
+        bytes_of = {bits: self.size.of(arch.choices) for bits, arch in whole.items()}
+        budgets = {
+            "half of 8 bits": bytes_of[8] / 2,
+            "as 4 bits": bytes_of[4],
+            "between 4 and 8": (bytes_of[4] + bytes_of[8]) / 2,
+        }
+        plain = float(ExpectedCost(self.network, Size(fold_norm=True), self.shape)())
+        rows = [{"way": "float32", "size": plain, **self._scores(self.network)}]
+        rows += [self._row(f"uniform {bits}", arch) for bits, arch in whole.items()]
+        for name, bound in budgets.items():
+            for way, choose in self._ways().items():
+                rows.append(self._row(f"{way}, {name}", choose(bound)))
+        return rows
+
+    def _ways(self) -> dict[str, Callable[[float], Arch]]:
+        return {
+            "sensitivity": partial(self._selected, self._sensitivity),
+            "searched": partial(self._selected, self._searched),
+            "random": self._random,
+        }
+
+    def _uniform(self, bits: int) -> Arch:
+        return Arch(SPACE, dict.fromkeys(self.paths, bits))
+
+    def _selected(self, priors: Callable[[], dict[str, dict[int, float]]], bound: float) -> Arch:
+        set_prior(self.supernet, priors())
+        return select(self.supernet, SPACE, {"size": self.size}, {"size": bound})
+
+    def _random(self, bound: float) -> Arch:
+        """Of networks drawn at random, that of the most bytes inside the budget of many."""
+        draw = random.Random(self.seed)
+        best = self._uniform(2)
+        for _ in range(200):
+            arch = Arch(SPACE, {path: draw.choice((2, 4, 8)) for path in self.paths})
+            if self.size.of(best.choices) < self.size.of(arch.choices) <= bound:
+                best = arch
+        return best
+
+    def _sensitivity(self) -> dict[str, dict[int, float]]:
+        def loss(model: nn.Module) -> float:
+            x, y = self.parts["val"]
+            return float(F.cross_entropy(model.eval()(x), y))
+
+        found = self._kept("sensitivity", lambda: sensitivity(self.supernet, loss))
+        return {path: {int(b): v for b, v in options.items()} for path, options in found.items()}
+
+    def _searched(self) -> dict[str, dict[int, float]]:
+        """Minus the alphas that are trained with the weights, one sample of bits a step."""
+        found = self._kept("alphas", self._search)
+        return {path: {int(b): v for b, v in options.items()} for path, options in found.items()}
+
+    def _search(self) -> dict[str, dict[int, float]]:
+        model = quantized(self.network, calibration=[self.parts["train"][0][:512]])
+        for _, decision in decisions(model):
+            decision.relax, decision.gumbel = straight_through, True
+        weights, alphas = split_parameters(model)
+        slow = torch.optim.SGD(weights, 0.02, 0.9)
+        fast = torch.optim.Adam(alphas, 0.02, betas=(0.5, 0.999))
+        generator = torch.Generator().manual_seed(self.seed)
+        model.train()
+        x_val, y_val = self.parts["val"]
+        for epoch in range(SEARCH_EPOCHS):
+            for x, y in batches(self.parts["train"], generator):
+                sample_path(model, generator)
+                step(slow, F.cross_entropy(model(x), y), weights)
+                free(model)
+                if epoch >= SEARCH_EPOCHS // 2:
+                    resample(model, generator)
+                    some = torch.randint(len(x_val), (BATCH,), generator=generator)
+                    # No price: budgets are met by the exact program, which reads these alphas.
+                    step(fast, F.cross_entropy(model(x_val[some]), y_val[some]), alphas)
+        return {
+            name: {int(b): -a for b, a in zip(d.options, d.alpha.tolist(), strict=True)}
+            for name, d in decisions(model)
+        }
+
+    def _kept(self, name: str, make: Callable[[], Any]) -> Any:
+        path = self.out / f"{name}.json"
+        if not path.exists():
+            write_json(path, {k: {str(b): v for b, v in o.items()} for k, o in make().items()})
+        return json.loads(path.read_text())
+
+    def _row(self, way: str, arch: Arch) -> dict[str, Any]:
+        path = self.out / f"{arch.hash}.json"
+        if not path.exists():
+            network = discretize(self.supernet, arch)
+            train(network, self.parts["train"], QAT_EPOCHS, 0.02, self.seed)
+            torch.save(network.state_dict(), path.with_suffix(".pt"))
+            content = {"size": self.size.of(arch.choices), **self._scores(network)}
+            content["integer"] = self._integer(network, content["size"])
+            write_json(path, {**content, "bits": dict(arch.choices)})
+        return {"way": way, **json.loads(path.read_text())}
+
+    def _integer(self, network: nn.Module, size: float) -> float:
+        """Test accuracy of the integer graph, of exactly the bytes that were predicted."""
+        graph = integer_graph(network, self.parts["train"][0][:512])
+        stored = sum(one.stored for one in graph.operators if isinstance(one, Conv))
+        assert stored == size
+        return accuracy(graph, *self.parts["test"])
+
+    def _scores(self, network: nn.Module) -> dict[str, float]:
+        return {part: accuracy(network, *self.parts[part]) for part in ("val", "test")}
+
+
+def train(
+    network: nn.Module, part: tuple[Tensor, Tensor], epochs: int, lr: float, seed: int
+) -> None:
+    """SGD with a cosine; BatchNorm keeps its statistics in the last quarter of the epochs."""
+    generator = torch.Generator().manual_seed(seed)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr, 0.9, weight_decay=1e-4, nesterov=True)
+    steps, done = epochs * (len(part[0]) // BATCH), 0
+    for epoch in range(epochs):
+        network.train(epoch < 0.75 * epochs)
+        for x, y in batches(part, generator):
+            optimizer.param_groups[0]["lr"] = lr * (1 + cos(pi * done / steps)) / 2
+            step(optimizer, F.cross_entropy(network(x), y), parameters)
+            done += 1
+    network.eval()
+
+
+def step(optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list[nn.Parameter]) -> None:
+    """One step of an optimizer; the gradient is clipped."""
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(parameters, 5.0)
+    optimizer.step()
+
+
+def batches(part: tuple[Tensor, Tensor], generator: torch.Generator) -> Any:
+    """One epoch in another order; what does not fill a batch is left out."""
+    order = torch.randperm(len(part[0]), generator=generator)
+    for some in order[: len(order) // BATCH * BATCH].split(BATCH):
+        yield part[0][some], part[1][some]
+
+
+@torch.no_grad()
+def accuracy(network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> float:
+    """Percent."""
+    if isinstance(network, nn.Module):
+        network.eval()
+    parts = zip(x.split(500), y.split(500), strict=True)
+    right = sum(int((network(a).argmax(1) == b).sum()) for a, b in parts)
+    return 100 * right / len(y)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Means over seeds of bytes and of test accuracy, with its standard error, as Markdown."""
+    lines = ["| bits | bytes | fake-quantised | integer graph | seeds |", "|---|---|---|---|---|"]
+    for way in dict.fromkeys(row["way"] for row in rows):
+        own = [row for row in rows if row["way"] == way]
+        size, texts = mean(row["size"] for row in own), []
+        for key in ("test", "integer"):
+            found = [row[key] for row in own if key in row]
+            error = stdev(found) / len(found) ** 0.5 if len(found) > 1 else 0.0
+            texts.append(f"{mean(found):.2f} +- {error:.2f} %" if found else "")
+        lines.append(f"| {way} | {size:,.0f} | {' | '.join(texts)} | {len(own)} |")
+    return "\n".join(lines)
+
+
+def fashion(root: Path, seed: int) -> Parts:
+    """6,000 training images, 1,000 of them for validation, and all 10,000 test images."""
+    from torchvision.datasets import FashionMNIST
+
+    def part(train: bool) -> tuple[Tensor, Tensor]:
+        data = FashionMNIST(str(root), train, download=False)
+        return (data.data[:, None].float() / 255 - 0.286) / 0.353, data.targets
+
+    (x, y), test = part(True), part(False)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[: TRAIN + VAL]
+    ours, held = order[:TRAIN], order[TRAIN:]
+    return {"train": (x[ours], y[ours]), "val": (x[held], y[held]), "test": test}
+
+
+def rows_as_sequence(root: Path, seed: int) -> Parts:
+    """The same images as sequences of 28 rows of 28 features."""
+    return {name: (x[:, 0], y) for name, (x, y) in fashion(root, seed).items()}
+
+
+def separable() -> nn.Sequential:
+    """A small depthwise separable network for 28 x 28 images."""
+    layers: list[nn.Module] = [*normed(nn.Conv2d(1, 16, 3, 2, 1, bias=False), 2)]
+    for inputs, outputs, stride in ((16, 32, 1), (32, 64, 2), (64, 64, 1)):
+        layers += normed(nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False), 2)
+        layers += normed(nn.Conv2d(inputs, outputs, 1, bias=False), 2)
+    return nn.Sequential(*layers, GlobalPool(), nn.Linear(64, 10))
+
+
+def sequence() -> nn.Sequential:
+    """A small temporal network for sequences of 28 features."""
+    layers: list[nn.Module] = []
+    for inputs, outputs, stride in ((28, 24, 1), (24, 32, 2), (32, 48, 2)):
+        layers += normed(nn.Conv1d(inputs, outputs, 5, stride, 2, bias=False), 1)
+    return nn.Sequential(*layers, GlobalPool(), nn.Linear(48, 10))
+
+
+def normed(conv: nn.Module, ndim: int) -> list[nn.Module]:
+    """A convolution, its BatchNorm and ReLU."""
+    channels = int(str(conv.out_channels))
+    return [conv, nn.BatchNorm1d(channels) if ndim == 1 else nn.BatchNorm2d(channels), nn.ReLU()]
+
+
+TASKS: dict[str, tuple[Callable[[Path, int], Parts], Callable[[], nn.Sequential]]] = {
+    "fashion": (fashion, separable),
+    "rows": (rows_as_sequence, sequence),
+}
+
+
+if __name__ == "__main__":
+    main()

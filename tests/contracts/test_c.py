@@ -1,0 +1,177 @@
+"""The C file is the integer graph to the bit, on this machine and on every board in QEMU."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from nas.errors import UserError
+from nas.export import boards
+from nas.export.boards import BOARDS, check_boards, map_sizes, on_board
+from nas.export.compiled import FILES, CompiledModel, c_contents, check_compiler
+from nas.integer import IntegerGraph, integer_graph
+from nas.integer.arena import _Buffer, _placed, planned
+from nas.integer.c import _loops, _runs, c_source
+
+from .test_integer import NETWORKS
+
+compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler here: apt install gcc"
+)
+emulator = pytest.mark.skipif(
+    not all(map(shutil.which, ("arm-none-eabi-gcc", "qemu-system-arm"))),
+    reason="no compiler or emulator of Cortex-M here: apt install gcc-arm-none-eabi "
+    "libnewlib-arm-none-eabi qemu-system-arm",
+)
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def case(request) -> tuple[nn.Module, Tensor]:
+    network, shape = NETWORKS[request.param]()
+    return network, torch.randn(40, *shape, generator=torch.Generator().manual_seed(1))
+
+
+def written(graph: IntegerGraph, folder: Path) -> Path:
+    for name, text in zip(FILES, c_source(graph, "a test */ #error"), strict=False):
+        (folder / name).write_text(text)
+    return folder / FILES[0]
+
+
+class Mixed(dict):
+    """Bits by the path of a layer: of all kinds."""
+
+    def get(self, path: str, default: int = 8) -> int:
+        return (8, 4, 2)[len(path) % 3]
+
+
+@compiler
+def test_the_c_file_is_the_integer_graph_to_the_bit(case, tmp_path):
+    network, x = case
+    graph = integer_graph(network, x, Mixed())
+    model = CompiledModel(written(graph, tmp_path))
+    wild = torch.randint(-128, 128, (20, *graph.start.shape))
+    for levels in (graph.start.quantize(x), wild):
+        assert torch.equal(model.run(levels), graph.run(levels).flatten(1))
+    assert torch.equal(model(x), graph(x).flatten(1))
+
+
+@compiler
+def test_channels_of_different_bits(tmp_path):
+    network, x = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten()).eval(), torch.randn(9, 3, 5, 5)
+    graph = integer_graph(network, x, {"0": torch.tensor([2, 8, 4, 4, 2, 8])})
+    levels = graph.start.quantize(x)
+    assert torch.equal(CompiledModel(written(graph, tmp_path)).run(levels), graph.run(levels))
+
+
+@compiler
+def test_the_firmware_runs_here_without_a_warning_and_without_undefined_behaviour(tmp_path):
+    network, shape = NETWORKS["sequences"]()
+    x = torch.randn(8, *shape)
+    for name, text in zip(FILES, c_contents(network, x, x, "a test", "abc"), strict=True):
+        (tmp_path / name).write_text(str(text))
+    strict = ["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", "-g", "-O1"]
+    if shutil.which("gcc"):
+        strict += ["-fsanitize=undefined", "-fno-sanitize-recover"]
+    sources = [tmp_path / name for name in FILES if name.endswith(".c")]
+    program = tmp_path / "firmware"
+    boards.compiled([check_compiler(), *strict, *sources, "-o", program])
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert not done.stderr
+    graph = integer_graph(network, x)
+    for i, row in enumerate(graph.run(graph.start.quantize(x[:4]))):
+        line = done.stdout.splitlines()[i]
+        best = int(row.argmax())
+        assert line.startswith(f"{i}: class {best} ({'abc'[best]})")
+        assert line.endswith(f"levels {' '.join(map(str, row.tolist()))}")
+    for word in ("malloc", "float", "double", "math.h"):
+        assert word not in sources[0].read_text()
+
+
+@emulator
+@pytest.mark.parametrize("board", BOARDS)
+def test_a_board_gives_the_same_to_the_bit(board, tmp_path):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(100, 3)]
+    network, x = nn.Sequential(*layers).eval(), torch.randn(100, 2, 5, 5)
+    contents = c_contents(network, x, x, "a test", ["a", "b", 'c"'])
+    for name, content in zip(FILES, contents, strict=True):
+        (tmp_path / name).write_text(str(content))
+    graph = integer_graph(network, x)
+    levels = graph.start.quantize(x)
+
+    found = on_board(BOARDS[board], tmp_path, levels, graph.run(levels))
+
+    assert (found.samples, found.equal) == (100, 100)
+    assert graph.weight_bytes < found.flash < graph.weight_bytes + 4000
+    given = graph.start.numel + graph.end.numel
+    assert planned(graph).size + given <= found.ram <= planned(graph).size + given + 8
+    assert 5_000 < found.instructions < 200_000
+    assert 0 < found.stack < 1000
+    assert on_board(BOARDS[board], tmp_path, levels[:9], graph.run(levels[:9])).instructions == (
+        pytest.approx(found.instructions, rel=0.01)
+    )
+    wrong = on_board(BOARDS[board], tmp_path, levels[:9], graph.run(levels[:9]) + 1)
+    assert wrong.equal == 0
+
+
+def test_what_is_missing_is_named_with_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    for call, said in (
+        (check_compiler, "apt install gcc"),
+        (lambda: check_boards(["cortex_m4"]), "gcc-arm-none-eabi libnewlib-arm-none-eabi"),
+        (lambda: check_boards(["avr"]), "board='avr' is not one of cortex_m4"),
+    ):
+        with pytest.raises(UserError, match=said) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_sizes_are_read_off_a_linker_map():
+    text = """
+ .text          0x0000053c      0xac0 /tmp/network.o
+ .text.startup  0x00000400       0xb4 /tmp/firmware.o
+ .rodata.str1.4
+                0x00000400       0x0c /tmp/network.o
+ .bss           0x200009c0       0x10 network.o
+ .bss           0x200009c0      0x73d /tmp/other_network.o.x
+"""
+    assert map_sizes(text, "network.o") == {"text": 0xAC0, "rodata": 0xC, "data": 0, "bss": 0x10}
+
+
+lives = st.tuples(st.integers(0, 40), st.integers(0, 6), st.integers(0, 3))
+
+
+@given(st.lists(lives, min_size=1, max_size=12))
+def test_no_two_values_that_live_at_once_overlap(drawn):
+    buffers = [_Buffer(str(i), n, a, a + b) for i, (n, a, b) in enumerate(drawn)]
+    offsets, size, least = _placed(buffers)
+    assert least <= size
+    for one in buffers:
+        assert 0 <= offsets[one.name] <= size - one.size
+        for other in buffers:
+            if one is not other and one.first <= other.last and other.first <= one.last:
+                first, second = sorted([one, other], key=lambda b: (offsets[b.name], b.size))
+                assert offsets[first.name] + first.size <= offsets[second.name]
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(-5, 9)), max_size=4), st.integers(60, 70))
+@settings(max_examples=60)
+def test_loops_and_runs_give_back_the_order(nest, start):
+    index = np.array([start])
+    for count, stride in nest:
+        index = (index[:, None] + stride * np.arange(count)).ravel()
+    if (found := _loops(index)) is not None:
+        begin, loops = found
+        again = np.array([begin])
+        for count, stride in loops:
+            again = (again[:, None] + stride * np.arange(count)).ravel()
+        assert np.array_equal(again, index)
+    holes = np.where(index % 3 == 0, -1, index)
+    again = np.concatenate([np.full(n, -1) if b < 0 else b + np.arange(n) for b, n in _runs(holes)])
+    assert np.array_equal(again, holes)
