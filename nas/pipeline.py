@@ -15,6 +15,7 @@ from torch import nn
 from nas.arch import Arch
 from nas.artifacts import RunDir
 from nas.artifacts.files import is_main, write_atomic, write_json
+from nas.config.calls import called
 from nas.cost.dry_run import inputs_of
 from nas.diagnostics import Attempts
 from nas.discretization import discretize
@@ -47,7 +48,7 @@ from nas.search.telemetry import TrainingTelemetry
 from nas.supernet.speed import prepare, prepare_network
 from nas.tasks.classification import task_of
 from nas.teacher import LARGEST, largest_of, teacher_of
-from nas.train import Training, called, interruptible, strategy_of
+from nas.train import Training, interruptible, strategy_of
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from nas.arch import Arch
 from nas.compress.given import is_given
+from nas.config.calls import called
 from nas.config.schema import short_repr
 from nas.cost.analytic import MACs, Params
 from nas.cost.dry_run import dry_run, init_lazy, inputs_of
@@ -29,7 +29,11 @@ from nas.progress import Part
 from nas.quantities import amount, parse_budget
 from nas.selection import check_feasible, check_known, largest_of, select
 from nas.supernet.choice import Relaxing
-from nas.train import Training, called
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+    from nas.train import Training
 
 Amount = str | float
 
@@ -83,14 +87,14 @@ class SearchProblem:
     cost_models: Mapping[str, LayerCost | NetworkCost]
     amounts: Mapping[str, Amount | None]
     objective: Any
-    finetune: Callable[..., Training]
-    trainer: Callable[..., pl.Trainer]
+    finetune: "Callable[..., Training]"
+    trainer: "Callable[..., pl.Trainer]"
     seed: int
     inherit: bool
     onnx: bool
     stable_epochs: int | None
     front: int = 1
-    guards: Mapping[str, pl.Callback] = field(default_factory=dict)
+    guards: "Mapping[str, pl.Callback]" = field(default_factory=dict)
     speed: str = "kernels"
     loggers: Sequence[Any] = ()
     callbacks: Sequence[Any] | None = None
@@ -126,12 +130,14 @@ class SearchProblem:
         weights = torch.load(io.BytesIO(state["weights"]), map_location="cpu", weights_only=True)
         self.supernet.load_state_dict(weights)
 
-    def made_callbacks(self) -> list[pl.Callback]:
+    def made_callbacks(self) -> "list[pl.Callback]":
         """The user's own callbacks for one training.
 
         Raises:
             UserError: what is configured is no callback of Lightning.
         """
+        import pytorch_lightning as pl
+
         given = self.callbacks or ()
         found = [one if isinstance(one, pl.Callback) else called(one, {}) for one in given]
         for one in found:

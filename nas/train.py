@@ -1,7 +1,6 @@
 """Training of one plain network with Lightning: fine-tuning, or from fresh weights."""
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import cos, pi
 from typing import Any
@@ -13,10 +12,10 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import MetricCollection
 
 from nas.config.schema import Count, NonNegative, Positive, Seed, Share, checked
-from nas.errors import InterruptedRunError, NotFiniteError
+from nas.errors import InterruptedRunError
 from nas.inputs import Inputs, run
 from nas.ranks import rank_and_ranks
-from nas.tasks import Task
+from nas.tasks import Task, check_finite
 from nas.tasks.classification import Classification
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -57,30 +56,6 @@ def log_scores(
     values = {f"{split}_loss": loss.detach(), **{f"{split}_{n}": m for n, m in found.items()}}
     options = {"on_step": False, "on_epoch": True, "logger": False, "sync_dist": True}
     module.log_dict(values, batch_size=shared(len(targets)), prog_bar=shown, **options)
-
-
-def takes(factory: Callable[..., Any], name: str) -> bool:
-    """Whether `factory` can be called with an argument of that name."""
-    parameters = inspect.signature(factory).parameters
-    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-
-
-def called(factory: Callable[..., Any], known: Mapping[str, Any], **needed: Any) -> Any:
-    """Call `factory` with `needed`, and with those of `known` that it takes and does not hold."""
-    held = getattr(factory, "keywords", {})
-    given = {n: value for n, value in known.items() if takes(factory, n) and n not in held}
-    return factory(**needed, **given)
-
-
-def check_finite(loss: Tensor, epoch: int) -> Tensor:
-    """The loss itself.
-
-    Raises:
-        NotFiniteError: it is NaN or infinite.
-    """
-    if not bool(torch.isfinite(loss)):
-        raise NotFiniteError(f"the loss became {float(loss.detach())} in epoch {epoch}")
-    return loss
 
 
 def strategy_of(strategy: object, devices: object) -> dict[str, object]:

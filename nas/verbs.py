@@ -35,6 +35,7 @@ from nas.errors import (
     write_traceback,
 )
 
+DESCRIBED = ("data", "task", "space", "cost")  # what `nas describe trial=false` makes
 FRONT = 8  # networks that a search trains, if it is not told how many
 
 
@@ -346,7 +347,7 @@ def cores() -> int:
 
 def _describe(config: DictConfig, job: Job) -> None:
     check_words(config)
-    check(config)
+    check(config, DESCRIBED if not config.trial else None)
     remove_if_empty(job.folder)
     silence_third_party_warnings()
     import torch

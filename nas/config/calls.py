@@ -3,14 +3,14 @@
 import inspect
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal, Unpack, get_args, get_origin, get_type_hints
 
 from hydra.utils import get_object
 from pydantic import Field
 
-from nas.config.schema import BelowOne, NonNegative, Share, short_repr, violation
+from nas.config.schema import BelowOne, NonNegative, Share, hints_of, short_repr, violation
 from nas.errors import UserError
 
 # Group -> what a run calls its target with; these must wait for it (`_partial_: true`).
@@ -44,6 +44,19 @@ def target_of(node: Mapping[str, Any], key: str) -> Any:
         ) from None
 
 
+def takes(factory: Callable[..., Any], name: str) -> bool:
+    """Whether `factory` can be called with an argument of that name."""
+    parameters = inspect.signature(factory).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def called(factory: Callable[..., Any], known: Mapping[str, Any], **needed: Any) -> Any:
+    """Call `factory` with `needed`, and with those of `known` that it takes and does not hold."""
+    held = getattr(factory, "keywords", {})
+    given = {n: value for n, value in known.items() if takes(factory, n) and n not in held}
+    return factory(**needed, **given)
+
+
 def check_call(key: str, node: Mapping[str, Any]) -> None:
     """Check the arguments that a node of a configuration gives to its target.
 
@@ -55,7 +68,7 @@ def check_call(key: str, node: Mapping[str, Any]) -> None:
     try:
         signature = inspect.signature(target)
         function = target.__init__ if inspect.isclass(target) else target
-        hints = get_type_hints(function, include_extras=True)
+        hints = hints_of(function)
     except (TypeError, ValueError, NameError):
         return  # a builtin that does not say; the call itself will
     hints = {**_keyword_hints(signature.parameters, hints), **hints, **ranges_of(target)}

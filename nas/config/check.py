@@ -1,6 +1,6 @@
 """Check a configuration before anything of it is made: what needs no import, then the calls."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,19 @@ from nas.errors import UserError
 from nas.quantities import parse_budget
 
 
-def check(config: DictConfig) -> None:
+def check(config: DictConfig, groups: Sequence[str] | None = None) -> None:
     """Check every value: those of the run, and each that goes to a constructor, before any is made.
+
+    Args:
+        groups: whose calls are checked, which imports what they name; None: all.
 
     Raises:
         UserError: an unknown key, or a value of the wrong type or outside its range, with its full
             key.
     """
     for key, node in _checked_words(config):
-        if not _is_given(node):
+        asked = groups is None or key.partition(".")[0] in groups
+        if asked and not _is_given(node):
             check_call(key, node)
 
 

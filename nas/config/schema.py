@@ -4,6 +4,7 @@ The constructors that configurations name are annotated with the aliases below. 
 a configuration against them before anything is built, and `checked` the calls of Python users.
 """
 
+import builtins
 import inspect
 import json
 import types
@@ -126,8 +127,19 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 
 @cache
 def _ranges(function: Callable[..., Any]) -> dict[str, Any]:
-    hints = type_hints(function, include_extras=True)
-    return {name: hint for name, hint in hints.items() if _has_range(hint)}
+    return {name: hint for name, hint in hints_of(function).items() if _has_range(hint)}
+
+
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a function; a name that is imported for type checkers alone is `Any`."""
+    known = getattr(inspect.unwrap(function), "__globals__", {})
+    names = _Names({**vars(builtins), **known})
+    return type_hints(function, localns=names, include_extras=True)
+
+
+class _Names(dict[str, Any]):
+    def __missing__(self, name: str) -> Any:
+        return Any
 
 
 def _has_range(hint: Any) -> bool:

@@ -102,6 +102,8 @@ def _of_arguments(module: str, arguments: ast.arguments) -> dict[str, Any]:
 def _read(module: str, written: Mapping[str, ast.expr]) -> dict[str, Any]:
     found = {}
     for name, expression in written.items():
+        if isinstance(expression, ast.Constant) and isinstance(expression.value, str):
+            expression = ast.parse(expression.value, mode="eval").body
         try:
             found[name] = _value(module, expression)
         except _UnknownError:

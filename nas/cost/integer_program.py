@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_matrix
 
 from nas.cost.polynomial import Choice, Polynomial, Term
 
@@ -177,6 +175,9 @@ class _Rows:
         self.high.append(high / size)
 
     def solve(self, cost: Mapping[int, float], binary: int, bounded: int) -> Floats | None:
+        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.sparse import csr_matrix
+
         objective = np.zeros(self.variables)
         objective[list(cost)] = list(cost.values())
         places = [(r, column) for r, row in enumerate(self.rows) for column in row]

@@ -133,6 +133,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         UserError: a matrix of weights goes, with data, into an operator whose cost is not known.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else its compiler is loaded, in a second or two, to be kept out of the way
+
     def __init__(
         self,
         model: nn.Module,

@@ -106,7 +106,7 @@ def read(data: SearchData) -> None:
     Raises:
         UserError: it lacks something, or its samples are not what it says.
     """
-    if type(data) is DataModule:
+    if type(data).__module__ == DataModule.__module__:
         data.setup()
         return
     kind = f"data: {type(data).__module__}.{type(data).__qualname__}"

@@ -1,11 +1,11 @@
 """`DataModule`: one data set, split, normalised and served in batches."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Annotated, Any, TypedDict, cast
 
-import pytorch_lightning as pl
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -39,13 +39,13 @@ class DataOptions(TypedDict, total=False):
 
 
 @checked("data")
-class DataModule(pl.LightningDataModule):
+class DataModule:
     """Batches of the three parts of one source: train (weights), val (alpha) and test.
 
     Batches are ``x`` float32 ``(N, C, *S)``, normalised with the train part's mean and standard
     deviation, and ``y`` as the task takes it. Orders and augmentations depend only on the seed,
     the epoch and the batch's place in it. The source is read when it is first needed, or by
-    `setup`.
+    `setup`. A Trainer of Lightning takes it as one of its own data modules.
 
     Args:
         source: reads the data; called once.
@@ -81,7 +81,6 @@ class DataModule(pl.LightningDataModule):
         seed: Seed = 0,
         task: Task | None = None,
     ) -> None:
-        super().__init__()
         self.source, self.name = source, name
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
@@ -91,6 +90,25 @@ class DataModule(pl.LightningDataModule):
             known = ", ".join(AUGMENTS)
             raise UserError(f"data.augment={augment!r} is not known: choose one of auto, {known}.")
         self.augment = auto_augment if augment == "auto" else augment
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        # Lightning's Trainer takes only what derives from its own class, and asks for it here.
+        # Deriving from it at once would load Lightning where nothing is trained.
+        lightning = sys.modules.get("pytorch_lightning.core.datamodule")
+        if lightning and not issubclass(type(self), lightning.LightningDataModule):
+            plain: Any = type(self)
+            base: Any = lightning.LightningDataModule
+            vars(object)["__class__"].__set__(self, _for_trainer(plain, base))
+            known = dict(vars(self))  # a Trainer may have set `trainer` already
+            base.__init__(self)
+            vars(self).update(known)
+            return cast(type, base)  # `isinstance` looks whether it is another than the type
+        return type(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        kind = type(self)
+        return _empty, (getattr(kind, "made_from", kind),), self.__getstate__()
 
     def __getstate__(self) -> dict[str, Any]:
         # Read anew where it is needed: another process gets no copy of all samples through a pipe.
@@ -232,6 +250,17 @@ class DataModule(pl.LightningDataModule):
                 f"data.batch_size={self.batch_size} is larger than the {of}: pass {remedy}, or "
                 f"give more {self.arrays.noun}s."
             )
+
+
+def _empty(kind: Any) -> Any:
+    return kind.__new__(kind)
+
+
+@cache
+def _for_trainer(kind: Any, lightning: Any) -> type:
+    """A class of modules that is Lightning's, too; pickled as `kind`."""
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "made_from": kind}
+    return type(kind.__name__, (kind, lightning), names)
 
 
 def moments(

@@ -1,13 +1,13 @@
 """Data of a user's own as what a search reads: a Lightning data module, Datasets, or tensors."""
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Unpack, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -28,6 +28,9 @@ from nas.data.npz import KEYS, arrays_of
 from nas.data.splits import Arrays, Part
 from nas.data.streamed import OwnSet, Streamed, failing
 from nas.errors import UserError
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
 
 _PARTS: tuple[Part, ...] = ("train", "val", "test")
 _TWICE = 32  # samples that are read twice, to see whether they are the same
@@ -135,7 +138,8 @@ def _tensors(data: Any) -> dict[str, Any] | None:
 
 def _sets(data: Any) -> tuple[dict[Part, OwnSet], int | None]:
     """The Dataset of each part, and the size of the batches to train with, where one is given."""
-    if isinstance(data, pl.LightningDataModule):
+    lightning = sys.modules.get("pytorch_lightning")  # loaded by whoever made such a module
+    if lightning and isinstance(data, lightning.LightningDataModule):
         found = _loaders(data)
     elif isinstance(data, Mapping):
         found = dict(data)
@@ -154,8 +158,10 @@ def _sets(data: Any) -> tuple[dict[Part, OwnSet], int | None]:
     return sets, train.batch_size if isinstance(train, DataLoader) else None
 
 
-def _loaders(module: pl.LightningDataModule) -> dict[str, Any]:
+def _loaders(module: "pl.LightningDataModule") -> dict[str, Any]:
     """The loaders of a Lightning data module by part, once it is set up."""
+    import pytorch_lightning as pl
+
     kind = type(module).__name__
     for hook in _HOOKS:
         if getattr(type(module), hook) is not getattr(pl.LightningDataModule, hook):

@@ -19,8 +19,7 @@ from torch.nn.utils import parametrize
 
 from nas.copying import copied
 from nas.lowering import executorch_silenced, onnx_bytes, pte_bytes
-from nas.tasks import Task
-from nas.train import check_finite
+from nas.tasks import Task, check_finite
 
 QUANTIZED = (nn.Conv1d, nn.Conv2d, nn.Linear)
 _LEVELS = 255  # steps between the smallest and the largest of 256 values

@@ -10,13 +10,13 @@ from torch import nn
 
 from nas.arch import Arch
 from nas.artifacts import RunDir
+from nas.config.calls import called, takes
 from nas.decision import decisions
 from nas.errors import UserError
 from nas.pareto import non_dominated
 from nas.problem import SearchProblem
 from nas.ranks import broadcast
 from nas.tasks.classification import task_of
-from nas.train import called, takes
 
 
 class Stage(Protocol):

@@ -13,7 +13,8 @@ from nas.errors import UserError
 from nas.ranks import averaged
 from nas.recalibrate import kept_statistics
 from nas.search.differentiable import DifferentiableSearch
-from nas.train import Batch, check_finite, frozen
+from nas.tasks import check_finite
+from nas.train import Batch, frozen
 
 
 class BilevelSearch(DifferentiableSearch):

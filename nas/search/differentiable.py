@@ -36,12 +36,11 @@ from nas.search.telemetry import SearchTelemetry
 from nas.selection import front, log_probability
 from nas.supernet.choice import AuxiliarySkip
 from nas.supernet.relax import Schedule, constant
-from nas.tasks import Task
+from nas.tasks import Task, check_finite
 from nas.tasks.classification import Classification
 from nas.train import (
     Batch,
     OptimizerFactory,
-    check_finite,
     frozen,
     log_scores,
     metrics_of,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.arch import Arch
+from nas.config.calls import called
 from nas.config.schema import Count, Whole, checked
 from nas.discretization import discretize
 from nas.errors import InterruptedRunError, NotFiniteError
@@ -21,7 +22,7 @@ from nas.recalibrate import recalibrate
 from nas.supernet.speed import prepare_network
 from nas.tasks import Task
 from nas.tasks.classification import task_of
-from nas.train import Training, called, interruptible, strategy_of
+from nas.train import Training, interruptible, strategy_of
 
 # What scores: ``(arch) -> metrics``, or ``(arch, epochs) -> metrics`` of a training in rungs.
 Scoring = Callable[..., Mapping[str, float]]

@@ -10,6 +10,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from nas.config.calls import called
 from nas.config.schema import Count, NonNegative, Seed, Share, checked
 from nas.cost.expected import Expected
 from nas.decision import free, split_parameters
@@ -21,13 +22,11 @@ from nas.search.callbacks import LastCheckpoint, SpeedUp, Stopwatch
 from nas.search.path_sampling import Loss, PathSampling
 from nas.search.telemetry import TrainingTelemetry
 from nas.search.trial_search import TrialSearch
-from nas.tasks import Task
+from nas.tasks import Task, check_finite
 from nas.tasks.classification import Classification
 from nas.train import (
     Batch,
     OptimizerFactory,
-    called,
-    check_finite,
     frozen,
     log_scores,
     metrics_of,

@@ -16,7 +16,8 @@ from nas.search.differentiable import Options
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.proxyless import Draws, ExactPath, TwoPaths, draw_mixing, draw_path, mixing
 from nas.supernet.relax import softmax
-from nas.train import Batch, check_finite, frozen
+from nas.tasks import check_finite
+from nas.train import Batch, frozen
 
 Optimizer = torch.optim.Optimizer | LightningOptimizer
 

@@ -15,7 +15,8 @@ from nas.ranks import averaged
 from nas.search.differentiable import Options
 from nas.search.proxyless import Optimizer, PathSearch
 from nas.supernet.proxyless import draw_option
-from nas.train import Batch, check_finite
+from nas.tasks import check_finite
+from nas.train import Batch
 
 
 @runtime_checkable

@@ -2,15 +2,15 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
-from torchmetrics.wrappers.transformations import MetricInputTransformer
 
-from nas.errors import UserError
+from nas.errors import NotFiniteError, UserError
 from nas.quantities import lower_is_better
-from nas.ranks import rank_and_ranks
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric, MetricCollection
 
 Names = tuple[str, ...]
 Parts = Mapping[Any, Tensor]  # "train", "val" and "test" -> indices of samples
@@ -97,7 +97,7 @@ class Task(Protocol):
         """
         ...
 
-    def metrics(self) -> MetricCollection:
+    def metrics(self) -> "MetricCollection":
         """Fresh metrics by name, updated with ``(outputs, targets)``; files have ``val_<name>``."""
         ...
 
@@ -126,7 +126,7 @@ class Supervised:
         self,
         primary: str,
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
-        metric: Metric | None = None,
+        metric: "Metric | None" = None,
     ) -> None:
         for key, value in (("loss", loss), ("metric", metric)):
             if value is not None and not callable(value):
@@ -168,34 +168,18 @@ class Supervised:
         """The targets as `own_loss` takes them beside these outputs."""
         return targets
 
-    def collected(self, **metrics: Metric) -> MetricCollection:
+    def collected(self, **metrics: "Metric") -> "MetricCollection":
         """These metrics, and the user's own."""
+        from nas.tasks.metrics import collection
+
         if self.own_metric is not None:
             metrics = {**metrics, self.primary: self.own_metric.clone()}
-        if type(self).for_metrics is not Supervised.for_metrics:
-            metrics = {name: Of(one, self.for_metrics) for name, one in metrics.items()}
-        for one in metrics.values():
-            # Inside `each_rank_alone`, a rank evaluates for itself.
-            one.distributed_available_fn = _over_ranks
-        return MetricCollection(dict(metrics))
+        changed = type(self).for_metrics is not Supervised.for_metrics
+        return collection(metrics, self.for_metrics if changed else None)
 
     def for_metrics(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs and targets as the metrics take them."""
         return outputs, targets
-
-
-class Of(MetricInputTransformer):
-    """A metric of ``pair(outputs, targets)``."""
-
-    def __init__(
-        self, metric: Metric, pair: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    ) -> None:
-        super().__init__(metric)
-        metric.distributed_available_fn = _over_ranks
-        self.pair = pair
-
-    def _wrap_transform(self, *args: Tensor) -> tuple[Tensor, ...]:
-        return self.pair(*args)
 
 
 def name_of(metric: object) -> str:
@@ -204,6 +188,8 @@ def name_of(metric: object) -> str:
     Raises:
         UserError: it is no metric that knows its direction.
     """
+    from torchmetrics import Metric
+
     if not isinstance(metric, Metric) or metric.higher_is_better is None:
         raise UserError(
             f"task.metric: {type(metric).__name__} is no torchmetrics.Metric whose "
@@ -236,12 +222,19 @@ def check_finite_targets(targets: Tensor) -> None:
         raise UserError(f"the target of sample {bad} is no finite number: leave such samples out")
 
 
+def check_finite(loss: Tensor, epoch: int) -> Tensor:
+    """The loss itself.
+
+    Raises:
+        NotFiniteError: it is NaN or infinite.
+    """
+    if not bool(loss.isfinite()):
+        raise NotFiniteError(f"the loss became {float(loss.detach())} in epoch {epoch}")
+    return loss
+
+
 def numbered(name: str, count: int, names: Sequence[str]) -> Names:
     """The names of `count` outputs: those given, or `name` with numbers."""
     if len(names) == count:
         return tuple(names)
     return (name,) if count == 1 else tuple(f"{name} {i}" for i in range(count))
-
-
-def _over_ranks() -> bool:
-    return rank_and_ranks()[1] > 1

@@ -1,17 +1,18 @@
 """Anomaly detection: a network that has seen normal samples alone cannot rebuild other ones."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import BinaryAUROC
 
 from nas.config.schema import Name, checked
 from nas.errors import UserError
 from nas.tasks import Names, Parts, Supervised, one_input
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric, MetricCollection
 
 
 @checked("task")
@@ -40,7 +41,7 @@ class Anomaly(Supervised):
         self,
         normal: Name = "normal",
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
-        metric: Metric | None = None,
+        metric: "Metric | None" = None,
     ) -> None:
         super().__init__("auroc", F.mse_loss if loss is None else loss, metric)
         self.normal = normal
@@ -95,23 +96,16 @@ class Anomaly(Supervised):
         """The mean squared error against the teacher's outputs; there is no temperature."""
         return F.mse_loss(outputs, teacher)
 
-    def metrics(self) -> MetricCollection:
+    def metrics(self) -> "MetricCollection":
         """``auroc``, and ``pauc``: that for false alarms up to 10 %, as in DCASE 2020's task 2.
 
         NaN where all samples are of one kind, as in the train part.
         """
-        return self.collected(auroc=_AUROC(), pauc=_AUROC(max_fpr=0.1))
+        from nas.tasks.metrics import AUROC
+
+        return self.collected(auroc=AUROC(), pauc=AUROC(max_fpr=0.1))
 
     def for_metrics(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Scores s as ``s / (1 + s)``, in their order: the metrics take probabilities."""
         score = (outputs.float() - targets[:, 1:].float()).square().mean(1)
         return score / (1 + score), targets[:, 0].long()
-
-
-class _AUROC(BinaryAUROC):
-    """Without a warning for each epoch of samples of one kind."""
-
-    def compute(self) -> Tensor:  # type: ignore[override]
-        kinds = torch.cat([one.flatten() for one in self.target])
-        one_kind = bool((kinds == kinds[0]).all())
-        return kinds.new_full((), torch.nan, dtype=torch.float) if one_kind else super().compute()

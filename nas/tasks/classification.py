@@ -1,17 +1,18 @@
 """Classification: each sample is of one of several classes."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
 from nas.config.schema import Positive, checked
 from nas.errors import UserError
 from nas.tasks import Names, Reduction, Supervised, Task
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric, MetricCollection
 
 
 @checked("task")
@@ -36,7 +37,7 @@ class Classification(Supervised):
         outputs: int | None = None,
         weights: Literal["balanced"] | Sequence[Positive] | None = None,
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
-        metric: Metric | None = None,
+        metric: "Metric | None" = None,
     ) -> None:
         super().__init__("acc", loss, metric)
         self.outputs, self.weights = outputs, weights
@@ -100,8 +101,10 @@ class Classification(Supervised):
         soft = (teacher / temperature).softmax(-1)
         return temperature**2 * F.cross_entropy(outputs / temperature, soft)
 
-    def metrics(self) -> MetricCollection:
+    def metrics(self) -> "MetricCollection":
         """``acc``: the share of samples whose largest logit is the label."""
+        from torchmetrics.classification import MulticlassAccuracy
+
         accuracy = MulticlassAccuracy(self.outputs, average="micro", validate_args=False)
         return self.collected(acc=accuracy)
 

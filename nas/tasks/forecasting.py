@@ -1,16 +1,18 @@
 """Forecasting: the next steps of some channels of a window."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection
 
 from nas.config.schema import Whole, checked
 from nas.errors import UserError
-from nas.tasks import Names, Of, check_finite_targets, one_input
+from nas.tasks import Names, check_finite_targets, one_input
 from nas.tasks.regression import Regression
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric, MetricCollection
 
 
 @checked("task")
@@ -33,7 +35,7 @@ class Forecasting(Regression):
         self,
         channels: Sequence[Whole] | None = None,
         loss: Literal["mse", "l1", "huber"] | Callable[[Tensor, Tensor], Tensor] = "l1",
-        metric: Metric | None = None,
+        metric: "Metric | None" = None,
     ) -> None:
         super().__init__(loss, metric)
         self.channels = channels
@@ -74,12 +76,16 @@ class Forecasting(Regression):
         """The steps to come, in standard deviations; nothing is smoothed."""
         return super().prepared(targets[:, 1:], outputs, smoothing)
 
-    def metrics(self) -> MetricCollection:
+    def metrics(self) -> "MetricCollection":
         """``mae``, ``rmse``, and ``skill``: how far below the naive forecast's mae, as a share.
 
         ``skill = 1 - mae / mae of the last value seen``, over the same samples: 0 is no better
         than repeating the last value, 1 is perfect.
         """
+        from torchmetrics import MeanAbsoluteError, MeanSquaredError
+
+        from nas.tasks.metrics import Of
+
         found = self.collected(mae=MeanAbsoluteError(), rmse=MeanSquaredError(squared=False))
         own, naive = (Of(MeanAbsoluteError(), of) for of in (self.for_metrics, _naive))
         found.add_metrics({"skill": 1 - own / naive})

@@ -1,16 +1,17 @@
 """Multi-label classification: each sample has any number of several labels."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
 
 from nas.config.schema import checked
 from nas.errors import UserError
 from nas.tasks import Names, Supervised, check_finite_targets, numbered
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric, MetricCollection
 
 
 @checked("task")
@@ -27,7 +28,7 @@ class Multilabel(Supervised):
     def __init__(
         self,
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
-        metric: Metric | None = None,
+        metric: "Metric | None" = None,
     ) -> None:
         own = F.binary_cross_entropy_with_logits if loss is None else loss
         super().__init__("ap", own, metric)
@@ -62,8 +63,10 @@ class Multilabel(Supervised):
         soft = (teacher / temperature).sigmoid()
         return temperature**2 * F.binary_cross_entropy_with_logits(outputs / temperature, soft)
 
-    def metrics(self) -> MetricCollection:
+    def metrics(self) -> "MetricCollection":
         """``ap``: average precision, and ``f1`` at a probability of 1/2; means over the labels."""
+        from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
+
         assert self.outputs is not None
         return self.collected(
             ap=MultilabelAveragePrecision(self.outputs, validate_args=False),

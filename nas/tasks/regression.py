@@ -1,16 +1,18 @@
 """Regression: one number or several for each sample."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection, R2Score
 
 from nas.config.schema import checked
 from nas.errors import UserError
 from nas.tasks import Names, Supervised, check_finite_targets, numbered
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric, MetricCollection
 
 _LOSSES: dict[str, Callable[..., Tensor]] = {
     "mse": F.mse_loss,
@@ -38,7 +40,7 @@ class Regression(Supervised):
     def __init__(
         self,
         loss: Literal["mse", "l1", "huber"] | Callable[[Tensor, Tensor], Tensor] = "mse",
-        metric: Metric | None = None,
+        metric: "Metric | None" = None,
     ) -> None:
         own = _LOSSES.get(loss) if isinstance(loss, str) else loss
         if own is None:
@@ -85,8 +87,10 @@ class Regression(Supervised):
         assert self.own_loss is not None
         return self.own_loss(outputs, teacher)
 
-    def metrics(self) -> MetricCollection:
+    def metrics(self) -> "MetricCollection":
         """``rmse``, ``mae`` in the units of the targets, and ``r2``; means over the outputs."""
+        from torchmetrics import MeanAbsoluteError, MeanSquaredError, R2Score
+
         return self.collected(
             rmse=MeanSquaredError(squared=False), mae=MeanAbsoluteError(), r2=R2Score()
         )

@@ -2,12 +2,14 @@
 
 import logging
 import os
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
@@ -548,3 +550,43 @@ def test_a_table_of_images_that_cannot_be_used_is_refused(tmp_path, text, said):
         by_table(tmp_path, text).setup()
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+class _Counting(pl.LightningModule):
+    """Counts the samples that it is trained on."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.samples = torch.nn.Parameter(torch.zeros(())), 0
+
+    def training_step(self, batch, _):
+        self.samples += len(batch[1])
+        return self.weight
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_trainer_takes_a_data_module(named):
+    data = digits(limit=100, batch_size=25, val_fraction=0.5)
+    assert type(data).__mro__[1:] == (object,)
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    model = _Counting()
+    given = {"datamodule": data} if named else {"train_dataloaders": data}
+    trainer.fit(model, **given)
+    assert model.samples == 50
+    assert isinstance(data, pl.LightningDataModule)
+    again = pickle.loads(pickle.dumps(digits()))  # noqa: S301
+    assert isinstance(again, DataModule)
+    assert again.input_shape == data.input_shape
+    data.trainer = None
+    assert isinstance(pickle.loads(pickle.dumps(data)), DataModule)  # noqa: S301

@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parents[2] / "nas"
 FLOORS = (
     "errors inputs ranks artifacts arch copying pareto quantities tables diagnostics progress",
     "config",
-    "tasks data decision",
+    "tasks.metrics tasks data decision",
     "ops supernet quantization",
     "discretization spaces",
     "cost",
@@ -67,6 +67,9 @@ OPTIONAL = {
     "soundfile",
     "torchao",
 }
+# Loaded where a Trainer is made: whoever trains nothing does not wait for them.
+TRAINING = {"pytorch_lightning", "torchmetrics", "torchvision"}
+TRAINERS = {"train", "search", "result", "pipeline", "front", "estimate", "process"}
 HEAVY = {"torch", "torchvision", "pytorch_lightning", "sklearn", "matplotlib", "onnx"}
 
 
@@ -131,6 +134,9 @@ def faults(module: str, source: str, is_package: bool = False) -> list[str]:
         for name in absolute_names(node, module, is_package):
             if name.partition(".")[0] in OPTIONAL:
                 found.append(f"{module}:{node.lineno} imports {name}: do it where it is used")
+            late = name.partition(".")[0] in TRAINING and not fault(part, name)
+            if late and part not in TRAINERS | {"tasks.metrics"}:
+                found.append(f"{module}:{node.lineno} imports {name}: do it where a Trainer is")
     return found
 
 
@@ -169,6 +175,8 @@ def test_imports_go_one_way(module):
         ("nas.search.searchers", "from omegaconf import DictConfig"),
         ("nas.cli", "import lightning.pytorch as pl"),
         ("nas.report", "try:\n    import matplotlib.figure\nexcept ImportError:\n    pass"),
+        ("nas.data.own", "import pytorch_lightning as pl"),
+        ("nas.tasks.regression", "from torchmetrics import Metric"),
         ("nas.utils", "import math"),
         ("nas.latency.profile", "from nas.export.job import Export"),
         ("nas.lowering", "from nas.artifacts import RunDir\nfrom nas.export import job"),
@@ -206,15 +214,15 @@ def test_a_package_resolves_its_relative_imports_from_itself():
     assert faults("nas.ops", "from ..search import searcher", is_package=True)
 
 
-def heavy_after(code: str, cwd: Path) -> set[str]:
-    """The heavy packages that a fresh interpreter has loaded after running `code` in `cwd`."""
+def loaded_after(code: str, cwd: Path) -> set[str]:
+    """The modules that a fresh interpreter has loaded after running `code` in `cwd`."""
     # At exit, because the command line ends by SystemExit.
     report = "import atexit, sys; atexit.register(lambda: print('LOADED', *sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", f"{report}\n{code}"], cwd=cwd, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    return HEAVY & set(done.stdout.rpartition("LOADED")[2].split())
+    return set(done.stdout.rpartition("LOADED")[2].split())
 
 
 @pytest.mark.parametrize(
@@ -230,7 +238,14 @@ def heavy_after(code: str, cwd: Path) -> set[str]:
     ],
 )
 def test_light_entry_points_load_nothing_heavy(code, tmp_path):
-    assert not heavy_after(code, tmp_path)
+    assert not HEAVY & loaded_after(code, tmp_path)
+
+
+def test_describing_a_space_loads_nothing_that_trains(tmp_path):
+    describe = "sys.argv[1:] = ['describe', 'trial=false', 'threads=1']"
+    loaded = loaded_after(f"{describe}; import nas.cli; nas.cli.main()", tmp_path)
+    assert "torch" in loaded
+    assert not loaded & {*TRAINING, "torch._dynamo", "matplotlib"}
 
 
 @pytest.mark.parametrize(
@@ -254,4 +269,4 @@ def test_threads_wait_passively_unless_the_user_says_how(given, policy, monkeypa
 
 def test_a_heavy_import_is_noticed(tmp_path):
     (tmp_path / "torch.py").write_text("")
-    assert heavy_after("import torch", tmp_path) == {"torch"}
+    assert HEAVY & loaded_after("import torch", tmp_path) == {"torch"}

@@ -1,0 +1,49 @@
+"""Metrics of torchmetrics as tasks take them; it is loaded when the first are made."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import BinaryAUROC
+from torchmetrics.wrappers.transformations import MetricInputTransformer
+
+from nas.ranks import rank_and_ranks
+
+Pair = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Of(MetricInputTransformer):
+    """A metric of ``pair(outputs, targets)``."""
+
+    def __init__(self, metric: Metric, pair: Pair) -> None:
+        super().__init__(metric)
+        metric.distributed_available_fn = _over_ranks
+        self.pair = pair
+
+    def _wrap_transform(self, *args: Tensor) -> tuple[Tensor, ...]:
+        return self.pair(*args)
+
+
+class AUROC(BinaryAUROC):
+    """Without a warning for each epoch of samples of one kind."""
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        kinds = torch.cat([one.flatten() for one in self.target])
+        one_kind = bool((kinds == kinds[0]).all())
+        return kinds.new_full((), torch.nan, dtype=torch.float) if one_kind else super().compute()
+
+
+def collection(metrics: Mapping[str, Metric], pair: Pair | None = None) -> MetricCollection:
+    """These metrics, of ``pair(outputs, targets)`` where that is given."""
+    found: dict[str, Metric | MetricCollection] = {
+        name: Of(one, pair) if pair else one for name, one in metrics.items()
+    }
+    for one in found.values():
+        # Inside `each_rank_alone`, a rank evaluates for itself.
+        one.distributed_available_fn = _over_ranks
+    return MetricCollection(found)
+
+
+def _over_ranks() -> bool:
+    return rank_and_ranks()[1] > 1
