@@ -15,6 +15,8 @@ from nas.config.schema import short_repr
 from nas.copying import copied
 from nas.errors import UserError
 from nas.inputs import Inputs, Shapes
+from nas.quantization.network import Quantize, attach
+from nas.spaces.stage import read_row
 
 Model = nn.Module | Callable[[], nn.Module]
 SPACE = "nas.compress.given.given"  # as configurations name it
@@ -26,6 +28,7 @@ def given(
     model: Model | None = None,
     weights: str | None = None,
     rules: Rules | None = None,
+    quantize: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """The supernet of a network: the largest of its networks is that one, with its weights.
 
@@ -35,11 +38,17 @@ def given(
         model: the network, which is copied, or what makes it.
         weights: a file that holds its state dict; None: it has them.
         rules: what of it is searched; None: all that can be.
+        quantize: keys of `nas.quantization.network.Quantize`: bits of its layers are searched, and
+            nothing else; None: they stay in floating point.
 
     Raises:
         UserError: no network, or one that cannot be made searchable; weights that do not fit.
     """
     with torch.device("cpu"):  # where the weights have values
+        if quantize is not None:
+            network = plain(model, weights)
+            attach(network, read_row(Quantize, quantize, "space.quantize"))
+            return network.train()
         found = converted(plain(model, weights), example_of(input_shape), rules or Rules())
         return found.supernet.train()
 
@@ -52,6 +61,8 @@ def is_given(space: object) -> bool:
 def rows(space: Callable[..., nn.Module], input_shape: Shapes) -> tuple[Row, ...]:
     """What is searched of the network of a space of `given`, and what is not and why."""
     keys = getattr(space, "keywords", {})
+    if keys.get("quantize") is not None:
+        return ()  # its channels stay
     network = plain(keys.get("model"), keys.get("weights"))
     return converted(network, example_of(input_shape), keys.get("rules") or Rules()).rows
 
@@ -93,7 +104,8 @@ def again(
             f"the network is made by {named.get('_target_')!r}, which is not run from a file: pass "
             "nas.load(run, model=your_network), or trust=true to `nas export` and `nas extract`"
         )
-    return given(input_shape, num_outputs, model, rules=_rules(config.get("rules")))
+    rules, quantize = _rules(config.get("rules")), config.get("quantize")
+    return given(input_shape, num_outputs, model, rules=rules, quantize=quantize)
 
 
 def _rules(node: Any) -> Rules | None:

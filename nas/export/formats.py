@@ -38,11 +38,12 @@ class Source:
     """A network with what is needed to write it.
 
     Args:
-        network: plain, in eval mode, on the CPU.
+        network: plain, in eval mode, on the CPU, in floating point.
         example: real inputs as `nas.inputs.Inputs`, at least 2 samples.
         about: what it is, in one line.
         input: shape, classes, mean and std, as in result.json.
         calibration: inputs ``(M, ...)`` from which int8 formats learn the ranges.
+        rounded: the network with its bits, for formats that hold them; None: it has none.
     """
 
     network: nn.Module
@@ -50,6 +51,7 @@ class Source:
     about: str
     input: Mapping[str, Any]
     calibration: Tensor = field(default_factory=lambda: torch.empty(0))
+    rounded: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,9 @@ _KNOWN = {
     "c": Format(
         FILES,
         "C99",
-        lambda s: c_contents(s.network, s.example, s.calibration, s.about, s.input["classes"]),
+        lambda s: c_contents(
+            s.rounded or s.network, s.example, s.calibration, s.about, s.input["classes"]
+        ),
         CompiledModel,
         None,
         check_programs=check_compiler,

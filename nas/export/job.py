@@ -26,7 +26,7 @@ from nas.export.formats import Format, Model, Source, check_inputs, chosen
 from nas.export.int8 import fine_tune
 from nas.export.loading import state_bytes
 from nas.inputs import run, samples_in, some
-from nas.quantization.network import dequantized
+from nas.quantization.network import dequantized, quantized_layers
 from nas.tasks.classification import task_of
 
 _ASKED = ("out", "weights", "config_dir", "trust")  # where from and to, not what is made
@@ -63,6 +63,9 @@ class Export:
 
     def __init__(self, subject: Subject, options: ExportOptions, out: Path) -> None:
         # Rounding is no operator of runtimes in floating point: they get weights that are rounded.
+        self.rounded = subject.network if quantized_layers(subject.network) else None
+        if self.rounded is not None and options.qat:
+            raise UserError("qat=true is for networks in floating point; this one rounds already")
         subject = replace(subject, network=dequantized(subject.network))
         self.subject, self.options, self.out = subject, options, out
         self.formats = chosen(options.format, subject.network)
@@ -131,7 +134,7 @@ class Export:
         example = some(self.batches[0][0], slice(_EXAMPLE))
         if samples_in(example) < 2:
             example = some(example, torch.tensor([0, 0]))
-        return Source(network, example, about, result["input"], calibration)
+        return Source(network, example, about, result["input"], calibration, self.rounded)
 
     def _calibration(self) -> Tensor:
         wanted = self.options.calibration

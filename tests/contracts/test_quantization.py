@@ -1,5 +1,6 @@
 """Bits as decisions: rounding, mixtures, exact costs, and what a packed network holds."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -10,12 +11,15 @@ from torch import nn
 from torch.testing import assert_close
 
 import nas
+from nas.compress.given import again
+from nas.compress.given import given as of_own
 from nas.cost.analytic import Size
 from nas.cost.device import Energy, Roofline, load
 from nas.cost.memory import PeakMemory
 from nas.decision import apply, decisions, free, resample
 from nas.discretization import discretize
 from nas.errors import UserError
+from nas.export.formats import Source, chosen
 from nas.integer import integer_graph
 from nas.integer.operators import Conv
 from nas.quantization.folding import folded
@@ -406,7 +410,7 @@ def test_the_sensitivity_is_the_difference_of_the_loss_and_the_prior_selects_by_
     x, target = torch.randn(32, *SHAPE), torch.randn(32, 3)
 
     def loss(network: nn.Module) -> float:
-        return float((network(x) - target).square().mean())
+        return float((network(x) - target).square().mean().detach())
 
     found = sensitivity(model, loss)
     assert all(bool(d.open.all()) for _, d in decisions(model))
@@ -426,3 +430,23 @@ def test_the_sensitivity_is_the_difference_of_the_loss_and_the_prior_selects_by_
         if cost.of(arch.choices) <= bound
     )
     assert sum(found[n][o] for n, o in chosen.choices.items()) == pytest.approx(best, abs=1e-6)
+
+
+def test_the_c_file_packs_the_bits_and_float_formats_have_the_rounded_weights():
+    plain = discretize(searched(weights=(2, 4, 8)), archs(searched(weights=(2, 4, 8)))[0])
+    x = torch.randn(32, *SHAPE)
+    known = {"shape": SHAPE, "classes": ["a", "b", "c"], "mean": [0.0] * 3, "std": [1.0] * 3}
+    source = Source(dequantized(plain), x, "about", known, x, rounded=plain)
+    text = str(chosen(["c"], plain)["c"].contents(source)[0])
+    assert "bits_0" in text  # of each row
+    assert "bits_0" not in str(chosen(["c"], plain)["c"].contents(replace(source, rounded=None))[0])
+
+
+def test_bits_alone_of_a_network_of_the_users_own():
+    plain = discretize(network())
+    space = of_own(SHAPE, 3, plain, quantize={"weights": [2, 8], "layers": {"7": "float"}})
+    assert all(n.endswith("weight_bits") and d.options == (2, 8) for n, d in decisions(space))
+    other = again({"quantize": {"weights": [2, 8], "layers": {"7": "float"}}}, SHAPE, 3, plain)
+    assert list(dict(decisions(other))) == list(dict(decisions(space)))
+    with pytest.raises(UserError, match=r"quantize\.weights: bits=3"):
+        of_own(SHAPE, 3, plain, quantize={"weights": [3]})

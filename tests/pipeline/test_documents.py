@@ -136,7 +136,7 @@ def test_code_of_a_page_runs(page, run_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     if page.stem != "python":  # whose searches are small, and have results to work with
-        monkeypatch.setattr(nas.verbs, "_run", lambda config, run, job: compose(config))
+        monkeypatch.setattr(nas.verbs, "_run", lambda config, *_: compose(config))
     monkeypatch.setitem(nas.verbs.VERBS, "describe", compose)
     monkeypatch.setitem(nas.verbs.VERBS, "profile", profile)
     for folder in ("cat", "dog"):
@@ -199,7 +199,7 @@ def profile(config: DictConfig, *_: object) -> None:
 
 def test_commands_of_documents_are_checked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(nas.verbs, "_run", lambda config, run, job: compose(config))
+    monkeypatch.setattr(nas.verbs, "_run", lambda config, *_: compose(config))
     for wrong in ("nas search sede=3", "nas search space=cahin", "nas sarch", "nas search seed=-1"):
         with pytest.raises((AssertionError, UserError, KeyError)):
             command(wrong)

@@ -56,6 +56,7 @@ KINDS: dict[str, list[str]] = {
     "proxyless_full": ["proxyless_full", *DESCENT],
     "reinforce": ["reinforce", *DESCENT, "search.samples=3"],
     "random": ["random", "finetune.epochs=2"],
+    "sensitivity": ["sensitivity", "search.samples=64", "finetune.epochs=2"],
     "fairnas": ["fairnas", *SHOTS],
     "spos": ["spos", *SHOTS],
     "sandwich": ["sandwich", *SHOTS],
