@@ -144,7 +144,7 @@ def _finished(
             given, _call(function, arguments), None if config_dir is None else str(config_dir)
         )
     named = {}
-    if is_plain(arguments.get("model")):
+    if isinstance(arguments.get("model"), str):
         # The call has named it: what is done with its result runs it, too.
         named = {MODEL: made(read_saved(RunDir(folder)).space.model), TRUSTED: True}
     return FinishedRun(folder, {**given.objects, **named})

@@ -20,6 +20,7 @@ _PATHS = (
 PAGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "data": (r"\bdata[.=/]|\bclass folder", ()),
     "budgets": (r"\b(budget|cost|device|profile)[.=/]", ("profile",)),
+    "compress": (r"\bmodel[.=]|\bspace=given\b|\bspace\.model\b", ()),
     "spaces": (r"\bspace[.=/]", ()),
     "front": (r"\bfront=", ("extract",)),
     "searches": (r"\b(search|objective|relax|guard|experiment)[.=/]", ()),

@@ -41,7 +41,7 @@ from nas.search.evaluate import WeightSharing
 from nas.tasks.classification import task_of
 from nas.verbs import components_of
 
-BUDGETS = ("50%", "25%")
+BUDGETS = ("25%", "50%")
 METHODS = ("even", "random", "taylor", "narrow")
 NAMES = {
     "given": "the network given",
@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("--data", default="fashion_mnist", help="or a folder of images")
     parser.add_argument("--root", default="data")
     parser.add_argument("--limit", type=int, default=4000)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--stride", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--base", type=int, default=12, help="epochs of the network given")
@@ -122,7 +123,8 @@ class Study:
         grey = given.data == "fashion_mnist"
         words = [f"data={given.data}", f"data.root={given.root}", f"data.limit={given.limit}"]
         words += ["data.download=false"] if given.data in ("fashion_mnist", "cifar10") else []
-        words += [f"seed={seed}", "onnx=false", "threads=1", "logger=[]"]
+        words += [f"data.batch_size={given.batch}", f"seed={seed}", "onnx=false", "threads=1"]
+        words += ["logger=[]"]
         words += ["trainer.enable_progress_bar=false", "model=compress_study:ResNet8"]
         self.words = [*words, f"model.args.inputs={1 if grey else 3}"]
         self.words += [f"model.args.stride={given.stride}"]

@@ -14,11 +14,13 @@ from nas.compress.atoms import FIXED
 from nas.compress.dependencies import Cut, Group, groups_of
 from nas.compress.layer import Slicing, Width, searched
 from nas.compress.trial import Trial
+from nas.config.schema import Count, Share, checked
 from nas.copying import copied
 from nas.cost.dry_run import Example, Inputs, init_lazy, inputs_of
 from nas.errors import UserError
 
 
+@checked("space.rules.channels")
 @dataclass(frozen=True)
 class Channels:
     """Which numbers of channels are offered.
@@ -30,9 +32,9 @@ class Channels:
         least: the smallest share of the channels.
     """
 
-    choices: int = 8
-    divisor: int = 8
-    least: float = 0.0
+    choices: Count = 8
+    divisor: Count = 8
+    least: Share = 0.0
 
 
 @dataclass(frozen=True)
