@@ -9,8 +9,22 @@ from nas.errors import UserError
 SHELLS = ("bash", "zsh")
 _FLAGS = ("--help", "--cfg", "--config-dir", "-m")
 _ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n"
+# A key goes on with its value. Where bash is told so for one word, zsh is told it for all, and
+# puts a space behind those that end in one.
+_SPACE = {
+    "bash": """\
+    case "${COMPREPLY[*]}" in
+        *=) type compopt > /dev/null 2>&1 && compopt -o nospace ;;
+    esac""",
+    "zsh": """\
+    words=()
+    for word in "${COMPREPLY[@]}"; do
+        case "$word" in *=) words+=("$word") ;; *) words+=("$word ") ;; esac
+    done
+    COMPREPLY=( "${words[@]}" )""",
+}
 # Plain enough for zsh's bashcompinit. What is before the last `=` stands already where it ends a
-# word; a key goes on with its value, so that no space follows it.
+# word.
 _FUNCTION = """\
 _nas() {{
     local line="${{COMP_LINE:0:$COMP_POINT}}" word verb words
@@ -28,11 +42,9 @@ _nas() {{
     case "$word" in
         *=*) [ -n "$BASH_VERSION" ] && COMPREPLY=( "${{COMPREPLY[@]#${{word%=*}}=}}" ) ;;
     esac
-    case "${{COMPREPLY[*]}}" in
-        *=) type compopt > /dev/null 2>&1 && compopt -o nospace ;;
-    esac
+{space}
 }}
-complete -o default -F _nas nas
+complete -o default {options}-F _nas nas
 """
 
 
@@ -50,7 +62,13 @@ def script(shell: str) -> str:
         f'        {group}=*) words="{" ".join(f"{group}={option}" for option in options)}" ;;'
         for group, options in chosen.items()
     ]
-    made = _FUNCTION.format(cases="\n".join(cases), values="\n".join(values), verbs=" ".join(VERBS))
+    made = _FUNCTION.format(
+        cases="\n".join(cases),
+        values="\n".join(values),
+        verbs=" ".join(VERBS),
+        space=_SPACE[shell],
+        options="-o nospace " if shell == "zsh" else "",
+    )
     return (_ZSH if shell == "zsh" else "") + made
 
 

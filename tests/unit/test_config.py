@@ -1,7 +1,12 @@
 """Configurations are checked against the constructors that they are for."""
 
+import os
+import pty
 import re
+import select
+import shutil
 import subprocess
+import time
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
@@ -220,9 +225,39 @@ def test_completion_in_bash() -> None:
     assert key == "search.weight_optimizer.momentum="
     assert own == "front="
     assert flags == "--help"
-    assert "bashcompinit" in script("zsh")
     with pytest.raises(UserError, match="bash, zsh"):
         script("fish")
+
+
+TYPED = {  # with the tabulator, and what the command then gets
+    "sea\t": "search",
+    "search data=fash\tseed=1": "search|data=fashion_mnist|seed=1",  # a space after a whole word
+    "extract RUN fron\t4": "extract|RUN|front=4",  # and none after a key
+    "search search.weight_optimizer.mom\t.5": "search|search.weight_optimizer.momentum=.5",
+}
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
+def test_completion_in_zsh(tmp_path: Path) -> None:
+    """In a terminal: zsh completes words for nobody else."""
+    (tmp_path / "nas.zsh").write_text(script("zsh"))
+    shown = 'nas() { print -r -- "<<${(j:|:)@}>>" }'
+    lines = [f"source nas.zsh; {shown}; nas ready", *(f"nas {words}" for words in TYPED)]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(tmp_path)
+        own = {"TERM": "dumb", "ZDOTDIR": str(tmp_path), "PATH": os.environ["PATH"]}
+        os.execvpe("zsh", ["zsh", "-f", "-i"], own)
+    said, found, end = b"", [], time.monotonic() + 120
+    for count, line in enumerate(lines, start=1):
+        os.write(terminal, line.encode() + b"\n")
+        while len(found) < count and time.monotonic() < end:
+            if select.select([terminal], [], [], 0.1)[0]:
+                said += os.read(terminal, 65536)
+            found = re.findall(r"<<([^$>]+)>>", said.decode(errors="replace"))  # no line as typed
+    os.close(terminal)
+    os.waitpid(child, 0)
+    assert found == ["ready", *TYPED.values()]
 
 
 def test_every_key_of_every_option_has_a_meaning() -> None:
