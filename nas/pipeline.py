@@ -48,7 +48,7 @@ from nas.search.telemetry import TrainingTelemetry
 from nas.supernet.speed import prepare, prepare_network
 from nas.tasks.classification import task_of
 from nas.teacher import LARGEST, largest_of, teacher_of
-from nas.train import Training, interruptible, strategy_of
+from nas.train import Training, interruptible, silence_unused, strategy_of
 
 
 @dataclass(frozen=True)
@@ -174,6 +174,8 @@ class Run:
         """
         trainer = TrainingStage(self.problem, self.run).trainer(1, [])
         with all_ranks(trainer), shown(self._work(), self.problem.shows_progress):
+            if trainer.world_size > 1:
+                silence_unused(trainer.strategy.root_device)
             return self._carried_out()
 
     def _work(self) -> dict[str, Part]:

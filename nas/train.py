@@ -2,16 +2,19 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from math import cos, pi
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import MetricCollection
 
 from nas.config.schema import Count, NonNegative, Positive, Seed, Share, checked
+from nas.diagnostics import captured
 from nas.errors import InterruptedRunError
 from nas.inputs import Inputs, run
 from nas.ranks import rank_and_ranks
@@ -69,6 +72,19 @@ def strategy_of(strategy: object, devices: object) -> dict[str, object]:
     if strategy == "ddp" or (strategy == "auto" and several):
         return {"strategy": "ddp_find_unused_parameters_true"}
     return {}
+
+
+@cache
+def silence_unused(device: torch.device) -> None:
+    """Let torch say now, to nobody, that a step has left no parameter out.
+
+    It says so once a process, in C++ that no filter of warnings reaches, and advises to switch off
+    what `strategy_of` switches on with reason: other steps leave some out. All ranks call this.
+    """
+    with captured():
+        module = nn.PReLU(device=device)  # draws nothing at random
+        wrapped = DistributedDataParallel(module, find_unused_parameters=True)
+        wrapped(torch.zeros(1, 1, device=device)).sum().backward()
 
 
 @contextmanager

@@ -24,6 +24,7 @@ def test_a_search_in_two_processes_ends_as_one(tmp_path):
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert ended.stdout.count("network found in space") == 1
+    assert "find_unused_parameters" not in ended.stderr
     run = tmp_path / "runs" / "two"
     result = json.loads((run / "result.json").read_text())
     assert result["status"] == "finished"
