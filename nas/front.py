@@ -37,7 +37,7 @@ from nas.quantities import amount, error_of, metric_words, primary_metrics
 from nas.ranks import broadcast
 from nas.report import write_pictures
 from nas.report.page import PICTURE
-from nas.report.terminal import about_supernet, console
+from nas.report.terminal import about_supernet, console, print_next
 from nas.result import cost_fields, log_final
 from nas.search.space import SearchSpace
 from nas.search.trial_search import TrialSearch
@@ -348,8 +348,12 @@ def heading(name: str) -> str:
     return {"val": "validation", "test": "test"}.get(name.partition("_")[0], name)
 
 
-def announce_front(run: RunDir, result: Mapping[str, Any]) -> None:
-    """Print the table of a front, where its files are, and what to type next."""
+def announce_front(run: RunDir, result: Mapping[str, Any], leaves: str) -> None:
+    """Print the table of a front, where its files are, and what to type next.
+
+    Args:
+        leaves: what its search has left, see `nas.search.base.Search`.
+    """
     if not is_main():
         return
     networks, seconds = [RunDir(run.front / name) for name in result["front"]], result["seconds"]
@@ -361,14 +365,9 @@ def announce_front(run: RunDir, result: Mapping[str, Any]) -> None:
     for name, about in _ABOUT.items():
         if (run.path / name).exists():
             print(f"  {name:12} {about}")
-    commands = [f"nas export {folder}"]
     if supernet := about_supernet(run):
         print(f"  {run.checkpoint.name:12} {supernet}")
-        commands += [
-            f"nas extract {folder} front={2 * len(rows)} fine_tune=true",
-            f"nas extract {folder} budget.params=30% fine_tune=true",
-        ]
-    print("next:", *commands, sep="\n  ")
+    print_next(run, leaves, len(rows) + 4)
 
 
 _ABOUT = {

@@ -226,6 +226,7 @@ def _run(config: DictConfig, run: RunDir, job: Job, asked: dict[str, Any]) -> No
     from nas.pipeline import Run
     from nas.problem import SearchProblem
     from nas.report.terminal import announce, data_in_words
+    from nas.search.base import leaves_of
     from nas.search.compress import original_in_words
 
     torch.set_num_threads(config.threads or job.threads)
@@ -250,7 +251,7 @@ def _run(config: DictConfig, run: RunDir, job: Job, asked: dict[str, Any]) -> No
         result = pipeline()
         _tidy_checkpoint(config, run)
     if job.announced:
-        show(run, result)
+        show(run, result, "nothing" if arch else leaves_of(problem.search))
 
 
 def _tidy_checkpoint(config: DictConfig, run: RunDir) -> None:

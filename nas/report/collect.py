@@ -75,8 +75,7 @@ class RunRecord:
     @property
     def folder(self) -> str:
         """The run's path relative to the working folder, absolute if it lies elsewhere."""
-        path, here = self.path.resolve(), Path.cwd()
-        return as_text(path.relative_to(here) if path.is_relative_to(here) else path)
+        return _told(self.path)
 
     def figure(self, metric: str) -> str:
         """How good its network is by a metric, and whether it was trained at all."""
@@ -102,8 +101,11 @@ class RunRecord:
             (f"nas export {folder}", "files that deploy"),
             (f"nas finetune arch={folder}/arch.json", "train it, longer or on other data"),
         ]
-        if RunDir(self.path).checkpoint.is_file():
-            extract = f"nas extract {folder} --front 8 fine_tune=true"
+        # Of a network of a front, the run around it has the search.
+        outer = RunDir(self.path.parent.parent)
+        search = outer if outer.front == self.path.parent else RunDir(self.path)
+        if search.checkpoint.is_file():
+            extract = f"nas extract {shlex.quote(_told(search.path))} front=8 fine_tune=true"
             found.append((extract, "others of the same search"))
         return found
 
@@ -220,6 +222,11 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
     """Key of an override -> its last part; the whole key, where two end alike."""
     short = {name: name.rsplit(".", 1)[-1] for name in names}
     return short if len(set(short.values())) == len(short) else {name: name for name in short}
+
+
+def _told(folder: Path) -> str:
+    path, here = folder.resolve(), Path.cwd()
+    return as_text(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def as_text(path: Path) -> str:

@@ -4,6 +4,7 @@ The tables of the runs are written for TensorBoard and as report.csv, too.
 """
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -180,8 +181,12 @@ def draw(folders: Sequence[Path]) -> None:
         )
 
 
-def announce(run: RunDir, result: Mapping[str, Any]) -> None:
-    """Print the network found, its files and the next commands; in the first process alone."""
+def announce(run: RunDir, result: Mapping[str, Any], leaves: str = "nothing") -> None:
+    """Print the network found, its files and the next commands; in the first process alone.
+
+    Args:
+        leaves: what its search has left, see `nas.search.base.Search`.
+    """
     if not is_main():
         return
     costs = result["costs"]
@@ -206,6 +211,21 @@ def announce(run: RunDir, result: Mapping[str, Any]) -> None:
     )
     if about := about_supernet(run):
         print(f"  last.ckpt:             {about}")
+    print_next(run, leaves, 8)
+
+
+def print_next(run: RunDir, leaves: str, networks: int) -> None:
+    """What may be typed next, as far as it works after this search.
+
+    Args:
+        leaves: see `announce`.
+        networks: of the front that is offered.
+    """
+    folder = shlex.quote(str(display_path(run.path)))
+    print(f"next:\n  deploy   nas export {folder}")
+    if leaves == "trials" or (leaves in ("alphas", "supernet") and run.checkpoint.is_file()):
+        print(f"  more     nas extract {folder} front={networks} fine_tune=true")
+        print(f"  smaller  nas extract {folder} budget.params=30% fine_tune=true")
 
 
 def about_supernet(run: RunDir) -> str:

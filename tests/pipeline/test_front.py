@@ -231,11 +231,16 @@ def test_a_network_that_was_only_extracted_says_so(capsys: pytest.CaptureFixture
 
 
 def test_short_trainings_tell_of_networks_inside_any_budget(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["search=short_trainings", "search.trials=5", "search.evaluate.epochs=1", "front=1"]
     assert run(["search", *WORDS[:6], *words, "name=a"]) == 0
+    assert capsys.readouterr().out.endswith(
+        "next:\n  deploy   nas export runs/a\n"
+        "  more     nas extract runs/a front=8 fine_tune=true\n"
+        "  smaller  nas extract runs/a budget.params=30% fine_tune=true\n"
+    )
     found, before = Path("runs/a"), Path("runs/a/trials.jsonl").read_bytes()
     assert len(before.splitlines()) == 5
     chosen = json.loads((found / "search.json").read_text())["selected"]

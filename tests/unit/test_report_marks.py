@@ -1,10 +1,13 @@
 """Budgets, knees, seeds, choices, curves and details of a report."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
+from nas.artifacts import RunDir
+from nas.config.compose import parse
 from nas.report import report
 from nas.report.collect import Sweep, by_search, collect
 from nas.report.figure import DOT, RING, Line, Points, Whiskers, chart
@@ -12,6 +15,7 @@ from nas.report.fronts import Front, budgets_of, fronts, series_of
 from nas.report.page import details, frequencies, page
 from nas.report.templates import COLOURS, GREYS
 from nas.report.tensorboard import curves
+from nas.report.terminal import print_next
 
 PART = {"name": "a", "option": "conv_k3", "channels": 8, "size": [4, 4], "costs": {"params": 3.0}}
 
@@ -88,6 +92,29 @@ def test_the_best_of_a_search_is_marked_and_an_untrained_network_says_so(tmp_pat
         assert "front: 2 of 3 networks" in shown
     assert "<h1>runs: 3 networks</h1>" in html
     assert "with the supernet\u0027s weights" in html or "with the supernet's weights" in html
+
+
+@pytest.mark.parametrize(
+    ("leaves", "kept", "more"),
+    [("trials", False, True), ("supernet", True, True), ("supernet", False, False),
+     ("alphas", True, True), ("alphas", False, False), ("nothing", True, False)],
+)  # fmt: skip
+def test_a_run_ends_with_what_works_next(leaves, kept, more, tmp_path, monkeypatch, capsys):
+    """Whatever is offered passes the grammar; what is no longer possible is not offered."""
+    monkeypatch.chdir(tmp_path)
+    run = RunDir(Path("runs/a b"))
+    run.path.mkdir(parents=True)
+    if kept:
+        run.checkpoint.touch()
+    print_next(run, leaves, 12)
+    head, *lines = capsys.readouterr().out.splitlines()
+    commands = [shlex.split(line)[1:] for line in lines]
+    assert head == "next:"
+    assert commands[0] == ["nas", "export", "runs/a b"]
+    assert ["nas", "extract", "runs/a b", "front=12", "fine_tune=true"] in commands or not more
+    assert len(commands) == (3 if more else 1)
+    for _, verb, *words in commands:
+        assert parse(verb, words).places == ["runs/a b"]
 
 
 def test_a_best_that_is_dominated_has_a_dot_that_shows_on_its_hollow_point(tmp_path):
