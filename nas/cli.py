@@ -56,7 +56,9 @@ def _verb(arguments: Sequence[str]) -> int:
 
     verb, *rest = arguments
     if verb not in VERBS:
-        raise UserError(f"unknown verb {verb!r}; nas has {', '.join(VERBS)}")
+        from nas.config.compose import meant
+
+        raise UserError(f"unknown verb {verb!r}.{meant(verb, VERBS)} nas has {', '.join(VERBS)}")
     if "-h" in rest or "--help" in rest:
         print(help_of(verb, rest))
         return 0

@@ -234,7 +234,7 @@ class FrontTable(Sequence[TrainedNetwork]):
         """
         runs = tuple(network.record for network in self)
         sweep = Sweep(self.where.resolve().name, self.where, runs)
-        _, svg = pictures(fronts([sweep], cost, metric or runs[0].primary))
+        (svg,) = pictures(fronts([sweep], cost, metric or runs[0].primary), ("svg",))
         return Picture(svg.decode())
 
     def __repr__(self) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -118,9 +119,13 @@ class RunDir:
 
 def find_runs(folder: Path) -> list[RunDir]:
     """Every run directory at or below `folder`, in the order of their paths."""
-    found = {file.parent for name in ("result.json", "config.yaml") for file in folder.rglob(name)}
-    # Hydra keeps a config.yaml of its own in `.hydra`; it is no run.
-    return [RunDir(path) for path in sorted(found) if path.name != ".hydra"]
+    found = [
+        Path(path)
+        for path, _, files in os.walk(folder)
+        # Hydra keeps a config.yaml of its own in `.hydra`; it is no run.
+        if os.path.basename(path) != ".hydra" and {"result.json", "config.yaml"} & set(files)
+    ]
+    return [RunDir(path) for path in sorted(found)]
 
 
 def fingerprint(config: Mapping[str, Any], without: tuple[str, ...] = ()) -> str:

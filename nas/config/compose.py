@@ -6,7 +6,7 @@ Arguments are places (folders or files), ``key=value`` overrides, and flags. ``-
 
 import difflib
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -360,6 +360,11 @@ def hydra_message(
     missing = re.search(r"Could not find 'hydra/launcher/(\w+)'", text)
     if missing and (package := _LAUNCHERS.get(missing[1])):
         return f"hydra/launcher={missing[1]} needs a package: pip install {package}"
+    if option := re.search(
+        r"Could not find '(\w+)/([^']+)'\s*Available options in '\w+': (.*?) Config ", text
+    ):
+        group, name, known = option.groups()
+        return f"{group}={name} is none of {', '.join(known.split())}.{meant(name, known.split())}"
     unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", text)
     if unknown and "Available options" not in text:
         # The keys of a group are those of the option that was chosen for it.
@@ -382,6 +387,11 @@ def alternatives(config: DictConfig, key: str) -> str:
 
 def nearest(name: str, known: Sequence[str], parent: str = "") -> str:
     """What to write instead of the unknown `name`: the nearest of the known ones, and all."""
-    near = difflib.get_close_matches(name, known, n=1)
-    meant = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{meant} Known keys{f' of {parent}' if parent else ''}: {', '.join(known)}"
+    of = f" of {parent}" if parent else ""
+    return f"{meant(name, known)} Known keys{of}: {', '.join(known)}"
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """The nearest of the known names, as a question; "" where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

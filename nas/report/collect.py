@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class RunRecord:
         """All its overrides, as on the command line."""
         return " ".join(f"{name}={value}" for name, value in self.overrides.items())
 
-    @property
+    @cached_property
     def folder(self) -> str:
         """The run's path relative to the working folder, absolute if it lies elsewhere."""
         return _told(self.path)

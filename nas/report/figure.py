@@ -224,9 +224,12 @@ def load_optional(module: str) -> Any:
 
 
 def pictures(
-    fronts: Sequence[Front], small: bool = False, spread: bool = False
-) -> tuple[bytes, bytes]:
-    """The figure as PNG and as SVG.
+    fronts: Sequence[Front],
+    formats: Sequence[str] = ("png", "svg"),
+    small: bool = False,
+    spread: bool = False,
+) -> list[bytes]:
+    """The figure in each of these formats.
 
     Args:
         small: with large letters, for TensorBoard.
@@ -244,10 +247,14 @@ def pictures(
             _draw(axes, mark)
         _label(axes, drawn, title(fronts), small)
         _legend(figure, drawn, small)
-        png, svg = io.BytesIO(), io.BytesIO()
-        figure.savefig(png, format="png", dpi=DPI)
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-    return png.getvalue(), svg.getvalue()
+        return [_saved(figure, kind) for kind in formats]
+
+
+def _saved(figure: "Figure", kind: str) -> bytes:
+    file = io.BytesIO()
+    options: dict[str, Any] = {"dpi": DPI} if kind == "png" else {"metadata": {"Date": None}}
+    figure.savefig(file, format=kind, **options)
+    return file.getvalue()
 
 
 def _draw(axes: "Axes", mark: Mark) -> None:

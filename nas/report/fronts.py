@@ -65,6 +65,11 @@ class Front:
     def _dominance(self) -> dict[RunRecord, str]:
         return dict.fromkeys(self.dominated, "dominated") | dict.fromkeys(self.members, "front")
 
+    @cached_property
+    def by_setting(self) -> dict[str, list[RunRecord]]:
+        """The runs of each setting, as on the command line, the seed left out."""
+        return _by_setting(self.runs)
+
     def errors(self, runs: Sequence[RunRecord]) -> list[float]:
         """The metrics of these runs as errors to minimise."""
         return [error_of(self.metric, run.metrics[self.metric]) for run in runs]
@@ -261,7 +266,7 @@ def series_of(fronts: Sequence[Front]) -> list[Series]:
             )
             for i, front in enumerate(fronts)
         ]
-    groups = _by_setting(fronts[0].runs)
+    groups = fronts[0].by_setting
     repeated = any(len(runs) > 1 for runs in groups.values())
     if not repeated or not 1 < len(groups) <= len(COLOURS):
         return [Series("", "", COLOURS[0], fronts[0].runs)]

@@ -144,7 +144,9 @@ def _write(folder: Path, sweeps: Sequence[Sweep], metric: str) -> None:
     drawn = {cost: fronts(sweeps, cost, metric) for cost in costs_of(sweeps, metric)}
     if not drawn:
         return
-    images = {f"front/{cost}": pictures(found, small=True)[0] for cost, found in drawn.items()}
+    images = {
+        f"front/{cost}": pictures(found, ("png",), small=True)[0] for cost, found in drawn.items()
+    }
     step = sum(run.status == "finished" for sweep in sweeps for run in sweep.runs)
     with SummaryWriter(str(folder)) as writer:
         for name, png in images.items():

@@ -128,7 +128,7 @@ def opened(page: Path) -> tuple[float, float]:
         tools.send("Performance.enable", {"timeDomain": "threadTicks"})
         started = time.monotonic()
         tab.goto(page.resolve().as_uri())
-        tab.wait_for_selector("#chart .points path")
+        tab.wait_for_selector("#chart .point")
         lasted = time.monotonic() - started
         metrics = tools.send("Performance.getMetrics")["metrics"]
         own = next(found["value"] for found in metrics if found["name"] == "TaskDuration")

@@ -93,7 +93,7 @@ SEARCH: dict[str, str] = {
     "+loss=ce": "Known keys",
     "+data.colour=red": "data.colour",
     "++search.foo=3": "search.foo",
-    "+experiment=foo": "experiment/foo",
+    "+experiment=foo": "experiment=foo is none of",
     "+budget.foo=3": "foo",
     **{f"budget.params={v}": "budget.params" for v in ("nan", "inf", "-5", "0", "abc", "[1]")},
     "resume=maybe": "maybe",

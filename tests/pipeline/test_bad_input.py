@@ -48,8 +48,11 @@ def image_folder(root: Path, classes: int, images: int) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["serach"], ["'serach'", "search"]),
-        (["search", "data=digit"], ["data/digit", "digits", "fashion_mnist"]),
+        (["serach"], ["unknown verb 'serach'. Did you mean 'search'?", "finetune"]),
+        (
+            ["search", "data=digit"],
+            ["data=digit is none of arrays, cifar10, digits, fashion_mnist, ", "mean 'digits'?"],
+        ),
         (["search", "sede=3"], ["'sede'", "'seed'"]),
         (["search", "search=fairnas", "search.epoch=3"], ["epoch", "epochs"]),
         (["search", "seed=abc"], ["abc", "seed"]),
@@ -77,7 +80,7 @@ def image_folder(root: Path, classes: int, images: int) -> Path:
         ),
         (["search", "cost=[roofline]"], ["cost=roofline", "device=cortex_m7", "--config-dir"]),
         (["search", "cost=[energy]", "device=this_machine"], ["energy_pj_per_mac", "add `energy"]),
-        (["search", "device=cortex_m8"], ["device/cortex_m8", "cortex_m7"]),
+        (["search", "device=cortex_m8"], ["device=cortex_m8 is none of", "cortex_m7"]),
         (
             ["search", "cost=[roofline]", "device=cortex_m7", "cost.roofline.dtype=float16"],
             ["Cortex-M7", "peak_ops_per_s", "'float16'", "['float32', 'int8']"],

@@ -138,13 +138,13 @@ def test_code_of_a_page_runs(page, run_folder, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     whole = nas.verbs._run
     if page.stem != "python":  # whose searches are small, and have results to work with
-        monkeypatch.setattr(nas.verbs, "_run", lambda config, *_: compose(config))
+        monkeypatch.setattr(nas.verbs, "_run", compose)
     monkeypatch.setitem(nas.verbs.VERBS, "describe", compose)
     monkeypatch.setitem(nas.verbs.VERBS, "profile", profile)
     for folder in ("cat", "dog"):
         Path("photos", folder).mkdir(parents=True)
-        for number in range(8):
-            Image.new("L", (8, 8), 30 * number).save(f"photos/{folder}/{number}.png")
+        for number in range(60):  # more than a batch
+            Image.new("L", (8, 8), 4 * number).save(f"photos/{folder}/{number}.png")
     shutil.copytree(run_folder, "RUN")
     shutil.copytree(run_folder, "runs/sweep/done")
     names: dict[str, object] = {}
@@ -209,10 +209,29 @@ def profile(config: DictConfig, *_: object) -> None:
 
 def test_commands_of_documents_are_checked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(nas.verbs, "_run", lambda config, *_: compose(config))
+    monkeypatch.setattr(nas.verbs, "_run", compose)
     for wrong in ("nas search sede=3", "nas search space=cahin", "nas sarch", "nas search seed=-1"):
         with pytest.raises((AssertionError, UserError, KeyError)):
             command(wrong)
+
+
+def test_every_file_that_is_written_is_named(run_folder, tmp_path, monkeypatch):
+    """Of a search, an extraction, an export and a sweep: each entry of a folder, by its name."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run_folder, "RUN")
+    words = [*SMALL, "finetune.epochs=1", "search=random", "finetune.warmup_epochs=0,0.5"]
+    assert run(["extract", "RUN", "budget.params=50%", "fine_tune=true"]) == 0
+    assert run(["export", "RUN", "format=python,state_dict", "latency=false"]) == 0
+    assert run(["search", "-m", "out=.", "name=sweep", *words]) == 0
+    paths = [path for folder in ("RUN", "sweep") for path in Path(folder).rglob("*")]
+    written = {path.name for path in paths if not re.match(r"events.*|.*=.*", path.name)}
+    written = {re.sub(r"^[0-9a-f]{12}$", "HASH", name) for name in written}
+    assert {"search.json", "tensorboard_report", "multirun.yaml", "card.md", "0"} <= written
+    pages = [(ROOT / f"docs/{name}.md").read_text() for name in ("results", "export")]
+    told = " ".join(
+        re.findall("`[^`]+`", re.sub("```.*?```", "", " ".join(pages), flags=re.DOTALL))
+    )
+    assert written - set(re.findall(r"[\w.]+", told)) == set()
 
 
 def test_readme_is_short():

@@ -28,7 +28,7 @@ REFUSED = {
     "search data=image_folder data.root=photos": "data.batch_size=64 is larger than the train",
     "search sede=3": "'seed'",
     "search data=digit": "fashion_mnist",
-    "search experiment=foo": "experiment/foo",
+    "search experiment=foo": "experiment=foo is none of",
     "search budget.macs=5X": "no amount",
     "search budget.latency=3MB": "3ms",
     "search search=fairnas search.epochs=0": "at least 1",

@@ -439,7 +439,7 @@ def test_a_folder_name_that_is_no_text_does_not_stop_the_report(sweep):
 def test_a_dollar_sign_in_a_setting_is_no_formula(sweep):
     write_run(sweep, "z", 9000, 0.5, overrides={"data.root": "$x_{$"})
 
-    assert "root=$x_{$" in pictures([front_of(sweep)])[1].decode()
+    assert "root=$x_{$" in pictures([front_of(sweep)], ("svg",))[0].decode()
 
 
 def test_a_missing_extra_is_named_and_table_and_page_are_there_all_the_same(
