@@ -19,6 +19,7 @@ from nas.errors import UserError
 from nas.front import write_files
 from nas.pipeline import Run, TrainingStage
 from nas.problem import SearchProblem
+from nas.progress import Part
 from nas.search.base import build_search
 from nas.search.space import SearchSpace
 
@@ -131,7 +132,7 @@ def estimate(problem: SearchProblem) -> Iterator[Estimate]:
             yield _supernet(problem, run)
         training, files, once = _network(problem, run)
     if "ranking" in parts:
-        yield _ranking(search, problem, parts["ranking"].count, training)
+        yield _ranking(search, problem, parts["ranking"], training)
     count = problem.front
     about = f"{count} x {training:.1f} s, and {files:.1f} s for tests and files"
     yield Estimate("training of networks", about, count * (training + files))
@@ -182,12 +183,13 @@ def _network(problem: SearchProblem, run: RunDir) -> tuple[float, float, float]:
     return training.epochs * epoch, files, once
 
 
-def _ranking(search: Any, problem: SearchProblem, count: float, training: float) -> Estimate:
-    """Scoring as many networks as the search does."""
-    ranking = getattr(search, "ranking", search)
+def _ranking(search: Any, problem: SearchProblem, part: Part, training: float) -> Estimate:
+    """Scoring as many networks as the search does; `training` is the time of a whole one."""
+    ranking, count = getattr(search, "ranking", search), part.count
     if ranking.trains:
-        about = f"{count:.0f} networks, each trained for {training:.1f} s"
-        return Estimate("trials", about, count * training / ranking.workers)
+        each = training * part.work / problem.work().work  # it may train for fewer epochs
+        about = f"{count:.0f} networks, each trained for {each:.1f} s"
+        return Estimate("trials", about, count * each / ranking.workers)
     score, setup = _timed(lambda: ranking.evaluate(problem))
     score(_drawn(problem, 1)[0])  # the first is slow
     archs = _drawn(problem, RANKED + 1)[1:]

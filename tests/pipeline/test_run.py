@@ -6,6 +6,8 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,6 +18,8 @@ import nas
 from nas.artifacts import RunDir
 from nas.cli import run
 from nas.data import digits
+from nas.estimate import _ranking
+from nas.progress import Part
 
 Nas = Callable[..., int]
 
@@ -234,3 +238,12 @@ def test_describe_says_how_long_a_search_takes(
         assert re.search(rf"^  {name} +\d+ (s|min) +{about}", said, re.MULTILINE), said
     assert re.search(r"^  about \d+ (s|min) in all, if", said, re.MULTILINE)
     assert not list(Path("runs").rglob("*"))
+
+
+def test_short_trainings_are_expected_to_take_their_share_of_a_whole_one() -> None:
+    search, problem = (
+        SimpleNamespace(trains=True, workers=2),
+        SimpleNamespace(work=lambda: Part(1, 60)),
+    )
+    found = _ranking(search, cast(Any, problem), Part(28, 15), training=40.0)
+    assert (found.seconds, found.about) == (140.0, "28 networks, each trained for 10.0 s")
