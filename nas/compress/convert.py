@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
-from itertools import accumulate
+from itertools import accumulate, chain
 from math import gcd
 
 import torch
@@ -197,7 +197,9 @@ def _attach(model: nn.Module, groups: Sequence[Group], rules: Rules) -> list[Row
         sizes = _options(max(together, key=lambda g: g.units * g.width), rules.channels)
         first = [_first(model, group, _shares(group, sizes)) for group in together]
         starts = accumulate((group.units for group in together), initial=0)
-        width = Width(sizes, torch.cat(first), [len(one) for one in first])
+        layer = model.get_submodule(together[0].cuts[0].layer)
+        device = next(chain(layer.parameters(), layer.buffers())).device
+        width = Width(sizes, torch.cat(first), [len(one) for one in first]).to(device)
         for group, start in zip(together, starts, strict=False):
             widths[id(group)] = width
             for cut in group.cuts:
@@ -215,7 +217,7 @@ def _attach(model: nn.Module, groups: Sequence[Group], rules: Rules) -> list[Row
             rows.append(Row(group.makers, channels, found[id(own)], own.options))
         elif group.makers:  # else they are the network's inputs
             rows.append(Row(group.makers, channels, why=group.why))
-    return rows
+    return list(dict.fromkeys(rows))
 
 
 def _joined(groups: Sequence[Group]) -> Iterator[list[Group]]:

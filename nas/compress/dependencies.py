@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from nas.compress.atoms import FIXED, Places
 from nas.compress.operators import Labels, follow
@@ -101,9 +101,21 @@ def _analysed(model: nn.Module, inputs: Inputs) -> list[Group]:
         for places in dims.values():
             if why is not None:
                 labels.atoms.fix(places, why)
-    model.eval()
-    _run(model, inputs, labels)
+    ran = _run(model.eval(), inputs, labels)
+    holders = {path for path, _, _ in atoms}
+    if holders - ran:
+        # E.g. classifiers that only help in training. What they read must go with the rest.
+        with suppress(Exception):
+            ran |= _run(model.train(), tree_map(_twice, inputs), labels)
+    for (path, _, _), places in atoms.items():
+        if path not in ran:
+            labels.atoms.fix(places, f"{path} is not called, so that nobody knows what it reads")
     return list(_grouped(labels, atoms))
+
+
+def _twice(x: Any) -> Any:
+    """A batch of two, as norms in training need."""
+    return torch.cat([x, x]) if isinstance(x, Tensor) and x.ndim else x
 
 
 def _owners(model: nn.Module) -> dict[tuple[str, str], tuple[Tensor, str | None]]:
@@ -131,12 +143,15 @@ def _tensors(module: nn.Module, recurse: bool) -> Iterator[tuple[str, Tensor]]:
     return chain(module.named_parameters(recurse=recurse), module.named_buffers(recurse=recurse))
 
 
-def _run(model: nn.Module, inputs: Inputs, labels: Labels) -> None:
+def _run(model: nn.Module, inputs: Inputs, labels: Labels) -> set[str]:
+    """Follow one forward pass; the paths of the modules that it has called."""
     paths: list[str] = []
+    called: set[str] = set()
 
     def enter(path: str) -> Any:
         def hook(*_: Any) -> None:
             paths.append(path)
+            called.add(path)
             labels.where = path
 
         return hook
@@ -157,6 +172,7 @@ def _run(model: nn.Module, inputs: Inputs, labels: Labels) -> None:
         out = run(model, inputs)
     for x in tree_leaves(out):
         labels.fix(x, None, "the outputs are fixed")
+    return called
 
 
 def _grouped(labels: Labels, atoms: Mapping[tuple[str, str, int], Places]) -> Iterator[Group]:

@@ -302,3 +302,28 @@ def test_what_cannot_be_converted_is_refused_in_one_line():
         searchable(torch.compile(net), (2, 5))
     with pytest.raises(nas.UserError, match="no channels of Sequential can be searched: 0"):
         searchable(nn.Sequential(weight_norm(nn.Conv1d(2, 8, 1)), nn.Conv1d(8, 1, 1)), (2, 5))
+
+
+class Helped(nn.Module):
+    """A network with a second classifier that runs in training alone, and one that never does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.norm, self.head = nn.Conv1d(2, 8, 1), nn.BatchNorm1d(8), nn.Conv1d(8, 1, 1)
+        self.help, self.other = nn.Conv1d(8, 3, 1), nn.Conv1d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.norm(self.body(x))
+        return (self.head(x), self.help(x)) if self.training else self.head(x)
+
+
+def test_what_runs_in_training_alone_is_cut_with_the_rest():
+    found = converted(Helped(), (2, 5))
+    ((name, width),) = nas.decisions(found.supernet)
+    assert name == "body.channels"
+    width.choose(width.options[0])
+    network = nas.discretize(found.supernet).train()
+    assert network(torch.randn(2, 2, 5))[1].shape == (2, 3, 5)
+    assert {row.why for row in found.rows if row.layers == ("other",)} == {
+        "other is not called, so that nobody knows what it reads"
+    }
