@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from itertools import accumulate, chain
-from math import gcd
+from math import lcm
 
 import torch
 from torch import Tensor, nn
@@ -241,10 +241,10 @@ def _joined(groups: Sequence[Group]) -> Iterator[list[Group]]:
 
 def _options(group: Group, rules: Channels) -> list[int]:
     """Numbers of channels, ascending."""
-    channels, step = group.units * group.width, rules.divisor
-    while step > 1 and channels < step * rules.choices:
-        step //= 2
-    step = step * group.width // gcd(step, group.width)
+    channels, divisor = group.units * group.width, rules.divisor
+    while divisor > 1 and lcm(divisor, group.width) * rules.choices > channels:
+        divisor //= 2
+    step = lcm(divisor, group.width)
     shares = (channels * k / rules.choices for k in range(1, rules.choices + 1))
     sizes = {
         max(step, round(share / step) * step) for share in shares if share >= rules.least * channels
