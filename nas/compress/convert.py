@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nas.compress.atoms import FIXED
 from nas.compress.dependencies import Cut, Group, groups_of
-from nas.compress.layer import Slicing, Width, searched
+from nas.compress.layer import Slicing, Width, search_heads, searched
 from nas.compress.trial import Trial
 from nas.config.schema import Count, Share, checked
 from nas.copying import copied
@@ -171,6 +171,14 @@ def _tried(
     model: nn.Module, inputs: Inputs, groups: Sequence[Group], rules: Rules
 ) -> Sequence[Group]:
     """The groups, with the reason why some cannot be cut though they look as if they could."""
+    mixed = {
+        id(group)
+        for together in _joined([group for group in groups if group.why is None])
+        for group in together
+        if len(together) > 1 and any(one.hosts for one in together)
+    }
+    why = "heads of attention meet other channels"
+    groups = [replace(group, why=why) if id(group) in mixed else group for group in groups]
     trial = Trial(model, inputs)
     while any(group.why is None for group in groups):
         supernet = trial.copy()
@@ -204,6 +212,8 @@ def _attach(model: nn.Module, groups: Sequence[Group], rules: Rules) -> list[Row
             widths[id(group)] = width
             for cut in group.cuts:
                 by_layer[cut.layer].append((width, cut, start))
+            for host in group.hosts:
+                search_heads(model.get_submodule(host), width)
     for path, module in model.named_modules():
         if path in by_layer:
             _search(module, by_layer[path])

@@ -1,7 +1,7 @@
 """Which channels of a network must go together, found by running it once without memory."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -19,6 +19,9 @@ from nas.compress.operators import Labels, follow
 from nas.cost.dry_run import Inputs, dry_run
 from nas.cost.operators import run_operator
 from nas.inputs import run
+
+# Names under which modules of attention keep how many heads they have.
+HEADS = ("num_heads", "heads", "n_heads", "n_head", "nhead", "num_attention_heads")
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,13 @@ class Group:
         cuts: the dimensions that they are cut from.
         units: how many there are.
         why: the reason why all of them stay; None: they need not.
+        hosts: paths of modules that know how many units there are: heads of attention.
     """
 
     cuts: tuple[Cut, ...]
     units: int
     why: str | None
+    hosts: tuple[str, ...] = ()
 
     @property
     def makers(self) -> tuple[str, ...]:
@@ -60,7 +65,9 @@ class Group:
 
     @property
     def width(self) -> int:
-        """Channels of a unit, as the layer that makes them counts."""
+        """Channels of a unit, as the layer that makes them counts; heads are counted as such."""
+        if self.hosts:
+            return 1
         own = [cut for cut in self.cuts if not cut.reads] or self.cuts
         return int((own[0].units == own[0].units[own[0].units >= 0][0]).sum())
 
@@ -152,13 +159,18 @@ def _run(model: nn.Module, inputs: Inputs, labels: Labels) -> set[str]:
         def hook(*_: Any) -> None:
             paths.append(path)
             called.add(path)
-            labels.where = path
+            visit()
 
         return hook
 
     def leave(*_: Any) -> None:
         paths.pop()
+        visit()
+
+    def visit() -> None:
         labels.where = paths[-1] if paths else ""
+        own = vars(model.get_submodule(labels.where))
+        labels.heads = {own[name] for name in HEADS if isinstance(own.get(name), int)}
 
     labels.mark([x for x in tree_leaves(inputs) if isinstance(x, Tensor)])
     with ExitStack() as stack, torch.no_grad():
@@ -195,6 +207,13 @@ def _grouped(labels: Labels, atoms: Mapping[tuple[str, str, int], Places]) -> It
             (layer, tensor, dim), places = keys[index], atoms[keys[index]]
             reads = bool(read & set(places.tolist()))
             cuts.append(Cut(layer, tensor, dim, number[units[places]], reads))
+        own = set(members)
+        hosts = [path for path, several in labels.hosts.items() if own & _units(units, several)]
         if why is None and len(members) == 1:
             why = "all of these channels go together"
-        yield Group(tuple(cuts), len(members), why)
+        yield Group(tuple(cuts), len(members), why, tuple(hosts))
+
+
+def _units(units: Places, several: Sequence[Places]) -> set[int]:
+    found = np.concatenate(several)
+    return set(units[found[found >= 0]].tolist())

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -12,9 +13,13 @@ from torch.nn.modules.conv import _ConvNd
 
 from nas.arch import Option
 from nas.compress.atoms import Places
+from nas.compress.dependencies import HEADS
+from nas.copying import copied
 from nas.decision import Decision, Searchable
 from nas.supernet.elastic import Elastic, weighted
 
+# Names under which modules of attention keep the width of all heads together.
+INNER = ("attn_dim", "inner_dim", "all_head_dim", "all_head_size")
 _CACHES = ("_kept", "_placed")  # attributes of a layer that are made anew where they are missing
 
 
@@ -215,18 +220,85 @@ class SearchedLayer(Searchable):
         return _empty, (self.plain,), state
 
 
-_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+class SearchedHeads(Searchable):
+    """Mixed into the class of a module of attention, whose numbers follow its heads.
+
+    Its layers search their channels by the same decision. It becomes plain together with them.
+    """
+
+    plain: ClassVar[type[nn.Module]]
+    kept_heads: Width
+    numbers: tuple[str, ...]  # attributes that are multiples of the number of heads
+
+    def decisions(self) -> tuple[Decision, ...]:
+        inner = (s.decisions() for s in self.modules() if isinstance(s, SearchedLayer))
+        return tuple(dict.fromkeys([self.kept_heads, *chain.from_iterable(inner)]))
+
+    def materialize(self, options: Mapping[Decision, Option]) -> nn.Module:
+        """The module with the layers that it has under `options`."""
+        made = object.__new__(self.plain)
+        own = {key: value for key, value in vars(self).items() if key != "numbers"}
+        memo: dict[int, Any] = {
+            id(layer): layer.materialize(options)
+            for layer in self.modules()
+            if isinstance(layer, SearchedLayer)
+        }
+        own["_modules"] = {
+            name: copied(child, memo)
+            for name, child in self._modules.items()
+            if name != "kept_heads"
+        }
+        vars(made).update(own)
+        vars(made).update(self._sizes(int(str(options[self.kept_heads]))))
+        return made
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What a module of its class gives that has as many heads as the largest open option."""
+        theta = self.kept_heads.theta.tolist()
+        largest = max(k for k, value in enumerate(theta) if value)
+        before = {name: vars(self)[name] for name in self.numbers}
+        vars(self).update(self._sizes(self.kept_heads.options[largest]))
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            vars(self).update(before)
+
+    def _sizes(self, heads: int) -> dict[str, int]:
+        whole = self.kept_heads.options[-1]
+        return {name: vars(self)[name] * heads // whole for name in self.numbers}
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _empty, (self.plain, SearchedHeads), vars(self)
 
 
-def _class(plain: type[nn.Module]) -> type[nn.Module]:
-    if plain not in _CLASSES:
+def search_heads(module: nn.Module, width: Width) -> None:
+    """Make a module of attention follow the number of its heads, in place."""
+    heads = width.options[-1]
+    numbers = [
+        name
+        for name, value in vars(module).items()
+        if type(value) is int
+        and ((name in HEADS and value == heads) or (name in INNER and value % heads == 0))
+    ]
+    module.add_module("kept_heads", width)
+    # First, so that the decision is called after it, and not after a layer.
+    module._modules = {"kept_heads": width, **module._modules}
+    module.__class__ = _class(type(module), SearchedHeads)
+    vars(module).update(numbers=tuple(numbers))
+
+
+_CLASSES: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
+
+
+def _class(plain: type[nn.Module], mixin: type[nn.Module] = SearchedLayer) -> type[nn.Module]:
+    if (plain, mixin) not in _CLASSES:
         body = {"plain": plain, "__doc__": plain.__doc__, "__module__": plain.__module__}
-        _CLASSES[plain] = type(f"Searched{plain.__name__}", (SearchedLayer, plain), body)
-    return _CLASSES[plain]
+        _CLASSES[plain, mixin] = type(f"Searched{plain.__name__}", (mixin, plain), body)
+    return _CLASSES[plain, mixin]
 
 
-def _empty(plain: type[nn.Module]) -> nn.Module:
-    return object.__new__(_class(plain))
+def _empty(plain: type[nn.Module], mixin: type[nn.Module] = SearchedLayer) -> nn.Module:
+    return object.__new__(_class(plain, mixin))
 
 
 def searched(layer: nn.Module, slicings: Sequence[Slicing], widths: Mapping[str, Width]) -> None:

@@ -4,6 +4,7 @@ The places of a tensor are known for some of its dimensions, for each as one ato
 along it. Where a dimension has no places, nothing may be taken away from it.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from math import gcd
 from typing import Any
@@ -23,13 +24,19 @@ class Labels:
 
     Attributes:
         where: path of the module that runs, for reasons.
+        heads: numbers of heads of the module that runs.
+        hosts: path of a module -> places of its heads.
+        read: atoms of weights over which a product sums.
+        data: ids of the inputs, and of what is made of them.
     """
 
     def __init__(self) -> None:
         self.atoms = Atoms()
         self.where = ""
-        self.read: list[Places] = []  # atoms of weights over which a product sums
-        self.data: set[int] = set()  # ids of the inputs, and of what is made of them
+        self.heads: set[int] = set()
+        self.hosts: dict[str, list[Places]] = defaultdict(list)
+        self.read: list[Places] = []
+        self.data: set[int] = set()
         self._dims: dict[int, Dims] = {}
         self._kept: list[Tensor] = []  # so that no tensor gets the id of another
 
@@ -211,10 +218,14 @@ def _along_one(labels: Labels, whole: Places, dims: Sequence[int]) -> tuple[int,
     varying = [a for a in range(whole.ndim) if (whole != whole.take([0], a)).any()]
     if not varying:
         varying = [int(np.argmax(whole.shape))]
-    axis = varying[-1]
+    # Heads go as a whole, where the module knows how many there are.
+    heads = [a for a in varying[:-1] if whole.shape[a] in labels.heads]
+    axis = heads[-1] if heads else varying[-1]
     rows = np.moveaxis(whole, axis, -1).reshape(-1, whole.shape[axis])
     if len(varying) > 1:
         labels.tie(np.broadcast_to(rows[0], rows.shape).ravel(), rows.ravel())
+    if heads:
+        labels.hosts[labels.where].append(rows[0])
     return dims[axis], rows[0]
 
 
@@ -515,11 +526,24 @@ def _linear(labels: Labels, args: Sequence[Any], out: Any) -> None:
         pointwise(labels, [bias, out], out)
 
 
+@rule(
+    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_fused_attention_overrideable",
+    "_scaled_dot_product_attention_math", "_scaled_dot_product_cudnn_attention",
+)  # fmt: skip
+def _attention(labels: Labels, args: Sequence[Any], out: Any) -> None:
+    parts = [x for x in args if isinstance(x, Tensor)]
+    for x in parts:
+        labels.fix(x, [0, 2, 3], "attention sums over them")
+    heads = labels.tie(*(labels.of(x).get(1) for x in parts if x.ndim == 4 and x.shape[1] > 1))
+    labels.give(tensors(out)[0], {} if heads is None else {1: heads})
+
+
 def _multiplied(labels: Labels, left: Tensor, right: Tensor, out: Tensor) -> None:
     """``(..., n, k) @ (..., k, m)``, or the same without n or m."""
     if id(left) in labels.data and id(right) in labels.data:
-        labels.fix(left, None, "a product of activations joins them")
-        labels.fix(right, None, "a product of activations joins them")
+        labels.fix(left, [left.ndim - 1], "a product of activations sums over them")
+        labels.fix(right, [max(0, right.ndim - 2)], "a product of activations sums over them")
     a, b = labels.of(left), labels.of(right)
     inner, outer = left.ndim - 1, max(0, right.ndim - 2)
     one, other = a.get(inner), b.get(outer)

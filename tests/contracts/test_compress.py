@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import nas
 from nas.compress.convert import Channels, Rules, converted, searchable
 from nas.cost.trace import Trace
+from nas.spaces.transformer import EncoderBlock
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 UPSCALE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -327,3 +328,28 @@ def test_what_runs_in_training_alone_is_cut_with_the_rest():
     assert {row.why for row in found.rows if row.layers == ("other",)} == {
         "other is not called, so that nobody knows what it reads"
     }
+
+
+class Encoder(nn.Module):
+    """An encoder block of four heads over the positions of a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.block, self.head = (
+            nn.Linear(6, 16),
+            EncoderBlock(16, 4, 4, 24),
+            nn.Linear(16, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(self.embed(x.transpose(1, 2))).mean(1))
+
+
+def test_heads_of_attention_go_as_a_whole():
+    supernet = held_to_identities(Encoder(), (6, 5))
+    found = {name: decision.options for name, decision in nas.decisions(supernet)}
+    assert found["block.kept_heads"] == (1, 2, 3, 4)
+    assert found.keys() == {"block.kept_heads", "block.expand.channels"}
+    dict(nas.decisions(supernet))["block.kept_heads"].choose(2)
+    network = nas.discretize(supernet)
+    assert (network.block.heads, network.block.project.in_features) == (2, 8)
