@@ -72,6 +72,7 @@ def made(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
     if library == "timm":
         import timm
 
+        timm.layers.set_fused_attn(False)  # whose products FlopCounterMode does not see on a CPU
         return timm.create_model(own), (3, side, side)
     # Their truncated normal takes minutes.
     plain = {"init_weights": False} if own in ("googlenet", "inception_v3") else {}

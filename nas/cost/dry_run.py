@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from nas.copying import copied
 from nas.cost.polynomial import Condition
@@ -190,18 +190,29 @@ class Unrolled(nn.Module):
             label = "_".join(f"{name}.{k}" for name, k in sorted(condition)).replace(".", "_")
             self.candidates[f"{i}_{label}"] = module
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         found = zip(self.conditions, self.channels, self.candidates.values(), strict=True)
-        outs = [variant(self._used(x, c, channels)) for c, channels, variant in found]
-        shape = [max(sizes) for sizes in zip(*(out.shape for out in outs), strict=True)]
-        # Of no tensor: recorders would take an operator on an output for a reader of it.
-        return torch.zeros(shape, dtype=outs[0].dtype, device=outs[0].device)
+        outs = [
+            variant(self._used(x, c, channels), *args, **kwargs) for c, channels, variant in found
+        ]
+        leaves, structure = tree_flatten(outs[0])
+        others = zip(*(tree_leaves(out) for out in outs), strict=True)
+        return tree_unflatten(map(_largest, leaves, others), structure)
 
     def _used(self, x: Tensor, condition: Condition, channels: int | None) -> Tensor:
         if channels is None or channels == x.shape[self.dim]:
             return x
         known = self.fits is not None and self.fits(x, condition, self.dim, channels)
         return x if known else x.narrow(self.dim, 0, channels)
+
+
+def _largest(leaf: Any, others: Sequence[Any]) -> Any:
+    """Zeros of the largest shape of any of these, or what is no tensor as it is."""
+    if not isinstance(leaf, Tensor):
+        return leaf
+    shape = [max(sizes) for sizes in zip(*(x.shape for x in others), strict=True)]
+    # Of no tensor: recorders would take an operator on an output for a reader of it.
+    return torch.zeros(shape, dtype=leaf.dtype, device=leaf.device)
 
 
 @dataclass(frozen=True)

@@ -345,6 +345,36 @@ class Encoder(nn.Module):
         return self.head(self.block(self.embed(x.transpose(1, 2))).mean(1))
 
 
+class Masked(nn.Module):
+    """Attention that takes a mask by name, and gives its input as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.qkv, self.proj = 4, nn.Linear(8, 48), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        size, length, _ = x.shape
+        parts = self.qkv(x).reshape(size, length, 3, self.num_heads, 4).permute(2, 0, 3, 1, 4)
+        query, key, value = parts.unbind(0)
+        weights = query @ key.transpose(2, 3)
+        weights = (weights if mask is None else weights + mask).softmax(-1)
+        return self.proj((weights @ value).transpose(1, 2).flatten(2)), x
+
+
+class Asking(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = Masked()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x.transpose(1, 2), mask=torch.ones(5, 5).triu(1) * -9)[0]
+
+
+def test_attention_may_take_and_give_several_tensors():
+    supernet = held_to_identities(Asking(), (8, 5))
+    assert [name for name, _ in nas.decisions(supernet)] == ["attention.kept_heads"]
+
+
 def test_heads_of_attention_go_as_a_whole():
     supernet = held_to_identities(Encoder(), (6, 5))
     found = {name: decision.options for name, decision in nas.decisions(supernet)}
