@@ -51,7 +51,7 @@ class Trial:
         Args:
             supernet: made of a `copy`.
         """
-        names = [name for name, _ in decisions(supernet)]
+        names = [name for name, decision in decisions(supernet) if isinstance(decision, Width)]
         return self._failing(supernet, names)
 
     def _failing(self, supernet: nn.Module, names: Sequence[str]) -> dict[str, str]:
@@ -71,6 +71,8 @@ class Trial:
     def _fault(self, supernet: nn.Module, names: Sequence[str]) -> str | None:
         """What goes wrong if half of the channels of these decisions are taken away."""
         for name, decision in decisions(supernet):
+            if not isinstance(decision, Width):
+                continue  # mixed alike in both
             middle = (len(decision.options) - 1) // 2
             decision.choose(decision.options[middle if name in names else -1])
         try:
