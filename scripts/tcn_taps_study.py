@@ -5,8 +5,7 @@
     python scripts/tcn_taps_study.py table OUT.jsonl
 
 `taps`: the digits of scikit-learn as sequences of 64 values, a causal TCN of three layers of 17
-taps and 32 channels. It is trained, then its channels and taps (together, or one of them) are
-searched under budgets of MACs, and the network selected is trained on. Against it: TCNs of kernels,
+taps  Against it: TCNs of kernels,
 dilations and widths set by hand, trained from scratch for as many epochs as all of that.
 `starts`: a CNN trained on FashionMNIST; all its convolutions but the first become another
 operation, fitted by least squares, by the weights alone (the same with white inputs), or at random.
@@ -14,6 +13,7 @@ operation, fitted by least squares, by the weights alone (the same with white in
 
 import argparse
 import json
+import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,19 +25,21 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torchvision.datasets import FashionMNIST
 
+from nas.arch import Arch
 from nas.compress.candidates import fitted
-from nas.compress.convert import Channels, Rules, converted
-from nas.compress.kernels import searched_kernels
+from nas.compress.convert import converted
 from nas.compress.moments import Moments, moments
+from nas.compress.rules import Rules
 from nas.cost.analytic import MACs, Params
 from nas.cost.expected import ExpectedCost
 from nas.cost.trace import trace
-from nas.decision import decisions, split_parameters
+from nas.decision import decisions, sample_path, split_parameters
 from nas.discretization import discretize
-from nas.selection import select
+from nas.recalibrate import recalibrate
 
 Data = tuple[Tensor, Tensor]
 WARM, SEARCH, FINE = 12, 10, 8  # epochs
+DRAWS = 100  # networks that are looked at for each budget
 SHAPE = (1, 64)
 BUDGETS = (0.05, 0.1, 0.2, 0.4)  # of the MACs of the largest network
 BY_HAND = {  # kernel, dilations
@@ -91,39 +93,54 @@ def cost(net: nn.Module, shape: Sequence[int]) -> dict[str, float]:
     return {c.name: float(ExpectedCost(net, c, traced)()) for c in (MACs(), Params())}
 
 
-def searched(trained: nn.Module, arm: str, share: float, data: Data) -> nn.Module:
-    """The network that a search under a budget selects: PIT's loop, with a hinge and a budget."""
-    supernet = trained
-    if arm != "channels":
-        supernet = searched_kernels(supernet, SHAPE)
-    if arm != "taps":
-        rules = Rules(channels=Channels(choices=4))
-        supernet = converted(supernet, SHAPE, rules).supernet
-    traced = trace(supernet, SHAPE)
-    macs = ExpectedCost(supernet, MACs(), traced)
+def one_shot(trained: nn.Module, arm: str, data: Data) -> nn.Module:
+    """The supernet, its largest and a random network trained in each step."""
+    both = {"channels": {"choices": 4}, "kernels": True}
+    rules = Rules(**both | {"taps": {"channels": None}, "channels": {"kernels": None}}.get(arm, {}))
+    supernet = converted(trained, SHAPE, rules).supernet
     own = dict(decisions(supernet))
-    budget = share * macs.of({name: d.options[-1] for name, d in own.items()})
-    for decision in own.values():
-        decision.alpha.data[-1] = 2.0
-    weights, alphas = split_parameters(supernet)
-    optimizer = torch.optim.Adam([{"params": weights, "lr": 1e-3}, {"params": alphas, "lr": 0.03}])
+    optimizer = torch.optim.Adam(split_parameters(supernet).weights, 1e-3)
     supernet.train()
-    for epoch in range(SEARCH):
-        for decision in own.values():
-            decision.tau.fill_(0.2 ** (epoch / (SEARCH - 1)))
+    for _ in range(SEARCH):
         for x, y in batches(data):
-            loss = F.cross_entropy(supernet(x), y) + 2 * (macs() / budget - 1).relu()
             optimizer.zero_grad()
-            loss.backward()
+            for decision in own.values():
+                decision.choose(decision.options[-1])
+            F.cross_entropy(supernet(x), y).backward()
+            sample_path(supernet)
+            F.cross_entropy(supernet(x), y).backward()
             optimizer.step()
-    arch = select(supernet, "tcn", {"macs": macs}, {"macs": budget})
-    network = discretize(supernet, arch)
+    return supernet
+
+
+def selected(supernet: nn.Module, share: float, train_set: Data, held: Data) -> nn.Module:
+    """The best on `held` of random networks under a budget of MACs."""
+    own = dict(decisions(supernet))
+    macs = ExpectedCost(supernet, MACs(), trace(supernet, SHAPE))
+    budget = share * macs.of({name: d.options[-1] for name, d in own.items()})
+    best: tuple[float, Arch] | None = None
+    for _ in range(DRAWS):
+        picks = {name: random.randrange(len(d.options)) for name, d in own.items()}
+
+        def arch(picks: dict[str, int] = picks) -> Arch:
+            return Arch("tcn", {name: own[name].options[k] for name, k in picks.items()})
+
+        while macs.of(arch().choices) > budget:
+            picks[random.choice([name for name, k in picks.items() if k])] -= 1
+        network = discretize(supernet, arch())
+        recalibrate(network, train_set[0][:512].split(128))
+        score = accuracy(network, held)
+        if best is None or score > best[0]:
+            best = score, arch()
+    assert best is not None
+    network = discretize(supernet, best[1])
     assert cost(network, SHAPE)["macs"] <= budget
     return network
 
 
 def taps(seed: int) -> Iterator[dict[str, object]]:
     torch.manual_seed(seed)
+    random.seed(seed)
     x, y = load_digits(return_X_y=True)
     order = torch.randperm(len(y))
     x = torch.tensor(x, dtype=torch.float32)[order].reshape(-1, *SHAPE) / 8 - 1
@@ -132,11 +149,11 @@ def taps(seed: int) -> Iterator[dict[str, object]]:
     largest = tcn(17, (1, 1, 1), 32)
     train(largest, data, WARM)
     yield {"arm": "largest", **cost(largest, SHAPE), "accuracy": accuracy(largest, test)}
-    for share in BUDGETS:
-        for arm in ("both", "taps", "channels"):
-            if arm != "both" and share not in (0.1, 0.2):
-                continue
-            network = searched(largest, arm, share, data)
+    searched_on, held = (x[:1200], y[:1200]), (x[1200:1400], y[1200:1400])
+    for arm in ("both", "channels", "taps"):
+        supernet = one_shot(largest, arm, searched_on)
+        for share in BUDGETS if arm != "taps" else BUDGETS[1:]:
+            network = selected(supernet, share, searched_on, held)
             train(network, data, FINE)
             convs = [m for m in network.modules() if isinstance(m, nn.Conv1d)]
             found = [(c.out_channels, c.kernel_size[0], c.dilation[0]) for c in convs]

@@ -106,7 +106,7 @@ def parsed(name: str) -> tuple["_Kind", int]:
     if name == "dw_pw":
         return KINDS[name], 1
     raise UserError(
-        f"rules.operations.candidates: there is no {name!r}, only "
+        f"space.rules.operations.candidates: there is no {name!r}, only "
         f"{', '.join(f'{kind}_N' for kind in KINDS)}, N a whole number, e.g. low_rank_2"
     )
 

@@ -1,76 +1,49 @@
-"""Any network -> a supernet in which the channels of its own layers are searched."""
+"""Any network -> a supernet in which parts of its own layers are searched, channels above all."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from fnmatch import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from math import lcm
 
 import torch
 from torch import Tensor, nn
 
+from nas.arch import Option
 from nas.compress.atoms import FIXED
 from nas.compress.dependencies import Cut, Group, groups_of
 from nas.compress.layer import Slicing, Width, search_heads, searched
+from nas.compress.operations import Operation
+from nas.compress.others import given_names, searched_others
+from nas.compress.places import Finding, Where
+from nas.compress.rules import KINDS, Channels, Rules
 from nas.compress.trial import Trial
-from nas.config.schema import Count, Share, checked
 from nas.copying import copied
 from nas.cost.dry_run import Example, Inputs, init_lazy, inputs_of
+from nas.decision import decisions
 from nas.errors import UserError
-
-
-@checked("space.rules.channels")
-@dataclass(frozen=True)
-class Channels:
-    """Which numbers of channels are offered.
-
-    Args:
-        choices: about how many, in equal steps from ``1 / choices`` to all.
-        divisor: they are multiples of this, or of a half, a quarter, ... of it where a layer is
-            too narrow for so many choices.
-        least: the smallest share of the channels.
-    """
-
-    choices: Count = 8
-    divisor: Count = 8
-    least: Share = 0.0
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What of a network is searched.
-
-    A pattern (as of a shell: ``layer3.*``) fits a layer by its path or by the name of its class.
-
-    Args:
-        include: the layers that make the channels that are searched, all of one group.
-        exclude: layers whose channels stay, even if they are included.
-        channels: None: no channels are searched.
-    """
-
-    include: Sequence[str] = ("*",)
-    exclude: Sequence[str] = ()
-    channels: Channels | None = field(default_factory=Channels)
+from nas.supernet.choice import ChoiceBlock
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is searched of one group of channels, or why it is not.
+    """What is searched of one group of channels, or of one module, or why it is not.
 
     Attributes:
-        layers: that make these channels, or pass them on.
-        channels: how many there are.
-        decision: the name of the decision in the supernet; None: they stay.
+        layers: that make these channels, or pass them on; the module.
+        channels: how many there are; None: it is about something else.
+        decision: the name of the decision in the supernet; None: nothing is searched.
         options: of the decision.
-        why: the channels stay.
+        why: the reason for that.
+        kind: what is searched: channels, depth, operation, kernel, dilation or resolution.
     """
 
     layers: tuple[str, ...]
-    channels: int
+    channels: int | None
     decision: str | None = None
-    options: tuple[int, ...] = ()
+    options: tuple[Option, ...] = ()
     why: str | None = None
+    kind: str = "channels"
 
 
 @dataclass(frozen=True)
@@ -81,8 +54,13 @@ class Converted:
     rows: tuple[Row, ...]
 
 
-def searchable(model: nn.Module, example: Example, rules: Rules = Rules()) -> nn.Module:
-    """A copy of a network in which the channels of its layers are searched.
+def searchable(
+    model: nn.Module,
+    example: Example,
+    rules: Rules | None = None,
+    batches: Sequence[Inputs] | None = None,
+) -> nn.Module:
+    """A copy of a network in which the channels of its layers are searched, and what rules add.
 
     Its layers keep their classes, paths and weights; those whose channels are searched read
     decisions, which layers share whose channels must go together. The widest options are the
@@ -92,7 +70,9 @@ def searchable(model: nn.Module, example: Example, rules: Rules = Rules()) -> nn
     Args:
         model: any network that runs on `example`.
         example: as for `nas.trace`.
-        rules: what is searched.
+        rules: what is searched; None: channels.
+        batches: inputs ``(N, ...)``, training data, that operations and kernels may be fitted on;
+            None: they are fitted to the weights alone.
 
     Raises:
         UserError: nothing can be searched, or the network does not run.
@@ -113,24 +93,62 @@ def searchable(model: nn.Module, example: Example, rules: Rules = Rules()) -> nn
           (3): Linear(in_features=256, out_features=10, bias=True)
         )
     """
-    return converted(model, example, rules).supernet
+    return converted(model, example, rules, batches).supernet
 
 
-def converted(model: nn.Module, example: Example, rules: Rules = Rules()) -> Converted:
+def converted(
+    model: nn.Module,
+    example: Example,
+    rules: Rules | None = None,
+    batches: Sequence[Inputs] | None = None,
+) -> Converted:
     """As `searchable`, with the table of what is searched, and what is not and why."""
     _check(model)
-    supernet = copied(model)
+    rules, supernet = rules or Rules(), copied(model)
     inputs = inputs_of(example, supernet)
     init_lazy(supernet, inputs)
-    groups = [_ruled(group, supernet, rules) for group in groups_of(supernet, inputs)]
-    rows = _attach(supernet, _tried(supernet, inputs, groups, rules), rules)
+    # Before channels: those of operations in the place of a layer must go with its own.
+    supernet, others = searched_others(supernet, example, rules, batches)
+    rows = []
+    if rules.channels is not None:
+        names = given_names(supernet)
+        found = groups_of(supernet, inputs)
+        groups = [_ruled(group, supernet, names, rules) for group in found]
+        rows = _attach(supernet, _tried(supernet, inputs, groups, rules), rules)
+        rows = [_shown(row, names) for row in rows if _is_given(row, names)]
+    rows += _others(supernet, others, given_names(supernet))
     if not any(row.decision for row in rows):
         reasons = dict.fromkeys(f"{row.layers[0]}: {row.why}" for row in rows)
+        kinds = ", ".join(kind for kind in KINDS if getattr(rules, kind) is not None)
         raise UserError(
-            f"no channels of {type(model).__name__} can be searched: "
-            f"{'; '.join(list(reasons)[:5]) or 'it has no layers with weights'}"
+            f"no {kinds or 'kind'} of {type(model).__name__} can be searched: "
+            f"{'; '.join(list(reasons)[:5]) or 'it has no such layers'}"
         )
     return Converted(supernet, tuple(rows))
+
+
+def _is_given(row: Row, names: Mapping[str, str]) -> bool:
+    """Whether these channels are in the network that was given, not inside another operation."""
+    return any(" " not in names[layer] for layer in row.layers)
+
+
+def _shown(row: Row, names: Mapping[str, str]) -> Row:
+    """The row with the names of the layers that were given."""
+    layers = dict.fromkeys(names[layer] for layer in row.layers)
+    return replace(row, layers=tuple(layer for layer in layers if " " not in layer))
+
+
+def _others(supernet: nn.Module, found: Sequence[Finding], names: Mapping[str, str]) -> list[Row]:
+    """The rows of what is no channels: what is searched, then what is named and cannot be."""
+    rows = []
+    for path, decision in decisions(supernet):
+        if not isinstance(decision, Width):
+            kind = path.rpartition(".")[2]
+            if isinstance(decision, ChoiceBlock):
+                kind = "operation" if isinstance(decision, Operation) else "depth"
+            layer = names[path] or "the input"
+            rows.append(Row((layer,), None, path, decision.options, kind=kind))
+    return rows + [Row((f.name,), None, why=f.why_not, kind=f.kind) for f in found if f.why_not]
 
 
 def _check(model: nn.Module) -> None:
@@ -147,23 +165,22 @@ def _check(model: nn.Module) -> None:
         raise UserError(f"model must be an nn.Module, got {name}")
 
 
-def _ruled(group: Group, model: nn.Module, rules: Rules) -> Group:
-    """The group, with the reason why the rules leave it out."""
+def _ruled(group: Group, model: nn.Module, names: Mapping[str, str], rules: Rules) -> Group:
+    """The group, with the reason why the rules leave it out.
+
+    Args:
+        names: see `given_names`; rules speak of these.
+    """
     if group.why is not None:
         return group
-
-    def fits(layer: str, patterns: Sequence[str]) -> bool:
-        names = (layer, type(model.get_submodule(layer)).__name__)
-        return any(fnmatch(name, pattern) for name in names for pattern in patterns)
-
-    why = None
-    for layer in group.makers:
-        if not fits(layer, rules.include):
-            why = f"{layer} is not in include={list(rules.include)}"
-        if fits(layer, rules.exclude):
-            why = f"{layer} is in exclude={list(rules.exclude)}"
-    if rules.channels is None:
-        why = "channels=null"
+    layers = {names[path]: model.get_submodule(path) for path in group.makers}
+    given = {name: layer for name, layer in layers.items() if " " not in name}
+    why = None if given else "they are inside an operation that may take a layer's place"
+    for name, layer in given.items():
+        if not Where(rules.include).takes(name, layer):
+            why = f"{name} is not in include={list(rules.include)}"
+        if Where(rules.exclude).takes(name, layer):
+            why = f"{name} is in exclude={list(rules.exclude)}"
     return replace(group, why=why)
 
 
@@ -201,7 +218,7 @@ def _attach(model: nn.Module, groups: Sequence[Group], rules: Rules) -> list[Row
     widths: dict[int, Width] = {}
     by_layer: dict[str, list[tuple[Width, Cut, int]]] = defaultdict(list)
     for together in _joined([group for group in groups if group.why is None]):
-        assert rules.channels is not None
+        assert isinstance(rules.channels, Channels)
         sizes = _options(max(together, key=lambda g: g.units * g.width), rules.channels)
         first = [_first(model, group, _shares(group, sizes)) for group in together]
         starts = accumulate((group.units for group in together), initial=0)

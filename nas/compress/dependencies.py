@@ -18,6 +18,7 @@ from nas.compress.atoms import FIXED, Places
 from nas.compress.operators import Labels, follow
 from nas.cost.dry_run import Inputs, dry_run
 from nas.cost.operators import run_operator
+from nas.decision import Decision
 from nas.inputs import run
 
 # Names under which modules of attention keep how many heads they have.
@@ -130,6 +131,8 @@ def _owners(model: nn.Module) -> dict[tuple[str, str], tuple[Tensor, str | None]
     found: dict[tuple[str, str], tuple[Tensor, str | None]] = {}
     first: dict[int, tuple[str, str]] = {}
     for path, module in model.named_modules():
+        if isinstance(module, Decision):
+            continue  # its alpha is in no network
         inner = any(True for child in module.children() for _ in _tensors(child, True))
         for name, tensor in _tensors(module, False):
             key = (path, name)

@@ -28,7 +28,7 @@ PASSING = (
 )
 
 
-@checked("rules.depth")
+@checked("space.rules.depth")
 @dataclass(frozen=True)
 class Depth(Where):
     """Blocks that may go.
@@ -37,11 +37,11 @@ class Depth(Where):
     that hold no other. A block that is named need only keep the shape, and have weights.
 
     Args:
-        include, exclude, types: see `Where`.
+        include, exclude: see `Where`.
     """
 
 
-@checked("rules.resolution")
+@checked("space.rules.resolution")
 @dataclass(frozen=True)
 class Resolution:
     """Sizes of the input.
@@ -149,13 +149,15 @@ def searched_resolution(
         shapes = tree_map(lambda x: tuple(x.shape), inputs)
         raise UserError(
             f"the input resolution of one square image or one sequence can be searched, not of "
-            f"{shapes}: leave rules.resolution out"
+            f"{shapes}: leave space.rules.resolution out"
         )
     side = x.shape[-1]
     usual = [side // 2, side * 3 // 4] if rule.sizes is None else rule.sizes
     sizes = sorted({*(size for size in usual if 0 < size < side), side})
     if len(sizes) == 1:
-        raise UserError(f"rules.resolution.sizes={list(usual)} has none below the input's {side}")
+        raise UserError(
+            f"space.rules.resolution.sizes={list(usual)} has none below the input's {side}"
+        )
     made = ElasticResolution(copied(model), Elastic(sizes)).train(model.training)
     for size in sizes:
         made.resolution.choose(size)
@@ -166,7 +168,7 @@ def searched_resolution(
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(
                 f"{type(model).__name__} does not run at size {size}, leave it out of "
-                f"rules.resolution.sizes: {reason}"
+                f"space.rules.resolution.sizes: {reason}"
             ) from None
     made.resolution.free()
     return made

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from nas.artifacts.reading import read_tensors
-from nas.compress.convert import Channels, Row, Rules, converted
+from nas.compress.convert import Row, converted
+from nas.compress.rules import Rules
 from nas.config import given as objects
 from nas.config.schema import short_repr
 from nas.copying import copied
@@ -116,11 +117,7 @@ def _rules(node: Any) -> Rules | None:
         found: Rules = objects.given("space.rules", str(node.get("kind")))
         return found
     own = {key: value for key, value in node.items() if not str(key).startswith("_")}
-    channels = own.get("channels")
     try:
-        if isinstance(channels, Mapping):
-            sizes = {key: value for key, value in channels.items() if not str(key).startswith("_")}
-            own["channels"] = Channels(**sizes)
         return Rules(**own)
     except TypeError as error:
         raise UserError(f"the configuration of space.rules: {error}") from None

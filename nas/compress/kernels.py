@@ -22,13 +22,13 @@ from nas.supernet.elastic import Elastic
 PADS = (nn.ConstantPad1d, nn.ZeroPad1d)
 
 
-@checked("rules.kernels")
+@checked("space.rules.kernels")
 @dataclass(frozen=True)
 class Kernels(Where):
     """Convolutions whose kernel is searched, and of 1-D ones the dilation too.
 
     Args:
-        include, exclude, types: see `Where`.
+        include, exclude: see `Where`.
         sizes: of the kernel, besides the one it has; None: for 1-D, 1 + powers of two, see
             `windows`; for images, every second size down.
         dilations: of 1-D convolutions, in taps of the given one, besides 1; None: powers of two.
@@ -73,7 +73,7 @@ def searched_kernels(
     model: nn.Module,
     example: Example,
     rule: Kernels | None = None,
-    batches: Iterable[Inputs] = (),
+    batches: Iterable[Inputs] | None = None,
 ) -> nn.Module:
     """A copy of `model` in which kernels and dilations are searched, see `nas.compress.taps`.
 
@@ -82,10 +82,11 @@ def searched_kernels(
     Args:
         example: as of `nas.trace`; it shows which convolutions are causal.
         rule: None: all convolutions of more than one tap.
-        batches: inputs ``(N, ...)`` to fit the weights on that `rule` may ask for.
+        batches: inputs ``(N, ...)`` to fit the weights on that `rule` may ask for; None: they are
+            those of the layer at the start.
 
     Raises:
-        UserError: weights are to be fitted, and there is no batch.
+        UserError: weights are to be fitted, and `batches` is empty.
 
     Example:
         >>> import nas

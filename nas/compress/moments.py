@@ -55,15 +55,21 @@ def groups_of(layer: Layer) -> int:
 
 
 def moments(
-    model: nn.Module, layers: Sequence[Layer], batches: Iterable[Inputs]
+    model: nn.Module, layers: Sequence[Layer], batches: Iterable[Inputs] | None
 ) -> dict[nn.Module, Moments]:
     """The moments of `layers`, which are in `model`, over `batches`.
 
     Everything works as in evaluation; the model stays as it is.
 
+    Args:
+        batches: inputs ``(N, ...)``; None: patches are taken to be white, of mean 0, so that what
+            is fitted is fitted to the weights alone.
+
     Raises:
         UserError: there is no batch, or a layer does not run.
     """
+    if batches is None:
+        return {layer: _white(flat_weight(layer)) for layer in layers}
     sums: dict[nn.Module, list[Tensor | int]] = {}
 
     def add(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -88,6 +94,12 @@ def moments(
     if missed := [layer for layer in layers if layer not in sums]:
         raise UserError(f"the forward pass does not reach {missed[0]}: exclude it")
     return {layer: Moments(g / n, m / n) for layer, (g, m, n) in sums.items()}  # type: ignore[arg-type]
+
+
+def _white(weight: Tensor) -> Moments:
+    groups, _, values = weight.shape
+    eye = torch.eye(values, dtype=weight.dtype)
+    return Moments(eye.expand(groups, -1, -1), eye.new_zeros(groups, values))
 
 
 def _sums(layer: Layer, x: Tensor) -> tuple[Tensor, Tensor, int]:

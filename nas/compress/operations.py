@@ -19,13 +19,13 @@ from nas.supernet.choice import ChoiceBlock
 TOGETHER = 2**26  # values of second moments that are kept at a time
 
 
-@checked("rules.operations")
+@checked("space.rules.operations")
 @dataclass(frozen=True)
 class Operations(Where):
     """Layers whose operation is searched.
 
     Args:
-        include, exclude, types: see `Where`.
+        include, exclude: see `Where`.
         candidates: names, see `nas.compress.candidates`; where one does not fit, it is left out.
         largest: values of a patch that a layer may read; more take long to fit.
     """
@@ -68,12 +68,13 @@ def operations_found(model: nn.Module, rule: Operations | None = None) -> list[F
 
 
 def searched_operations(
-    model: nn.Module, batches: Iterable[Inputs], rule: Operations | None = None
+    model: nn.Module, batches: Iterable[Inputs] | None, rule: Operations | None = None
 ) -> nn.Module:
     """A copy of `model` in which layers may be replaced by smaller operations.
 
     Args:
-        batches: inputs ``(N, ...)`` to fit the candidates on: training data, unaugmented.
+        batches: inputs ``(N, ...)`` to fit the candidates on: training data, unaugmented; None:
+            they are fitted to the weights alone.
         rule: None: all linear layers and convolutions without groups.
 
     Example:
@@ -91,7 +92,8 @@ def searched_operations(
           (pointwise): Conv2d(3, 16, kernel_size=(1, 1), stride=(1, 1))
         )
     """
-    model, rule, batches = copied(model), rule or Operations(), list(batches)
+    model, rule = copied(model), rule or Operations()
+    batches = None if batches is None else list(batches)
     found = [f for f in operations_found(model, rule) if f.options]
     swaps: dict[nn.Module, nn.Module] = {}
     for some in _in_parts([cast(Layer, f.module) for f in found]):

@@ -34,31 +34,35 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Where:
-    """Modules chosen by name and type.
+    """Modules chosen by patterns (`fnmatch`: ``*`` stands for anything, dots too).
+
+    A pattern fits a module by its name, or by the name of its class or of a base class of that.
 
     Args:
-        include, exclude: patterns of names (`fnmatch`: ``*`` stands for anything, dots too).
-        types: names of classes, of the module or of a base class of it; none: any.
+        include: those that may be taken.
+        exclude: and of those the ones that may not.
 
     Example:
-        >>> from torch import Tensor, nn
-        >>> rule = Where(include=["layer?.*"], exclude=["*.conv2"], types=["Conv2d"])
-        >>> conv = nn.Conv2d(3, 8, 3)
+        >>> from torch import nn
+        >>> rule = Where(include=["layer?.*"], exclude=["*.conv2", "Linear"])
+        >>> conv, linear = nn.Conv2d(3, 8, 3), nn.Linear(3, 8)
         >>> [rule.takes(name, conv) for name in ("layer1.0.conv1", "layer1.0.conv2", "conv1")]
         [True, False, False]
+        >>> rule.takes("layer1.0.fc", linear)
+        False
     """
 
     include: Sequence[str] = ("*",)
     exclude: Sequence[str] = ()
-    types: Sequence[str] = ()
 
     def takes(self, name: str, module: nn.Module) -> bool:
         """Whether the module of that name is one of them."""
-        return (
-            any(fnmatchcase(name, pattern) for pattern in self.include)
-            and not any(fnmatchcase(name, pattern) for pattern in self.exclude)
-            and (not self.types or any(c.__name__ in self.types for c in type(module).__mro__))
-        )
+        names = [name, *(kind.__name__ for kind in type(module).__mro__)]
+
+        def fits(patterns: Sequence[str]) -> bool:
+            return any(fnmatchcase(own, pattern) for own in names for pattern in patterns)
+
+        return fits(self.include) and not fits(self.exclude)
 
     @property
     def named(self) -> bool:

@@ -120,10 +120,11 @@ def describe(
 
 def describe_layers(rows: Sequence[Row], console: Console | None = None) -> None:
     """What is searched of a network of the user's own, and what is not and why."""
-    shown = Table("layers", "channels", "options, or why they stay", title="channels")
+    shown = Table("layers", "searched", "options, or why it stays")
     for row in rows:
         options = ", ".join(map(str, row.options)) if row.decision else f"({row.why})"
-        shown.add_row(", ".join(row.layers), str(row.channels), options)
+        size = "" if row.channels is None else f"{row.channels} "
+        shown.add_row(", ".join(row.layers), f"{size}{row.kind}", options)
     (console or Console(markup=False)).print(shown)
 
 

@@ -12,7 +12,8 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
 import nas
-from nas.compress.convert import Channels, Rules, converted, searchable
+from nas.compress.convert import converted, searchable
+from nas.compress.rules import Channels, Rules
 from nas.cost.trace import Trace
 from nas.spaces.transformer import EncoderBlock
 

@@ -8,17 +8,19 @@ from torch import nn
 from torch.testing import assert_close
 
 from nas.arch import Arch
-from nas.compress.convert import Channels, Rules, converted
-from nas.compress.kernels import Kernels, searched_kernels
-from nas.compress.operations import Operations, searched_operations
+from nas.compress.convert import converted
+from nas.compress.rules import Rules
 from nas.cost.analytic import MACs, Params
 from nas.cost.expected import ExpectedCost
 from nas.cost.memory import PeakMemory
 from nas.cost.trace import trace
 from nas.decision import Searchable, apply, decisions, free
 from nas.discretization import discretize
+from nas.errors import UserError
 
 from .strategies import counted, randomized
+
+KINDS = ("operation", "kernel", "dilation")
 
 
 class Temporal(nn.Module):
@@ -45,12 +47,18 @@ def test_one_hot_is_the_plain_network_and_its_costs_are_exact(refit):
     torch.manual_seed(0)
     net = randomized(Temporal()).eval()
     x = torch.randn(3, *net.input_shape)
-    supernet = searched_operations(net, [x], Operations(exclude=["head"], candidates=["dw_pw"]))
-    supernet = searched_kernels(supernet, net.input_shape, Kernels(refit=refit), [x])
-    supernet = converted(supernet, net.input_shape, Rules(channels=Channels(choices=4))).supernet
+    rules = Rules(
+        channels={"choices": 4},
+        operations={"exclude": ["head"], "candidates": ["dw_pw"]},
+        kernels={"refit": refit},
+    )
+    found = converted(net, net.input_shape, rules, [x])
+    supernet = found.supernet
+    assert [(row.layers, row.kind) for row in found.rows if row.decision] == [
+        (("stem.1", "stem.2", "block.1", "block.2"), "channels"),
+        *[((layer,), kind) for layer in ("stem.1", "block.1") for kind in KINDS],
+    ]
     own = dict(decisions(supernet))
-    kinds = {name.rpartition(".")[2] for name in own}
-    assert kinds == {"1", "kernel", "dilation", "channels"}
     traced = trace(supernet, net.input_shape)
     expected = {cost.name: ExpectedCost(supernet, cost, traced) for cost in (Params(), MACs())}
     peak, draw = PeakMemory().expected(supernet, traced), random.Random(0)
@@ -72,3 +80,19 @@ def test_one_hot_is_the_plain_network_and_its_costs_are_exact(refit):
     for _ in range(2):  # what a layer keeps between calls does not get into the way of the next
         supernet(x).square().sum().backward()
     assert all((decision.alpha.grad != 0).any() for decision in own.values())
+
+
+def test_rules_speak_of_the_layers_that_were_given():
+    net = Temporal().eval()
+    rules = {"depth": {"include": ["block"], "exclude": ["stem"]}, "kernels": True}
+    with pytest.raises(UserError, match=r"rules.kernels has no 'size', only \['include'"):
+        Rules(kernels={"size": [3]})
+    with pytest.raises(UserError, match=r"rules\.depth=3 must be true, null, or a mapping"):
+        Rules(depth=3)
+    with pytest.raises(UserError, match=r"no depth of Temporal can be searched: stem: .*shape"):
+        converted(net, net.input_shape, Rules(channels=None, depth={"include": ["stem"]}))
+    found = converted(net, net.input_shape, Rules(exclude=["block.1"], channels=True, **rules))
+    assert {(row.layers[0], row.kind) for row in found.rows if row.decision} == {
+        ("block", "depth"),
+        *((layer, kind) for layer in ("stem.1", "block.1") for kind in KINDS[1:]),
+    }

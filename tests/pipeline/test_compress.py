@@ -209,9 +209,10 @@ def test_describe_shows_what_is_searched_and_what_is_not(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["model=their_nets:net", "space.rules.exclude=[second]", "trial=false", "threads=1"]
-    assert run(["describe", *words]) == 0
+    assert run(["describe", *words, "space.rules.kernels={include: [second]}"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "│ first, norm │ 8 │ 1, 2, 3, 4, 5, 6, 7, 8 │" in said
+    assert "│ first, norm │ 8 channels │ 1, 2, 3, 4, 5, 6, 7, 8 │" in said
+    assert "│ second │ kernel │ 1, 3 │" in said
     assert "second is in exclude" in said
     assert "the outputs are fixed" in said
 

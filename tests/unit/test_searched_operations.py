@@ -186,7 +186,7 @@ def test_refitted_taps_come_nearer_to_the_outputs_than_those_cut_out(groups):
     conv, x = nn.Conv2d(8, 8, 5, padding=2, groups=groups), correlated(8, 8, 12, 12)
     net, shape = nn.Sequential(conv), (8, 12, 12)
     cut, refit = (
-        searched_kernels(net, shape, Kernels(refit=on), [x] if on else ()) for on in (False, True)
+        searched_kernels(net, shape, Kernels(refit=on), [x] if on else None) for on in (False, True)
     )
     for size in (1, 3, 5):
         cut[0].kernel.choose(size)
@@ -199,7 +199,7 @@ def test_refitted_taps_come_nearer_to_the_outputs_than_those_cut_out(groups):
     plain = [refit[0].materialize({refit[0].kernel: size})(x) for size in (1, 3, 5)]
     assert_close(refit(x), sum(t * y for t, y in zip(theta, plain, strict=True)))
     with pytest.raises(UserError, match="at least one batch"):
-        searched_kernels(net, shape, Kernels(refit=True))
+        searched_kernels(net, shape, Kernels(refit=True), [])
 
 
 def test_what_cannot_be_replaced_is_said_of_what_is_named():
