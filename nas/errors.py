@@ -24,6 +24,7 @@ PAGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "spaces": (r"\bspace[.=/]", ()),
     "front": (r"\bfront=", ("extract",)),
     "searches": (r"\b(search|objective|relax|guard|experiment)[.=/]", ()),
+    "boards": (r"\bboard=|format=c\b|integer form", ()),
     "export": (r"\bformat=", ("export",)),
     "results": (r"\bresume=", ("report", "draw")),
     "sweeps": (r"\b(launcher\b|engine[=.])", ()),

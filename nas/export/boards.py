@@ -14,7 +14,7 @@ from torch import Tensor
 from nas.errors import UserError
 from nas.export.compiled import compiled, in_memory, samples_header
 
-_GCC, _SIZE, _QEMU = "arm-none-eabi-gcc", "arm-none-eabi-size", "qemu-system-arm"
+_GCC, _NM, _QEMU = "arm-none-eabi-gcc", "arm-none-eabi-nm", "qemu-system-arm"
 _PACKAGES = {
     _GCC: "gcc-arm-none-eabi libnewlib-arm-none-eabi",
     _QEMU: "qemu-system-arm",
@@ -33,18 +33,30 @@ class Board:
         machine: as QEMU names it.
         clock: of its timer, in Hz.
         flags: of the compiler, beside the CPU.
+        code, data, stack: where the machine has memory for a large program.
     """
 
     cpu: str
     machine: str
     clock: float
     flags: tuple[str, ...] = ("-mfloat-abi=soft",)
+    code: int = 0x400
+    data: int = 0x20000000
+    stack: int = 0x20400000
 
 
 BOARDS = {
     "cortex_m4": Board("cortex-m4", "mps2-an386", 25e6),
     "cortex_m7": Board("cortex-m7", "mps2-an500", 25e6),
-    "cortex_m55": Board("cortex-m55", "mps3-an547", 32e6, ("-mfloat-abi=hard",)),
+    "cortex_m55": Board(
+        "cortex-m55",
+        "mps3-an547",
+        32e6,
+        ("-mfloat-abi=hard",),
+        code=0x01000000,
+        data=0x21000000,
+        stack=0x21400000,
+    ),
 }
 
 
@@ -54,6 +66,7 @@ class OnBoard:
 
     Args:
         flash: bytes of code and constants of network.c in the linker map.
+        weights: of these, weights, biases and multipliers.
         ram: bytes of its static data in the map, with one input and one output.
         stack: bytes of the deepest calls at most, as the compiler says.
         instructions: for one sample, the mean.
@@ -62,6 +75,7 @@ class OnBoard:
     """
 
     flash: int
+    weights: int
     ram: int
     stack: int
     instructions: float
@@ -104,11 +118,13 @@ def on_board(board: Board, folder: Path, levels: Tensor, expected: Tensor) -> On
             found += outputs
             took += ticks
         sizes = map_sizes((place / "firmware.map").read_text(encoding="utf-8"), "network.o")
+        weights = _weights(place / "network.o")
         stack = _stack((place / "network.su").read_text(encoding="utf-8"))
     same = (torch.stack(found) == expected).all(1)
     given = in_memory(levels[:1]).numel() + expected.shape[1]
     return OnBoard(
         flash=sizes["text"] + sizes["rodata"] + sizes["data"],
+        weights=weights,
         ram=sizes["data"] + sizes["bss"] + given,
         stack=stack,
         instructions=sum(took) / len(took) * 1e9 / board.clock / 2**_SHIFT,
@@ -134,8 +150,9 @@ def _run(
     shutil.copy(folder / "network.h", place)
     link = [
         *("--specs=rdimon.specs", "-nostartfiles", "-Wl,-e,reset"),
-        *("-Wl,--section-start=.vectors=0", "-Wl,-Ttext-segment=0x400,-z,max-page-size=4"),
-        *("-Wl,-Tdata=0x20000000", "-Wl,--defsym=__stack=0x20080000"),
+        *("-Wl,--section-start=.vectors=0", f"-Wl,-Ttext-segment={board.code:#x}"),
+        *("-Wl,-z,max-page-size=4", f"-Wl,-Tdata={board.data:#x}"),
+        f"-Wl,--defsym=__stack={board.stack:#x}",
         f"-Wl,-Map={place / 'firmware.map'}",
     ]
     own = [_GCC, "-std=gnu99", "-O2", "-mthumb", f"-mcpu={board.cpu}", *board.flags]
@@ -155,7 +172,7 @@ def _run(
         ) from None
     lines = re.findall(r"ticks (\d+), levels((?: -?\d+)+)", done.stdout)
     if len(lines) != len(inputs):
-        said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+        said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[0]
         raise UserError(f"the network does not run to its end on {board.machine} in QEMU: {said}")
     return [torch.tensor([*map(int, levels.split())]) for _, levels in lines], [
         int(ticks) for ticks, _ in lines
@@ -171,6 +188,15 @@ def map_sizes(text: str, name: str) -> dict[str, int]:
     for section, size in re.findall(pattern, text, flags=re.M):
         sizes[section] += int(size, 16)
     return sizes
+
+
+def _weights(program: Path) -> int:
+    """Bytes of the arrays that hold what training has made."""
+    table = subprocess.run(
+        [_NM, "-S", str(program)], capture_output=True, text=True, check=True
+    ).stdout
+    found = re.findall(r"^[0-9a-f]+ ([0-9a-f]+) \w (?:weight|bias|multiplier)_\d+$", table, re.M)
+    return sum(int(size, 16) for size in found)
 
 
 def _stack(text: str) -> int:

@@ -15,6 +15,7 @@ from nas.integer.graph import IntegerGraph
 from nas.integer.operators import Add, Conv, Move, Mul, Operator, Shape, Table, Value
 
 INPUT, OUTPUT = "input", "output"  # what the caller holds
+_TRIES = 40  # orders in which values are given their places, from each of several first ones
 
 
 @dataclass(frozen=True)
@@ -148,12 +149,18 @@ def _placed(buffers: Sequence[_Buffer]) -> tuple[dict[str, int], int, int]:
     ]
     found: tuple[dict[str, int], int] | None = None
     for order in orders:
-        offsets = _lowest(sorted(buffers, key=order))
-        size = max((offsets[b.name] + b.size for b in buffers), default=0)
-        if found is None or size < found[1]:
-            found = offsets, size
-        if size == least:
-            break
+        queue = sorted(buffers, key=order)
+        for _ in range(_TRIES):
+            offsets = _lowest(queue)
+            size = max((offsets[b.name] + b.size for b in buffers), default=0)
+            if found is None or size < found[1]:
+                found = offsets, size
+            if found[1] == least:
+                return *found, least
+            # What lies at the top comes earlier.
+            top = next(b for b in queue if offsets[b.name] + b.size == size)
+            place = queue.index(top)
+            queue.insert(place // 2, queue.pop(place))
     assert found is not None
     return *found, least
 

@@ -35,6 +35,7 @@ _LEVELS = HIGHEST - LOWEST
 _SHIFT, _MULTIPLIER = 40, 16  # most of a shift, and bits of a multiplier, in 64-bit arithmetic
 _POINT = (-6, 15)  # bits of a bias behind the point
 _ACCUMULATOR = 2**31 - 1
+_BEYOND = 2**29  # levels that a convolution may reach before it is saturated
 
 Bits = int | Mapping[str, int | Tensor]
 Ranges = Mapping[str, tuple[float, float]]
@@ -121,7 +122,12 @@ class _Build:
         operators = []
         for step in self.found.steps:
             inherits = step.kind in ("pool", "move")
-            value = self._value(step.output, step.shape, self._input(step) if inherits else None)
+            value = self._value(
+                step.output,
+                step.shape,
+                self._input(step) if inherits else None,
+                self._least_scale(step) if step.kind == "conv" else 0.0,
+            )
             self.values[step.output] = value
             low, high = self._limits(step, value)
             common = {"path": step.path, "inputs": step.inputs, "output": value}
@@ -144,7 +150,9 @@ class _Build:
                     if name in own and readers[name] == 1:
                         self.ranges[name] = self.ranges[step.output]
 
-    def _value(self, name: str, shape: tuple[int, ...], like: Value | None = None) -> Value:
+    def _value(
+        self, name: str, shape: tuple[int, ...], like: Value | None = None, least: float = 0.0
+    ) -> Value:
         if like is not None:
             return Value(name, shape, like.scale, like.zero)
         low, high = self.ranges[name]
@@ -153,7 +161,7 @@ class _Build:
                 f"the network gives numbers that are not finite on the calibration data, at {name}"
             )
         low, high = min(low, 0.0), max(high, 0.0)
-        scale = (high - low) / _LEVELS or 1.0
+        scale = max((high - low) / _LEVELS, least) or 1.0
         return Value(name, shape, scale, _clamped(LOWEST - round(low / scale)))
 
     def _limits(self, step: Step, value: Value) -> tuple[int, int]:
@@ -163,6 +171,15 @@ class _Build:
             return _clamped(value.zero + round(max(-1e6, min(1e6, real / value.scale))))
 
         return level(step.low, LOWEST), level(step.high, HIGHEST)
+
+    def _least_scale(self, step: Step) -> float:
+        """Of a convolution's output: multipliers stay below 2, and levels within 30 bits."""
+        levels, scale = self._levels(step, self._bits(step.path, len(step.settings["weight"])))
+        products = np.abs(levels.astype(np.float64)).sum(axis=(1, 2, 3)) * 256
+        products *= self._input(step).scale * scale
+        largest = float((products + step.settings["bias"].abs().numpy()).max(initial=0))
+        steepest = self._input(step).scale * float(scale.max(initial=0))
+        return max(largest / _BEYOND, 0.501 * steepest)
 
     def _conv(self, step: Step, common: Mapping[str, Any]) -> Conv:
         settings = step.settings
@@ -208,9 +225,8 @@ class _Build:
             scale = (learned * step.settings["factor"].abs()).numpy()
         else:
             scale = np.abs(weight).max(axis=(1, 2, 3)) / most
-        scale = np.where(scale > 0, scale, 1.0)
         wide = (-1, 1, 1, 1)
-        levels = np.round(weight / scale.reshape(wide))
+        levels = np.round(weight / np.where(scale > 0, scale, 1.0).reshape(wide))
         return np.clip(levels, -most.reshape(wide), most.reshape(wide)).astype(np.int8), scale
 
     def _add(self, step: Step, common: Mapping[str, Any]) -> Add:

@@ -6,7 +6,7 @@
 #endif
 
 /* kernel: clamp */
-static int8_t clamp(int64_t level, int8_t low, int8_t high)
+static int8_t clamp(int32_t level, int8_t low, int8_t high)
 {
     return level < low ? low : level > high ? high : (int8_t)level;
 }
@@ -51,23 +51,44 @@ static int32_t dot(const int8_t *a, const int8_t *b, int32_t n, int32_t sum)
     return sum;
 }
 
+/* Of `count` taps, `step` apart from `start` on, the first one within a side, and the end. */
+static int32_t first_tap(int32_t start, int32_t step)
+{
+    return start < 0 ? (step - 1 - start) / step : 0;
+}
+
+static int32_t after_taps(int32_t start, int32_t step, int32_t side, int32_t count)
+{
+    const int32_t after = side > start ? (side - start - 1) / step + 1 : 0;
+    return after < count ? after : count;
+}
+
 /* The sum of products at one place where the kernel reaches over the edge. */
 static int32_t at_edge(const struct conv *p, const int8_t *x, const int8_t *w, int32_t top,
                        int32_t left)
 {
-    int32_t sum = 0;
-    for (int32_t i = 0; i < p->kernel_h; i++) {
-        const int32_t h = top + i * p->dilation_h;
-        for (int32_t j = 0; j < p->kernel_w; j++, w += p->group_in) {
-            const int32_t v = left + j * p->dilation_w;
-            if (h < 0 || h >= p->height || v < 0 || v >= p->width)
-                continue;
-            const int8_t *from = x + (h * p->width + v) * p->channels;
-            for (int32_t k = 0; k < p->group_in; k++)
-                sum += (from[k] - p->zero_in) * w[k];
+    const int32_t n = p->group_in, zero = p->zero_in;
+    const int32_t i_end = after_taps(top, p->dilation_h, p->height, p->kernel_h);
+    const int32_t j_begin = first_tap(left, p->dilation_w);
+    const int32_t j_end = after_taps(left, p->dilation_w, p->width, p->kernel_w);
+    const int32_t across = p->dilation_w * p->channels;
+    const int32_t together = across == n ? j_end - j_begin : 1; /* taps that lie together */
+    int32_t sum = 0, weights = 0;
+    for (int32_t i = first_tap(top, p->dilation_h); i < i_end; i++) {
+        const int32_t line = (top + i * p->dilation_h) * p->width + left;
+        const int8_t *from = x + line * p->channels + j_begin * across;
+        const int8_t *by = w + (i * p->kernel_w + j_begin) * n;
+        for (int32_t j = j_begin; j < j_end; j += together, from += across) {
+            if (together * n > 1) {
+                sum = dot(from, by, together * n, sum);
+                for (int32_t k = together * n; k > 0; k--)
+                    weights += *by++;
+            } else {
+                sum += (*from - zero) * *by++;
+            }
         }
     }
-    return sum;
+    return sum - weights * zero;
 }
 
 /* The sum of products at one place where it does not; zero_in is taken off by the caller. */
@@ -96,6 +117,8 @@ static void conv(const struct conv *p, const int8_t *x, int8_t *y, int8_t *row)
     const int32_t fan = p->kernel_h * p->kernel_w * p->group_in;
     const int32_t last_h = p->height - 1 - (p->kernel_h - 1) * p->dilation_h;
     const int32_t last_w = p->width - 1 - (p->kernel_w - 1) * p->dilation_w;
+    const int32_t up = p->shift < 30 ? 30 - p->shift : 0, more = p->shift - 30 + up;
+    const int64_t zero_and_half = (2 * p->zero + 1) * ((int64_t)1 << (p->shift - 1));
     const uint8_t *packed = p->weight;
     for (int32_t c = 0; c < p->out_channels; c++) {
         const int8_t *w = (const int8_t *)packed;
@@ -107,9 +130,10 @@ static void conv(const struct conv *p, const int8_t *x, int8_t *y, int8_t *row)
         /* kernel: conv */
             packed += fan;
         const int8_t *from = x + c / p->group_out * p->group_in;
-        const int64_t multiplier = p->multiplier[c];
-        const int64_t base = p->bias[c] * ((int64_t)1 << p->bias_shift) +
-                             p->zero * ((int64_t)1 << p->shift) + ((int64_t)1 << (p->shift - 1));
+        /* Brought to a shift of 30, and more: shifts by a constant are cheaper. */
+        const int32_t multiplier = p->multiplier[c] << up;
+        const int64_t base = (p->bias[c] * ((int64_t)1 << p->bias_shift) + zero_and_half) *
+                             ((int64_t)1 << up);
         int32_t all = 0;
         for (int32_t i = 0; i < fan; i++)
             all -= w[i];
@@ -122,7 +146,8 @@ static void conv(const struct conv *p, const int8_t *x, int8_t *y, int8_t *row)
                 const int32_t sum = top < 0 || top > last_h || left < 0 || left > last_w
                     ? at_edge(p, from, w, top, left)
                     : inside(p, from + (top * p->width + left) * p->channels, w, all);
-                *to = clamp((sum * multiplier + base) >> p->shift, p->low, p->high);
+                const int64_t level = (int64_t)sum * multiplier + base;
+                *to = clamp((int32_t)(level >> 30) >> more, p->low, p->high);
             }
         }
     }
@@ -197,7 +222,8 @@ static void mean(const struct mean *p, const int8_t *x, int8_t *y)
         for (int32_t i = 0; i < p->places; i++)
             sum += x[i * p->channels + k] - p->zero_in;
         const int64_t half = (int64_t)1 << (p->shift - 1);
-        y[k] = clamp((((int64_t)sum * p->multiplier + half) >> p->shift) + p->zero, p->low, p->high);
+        const int64_t level = (((int64_t)sum * p->multiplier + half) >> p->shift) + p->zero;
+        y[k] = level < p->low ? p->low : level > p->high ? p->high : (int8_t)level;
     }
 }
 

@@ -1,5 +1,6 @@
 """The C file is the integer graph to the bit, on this machine and on every board in QEMU."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from nas.arch import Arch
+from nas.cost.boards import Flash, Ram
+from nas.cost.expected import expected
+from nas.decision import decisions
+from nas.discretization import discretize
 from nas.errors import UserError
 from nas.export import boards
 from nas.export.boards import BOARDS, check_boards, map_sizes, on_board
@@ -18,7 +24,9 @@ from nas.export.compiled import FILES, CompiledModel, c_contents, check_compiler
 from nas.integer import IntegerGraph, integer_graph
 from nas.integer.arena import _Buffer, _placed, planned
 from nas.integer.c import _loops, _runs, c_source
+from nas.spaces.staged import StagedSpace
 
+from .strategies import randomized
 from .test_integer import NETWORKS
 
 compiler = pytest.mark.skipif(
@@ -91,6 +99,29 @@ def test_the_firmware_runs_here_without_a_warning_and_without_undefined_behaviou
         assert line.endswith(f"levels {' '.join(map(str, row.tolist()))}")
     for word in ("malloc", "float", "double", "math.h"):
         assert word not in sources[0].read_text()
+    page = (Path(__file__).parents[2] / "docs" / "boards.md").read_text(encoding="utf-8")
+    (tmp_path / "feed.c").write_text(page.partition("```c feed.c\n")[2].partition("```")[0])
+    boards.compiled([check_compiler(), *strict, "-c", tmp_path / "feed.c", "-o", program])
+
+
+@emulator
+@pytest.mark.skipif(not shutil.which("cmake"), reason="no cmake here: apt install cmake")
+def test_the_example_is_built_by_cmake_for_this_machine_and_for_a_board(tmp_path):
+    network, x = nn.Sequential(nn.Flatten(), nn.Linear(8, 3)).eval(), torch.randn(9, 2, 2, 2)
+    for name, text in zip(FILES, c_contents(network, x, x, "a test", "abc"), strict=True):
+        (tmp_path / name).write_text(str(text))
+    said = []
+    for folder, words in (("build", []), ("build-m4", ["-DCPU=cortex-m4"])):
+        for command in (["-S", ".", "-B", folder, *words], ["--build", folder]):
+            subprocess.run(["cmake", *command], cwd=tmp_path, check=True, capture_output=True)
+        run = ["-M", "mps2-an386", "-nographic", "-semihosting-config", "enable=on,target=native"]
+        program = [tmp_path / folder / "firmware"]
+        if words:
+            program = ["qemu-system-arm", *run, "-kernel", *program]
+        done = subprocess.run(program, capture_output=True, text=True, timeout=100, check=True)
+        said.append([re.sub(r"ticks \d+", "", line) for line in done.stdout.splitlines()])
+    assert said[0] == said[1]
+    assert len(said[0]) == 4
 
 
 @emulator
@@ -175,3 +206,54 @@ def test_loops_and_runs_give_back_the_order(nest, start):
     holes = np.where(index % 3 == 0, -1, index)
     again = np.concatenate([np.full(n, -1) if b < 0 else b + np.arange(n) for b, n in _runs(holes)])
     assert np.array_equal(again, holes)
+
+
+SPACE = [
+    {"ops": ["conv_k3", "mb_k3_e2_se", "dil_k3"], "channels": 8},
+    {"ops": ["sep_k5", "res_k3", "conv_k5"], "channels": [8, 16], "stride": 2},
+]
+
+
+@pytest.fixture(scope="module")
+def searched() -> nn.Module:
+    torch.manual_seed(0)
+    return randomized(StagedSpace((2, 12, 12), 3, SPACE)).eval()
+
+
+def chosen(space: nn.Module, number: int) -> tuple[dict[str, object], nn.Module]:
+    arch = {n: d.options[number % len(d.options)] for n, d in decisions(space)}
+    return arch, discretize(space, Arch(space.name, arch)).eval()
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_flash_and_ram_of_a_search_are_never_below_those_of_the_graph(searched, number):
+    arch, network = chosen(searched, number)
+    graph = integer_graph(network, torch.randn(8, 2, 12, 12))
+    ram, flash = (expected(searched, cost(), (2, 12, 12)).of(arch) for cost in (Ram, Flash))
+    plan, given = planned(graph), graph.start.numel + graph.end.numel
+    assert plan.size + given <= ram <= 1.03 * (plan.size + given)
+    assert graph.weight_bytes + 1000 < flash < graph.weight_bytes + 4500
+    few = expected(searched, Flash(weight_bits=2), (2, 12, 12)).of(arch)
+    assert flash - few == pytest.approx(0.75 * sum(c.weight.size for c in graph.convolutions()), 1)
+
+
+def test_ram_leaves_out_padding_that_the_convolutions_do_themselves():
+    torch.manual_seed(0)
+    space = randomized(StagedSpace((3, 40), 3, [{"ops": ["tcn_k7_d2"], "channels": 8}])).eval()
+    graph = integer_graph(discretize(space), torch.randn(8, 3, 40))
+    given = graph.start.numel + graph.end.numel
+    assert expected(space, Ram(), (3, 40)).of({}) == planned(graph).size + given
+
+
+@emulator
+def test_flash_of_a_search_is_just_above_that_of_the_linker_map(searched, tmp_path):
+    arch, network = chosen(searched, 1)
+    x = torch.randn(8, 2, 12, 12)
+    for name, text in zip(FILES, c_contents(network, x, x, "a test", "abc"), strict=True):
+        (tmp_path / name).write_text(str(text))
+    model = CompiledModel(tmp_path / FILES[0])
+    levels = model.start.quantize(x[:1])
+    found = on_board(BOARDS["cortex_m4"], tmp_path, levels, model.run(levels))
+    flash = expected(searched, Flash(), (2, 12, 12)).of(arch)
+    assert found.flash <= flash <= found.flash + 700
+    assert found.weights == integer_graph(network, x).weight_bytes

@@ -148,6 +148,21 @@ def test_multipliers_are_as_exact_as_their_bits_allow(factors, form):
             assert abs(m / 2**shift - factor) <= allowed
 
 
+def test_dead_channels_and_outputs_that_are_nearly_always_zero_take_nothing_from_the_others():
+    torch.manual_seed(0)
+    layer = nn.Conv2d(2, 3, 3)
+    layer.weight.data[1] = 0
+    x = torch.randn(16, 2, 6, 6)
+    graph = integer_graph(nn.Sequential(layer), x)
+    assert (graph(x) - layer(x)).abs().max() < 3 * graph.end.scale
+    layer.bias.data[:] = 1e-6 - layer(x).detach().max()
+    graph = integer_graph(nn.Sequential(layer, nn.ReLU()), x)
+    (conv,) = graph.convolutions()
+    assert 15 <= conv.shift <= 40
+    levels = torch.randint(-128, 128, (4, 2, 6, 6))
+    assert np.array_equal(by_hand(conv, levels[0].numpy()), graph.run(levels)[0].numpy())
+
+
 def test_a_mean_rounds_half_away_from_zero_and_leaves_padding_out():
     pool = nn.AvgPool2d(2, 1, 1, count_include_pad=False)
     x = torch.tensor([[-127.0, -3, 5], [-2, 4, 4], [0, 128, 1]])[None, None] / 255

@@ -1,0 +1,182 @@
+"""Flash and RAM of the C file (`format=c`) on a microcontroller, while its network is searched.
+
+Both are estimates from above of what the linker map says of the cross-compiled file;
+experiments/boards compares them. Code is that of `nas/integer/kernels.c` for Cortex-M with -O2.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import nn
+
+from nas.cost.activations import Read
+from nas.cost.analytic import packed_bytes
+from nas.cost.dry_run import Example
+from nas.cost.expected import Expected, layer_terms
+from nas.cost.layer import LayerSpec
+from nas.cost.memory import peak_terms
+from nas.cost.polynomial import Polynomial, probability, weighted_sum
+from nas.cost.recorder import Operator
+from nas.cost.trace import Trace, trace
+
+_CODE = 1360  # bytes: convolution, and the function that calls the layers
+_LAYER = 56 + 20  # constants that hold the sizes of a convolution, and the code of its call
+_CHANNEL = 4  # bias and multiplier of an output channel
+# Part of an operator's name in PyTorch -> bytes of one call with its constants, and of the kernel.
+_OPERATORS: Mapping[str, tuple[int, int]] = {
+    "add": (40, 150),
+    "mul": (44, 130),
+    "mean": (36, 220),
+    "pool": (52, 350),
+    "cat": (80, 140),
+    "sigmoid": (276, 30),
+    "swish": (276, 30),
+    "silu": (276, 30),
+    "gelu": (276, 30),
+    "copy": (56, 130),
+    "clone": (56, 130),
+    "relu": (40, 150),
+    "hardtanh": (40, 150),
+    "zeros": (40, 80),
+}
+_LIMITS = ("relu", "hardtanh")  # part of the operator in front, where they alone read it
+_BEFORE_LIMITS = ("convolution", "addmm", "batch_norm", "add", "mul", "mean")
+
+
+@dataclass(frozen=True)
+class Flash:
+    """Bytes of code and constants of the network's C file.
+
+    Weights as they are packed, 4 bytes for each output channel, what tells each layer its sizes,
+    and the code of the kernels that the space may call. BatchNorm is folded where it can be, and
+    is a convolution elsewhere.
+
+    Args:
+        weight_bits: of weights that have no bits of their own.
+    """
+
+    weight_bits: int = 8
+    name: str = "flash"
+    unit: str = "B"
+
+    def expected(self, model: nn.Module, example: Example | Trace) -> Expected:
+        """The flash of `model` under its thetas.
+
+        Args:
+            example: as for `nas.cost.trace.trace`; or a `Trace` made before.
+
+        Raises:
+            UserError: as `trace` does.
+        """
+        traced = example if isinstance(example, Trace) else trace(model, example)
+        parts: list[tuple[float, Polynomial]] = [
+            (1, layer_terms(traced, _Layers(self.weight_bits))),
+            *_operators(traced),
+        ]
+        return Expected(model, self.name, self.unit, [weighted_sum(parts)], traced.options)
+
+
+@dataclass(frozen=True)
+class Ram:
+    """Bytes of the network's static memory on a microcontroller, with one input and one output.
+
+    The activations that live at once, in 8 bits, as `nas.cost.memory.PeakMemory` counts them; the
+    caller holds the input and the output all the time.
+    """
+
+    name: str = "ram"
+    unit: str = "B"
+
+    def expected(self, model: nn.Module, example: Example | Trace) -> Expected:
+        """The RAM of `model` under its thetas.
+
+        Args:
+            example: as for `nas.cost.trace.trace`; or a `Trace` made before.
+
+        Raises:
+            UserError: as `trace` does.
+        """
+        traced = example if isinstance(example, Trace) else trace(model, example)
+        traced = _without_padding(traced)
+        held = {*traced.starts, *(buffer for _, buffer in traced.outputs)}
+        sizes = [0 if i in held else b.numel for i, b in enumerate(traced.buffers)]
+        outputs = max(traced.buffers[buffer].numel for _, buffer in traced.outputs)
+        given = sum(traced.buffers[buffer].numel for buffer in traced.starts) + outputs
+        peaks = peak_terms(traced, sizes, fuse=True)
+        added: Polynomial = {frozenset(): float(given)}
+        return Expected(model, self.name, self.unit, peaks, traced.options, added)
+
+
+def _without_padding(traced: Trace) -> Trace:
+    """Zeros around what only convolutions read are padding of these: nothing is copied."""
+    readers: dict[int, set[str]] = defaultdict(set)
+    for operator in traced.operators:
+        for _, buffer in operator.reads:
+            readers[buffer].add(operator.name)
+    padded: dict[int, tuple[Read, ...]] = {}
+    kept = []
+    for operator in traced.operators:
+        reads = tuple(
+            (condition | own, source)
+            for condition, buffer in operator.reads
+            for own, source in padded.get(buffer, ((frozenset(), buffer),))
+        )
+        made = operator.makes[:1]
+        if operator.name == "constant_pad_nd" and readers[made[0]] == {"convolution"}:
+            padded[made[0]] = reads
+        else:
+            kept.append(replace(operator, reads=reads))
+    return replace(traced, operators=tuple(kept))
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """Bytes of layers with weights: the weights, and what belongs to each call."""
+
+    bits: int
+    name: str = "flash"
+    unit: str = "B"
+    extra_kinds: ClassVar = ("folded", "gained")
+
+    def __call__(self, layer: LayerSpec) -> float:
+        if layer.kind in ("conv", "linear"):
+            return _LAYER + _CHANNEL * layer.out_channels
+        tensor = layer.role.rpartition(".")[2]
+        if tensor == "running_mean":  # a norm that stays is a depthwise convolution of kernel 1
+            own = layer.numel * (1 + _CHANNEL) + _LAYER
+            return -own if layer.kind == "folded" else own
+        if layer.kind != "parameter" or layer.ndim < 2:
+            return 0
+        packed = packed_bytes(layer)
+        return -(-layer.numel * self.bits // 8) if packed is None else packed
+
+
+def _operators(traced: Trace) -> Iterator[tuple[float, Polynomial]]:
+    """Bytes of what has no weights, each with the probability that it is there; all the code."""
+    readers = Counter(buffer for op in traced.operators for _, buffer in op.reads if not op.view)
+    makers = {buffer: op for op in traced.operators for buffer in op.makes}
+    code: dict[str, int] = {"": _CODE}
+    for operator in traced.operators:
+        kind = next((part for part in _OPERATORS if part in operator.name), None)
+        if kind is None or operator.view or operator.name in _BEFORE_LIMITS[:2]:
+            continue
+        own, kernel = _OPERATORS[kind]
+        if kind in _LIMITS and _fused(operator, readers, makers):
+            continue
+        code["add" if kind in _LIMITS else kind] = kernel
+        yield own, probability([operator.condition])
+    yield float(sum(code.values())), {frozenset(): 1.0}
+
+
+def _fused(operator: Operator, readers: Counter[int], makers: Mapping[int, Operator]) -> bool:
+    """Whether the limits of an activation go into the operator in front."""
+    if operator.overwrites:  # in place: only behind a norm, see `nas.ops.blocks.act`
+        return True
+    given = [buffer for _, buffer in operator.reads]
+    return all(
+        readers[buffer] == 1 and any(part in makers[buffer].name for part in _BEFORE_LIMITS)
+        for buffer in given
+        if buffer in makers
+    ) and all(buffer in makers for buffer in given)
