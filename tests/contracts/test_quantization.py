@@ -23,7 +23,7 @@ from nas.export.formats import Source, chosen
 from nas.integer import integer_graph
 from nas.integer.operators import Conv
 from nas.quantization.folding import folded
-from nas.quantization.layers import QuantizedLayer
+from nas.quantization.layers import QuantizedLayer, SearchedBits
 from nas.quantization.network import Quantize, calibrate, dequantized, quantized, quantized_layers
 from nas.quantization.packing import pack, packed_bytes, packed_tensors, unpack
 from nas.quantization.quantizers import (
@@ -35,6 +35,7 @@ from nas.quantization.quantizers import (
 )
 from nas.quantization.sensitivity import sensitivity, set_prior
 from nas.selection import select
+from nas.supernet.elastic import Elastic
 from nas.supernet.relax import softmax, straight_through
 
 SHAPE = (3, 6, 6)
@@ -57,6 +58,7 @@ def network(seed: int = 0, groups: int = 1) -> nn.Module:
         nn.init.uniform_(norm.running_mean, -1, 1)
         nn.init.uniform_(norm.running_var, 0.5, 2)
         nn.init.uniform_(norm.weight, -1, 1)
+        nn.init.uniform_(norm.bias, -1, 1)
     return made.eval()
 
 
@@ -170,8 +172,20 @@ def test_every_open_width_learns_from_a_hard_sample():
     for name, decision in decisions(model):
         if name.endswith("bits") and "candidates" not in name:
             assert (decision.alpha.grad != 0).all(), name
-    steps = [m.step for m in model.modules() if isinstance(m, InputQuantizer)]
-    assert all(step.grad is not None for step in steps[:1])
+
+
+@given(st.integers(0, 2**16), st.sampled_from([2, 4, 8]))
+def test_the_alphas_of_a_hard_sample_have_the_gradient_of_every_width(seed, drawn):
+    torch.manual_seed(seed)
+    bits = Elastic([2, 4, 8], straight_through)
+    layer, x, cotangent = SearchedBits(nn.Linear(5, 3), bits), torch.randn(4, 5), torch.randn(4, 3)
+    bits.noise[bits.options.index(drawn)] = 5.0
+    (layer(x) * cotangent).sum().backward()
+    rounded = [q(layer.layer.weight) for q in layer.weights.values()]
+    by_weight = cotangent.T @ layer.inputs["8"](x)
+    by_theta = torch.stack([(by_weight * weight).sum() for weight in rounded])
+    theta = softmax(bits.logits)
+    assert_close(bits.alpha.grad, theta * (by_theta - theta @ by_theta), rtol=1e-3, atol=1e-4)
 
 
 def test_the_size_at_one_hot_is_the_bytes_of_the_packed_network():
@@ -221,8 +235,11 @@ def test_device_costs_price_the_bits_of_each_layer():
     few, many = archs(model)[0], archs(model)[-1]
     for kind in (Roofline(device), Energy(device)):
         cost = nas.ExpectedCost(model, kind, SHAPE)
-        cheap, dear = cost.of(few.choices), cost.of({**many.choices, **_blocks(few)})
-        assert cheap < dear if isinstance(kind, Energy) else cheap <= dear  # bound by arithmetic
+        dear = cost.of({**many.choices, **_blocks(few)})
+        for key in ("weight_bits", "input_bits"):
+            own = {name: option for name, option in few.choices.items() if name.endswith(key)}
+            cheap = cost.of({**many.choices, **_blocks(few), **own})
+            assert cheap < dear if isinstance(kind, Energy) else cheap <= dear  # arithmetic bounds
         plain = nas.ExpectedCost(discretize(model, many), kind, SHAPE)()
         usual = nas.ExpectedCost(
             discretize(network(), nas.Arch("Sequential", _blocks(many))), kind, SHAPE
