@@ -302,7 +302,7 @@ def _by_setting(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     names = differing(runs)
     groups: dict[str, list[RunRecord]] = {}
     for run in sorted(runs, key=lambda run: [_order(run.overrides.get(name)) for name in names]):
-        groups.setdefault(settings(run, names), []).append(run)
+        groups.setdefault(settings(run, names) or "defaults", []).append(run)
     return groups
 
 

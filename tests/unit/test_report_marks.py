@@ -69,6 +69,13 @@ def test_budgets_of_the_cost_shown_are_lines(tmp_path):
     ]
 
 
+def test_runs_without_any_setting_are_in_the_legend_too(tmp_path):
+    for name, overrides in (("a", {}), ("b", {}), ("c", {"tau": 1}), ("d", {"tau": 1})):
+        write(tmp_path, name, 100, 0.5, overrides=overrides)
+    legend = chart([front_of(tmp_path)]).legend
+    assert sorted(label for _, label, *_ in legend) == ["defaults", "tau=1"]
+
+
 def test_the_best_of_a_search_is_marked_and_an_untrained_network_says_so(tmp_path, capsys):
     """The run has copies of one network's files: that one is shown, once, with the mark."""
     runs = tmp_path / "runs"
