@@ -14,7 +14,7 @@ from nas.cost.expected import Expected
 from nas.errors import NotFiniteError, UserError
 from nas.problem import SearchProblem, check_logits
 from nas.quantities import amount, metric_name, metric_words
-from nas.ranks import broadcast
+from nas.ranks import broadcast, each_rank_alone
 from nas.search.base import SearchResult, Stage
 from nas.search.evaluate import validated
 from nas.search.oneshot import OneShot
@@ -88,8 +88,9 @@ class Compression(OneShot):
         found = original(problem)
         begun = broadcast(stage.run.checkpoint.exists)  # which holds the order
         if self.order == "taylor" and found is not None and found.is_trained and not begun:
-            batches = problem.data.calibration_loader(IMAGES)
-            put_in_order(taylor(self.supernet, batches, self.task.loss))
+            with each_rank_alone(problem.data):  # the same order on every rank
+                batches = problem.data.calibration_loader(IMAGES)
+                put_in_order(taylor(self.supernet, batches, self.task.loss))
         return super().run(problem, stage)
 
 
@@ -124,7 +125,8 @@ def original(problem: SearchProblem) -> Original | None:
         return None
     known = vars(problem)
     if "_original" not in known:
-        known["_original"] = _evaluated(problem)
+        with each_rank_alone(problem.data):  # it is trained on every rank, or on none
+            known["_original"] = _evaluated(problem)
     found: Original = known["_original"]
     return found
 
