@@ -21,8 +21,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 import nas
-from nas.compress.convert import converted
-from nas.compress.rules import Channels, Rules
+from nas.compress.convert import Channels, Rules, converted
 from nas.compress.trial import masked
 from nas.errors import UserError
 
@@ -108,7 +107,7 @@ def tried(name: str, choices: int) -> dict[str, Any]:
     for _ in range(NETWORKS):
         nas.sample_path(supernet, generator)
         chosen = nas.arch_of(supernet, "x").choices
-        network = nas.discretize(supernet)
+        network = nas.discretize(supernet).requires_grad_(False)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             y = _first(network(x))
         with torch.no_grad():

@@ -127,13 +127,17 @@ class SearchedLayer(Searchable):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What a layer of its class gives that has a part of its tensors."""
         taken, masks = {}, {}
+        reading = {slicing.width for slicing in self.slicings if slicing.reads}
         for name in self.widths:
             width = self._width(name)
-            theta = width.theta
-            values = theta.tolist()
-            taken[name] = max(k for k, value in enumerate(values) if value)
-            if theta.requires_grad or any(value not in (0.0, 1.0) for value in values):
-                masks[name] = width.present(theta)
+            # Layers that only pass channels on need no gradient of their probabilities.
+            with torch.set_grad_enabled(name in reading and torch.is_grad_enabled()):
+                theta = width.theta
+                values = theta.tolist()
+                taken[name] = max(k for k, value in enumerate(values) if value)
+                mixed = theta.requires_grad or any(value not in (0.0, 1.0) for value in values)
+                if name in reading and mixed:
+                    masks[name] = width.present(theta)
         parts = self._parts(taken, masks)
         hidden = {**parts, **_sizes(self, {**self._tensors(), **parts})}
         before = {name: vars(self)[name] for name in hidden if name in vars(self)}
