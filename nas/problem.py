@@ -29,6 +29,8 @@ from nas.progress import Part
 from nas.quantities import amount, parse_budget
 from nas.selection import check_feasible, check_known, largest_of, select
 from nas.supernet.choice import Relaxing
+from nas.tasks import check_judged
+from nas.tasks.classification import task_of
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -108,6 +110,7 @@ class SearchProblem:
 
     def __post_init__(self) -> None:
         read(self.data)
+        check_task(self.data)
         shape, outputs = self.data.input_shape, self.data.num_outputs
         check_memory(partial(self.make_supernet, input_shape=shape, num_outputs=outputs))
         self.supernet = self.build()
@@ -222,6 +225,14 @@ class SearchProblem:
                     f"this architecture has {name} {amount(value, unit)}, more than "
                     f"budget.{name}={amount(bound, unit)}"
                 )
+
+
+def check_task(data: SearchData) -> None:
+    """Refuse a loss or a metric that does not take these data, see `nas.tasks.check_judged`."""
+    _, targets = next(iter(data.weight_loader()))
+    draw = torch.Generator().manual_seed(0)
+    outputs = torch.randn(len(targets), data.num_outputs, generator=draw, requires_grad=True)
+    check_judged(task_of(data), outputs, targets)
 
 
 def check_logits(network: nn.Module, example: Inputs, classes: int) -> None:

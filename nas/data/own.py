@@ -151,7 +151,7 @@ def _sets(data: Any) -> tuple[dict[Part, OwnSet], int | None]:
         raise UserError(f"data: {type(data).__name__} is none of {_KINDS}")
     if strange := [name for name in found if name not in _PARTS]:
         raise UserError(f"data: {strange[0]!r} is none of the parts train, val and test")
-    if "train" not in found:
+    if found.get("train") is None:
         raise UserError("data: there is no train part: give a data set to train with")
     train = found["train"]
     sets = {part: _own_set(part, found[part]) for part in _PARTS if found.get(part) is not None}

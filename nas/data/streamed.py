@@ -73,20 +73,25 @@ class Streamed(Dataset[tuple[Inputs, Tensor]]):
         own = self.sets[0]
         with _own_draws():
             for position in positions.tolist():
-                part = bisect.bisect_right(self.ends, position)
-                own = self.sets[part]
+                own, place = self._place(position)
                 _seed(seed * 1_000_003 + position)
-                with failing(f"{own.name}[{position - (self.ends[part] - len(own.dataset))}]"):
-                    items.append(own.dataset[position - (self.ends[part] - len(own.dataset))])
+                with failing(f"{own.name}[{place}]"):
+                    items.append(own.dataset[place])
             with failing(f"putting samples of {own.name} together"):
                 batch = own.collate(items)
         return _pair(batch, own.name, len(items))
+
+    def _place(self, position: int) -> tuple[OwnSet, int]:
+        """The Dataset that has this sample, and where."""
+        part = bisect.bisect_right(self.ends, position)
+        own = self.sets[part]
+        return own, position - (self.ends[part] - len(own.dataset))
 
     def read(self, positions: Tensor, keep: bool) -> tuple[Inputs | None, Tensor]:
         """All samples at `positions`, None unless they are to be kept, and their targets.
 
         Raises:
-            UserError: samples or targets are not all of one shape.
+            UserError: samples or targets are not all of one shape, or samples not finite.
         """
         requests = [(0, chunk) for chunk in torch.split(positions, CHUNK)]
         samples, targets = [], []
@@ -95,7 +100,7 @@ class Streamed(Dataset[tuple[Inputs, Tensor]]):
             self, sampler=requests, batch_size=None, num_workers=self.workers,
             generator=torch.Generator(),  # else it moves the global one
         )  # fmt: skip
-        for x, y in loader:
+        for (_, chunk), (x, y) in zip(requests, loader, strict=True):
             shape = [tuple(leaf.shape[1:]) for leaf in (*tree_leaves(x), y)]
             first = first or shape
             if shape != first:
@@ -103,6 +108,13 @@ class Streamed(Dataset[tuple[Inputs, Tensor]]):
                     f"data: {self.sets[0].name} gives samples and targets of {shape} beside others "
                     f"of {first}: all must be of one shape, cut or pad them"
                 )
+            for leaf in tree_leaves(x):
+                if not (good := leaf.isfinite().reshape(len(leaf), -1).all(1)).all():
+                    own, place = self._place(int(chunk[int(good.int().argmin())]))
+                    raise UserError(
+                        f"data: {own.name}[{place}] is not finite everywhere: leave that sample "
+                        "out, or fill what is missing"
+                    )
             targets.append(y)
             if keep:
                 samples.append(x)

@@ -1,13 +1,16 @@
 """What networks are trained for: a `Task` gives the loss, the metrics and the number of outputs."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
 from nas.errors import NotFiniteError, UserError
 from nas.quantities import lower_is_better
+from nas.ranks import each_rank_alone
 
 if TYPE_CHECKING:
     from torchmetrics import Metric, MetricCollection
@@ -134,6 +137,14 @@ class Supervised:
         self.own_loss, self.own_metric = loss, metric
         self.primary = primary if metric is None else name_of(metric)
 
+    def with_groups(self, targets: Tensor, groups: Tensor) -> Tensor:
+        """Targets as from `read`, with what a metric must know of the group of each sample.
+
+        Args:
+            groups: int64 ``(N,)``.
+        """
+        return targets
+
     def divide(self, targets: Tensor, parts: Parts, grouped: bool) -> Parts:
         """See `Task`; as they are."""
         return parts
@@ -199,6 +210,56 @@ def name_of(metric: object) -> str:
     if metric.higher_is_better:
         return f"{name}_score" if lower_is_better(name) else name
     return name if lower_is_better(name) else f"{name}_error"
+
+
+def check_judged(task: Task, outputs: Tensor, targets: Tensor) -> None:
+    """Try the loss and the metrics of a task on a batch, before anything is trained.
+
+    Args:
+        outputs: as a network may give them ``(N, outputs)``, with a gradient.
+        targets: as from `Task.batch`.
+
+    Raises:
+        UserError: one fails; a loss that is no number to descend, or a metric that is no number.
+    """
+    of = f"for outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} of {targets.dtype}"
+    with _trying(f"task.loss fails {of}"):
+        loss = task.loss(outputs, targets)
+    if not isinstance(loss, Tensor) or loss.shape != () or not loss.requires_grad:
+        raise UserError(
+            f"task.loss gives {_kind(loss)} {of}: it must give one number with a gradient, the "
+            "mean over the batch, computed with torch"
+        )
+    with _trying(f"a metric of the task fails {of}"), warnings.catch_warnings(), each_rank_alone():
+        warnings.simplefilter("ignore")
+        metrics = task.metrics()
+        metrics.update(outputs.detach(), targets)
+        found = metrics.compute()
+    for name, value in found.items():
+        if not isinstance(value, Tensor) or value.shape != ():
+            raise UserError(
+                f"the metric {name} of the task gives {_kind(value)}: it must give one number, "
+                "e.g. a mean over the classes"
+            )
+    if task.primary not in found:
+        raise UserError(f"task.primary={task.primary} is none of the metrics {', '.join(found)}")
+
+
+@contextmanager
+def _trying(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+        raise UserError(f"{what}: {said[:300]}") from error
+
+
+def _kind(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    if value.shape == ():
+        return "a number without a gradient"
+    return f"a tensor {tuple(value.shape)}"
 
 
 def one_input(inputs: Any, task: str) -> Tensor:

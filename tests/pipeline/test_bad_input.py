@@ -14,6 +14,7 @@ from nas.config.check import check
 from nas.config.saved import change
 from nas.errors import UserError
 
+from . import bad_own
 from .bad_inputs import OF_RUN, OTHERS, SEARCH, configurations, wrong_numbers
 
 CONFIGURATIONS = configurations()
@@ -161,6 +162,33 @@ def test_one_line_nothing_trained_nothing_left(
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     if said != "too long":  # of such a path the system makes the beginning
         nothing_is_left(tmp_path)
+
+
+@pytest.mark.parametrize("case", bad_own.DATA)
+def test_one_line_of_bad_data_of_ones_own(
+    case: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, words, said = bad_own.DATA[case]
+    source = f"data.source={{_target_: {bad_own.__name__}.own, case: {case!r}}}"
+    assert said in complaint(capsys, "search", "data=own", source, *words.split())
+    nothing_is_left(tmp_path)
+
+
+@pytest.mark.parametrize("words", bad_own.TASK)
+def test_one_line_of_a_loss_or_metric_of_ones_own(
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = re.split(r" (?=task)", words)
+    assert bad_own.TASK[words] in complaint(capsys, "search", *given)
+    nothing_is_left(tmp_path)
 
 
 @pytest.mark.parametrize("words", OF_RUN)
