@@ -6,6 +6,7 @@ resumed in ``FOLDER/resumed``; what it was when it broke is kept in ``FOLDER/bro
 
 import hashlib
 import json
+import random
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +16,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric.utilities import registry
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 import nas.front
 import nas.pipeline
@@ -36,9 +39,10 @@ from nas.supernet.choice import ChoiceBlock
 from nas.verbs import components_of
 
 BATCH = 16  # of all ranks together
+DATA, IMAGES = ["data.limit=64", "data.eval_batch_size=50"], ["data.augment=crop_flip"]
 EVERY = [
-    "data=digits", "data.limit=64", "data.augment=crop_flip", "finetune.epochs=1", "onnx=false",
-    "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "data.eval_batch_size=50",
+    "finetune.epochs=1", "onnx=false", "trainer.accelerator=cpu",
+    "trainer.enable_progress_bar=false",
 ]  # fmt: skip
 DESCENT = ["search.epochs=3", "search.warmup_epochs=1", "relax=gumbel"]
 DARTS = ["search.epochs=3", "search.warmup_epochs=1", "relax=softmax"]
@@ -103,14 +107,26 @@ KINDS: dict[str, list[str]] = {
     ],
     "stable": ["bilevel", *DESCENT, "search.epochs=5", "stable_epochs=1"],
     "front": ["fairnas", *SHOTS, "front=2", "finetune.teacher=largest"],
+    "own": ["bilevel", *DESCENT, f"data.source={{_target_: {__name__}.Own}}"],
 }  # fmt: skip
 
 # One of each way to go on: the others differ from one of these in how they train or ask, not in
 # what they read again.
 RESUMED = (
     "bilevel", "reinforce", "random", "fairnas", "once_for_all", "fair_descent", "evolution",
-    "predictor", "halving", "constrained", "eigenvalue", "stable", "front",
+    "predictor", "halving", "constrained", "eigenvalue", "stable", "front", "own",
 )  # fmt: skip
+
+
+class Own(Dataset):
+    """Of the user's own: it draws anew each time that it is read, so that it is not kept."""
+
+    def __len__(self) -> int:
+        return 120
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        noise = random.random() + torch.randn(1, 8, 8) + torch.from_numpy(np.random.rand(8, 8))
+        return (place % 3) + 0.5 * noise.float(), place % 3
 
 
 class Toy(nn.Module):
@@ -149,7 +165,8 @@ def made(kind: str, folder: Path, ranks: int, batch: int = BATCH) -> Run:
 def composed(kind: str) -> DictConfig:
     """Hydra takes a third of the time of a run as tiny as these."""
     search, *words = KINDS[kind]
-    return compose_config([*EVERY, f"search={search}", *words])
+    data = [*DATA, "data=own"] if kind == "own" else [*DATA, "data=digits", *IMAGES]
+    return compose_config([*data, *EVERY, f"search={search}", *words])
 
 
 @contextmanager
