@@ -17,7 +17,7 @@ from nas.data.splits import Arrays, Levels, Part, Source, generator, split
 from nas.errors import UserError
 from nas.inputs import Inputs, Shapes, shapes_of
 from nas.ranks import rank_and_ranks
-from nas.tasks import Task
+from nas.tasks import Supervised, Task
 from nas.tasks.classification import Classification
 
 BatchSize = Annotated[int, Field(ge=2, le=10**9)]  # BatchNorm cannot train on a single image
@@ -129,6 +129,8 @@ class DataModule:
                 f"{shapes_of(example)}: pass data.augment=none."
             )
         targets, classes = self.task.read(read.targets, read.classes, read.samples)
+        if read.groups is not None and isinstance(self.task, Supervised):
+            targets = self.task.with_groups(targets, read.groups)
         return replace(read, targets=targets, classes=classes)
 
     @cached_property

@@ -27,7 +27,7 @@ class MachineSounds:
 
     A sample is `frames` log-mel frames that follow each other, ``(1, frames * mels)``, as MLPerf
     Tiny's autoencoder takes them (Banbury et al. 2021). Every second file of each kind in test is
-    the val part, the others are the test part. The label is that of the file.
+    the val part, the others are the test part. The label is that of the file, and so is the group.
 
     Args:
         root: the folder.
@@ -56,17 +56,20 @@ class MachineSounds:
         files["val"] = [path for own in kinds for path in own[1::2]]
         files["test"] = [path for own in kinds for path in own[::2]]
         bands = mel_bands(self.rate, self.window, self.mels)
-        samples, labels, given, count = [], [], {}, 0
+        samples, labels, sizes, given, count = [], [], [], {}, 0
         for part, paths in files.items():
             first = count
             for path in paths:
                 found = self._samples(path, bands)
                 samples.append(found)
+                sizes.append(len(found))
                 labels += [int(path.name.startswith(ANOMALY))] * len(found)
                 count += len(found)
             given[part] = torch.arange(first, count)
         x = torch.from_numpy(np.concatenate(samples))[:, None]
-        return Arrays(x, torch.tensor(labels), (NORMAL, ANOMALY), given, largest=1)
+        groups = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+        names = (NORMAL, ANOMALY)
+        return Arrays(x, torch.tensor(labels), names, given, largest=1, groups=groups)
 
     def _samples(self, path: Path, bands: Frames) -> Frames:
         """Of one file ``(N, frames * mels)``, in decibels."""

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryAUROC
+from torchmetrics.functional.classification import binary_auroc
+from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.wrappers.transformations import MetricInputTransformer
 
 from nas.ranks import rank_and_ranks
 
-Pair = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Pair = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 
 class Of(MetricInputTransformer):
@@ -32,6 +34,39 @@ class AUROC(BinaryAUROC):
         kinds = torch.cat([one.flatten() for one in self.target])
         one_kind = bool((kinds == kinds[0]).all())
         return kinds.new_full((), torch.nan, dtype=torch.float) if one_kind else super().compute()
+
+
+class GroupAUROC(Metric):
+    """Of the mean scores of groups."""
+
+    higher_is_better = True
+    full_state_update = False
+    scores: list[Tensor]
+    kinds: list[Tensor]
+    groups: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("scores", "kinds", "groups"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, scores: Tensor, kinds: Tensor, groups: Tensor) -> None:
+        """Take a batch."""
+        self.scores.append(scores)
+        self.kinds.append(kinds)
+        self.groups.append(groups)
+
+    def compute(self) -> Tensor:
+        """NaN where all groups are of one kind."""
+        scores, kinds, groups = map(dim_zero_cat, (self.scores, self.kinds, self.groups))
+        names, number = torch.unique(groups, return_inverse=True)
+        total = scores.new_zeros(len(names), dtype=torch.double)
+        mean = total.index_add(0, number, scores.double()) / torch.bincount(number)
+        kind = kinds.new_zeros(len(names)).index_copy(0, number, kinds)
+        if bool((kind == kind[0]).all()):
+            return scores.new_full((), torch.nan)
+        found: Tensor = binary_auroc(mean / (1 + mean), kind)
+        return found.float()
 
 
 def collection(metrics: Mapping[str, Metric], pair: Pair | None = None) -> MetricCollection:

@@ -102,3 +102,4 @@ def test_anomalies_are_found_by_the_recipe(folder):
     assert run(["search", "experiment=anomaly_detection", *SMALL.split(), *words, "name=a"]) == 0
     result = json.loads(Path("runs/a/result.json").read_text())
     assert result["metrics"]["test_auroc"] > 0.9  # three times as loud
+    assert result["metrics"]["test_group_auroc"] == 1  # of files

@@ -189,6 +189,49 @@ def test_anomalous_samples_are_scored_and_never_learned():
     assert float(metrics.compute()["auroc"]) == pytest.approx(float(above), abs=1e-6)
 
 
+def test_a_group_is_scored_by_the_mean_of_its_samples():
+    sizes = torch.tensor([1, 2, 3, 4, 5, 6, 9, 10])
+    x, groups = torch.randn(40, 2, 5), 7 + torch.arange(8).repeat_interleave(sizes)
+    odd = groups % 3 == 0
+    task = Anomaly()
+    targets, _ = task.read(odd.long(), (), x)
+    batch = task.batch(x, task.with_groups(targets, groups))
+    outputs = torch.randn(40, 10)
+    metrics, order = task.metrics(), torch.randperm(40)
+    for some in order.split(7):  # a group is in several batches
+        metrics.update(outputs[some], batch[some])
+    found = metrics.compute()
+    errors = (outputs - x.flatten(1)).square().mean(1)
+    above = (errors[odd][:, None] > errors[~odd]).double().mean()
+    assert float(found["auroc"]) == pytest.approx(float(above), abs=1e-6)
+    kinds = torch.arange(7, 15) % 3 == 0
+    means = torch.stack([errors[groups == group].mean() for group in range(7, 15)])
+    above = (means[kinds][:, None] > means[~kinds]).double().mean()
+    assert float(found["group_auroc"]) == pytest.approx(float(above), abs=1e-6)
+    assert_close(task.loss(outputs, batch), errors[~odd].sum() / 40)
+
+
+def test_groups_of_both_kinds_are_not_scored():
+    task = Anomaly()
+    targets, _ = task.read(torch.arange(40) % 2, (), torch.zeros(40, 1, 4))
+    kept = task.with_groups(targets, torch.arange(40) // 4)
+    assert torch.equal(kept, targets)
+    assert "group_auroc" not in task.metrics()
+
+
+def test_half_of_the_groups_of_the_test_part_validate():
+    task, where = Anomaly(), torch.arange(60)
+    targets, _ = task.read((where >= 44).long(), (), torch.zeros(60, 1, 4))
+    groups = where // 4
+    targets = task.with_groups(targets, groups)
+    parts = {"train": where[:20], "val": where[20:24], "test": where[24:]}
+    found = task.divide(targets, parts, True)
+    assert torch.equal(torch.cat(list(found.values())).sort().values, where)
+    val, test = (set(groups[found[part]].tolist()) for part in ("val", "test"))
+    assert not val & test
+    assert [len({g for g in own if g >= 11}) for own in (val, test)] == [2, 2]
+
+
 @pytest.mark.parametrize("grouped", [False, True])
 def test_the_parts_of_an_anomaly_task(grouped):
     task, where = Anomaly(normal="fine"), torch.arange(60)
