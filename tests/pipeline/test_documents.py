@@ -158,8 +158,9 @@ def test_code_of_a_page_runs(page, run_folder, tmp_path, monkeypatch):
             Path(words).parent.mkdir(parents=True, exist_ok=True)
             Path(words).write_text(body, encoding="utf-8")
         elif language == "bash":
-            for line in body.replace("\\\n", " ").splitlines():
-                command(line, smallest)
+            for number, line in enumerate(body.replace("\\\n", " ").splitlines()):
+                # Runs of one second would have one name.
+                command(line, [*smallest, f"name={len(names)}_{number}"] if smallest else [])
         else:
             assert language == "python", f"a block of {language!r} says neither file nor reason"
         if language == "python":
