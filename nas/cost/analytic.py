@@ -6,6 +6,7 @@ from math import prod
 
 from nas.cost.layer import LayerSpec
 from nas.errors import UserError
+from nas.quantization import packing
 
 _FLOATS = {"float32": 32, "float16": 16, "bfloat16": 16}
 
@@ -91,7 +92,7 @@ def packed_bytes(layer: LayerSpec) -> int | None:
     """Bytes of a stored tensor that has bits of its own; None where it has none."""
     if not layer.bits_weight or layer.is_call:
         return None
-    return layer.rows * -(-(layer.numel // layer.rows) * layer.bits_weight // 8)
+    return packing.packed_bytes(layer.rows, layer.numel, layer.bits_weight)
 
 
 @dataclass(frozen=True)
