@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nas.cost import operators
 from nas.cost.analytic import MACs, Params
 from nas.cost.expected import ExpectedCost
+from nas.cost.operators import run_operator
 from nas.cost.trace import trace
 from nas.decision import decisions
 from nas.errors import UserError
@@ -228,3 +229,40 @@ def test_a_model_in_training_mode_is_traced_as_it_will_be_deployed():
     # In training mode a BatchNorm refuses the single value per channel that one sample leaves.
     net = nn.Sequential(nn.AdaptiveAvgPool1d(1), conv(1), nn.BatchNorm1d(2)).train()
     assert costs(net) == (4 + 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("operator", "arguments"),
+    [
+        (torch.ops.aten.relu.default, ()),
+        (torch.ops.aten.add.Tensor, (2.5,)),
+        (torch.ops.aten.add.Tensor, (2,)),
+        (torch.ops.aten.sum.dim_IntList, ([1],)),
+        (torch.ops.aten.split_with_sizes_copy.default, ([1, 2], 1)),
+        (torch.ops.aten._unsafe_view.default, ([6, 4],)),
+        (torch.ops.aten.view.default, ([6, 4],)),
+        (torch.ops.aten.relu_.default, ()),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_an_operator_without_memory_gives_each_time_what_it_gives_first(operator, arguments, dtype):
+    for size in ((2, 3, 4), (2, 3, 4), (4, 3, 2), (2, 3, 4)):
+        x = torch.zeros(size, device="meta", dtype=dtype)
+        wanted = operator(x.clone(), *arguments)
+        found = run_operator(operator, (x, *arguments), {})
+        several = isinstance(wanted, list | tuple)
+        assert isinstance(found, list | tuple) == several
+        pairs = zip(wanted if several else [wanted], found if several else [found], strict=True)
+        for one, other in pairs:
+            assert (one.shape, one.stride(), one.dtype) == (
+                other.shape,
+                other.stride(),
+                other.dtype,
+            )
+        shared = [y.untyped_storage()._cdata for y in (found if several else [found])]
+        of_input = operator in (
+            torch.ops.aten._unsafe_view.default,
+            torch.ops.aten.view.default,
+            torch.ops.aten.relu_.default,
+        )
+        assert (x.untyped_storage()._cdata in shared) == of_input
