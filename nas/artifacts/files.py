@@ -9,6 +9,7 @@ import platform
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -19,6 +20,7 @@ from typing import Any
 from nas.errors import FolderTakenError
 
 _TEMPORARY = re.compile(r"\..+\.nas-(?P<machine>[0-9a-f]{8})-(?P<pid>[0-9]{1,9})-\w+")
+ORPHANS = 15.0  # seconds, for which what a killed process has started may hold its lock
 _FORMULA = ("=", "+", "-", "@", "\t", "\n")  # what Excel and LibreOffice take for a formula
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE | re.ASCII)
 
@@ -180,12 +182,17 @@ def _locked(lock: Path, what: str, wait: bool) -> int | None:
         import fcntl
     except ImportError:  # not a POSIX system
         return None
+    until = time.monotonic() + ORPHANS
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+            if not wait and _is_gone(owner) and time.monotonic() < until:
+                os.close(descriptor)
+                time.sleep(0.1)
+                continue
             if not wait:
                 os.close(descriptor)
                 raise FolderTakenError(
@@ -206,6 +213,12 @@ def _locked(lock: Path, what: str, wait: bool) -> int | None:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
     return descriptor
+
+
+def _is_gone(owner: str) -> bool:
+    """Whether this was a process here that has ended."""
+    found = re.fullmatch(r"process (\d+) on (.*)", owner)
+    return found is not None and found[2] == platform.node() and not _alive(int(found[1]))
 
 
 @cache

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from nas.data.splits import Arrays, generator
-from nas.data.streamed import Streamed
+from nas.data.streamed import Streamed, as_it_is
 from nas.inputs import Inputs, shapes_of
 from nas.ranks import rank_and_ranks
 
@@ -156,12 +156,24 @@ class EpochBatchSampler(DistributedSampler[Request]):
         return [batch for batch in batches if len(batch)]
 
 
+class EpochLoader(DataLoader[Any]):
+    """A DataLoader that begins at the first batch, and not where `iter` is called.
+
+    A resuming Lightning calls that before `set_epoch`, and processes that read would be told of the
+    first batches of another epoch.
+    """
+
+    def __iter__(self) -> Any:
+        yield from super().__iter__()
+
+
 def loader(dataset: Batches, sampler: EpochBatchSampler) -> DataLoader[Any]:
     """A DataLoader of the sampler's batches."""
     # In memory, a batch costs less than handing it over from another process would. The generator
     # is never used for data, but without it every epoch would move the global random state.
     samples = dataset.arrays.samples
     workers = samples.workers if isinstance(samples, Streamed) else 0
-    return DataLoader(
-        dataset, sampler=sampler, batch_size=None, num_workers=workers, generator=torch.Generator()
-    )
+    return EpochLoader(
+        dataset, sampler=sampler, batch_size=None, num_workers=workers,
+        generator=torch.Generator(), collate_fn=as_it_is,
+    )  # fmt: skip

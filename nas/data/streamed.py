@@ -99,6 +99,7 @@ class Streamed(Dataset[tuple[Inputs, Tensor]]):
         loader: Any = DataLoader(
             self, sampler=requests, batch_size=None, num_workers=self.workers,
             generator=torch.Generator(),  # else it moves the global one
+            collate_fn=as_it_is,
         )  # fmt: skip
         for (_, chunk), (x, y) in zip(requests, loader, strict=True):
             shape = [tuple(leaf.shape[1:]) for leaf in (*tree_leaves(x), y)]
@@ -120,6 +121,11 @@ class Streamed(Dataset[tuple[Inputs, Tensor]]):
                 samples.append(x)
         joined = tree_map(lambda *leaves: torch.cat(leaves), *samples) if keep else None
         return joined, torch.cat(targets)
+
+
+def as_it_is(batch: Any) -> Any:
+    """For a DataLoader of whole batches, which makes lists of tuples else."""
+    return batch
 
 
 def _pair(batch: Any, name: str, count: int) -> tuple[Inputs, Tensor]:
