@@ -2,7 +2,7 @@
 
     python scripts/compress_study.py OUT [--data fashion_mnist --root FOLDER] [--seeds 3]
 
-A ResNet-8 is trained; `nas search model=` makes it fit half and a quarter of its MACs. Beside it
+A ResNet-8 is trained; `nas search model=` makes it fit a part of its MACs. Beside it
 stand networks inside the same budgets whose channels are chosen at once: as even a share of every
 group as fits, by the weights, at random, or trained from fresh weights (a narrower network), and
 those of the least Taylor scores over all groups. They are trained for as many epochs as the search
@@ -41,7 +41,6 @@ from nas.search.evaluate import WeightSharing
 from nas.tasks.classification import task_of
 from nas.verbs import components_of
 
-BUDGETS = ("25%", "50%")
 METHODS = ("even", "random", "taylor", "narrow")
 NAMES = {
     "given": "the network given",
@@ -51,7 +50,7 @@ NAMES = {
     "taylor": "Taylor scores over all groups",
     "narrow": "uniform width multiplier, fresh weights",
 }
-SAMPLED, SHORT = 40, 4  # networks for tau, and the epochs of their trainings
+SHORT = 4  # epochs of the trainings for tau
 
 
 class Block(nn.Module):
@@ -97,16 +96,18 @@ def main() -> None:
     parser.add_argument("--base", type=int, default=12, help="epochs of the network given")
     parser.add_argument("--shot", type=int, default=8, help="epochs of the supernet")
     parser.add_argument("--tune", type=int, default=8, help="epochs of the network found")
-    parser.add_argument("--no-tau", action="store_true")
+    parser.add_argument("--budgets", default="25%,50%,6%", help="the search is for the first")
+    parser.add_argument("--sampled", type=int, default=40, help="networks for tau; 0: none")
     given = parser.parse_args()
+    given.budgets = given.budgets.split(",")
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     for seed in range(given.seeds):
         study = Study(given, seed)
-        for budget in BUDGETS:
+        for budget in given.budgets:
             rows += study.rows(budget)
-            table(rows)
-        if seed == 0 and not given.no_tau:
+            table(rows, given.budgets)
+        if seed == 0 and given.sampled:
             study.tau()
 
 
@@ -148,9 +149,9 @@ class Study:
         epochs = [f"search.epochs={self.given.shot}", f"finetune.epochs={self.given.tune}"]
         folder = self.out / "compress"
         if not RunDir(folder).finished:
-            words = [*self.words, *self.weights, *epochs, f"budget.macs={BUDGETS[0]}"]
+            words = [*self.words, *self.weights, *epochs, f"budget.macs={self.given.budgets[0]}"]
             assert nas(["search", *words, f"out={self.out}", "name=compress"]) == 0
-        if budget == BUDGETS[0]:
+        if budget == self.given.budgets[0]:
             return RunDir(folder).read_result() or {}
         out = self.out / f"compress-{budget}"
         if not list(out.glob("*/result.json")):
@@ -207,14 +208,14 @@ class Study:
 
     def tau(self) -> None:
         """How the supernet's weights rank random networks, once these are trained."""
-        self.compressed(BUDGETS[0])
+        self.compressed(self.given.budgets[0])
         file = self.out / "tau.json"
         known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
         problem = self.problem([*self.weights, f"finetune.epochs={SHORT}"])
         load_supernet(problem.supernet, self.out / "compress" / "last.ckpt")
         score = WeightSharing()(problem)
         draw = torch.Generator().manual_seed(self.seed)
-        for _ in range(SAMPLED):
+        for _ in range(self.given.sampled):
             sample_path(problem.supernet, draw)
             arch = Arch(problem.space, arch_of(problem.supernet).choices)
             if arch.hash not in known:
@@ -289,11 +290,11 @@ def row(method: str, budget: str, result: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "params": result["costs"]["params"], "acc": result["metrics"]["test_acc"]}
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> None:
+def table(rows: Sequence[Mapping[str, Any]], budgets: Sequence[str]) -> None:
     """Mean and standard deviation over the seeds."""
     print("\n| MACs at most | network | test accuracy | MACs | parameters | seeds |")
     print("|---|---|---|---|---|---|")
-    for budget in BUDGETS:
+    for budget in budgets:
         for method, name in NAMES.items():
             own = [one for one in rows if (one["method"], one["budget"]) == (method, budget)]
             if own:
