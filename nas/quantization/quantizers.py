@@ -79,10 +79,11 @@ class _FakeQuantize(torch.autograd.Function):
         by_step = by_zero = None
         if ctx.needs_input_grad[1]:
             # Of values that cancel: their sums apart from each other would be off by a percent.
-            terms = (grad * rounded).sub_(inside * value)
+            terms = (grad * rounded).addcmul_(inside, value, value=-1)
             by_step = ctx.scale * terms.sum_to_size(step.shape)
         if ctx.needs_input_grad[2]:
-            by_zero = -ctx.scale * (step * (grad - inside)).sum()
+            beyond = grad.sum_to_size(step.shape) - inside.sum_to_size(step.shape)
+            by_zero = -ctx.scale * (step * beyond).sum()
         return inside, by_step, by_zero, None, None, None
 
 
