@@ -17,12 +17,12 @@ from nas.cost.dry_run import Example
 from nas.cost.expected import Expected, layer_terms
 from nas.cost.layer import LayerSpec
 from nas.cost.memory import peak_terms
-from nas.cost.polynomial import Polynomial, probability, weighted_sum
+from nas.cost.polynomial import Condition, Polynomial, probability, united, weighted_sum
 from nas.cost.recorder import Operator
 from nas.cost.trace import Trace, trace
 
-_CODE = 1360  # bytes: convolution, and the function that calls the layers
-_LAYER = 56 + 20  # constants that hold the sizes of a convolution, and the code of its call
+_CODE = 1376  # bytes: convolution, and the function that calls the layers
+_LAYER = 56 + 16  # constants that hold the sizes of a convolution, and the code of its call
 _CHANNEL = 4  # bias and multiplier of an output channel
 # Part of an operator's name in PyTorch -> bytes of one call with its constants, and of the kernel.
 _OPERATORS: Mapping[str, tuple[int, int]] = {
@@ -41,6 +41,7 @@ _OPERATORS: Mapping[str, tuple[int, int]] = {
     "hardtanh": (40, 150),
     "zeros": (40, 80),
 }
+_EXACT = 8  # places of a kernel, up to which its code counts only where one of them is taken
 _LIMITS = ("relu", "hardtanh")  # part of the operator in front, where they alone read it
 _BEFORE_LIMITS = ("convolution", "addmm", "batch_norm", "add", "mul", "mean")
 
@@ -157,17 +158,20 @@ def _operators(traced: Trace) -> Iterator[tuple[float, Polynomial]]:
     """Bytes of what has no weights, each with the probability that it is there; all the code."""
     readers = Counter(buffer for op in traced.operators for _, buffer in op.reads if not op.view)
     makers = {buffer: op for op in traced.operators for buffer in op.makes}
-    code: dict[str, int] = {"": _CODE}
+    called: dict[str, dict[Condition, None]] = defaultdict(dict)  # by the kernel
     for operator in traced.operators:
         kind = next((part for part in _OPERATORS if part in operator.name), None)
         if kind is None or operator.view or operator.name in _BEFORE_LIMITS[:2]:
             continue
-        own, kernel = _OPERATORS[kind]
         if kind in _LIMITS and _fused(operator, readers, makers):
             continue
-        code["add" if kind in _LIMITS else kind] = kernel
-        yield own, probability([operator.condition])
-    yield float(sum(code.values())), {frozenset(): 1.0}
+        called["add" if kind in _LIMITS else kind][operator.condition] = None
+        yield _OPERATORS[kind][0], probability([operator.condition])
+    yield _CODE, {frozenset(): 1.0}
+    for kind, conditions in called.items():
+        places = united(conditions, traced.options)
+        known = len(places) <= _EXACT
+        yield _OPERATORS[kind][1], probability(places) if known else {frozenset(): 1.0}
 
 
 def _fused(operator: Operator, readers: Counter[int], makers: Mapping[int, Operator]) -> bool:
