@@ -71,7 +71,7 @@ def _found(model: nn.Module, seen: Mapping[str, "_Block"], rule: Depth) -> list[
         if why_not is not None and rule.named:
             found.append(Finding(name, module, "depth", (), why_not))
         elif why_not is None and (rule.named or block.residual):
-            found.append(Finding(name, module, "depth", (GIVEN, IDENTITY)))
+            found.append(Finding(name, module, "depth", (IDENTITY, GIVEN)))
     if rule.named:
         return found
     # The innermost: a row of residual blocks is one, too.
@@ -100,7 +100,7 @@ def searched_depth(model: nn.Module, example: Example, rule: Depth | None = None
     blocks = {}
     for name, module, *_ in found:
         skip = First() if seen[name].several else nn.Identity()
-        blocks[module] = ChoiceBlock({GIVEN: module, IDENTITY: skip})
+        blocks[module] = Skippable({IDENTITY: skip, GIVEN: module})
         blocks[module].choose(GIVEN)
     made = swapped(model, blocks)
     try:
@@ -116,6 +116,12 @@ def searched_depth(model: nn.Module, example: Example, rule: Depth | None = None
     for block in blocks.values():
         block.free()
     return made
+
+
+class Skippable(ChoiceBlock):
+    """A block that may go, and as the last option is there."""
+
+    ordered = True
 
 
 class First(nn.Module):

@@ -39,14 +39,17 @@ class Operations(Where):
 
 
 class Operation(ChoiceBlock):
-    """The given layer, or another operation in its place.
+    """Another operation in the place of a layer, or, as the last option, the given one.
 
     Attributes:
         errors: candidate -> `Fit.error` at the start.
     """
 
+    ordered = True
+
     def __init__(self, layer: nn.Module, fits: Mapping[str, Fit]) -> None:
-        super().__init__({GIVEN: layer, **{name: fit.module for name, fit in fits.items()}})
+        by_size = sorted(fits, key=lambda n: sum(p.numel() for p in fits[n].module.parameters()))
+        super().__init__({**{name: fits[name].module for name in by_size}, GIVEN: layer})
         self.errors = {name: fit.error for name, fit in fits.items()}
 
 
@@ -62,7 +65,7 @@ def operations_found(model: nn.Module, rule: Operations | None = None) -> list[F
         elif not options:
             why_not = next(iter(reasons.values()), "there are no candidates")
         if options or rule.named:
-            taken = (GIVEN, *options) if options else ()
+            taken = (*options, GIVEN) if options else ()
             found.append(Finding(name, layer, "operation", taken, why_not))
     return found
 
@@ -83,7 +86,7 @@ def searched_operations(
         >>> net = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU())
         >>> supernet = searched_operations(net, [torch.randn(4, 8, 12, 12)])
         >>> supernet[0].options
-        ('given', 'low_rank_2', 'low_rank_4', 'grouped_2', 'dw_pw')
+        ('dw_pw', 'low_rank_4', 'low_rank_2', 'grouped_2', 'given')
         >>> 0 < supernet[0].errors["low_rank_2"] < supernet[0].errors["low_rank_4"] < 1
         True
         >>> nas.discretize(supernet, nas.Arch("Sequential", {"0": "low_rank_4"}))[0]
@@ -99,7 +102,7 @@ def searched_operations(
     for some in _in_parts([cast(Layer, f.module) for f in found]):
         known = moments(model, some, batches)
         for layer in some:
-            options = next(f.options for f in found if f.module is layer)[1:]
+            options = next(f.options for f in found if f.module is layer)[:-1]
             fits = {str(name): fitted(str(name), layer, known[layer]) for name in options}
             swaps[layer] = Operation(layer, fits)
     return swapped(model, swaps)

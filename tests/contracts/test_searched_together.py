@@ -64,7 +64,7 @@ def test_one_hot_is_the_plain_network_and_its_costs_are_exact(refit):
     peak, draw = PeakMemory().expected(supernet, traced), random.Random(0)
     for i in range(8):
         drawn = {name: draw.choice(d.options) for name, d in own.items()}
-        largest = {name: d.options[-1 if d.ordered else 0] for name, d in own.items()}
+        largest = {name: d.options[-1] for name, d in own.items()}
         arch = Arch("Temporal", drawn if i else largest)
         network = discretize(supernet, arch)
         apply(supernet, arch)
