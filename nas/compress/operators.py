@@ -550,8 +550,10 @@ def _multiplied(labels: Labels, left: Tensor, right: Tensor, out: Tensor) -> Non
     made: dict[int, Places] = {}
     if left.shape[-1] > 1:
         labels.tie(one, other)
-        weights = {id(left): one, id(right): other}
-        labels.read += [p for key, p in weights.items() if key not in labels.data and p is not None]
+        # Of what is made of weights alone, as a table of positions is, the right one is read.
+        weight = other if id(right) not in labels.data else one
+        if weight is not None and not {id(left), id(right)} <= labels.data:
+            labels.read.append(weight)
     if left.ndim > 1 and inner - 1 in a:
         made[left.ndim - 2] = a[inner - 1]
     if right.ndim > 1 and right.ndim - 1 in b:

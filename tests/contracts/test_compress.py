@@ -157,7 +157,7 @@ def held_to_identities(net: nn.Module, shape: tuple[int, ...], archs: int = 3) -
         choices = nas.arch_of(supernet, "net").choices
         network = nas.discretize(supernet)
         with torch.no_grad():
-            assert torch.equal(network(x), supernet(x))
+            torch.testing.assert_close(network(x), supernet(x), rtol=1e-5, atol=1e-6)
             with FlopCounterMode(display=False) as counter:
                 network(x[:1])
         assert params.of(choices) == sum(p.numel() for p in network.parameters())
@@ -384,3 +384,21 @@ def test_heads_of_attention_go_as_a_whole():
     dict(nas.decisions(supernet))["block.kept_heads"].choose(2)
     network = nas.discretize(supernet)
     assert (network.block.heads, network.block.project.in_features) == (2, 8)
+
+
+class Positions(nn.Module):
+    """A network that adds what an MLP makes of a table of constants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 6))
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 1)
+        self.register_buffer("table", torch.randn(5, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last((self.first(x.transpose(1, 2)) + self.mlp(self.table)).relu())
+
+
+def test_layers_over_constants_are_searched_too():
+    supernet = held_to_identities(Positions(), (4, 5))
+    assert [name for name, _ in nas.decisions(supernet)] == ["mlp.0.channels", "mlp.2.channels"]
