@@ -9,21 +9,22 @@ there already is not done again. Prints a row of experiments/tasks/README.md for
 import argparse
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from nas.cli import run
+from nas.pareto import hypervolume
 from nas.quantities import error_of, metric_words
 
 COMMON = (
     "threads=1 trainer.enable_progress_bar=false onnx=false data.batch_size=32 finetune.epochs=10"
 )
-SEARCH = ["search=fairnas", "search.epochs=10"]
 CHAIN = "space.width=0.5 budget.params=50%"
 # Name -> (what makes its data below a folder, words of the command; {} is that folder).
 Set = tuple[Callable[[Path], None], str]
+Networks = Mapping[str, Sequence[Mapping[str, float]]]
 
 
 def main() -> None:
@@ -44,7 +45,7 @@ def row(name: str, out: Path) -> str:
         make(out)
         (out / "made").touch()
     every = [*words.replace("{}", str(out)).split(), *COMMON.split(), f"out={out}", "resume=true"]
-    once(out / "search", ["search", *every, *SEARCH, "front=4", "name=search"])
+    once(out / "search", ["search", *every, "front=4", "name=search"])
     once(out / "macs", ["search", *every, "search=zero_cost", "front=4", "name=macs"])
     random = "search=random_search search.trials=4 search.evaluate.test=true name=random"
     once(out / "random", ["search", *every, *random.split()])
@@ -55,21 +56,40 @@ def row(name: str, out: Path) -> str:
     parity = json.loads((out / "search/export/export.json").read_text())["formats"]["onnx"]
     networks = {
         way: [
-            json.loads(path.read_text())["metrics"]
+            _numbers(path.read_text())
             for path in sorted((out / way / "front").glob("*/result.json"))
         ]
         for way in ("search", "macs")
     }
     lines = (out / "random/trials.jsonl").read_text().splitlines()
-    networks["random"] = [json.loads(line)["metrics"] for line in lines]
+    networks["random"] = [_numbers(line) for line in lines]
+    volumes = _hypervolumes(metric, networks)
     best = [
         min(own, key=lambda one: error_of(metric, one[f"val_{metric}"]))[f"test_{metric}"]
         for own in networks.values()
     ]
     budget = ", ".join(f"{costs[n]:,.0f} of {math.floor(b):,} {n}" for n, b in bounds.items())
     met = "met" if all(costs[n] <= b for n, b in bounds.items()) else "NOT MET"
-    cells = [name, metric, *(metric_words(metric, one) for one in best), f"{budget}: {met}"]
+    cells = [name, metric, *(metric_words(metric, one) for one in best)]
+    cells += [*(f"{volumes[way]:.3f}" for way in networks), f"{budget}: {met}"]
     return f"| {' | '.join(cells)} | {parity['max_abs_diff']:.0e} |"
+
+
+def _numbers(text: str) -> dict[str, float]:
+    """Metrics and costs of a network, of its result or its trial."""
+    record = json.loads(text)
+    return {**record["metrics"], **record["costs"]}
+
+
+def _hypervolumes(metric: str, networks: Networks) -> dict[str, float]:
+    """Of (test error, log parameters) of each way's networks, both scaled to their range."""
+    points = {
+        way: np.array([(error_of(metric, m[f"test_{metric}"]), math.log(m["params"])) for m in own])
+        for way, own in networks.items()
+    }
+    every = np.concatenate(list(points.values()))
+    least, span = every.min(0), np.ptp(every, axis=0)
+    return {way: hypervolume((own - least) / span, (1.05, 1.05)) for way, own in points.items()}
 
 
 def once(folder: Path, words: list[str]) -> None:
@@ -152,7 +172,7 @@ SETS: dict[str, Set] = {
         sound,
         "data=sound_folder data.root={}/sounds data.rate=8000 data.seconds=0.5 space=ds_cnn "
         "+space.front={rate:8000,window:32,hop:16,mels:32,high:4000} "
-        "space.width=0.5 budget.params=50%",
+        "space.width=0.5 budget.params=88%",  # most of its parameters are those of the front end
     ),
     "forecast": (
         forecast,
