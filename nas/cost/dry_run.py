@@ -1,11 +1,9 @@
 """A copy of a supernet that runs every option, and a run of it without the work where possible."""
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -67,34 +65,13 @@ def dry_run(model: nn.Module, inputs: Inputs, record: Callable[[nn.Module, Input
     init_lazy(model, inputs)
     with torch.random.fork_rng(devices=[]):
         try:
-            with _compiler_not_loaded():
-                return record(copied(model, device="meta"), _on("meta", inputs))
+            return record(copied(model, device="meta"), _on("meta", inputs))
         except UserError:
             raise
         except Exception:
             # E.g. a forward that looks at values. A second failure is the model's own.
             with _failing(model, inputs), plain_kernels():
                 return record(copied(model, device="cpu"), _on("cpu", inputs))
-
-
-@contextmanager
-def _compiler_not_loaded() -> Iterator[None]:
-    """A stand-in for torch's compiler, which takes two seconds and 150 MB to load.
-
-    Operators of meta tensors that are written in Python ask it only to be left alone. What needs
-    the compiler itself fails, and runs on the CPU.
-    """
-    name = "torch._dynamo"
-    if name in sys.modules:
-        yield
-        return
-    stand_in: Any = ModuleType(name)
-    stand_in.disable = lambda function, *_, **__: function
-    sys.modules[name] = stand_in
-    try:
-        yield
-    finally:
-        del sys.modules[name]
 
 
 def init_lazy(model: nn.Module, inputs: Inputs) -> None:
