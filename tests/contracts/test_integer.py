@@ -179,7 +179,7 @@ def test_a_mean_rounds_half_away_from_zero_and_leaves_padding_out():
 def test_learned_steps_between_weights_are_kept_through_a_norm():
     torch.manual_seed(0)
     layer, norm = nn.Conv2d(3, 4, 3, bias=False), randomized(nn.BatchNorm2d(4))
-    norm.weight.data[1] *= -1
+    norm.weight.data = torch.tensor([0.5, -2, 1.5, 3])
     steps, levels = torch.rand(4) + 0.1, torch.randint(-7, 8, layer.weight.shape)
     levels[:, 0, 0, 0] = 3  # no largest weight from which the step could be guessed
     levels.clamp_(-5, 5)
