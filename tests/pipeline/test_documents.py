@@ -12,8 +12,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import torch
 from omegaconf import DictConfig
 from PIL import Image
+from torch import nn
 
 import nas.verbs
 from nas.cli import run
@@ -38,6 +40,13 @@ RANKED = [
 ]
 SMALLEST = ["search=random", "finetune.epochs=1", "onnx=false", "logger=[]", "threads=1"]
 SMALLEST += ["trainer.enable_progress_bar=false"]
+# What README takes for a network that its reader has.
+NETWORK = """
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten())
+"""
 # Runs each argument as a command. The imports take longer than the commands: forks share them.
 COMMANDS = """
 import os, shlex, sys
@@ -134,6 +143,13 @@ def run_folder(tmp_path_factory):
     return folder / "RUN"
 
 
+def write(path: str, text: str) -> None:
+    """A file of the user's; a module of its name that another page has written is forgotten."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text, encoding="utf-8")
+    sys.modules.pop(Path(path).stem, None)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_code_of_a_page_runs(page, run_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -150,13 +166,14 @@ def test_code_of_a_page_runs(page, run_folder, tmp_path, monkeypatch):
             Image.new("L", (8, 8), 4 * number).save(f"photos/{folder}/{number}.png")
     shutil.copytree(run_folder, "RUN")
     shutil.copytree(run_folder, "runs/sweep/done")
+    write("mine.py", NETWORK)
+    torch.save(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten()).state_dict(), "net.pt")
     names: dict[str, object] = {}
     for reason, language, words, body in BLOCK.findall(page.read_text(encoding="utf-8")):
         if reason or language == "text":
             continue
         if words:
-            Path(words).parent.mkdir(parents=True, exist_ok=True)
-            Path(words).write_text(body, encoding="utf-8")
+            write(words, body)
         elif language == "bash":
             for number, line in enumerate(body.replace("\\\n", " ").splitlines()):
                 # Runs of one second would have one name.
