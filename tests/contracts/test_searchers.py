@@ -151,7 +151,7 @@ def test_the_start_is_on_the_front_of_macs_over_the_cost(whole, monkeypatch):
             for p in map(space.price, space)
         )
     first = space.start(OBJECTIVES, 3)
-    for name in LEARNING:
+    for name in sorted({*LEARNING} - {"additive"}):  # its model begins with "larger is better"
         searcher, _ = make(name, space, 3, OBJECTIVES, 20)
         assert [a.hash for a in searcher.ask(len(first))] == [arch.hash for arch in first], name
 
