@@ -7,11 +7,12 @@ experiments/boards compares them. Code is that of `nas/integer/kernels.c` for Co
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import ClassVar
 
 from torch import nn
 
-from nas.cost.activations import Read
+from nas.cost.activations import Buffer, Read
 from nas.cost.analytic import packed_bytes
 from nas.cost.dry_run import Example
 from nas.cost.expected import Expected, layer_terms
@@ -24,25 +25,23 @@ from nas.cost.trace import Trace, trace
 _CODE = 1376  # bytes: convolution, and the function that calls the layers
 _LAYER = 56 + 16  # constants that hold the sizes of a convolution, and the code of its call
 _CHANNEL = 4  # bias and multiplier of an output channel
-# Part of an operator's name in PyTorch -> bytes of one call with its constants, and of the kernel.
-_OPERATORS: Mapping[str, tuple[int, int]] = {
+_UNPACK = 90  # code that unpacks weights of fewer than 8 bits
+# Kernel -> bytes of one call with its constants, and of its code.
+_KERNELS: Mapping[str, tuple[int, int]] = {
     "add": (40, 150),
     "mul": (44, 130),
     "mean": (36, 220),
     "pool": (52, 350),
-    "cat": (80, 140),
-    "sigmoid": (276, 30),
-    "swish": (276, 30),
-    "silu": (276, 30),
-    "gelu": (276, 30),
-    "copy": (56, 130),
-    "clone": (56, 130),
-    "relu": (40, 150),
-    "hardtanh": (40, 150),
-    "zeros": (40, 80),
+    "concat": (80, 140),
+    "table": (276, 30),
+    "move": (56, 130),
+    "runs": (40, 80),
 }
+# Part of an operator's name in PyTorch -> the kernel that it calls.
+_CALLED = {"clone": "move", "copy": "move", "zeros": "runs", "cat": "concat", "sub": "add"}
+_CALLED |= {name: name for name in ("add", "mul", "mean", "pool")}
 _EXACT = 8  # places of a kernel, up to which its code counts only where one of them is taken
-_LIMITS = ("relu", "hardtanh")  # part of the operator in front, where they alone read it
+_LIMITS = ("relu", "hardtanh", "clamp")  # part of the operator in front, where they alone read it
 _BEFORE_LIMITS = ("convolution", "addmm", "batch_norm", "add", "mul", "mean")
 
 
@@ -75,6 +74,7 @@ class Flash:
         parts: list[tuple[float, Polynomial]] = [
             (1, layer_terms(traced, _Layers(self.weight_bits))),
             *_operators(traced),
+            *_unpacking(traced, self.weight_bits),
         ]
         return Expected(model, self.name, self.unit, [weighted_sum(parts)], traced.options)
 
@@ -83,8 +83,9 @@ class Flash:
 class Ram:
     """Bytes of the network's static memory on a microcontroller, with one input and one output.
 
-    The activations that live at once, in 8 bits, as `nas.cost.memory.PeakMemory` counts them; the
-    caller holds the input and the output all the time.
+    The activations that live at once, in 8 bits, as `nas.cost.memory.PeakMemory` counts them, with
+    the row of weights that a layer of fewer than 8 bits unpacks; the caller holds the input and the
+    output all the time.
     """
 
     name: str = "ram"
@@ -100,7 +101,7 @@ class Ram:
             UserError: as `trace` does.
         """
         traced = example if isinstance(example, Trace) else trace(model, example)
-        traced = _without_padding(traced)
+        traced = _with_rows(_without_padding(traced))
         held = {*traced.starts, *(buffer for _, buffer in traced.outputs)}
         sizes = [0 if i in held else b.numel for i, b in enumerate(traced.buffers)]
         outputs = max(traced.buffers[buffer].numel for _, buffer in traced.outputs)
@@ -132,6 +133,23 @@ def _without_padding(traced: Trace) -> Trace:
     return replace(traced, operators=tuple(kept))
 
 
+def _with_rows(traced: Trace) -> Trace:
+    """A layer of fewer than 8 bits makes a row of unpacked weights, which nothing reads later."""
+    buffers, operators = [*traced.buffers], []
+    for operator in traced.operators:
+        rows = [_fan_in(layer) for layer in operator.layers if 0 < layer.bits_weight < 8]
+        if rows:
+            operator = replace(operator, makes=(*operator.makes, len(buffers)))
+            buffers.append(Buffer(max(rows), "int8"))
+        operators.append(operator)
+    return replace(traced, buffers=tuple(buffers), operators=tuple(operators))
+
+
+def _fan_in(layer: LayerSpec) -> int:
+    """Weights of one output channel of a call."""
+    return layer.in_channels // layer.groups * prod(layer.kernel)
+
+
 @dataclass(frozen=True)
 class _Layers:
     """Bytes of layers with weights: the weights, and what belongs to each call."""
@@ -143,7 +161,10 @@ class _Layers:
 
     def __call__(self, layer: LayerSpec) -> float:
         if layer.kind in ("conv", "linear"):
-            return _LAYER + _CHANNEL * layer.out_channels
+            fan_in, ends = _fan_in(layer), 0.0
+            if not layer.bits_weight:  # rows end at whole bytes, which a tensor does not tell
+                ends = layer.out_channels * (-(-fan_in * self.bits // 8) - fan_in * self.bits / 8)
+            return _LAYER + _CHANNEL * layer.out_channels + ends
         tensor = layer.role.rpartition(".")[2]
         if tensor == "running_mean":  # a norm that stays is a depthwise convolution of kernel 1
             own = layer.numel * (1 + _CHANNEL) + _LAYER
@@ -151,7 +172,7 @@ class _Layers:
         if layer.kind != "parameter" or layer.ndim < 2:
             return 0
         packed = packed_bytes(layer)
-        return -(-layer.numel * self.bits // 8) if packed is None else packed
+        return layer.numel * self.bits / 8 if packed is None else packed
 
 
 def _operators(traced: Trace) -> Iterator[tuple[float, Polynomial]]:
@@ -160,18 +181,39 @@ def _operators(traced: Trace) -> Iterator[tuple[float, Polynomial]]:
     makers = {buffer: op for op in traced.operators for buffer in op.makes}
     called: dict[str, dict[Condition, None]] = defaultdict(dict)  # by the kernel
     for operator in traced.operators:
-        kind = next((part for part in _OPERATORS if part in operator.name), None)
-        if kind is None or operator.view or operator.name in _BEFORE_LIMITS[:2]:
+        limits = operator.name.rstrip("_") in _LIMITS
+        kernel = "add" if limits else _kernel(operator)
+        if kernel is None or (limits and _fused(operator, readers, makers)):
             continue
-        if kind in _LIMITS and _fused(operator, readers, makers):
-            continue
-        called["add" if kind in _LIMITS else kind][operator.condition] = None
-        yield _OPERATORS[kind][0], probability([operator.condition])
+        called[kernel][operator.condition] = None
+        yield _KERNELS[kernel][0], probability([operator.condition])
     yield _CODE, {frozenset(): 1.0}
     for kind, conditions in called.items():
         places = united(conditions, traced.options)
         known = len(places) <= _EXACT
-        yield _OPERATORS[kind][1], probability(places) if known else {frozenset(): 1.0}
+        yield _KERNELS[kind][1], probability(places) if known else {frozenset(): 1.0}
+
+
+def _kernel(operator: Operator) -> str | None:
+    """What it calls; None for what it has no code for, or that of convolutions."""
+    if operator.view or operator.layers or "batch_norm" in operator.name:
+        return None
+    found = next((kernel for part, kernel in _CALLED.items() if part in operator.name), None)
+    # A function of one number is a table, sums and products with a constant too.
+    return "table" if operator.pointwise and found != "move" else found
+
+
+def _unpacking(traced: Trace, bits: int) -> Iterator[tuple[float, Polynomial]]:
+    """The code that unpacks weights, where a layer has fewer than 8 bits."""
+    where = {
+        operator.condition: None
+        for operator in traced.operators
+        if any((layer.bits_weight or bits) < 8 for layer in operator.layers)
+    }
+    if where:
+        places = united(where, traced.options)
+        known = len(places) <= _EXACT
+        yield _UNPACK, probability(places) if known else {frozenset(): 1.0}
 
 
 def _fused(operator: Operator, readers: Counter[int], makers: Mapping[int, Operator]) -> bool:

@@ -287,5 +287,6 @@ def _check_sums(path: str, levels: NDArray[np.int8]) -> None:
     """A sum of products fits 32 bits, whatever the input."""
     if int(np.abs(levels.astype(np.int64)).sum(axis=(1, 2, 3)).max()) * 256 > _ACCUMULATOR:
         raise UserError(
-            f"the layer {path!r} adds up {levels[0].size} products, more than 32 bits can hold"
+            f"the layer {path!r} adds up {levels[0].size} products, more than 32 bits can "
+            "hold: pool or stride before it, or use int8_onnx"
         )

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nas.errors import UserError
 from nas.integer.arena import OUTPUT, Plan, in_memory, packed, planned
 from nas.integer.graph import IntegerGraph
 from nas.integer.operators import (
@@ -40,6 +41,9 @@ def c_source(graph: IntegerGraph, about: str, name: str = "network") -> tuple[st
     Args:
         about: what the network is, in one line.
         name: of the files and of what they define.
+
+    Raises:
+        UserError: a layer of more than 65535 channels, or positions in a row.
     """
     plan = planned(graph)
     writer = _Writer(graph, plan)
@@ -128,6 +132,8 @@ class _Writer:
         return lines
 
     def _call(self, number: int, operator: Operator) -> list[str]:
+        if isinstance(operator, Conv | Pool):
+            _check_sides(operator, self.values[operator.inputs[0]])
         if isinstance(operator, Conv):
             return self._conv(number, operator)
         if isinstance(operator, Concat):
@@ -191,11 +197,13 @@ class _Writer:
         bits = "NULL"
         if packed(conv):
             self.kernels |= {"packed", "unpack"}
+        if len(set(conv.bits.tolist())) > 1:
             bits = self._array("uint8_t", f"bits_{number}", conv.bits)
         source, sides = self.values[conv.inputs[0]], conv.sides_out
         fields = {
             "weight": self._array("uint8_t", f"weight_{number}", np.frombuffer(content, np.uint8)),
             "bits": bits,
+            "all_bits": conv.bits[0],
             "bias": self._array("int16_t", f"bias_{number}", conv.bias),
             "multiplier": self._array("uint16_t", f"multiplier_{number}", conv.multiplier),
             **_window(conv),
@@ -281,6 +289,20 @@ class _Writer:
         pairs = _runs(index)
         settings = self._array("int32_t", f"runs_{number}", np.array(pairs))
         return [self._line("runs", move, f"{settings}, {len(pairs)}, {move.output.zero}")]
+
+
+def _check_sides(operator: Conv | Pool, source: Value) -> None:
+    """Its sizes fit the 16 bits that `kernels.c` has for them."""
+    sides = operator.sides_in, sides_of(operator.output.shape)
+    channels = (
+        value.numel // prod(n) for value, n in zip((source, operator.output), sides, strict=True)
+    )
+    largest = max(*sides[0], *sides[1], *channels)
+    if largest >= 2**16:
+        raise UserError(
+            f"the layer {operator.path!r} has {largest} channels or positions in a row, and a C "
+            "file holds up to 65535 of them: pool or stride before it, or use int8_onnx"
+        )
 
 
 def _window(operator: Conv | Pool) -> dict[str, int]:

@@ -31,14 +31,14 @@ static const uint8_t *unpack(const uint8_t *packed, int32_t bits, int32_t count,
 /* kernel: conv */
 struct conv {
     const uint8_t *weight;      /* rows of packed levels, one for each output channel */
-    const uint8_t *bits;        /* of each row; NULL: 8 bits */
+    const uint8_t *bits;        /* of each row; NULL: all have `all_bits` */
     const int16_t *bias;        /* in units of 2^-point output levels */
     const uint16_t *multiplier;
     uint16_t height, width, channels;             /* of the input */
     uint16_t out_height, out_width, out_channels; /* of the output */
     uint16_t group_in, group_out;                 /* channels of one group */
     uint16_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-    uint8_t shift, bias_shift;
+    uint8_t all_bits, shift, bias_shift;
     int8_t zero_in, zero, low, high;
 };
 
@@ -76,7 +76,7 @@ static int32_t at_edge(const struct conv *p, const int8_t *x, const int8_t *w, i
     int32_t sum = 0, weights = 0;
     for (int32_t i = first_tap(top, p->dilation_h); i < i_end; i++) {
         const int32_t line = (top + i * p->dilation_h) * p->width + left;
-        const int8_t *from = x + line * p->channels + j_begin * across;
+        const int8_t *from = x + (line * p->channels + j_begin * across);
         const int8_t *by = w + (i * p->kernel_w + j_begin) * n;
         for (int32_t j = j_begin; j < j_end; j += together, from += across) {
             if (together * n > 1) {
@@ -123,8 +123,9 @@ static void conv(const struct conv *p, const int8_t *x, int8_t *y, int8_t *row)
     for (int32_t c = 0; c < p->out_channels; c++) {
         const int8_t *w = (const int8_t *)packed;
         /* kernel: packed */
-        if (p->bits && p->bits[c] != 8) {
-            packed = unpack(packed, p->bits[c], fan, row);
+        const int32_t bits = p->bits ? p->bits[c] : p->all_bits;
+        if (bits != 8) {
+            packed = unpack(packed, bits, fan, row);
             w = row;
         } else
         /* kernel: conv */
@@ -264,6 +265,9 @@ static void pool(const struct pool *p, const int8_t *x, int8_t *y)
 }
 
 /* kernel: table */
+#ifdef __GNUC__
+__attribute__((noinline)) /* else every call has a copy of it, as large as its table */
+#endif
 static void table(const int8_t *levels, int32_t count, const int8_t *x, int8_t *y)
 {
     for (int32_t i = 0; i < count; i++)

@@ -2,8 +2,9 @@
 
 A value is int8 and stands for ``scale * (q - zero)``. Every operator is defined by whole numbers
 alone, so that a C compiler, a simulator and a microcontroller must agree to the bit. All of them
-round once, half up: ``floor(v + 1/2)``, as ``(v * 2^s + 2^(s-1)) >> s`` with an arithmetic shift.
-Then they add the zero point and saturate to ``[low, high]``.
+round once, half up: ``floor(v + 1/2)``, as ``(v * 2^s + 2^(s-1)) >> s`` with an arithmetic shift,
+but for the mean of `Pool`, half away from zero. Then they add the zero point and saturate to
+``[low, high]``. Tables and inputs, which are made of real numbers, are rounded half to even.
 
 Arguments and results of the functions here are int64 tensors ``(N, C, *S)`` of such levels.
 """

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nas.arch import Arch
-from nas.cost.boards import Flash, Ram
+from nas.cost.boards import _UNPACK, Flash, Ram
 from nas.cost.expected import expected
 from nas.decision import decisions
 from nas.discretization import discretize
@@ -24,6 +24,7 @@ from nas.export.compiled import FILES, CompiledModel, c_contents, check_compiler
 from nas.integer import IntegerGraph, integer_graph
 from nas.integer.arena import _Buffer, _placed, planned
 from nas.integer.c import _loops, _runs, c_source
+from nas.quantization.network import Quantize, quantized
 from nas.spaces.staged import StagedSpace
 
 from .strategies import randomized
@@ -234,7 +235,27 @@ def test_flash_and_ram_of_a_search_are_never_below_those_of_the_graph(searched, 
     assert plan.size + given <= ram <= 1.03 * (plan.size + given)
     assert graph.weight_bytes + 1000 < flash < graph.weight_bytes + 4500
     few = expected(searched, Flash(weight_bits=2), (2, 12, 12)).of(arch)
-    assert flash - few == pytest.approx(0.75 * sum(c.weight.size for c in graph.convolutions()), 1)
+    packed = integer_graph(network, torch.randn(8, 2, 12, 12), 2).weight_bytes
+    assert flash - few == graph.weight_bytes - packed - _UNPACK
+
+
+def test_ram_holds_the_row_of_weights_that_is_unpacked():
+    torch.manual_seed(0)
+    stages = [{"ops": ["conv_k3", "sep_k5"], "channels": 16}]
+    space = quantized(
+        randomized(StagedSpace((2, 6, 6), 3, stages)),
+        Quantize(weights=(4, 8)),
+        [torch.randn(16, 2, 6, 6)],
+    ).eval()
+    ram = expected(space, Ram(), (2, 6, 6))
+    for number in range(2):
+        for bits in (4, 8):
+            options = {n: d.options for n, d in decisions(space)}
+            arch = {n: bits if bits in o else o[number] for n, o in options.items()}
+            network = discretize(space, Arch(space.name, arch)).eval()
+            graph = integer_graph(network, torch.randn(8, 2, 6, 6))
+            given = graph.start.numel + graph.end.numel
+            assert ram.of(arch) == planned(graph).size + given
 
 
 def test_ram_leaves_out_padding_that_the_convolutions_do_themselves():
@@ -245,10 +266,32 @@ def test_ram_leaves_out_padding_that_the_convolutions_do_themselves():
     assert expected(space, Ram(), (3, 40)).of({}) == planned(graph).size + given
 
 
+class Scaled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 0.5
+
+
+@pytest.mark.parametrize("part", [nn.LeakyReLU(), nn.Tanh(), nn.ELU(), Scaled()])
+def test_flash_has_a_table_for_each_function_of_one_number(part):
+    def flash(*parts: nn.Module) -> float:
+        network = nn.Sequential(nn.Conv2d(2, 4, 3), *parts, nn.Conv2d(4, 3, 10))
+        return float(expected(network, Flash(), (2, 12, 12))())
+
+    assert flash(part) - flash(nn.ReLU()) > 256
+    assert flash(nn.ReLU()) == flash()
+
+
 @emulator
-def test_flash_of_a_search_is_just_above_that_of_the_linker_map(searched, tmp_path):
+@pytest.mark.parametrize("how", ["relu", "hardswish", "bits"])
+def test_flash_of_a_search_is_just_above_that_of_the_linker_map(searched, how, tmp_path):
+    x = torch.randn(16, 2, 12, 12)
+    if how == "hardswish":
+        searched = randomized(StagedSpace((2, 12, 12), 3, SPACE, activation=how)).eval()
+    elif how == "bits":
+        fixed = [{**stage, "channels": 8} for stage in SPACE]
+        space = randomized(StagedSpace((2, 12, 12), 3, fixed))
+        searched = quantized(space, Quantize(weights=4, first=8), [x]).eval()
     arch, network = chosen(searched, 1)
-    x = torch.randn(8, 2, 12, 12)
     for name, text in zip(FILES, c_contents(network, x, x, "a test", "abc"), strict=True):
         (tmp_path / name).write_text(str(text))
     model = CompiledModel(tmp_path / FILES[0])
@@ -257,3 +300,13 @@ def test_flash_of_a_search_is_just_above_that_of_the_linker_map(searched, tmp_pa
     flash = expected(searched, Flash(), (2, 12, 12)).of(arch)
     assert found.flash <= flash <= found.flash + 700
     assert found.weights == integer_graph(network, x).weight_bytes
+
+
+def test_sizes_beyond_16_bits_are_refused():
+    for network, shape in (
+        (nn.Sequential(nn.Flatten(), nn.Linear(66_000, 3)), (2, 33_000)),
+        (nn.Sequential(nn.MaxPool1d(2)), (1, 66_000)),
+    ):
+        graph = integer_graph(network.eval(), torch.randn(2, *shape))
+        with pytest.raises(UserError, match=r"has 66000 channels or positions .* up to 65535"):
+            c_source(graph, "a test")
