@@ -30,6 +30,7 @@ def cost_models() -> dict[str, type]:
         for module in modules
         for name, found in vars(module).items()
         if isinstance(found, type)
+        and not name.startswith("_")  # a part of a cost
         and found.__module__ == module.__name__
         and not getattr(found, "_is_protocol", False)
         and all(hasattr(found, attribute) for attribute in ("name", "unit"))
