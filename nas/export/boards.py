@@ -3,7 +3,7 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +19,7 @@ _PACKAGES = {
     _GCC: "gcc-arm-none-eabi libnewlib-arm-none-eabi",
     _QEMU: "qemu-system-arm",
 }
+_SPECS = "rdimon.specs"
 _SHIFT = 5  # an instruction takes 2^5 ns of the emulated time: about one tick of the timer
 _MOST = 200_000  # bytes of samples in one program
 _SECONDS = 300.0  # for one program
@@ -83,8 +84,8 @@ class OnBoard:
     equal: int
 
 
-def check_boards(names: Iterable[str]) -> None:
-    """Raises UserError for an unknown board, and where the compiler or QEMU is missing."""
+def check_boards(names: Collection[str]) -> None:
+    """Raises UserError for an unknown board, and where compiler, library or QEMU is missing."""
     for name in names:
         if name not in BOARDS:
             raise UserError(f"board={name!r} is not one of {', '.join(BOARDS)}")
@@ -93,6 +94,17 @@ def check_boards(names: Iterable[str]) -> None:
                 raise UserError(
                     f"board={name} needs {program}: apt install --no-install-recommends {packages}"
                 )
+    if names and not _has_library():
+        raise UserError(
+            f"{_GCC} lacks newlib with semihosting ({_SPECS}): apt install --no-install-recommends "
+            f"{_PACKAGES[_GCC]}"
+        )
+
+
+def _has_library() -> bool:
+    asked = [_GCC, f"-print-file-name={_SPECS}"]
+    done = subprocess.run(asked, capture_output=True, text=True)
+    return Path(done.stdout.strip()).is_absolute()  # else the name alone
 
 
 def on_board(board: Board, folder: Path, levels: Tensor, expected: Tensor) -> OnBoard:
@@ -149,7 +161,7 @@ def _run(
     shutil.copy(folder / "firmware.c", place)
     shutil.copy(folder / "network.h", place)
     link = [
-        *("--specs=rdimon.specs", "-nostartfiles", "-Wl,-e,reset"),
+        *(f"--specs={_SPECS}", "-nostartfiles", "-Wl,-e,reset"),
         *("-Wl,--section-start=.vectors=0", f"-Wl,-Ttext-segment={board.code:#x}"),
         *("-Wl,-z,max-page-size=4", f"-Wl,-Tdata={board.data:#x}"),
         f"-Wl,--defsym=__stack={board.stack:#x}",

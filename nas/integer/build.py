@@ -33,7 +33,7 @@ from nas.quantization.network import dequantized, quantized_layers
 _BATCH = 16  # samples that go through the exported network in one step
 _LEVELS = HIGHEST - LOWEST
 _SHIFT, _MULTIPLIER = 40, 16  # most of a shift, and bits of a multiplier, in 64-bit arithmetic
-_POINT = (-6, 15)  # bits of a bias behind the point
+_POINT = (-5, 15)  # bits of a bias behind the point: 2^20 levels, shifted by 10, fit 32 bits
 _ACCUMULATOR = 2**31 - 1
 _BEYOND = 2**29  # levels that a convolution may reach before it is saturated
 

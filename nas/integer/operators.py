@@ -93,7 +93,7 @@ class Conv(Operator):
         multiplier: ``(C_out,)``, 0 to 2^16 - 1.
         shift: of all channels, 15 to 40; no level is beyond 30 bits before it is saturated.
         bias: ``(C_out,)`` in units of ``2^-point`` output levels, 16 bits.
-        point: bits of the bias behind the point, -6 to 15, at most `shift`.
+        point: bits of the bias behind the point, -5 to 15, at most `shift`.
         padding: rows above and columns before; those on the other side follow from the shape.
         zero_in: level of 0 of the input, which is what padding has.
     """

@@ -79,6 +79,18 @@ def test_channels_of_different_bits(tmp_path):
 
 
 @compiler
+@pytest.mark.parametrize("bias", [-60_000.0, 60_000.0])
+def test_a_bias_that_outweighs_all_products_saturates(bias, tmp_path):
+    network, x = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU6()).eval(), torch.randn(4, 1, 4, 4)
+    network[0].weight.data.mul_(1e-12)
+    network[0].bias.data.fill_(bias)
+    graph = integer_graph(network, x)
+    model = CompiledModel(written(graph, tmp_path))
+    assert torch.equal(model(x), graph(x).flatten(1))
+    assert torch.equal(model(x), torch.full((4, 8), 6.0 if bias > 0 else 0.0))
+
+
+@compiler
 def test_the_firmware_runs_here_without_a_warning_and_without_undefined_behaviour(tmp_path):
     network, shape = NETWORKS["sequences"]()
     x = torch.randn(8, *shape)
@@ -162,6 +174,12 @@ def test_what_is_missing_is_named_with_how_to_install_it(monkeypatch):
         with pytest.raises(UserError, match=said) as caught:
             call()
         assert "\n" not in str(caught.value)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    asked = subprocess.CompletedProcess([], 0, "rdimon.specs\n", "")  # as it is not found
+    monkeypatch.setattr(subprocess, "run", lambda *args, **options: asked)
+    with pytest.raises(UserError, match=r"lacks newlib .* libnewlib-arm-none-eabi"):
+        check_boards(["cortex_m4"])
+    check_boards([])
 
 
 def test_sizes_are_read_off_a_linker_map():
