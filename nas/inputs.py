@@ -50,10 +50,9 @@ def zeros(inputs: Inputs, count: int = 1, device: Any = None) -> Inputs:
     return found
 
 
-def moved(inputs: Inputs, device: Any) -> Inputs:
-    """A batch on another device."""
-    found: Inputs = tree_map(lambda x: x.to(device), inputs)
-    return found
+def moved(inputs: Any, device: Any) -> Any:
+    """A batch on another device; what is no tensor stays."""
+    return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, inputs)
 
 
 def device_of(inputs: Inputs) -> torch.device:

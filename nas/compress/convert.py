@@ -14,14 +14,14 @@ from nas.compress.atoms import FIXED
 from nas.compress.dependencies import Cut, Group, groups_of
 from nas.compress.layer import Slicing, Width, search_heads, searched
 from nas.compress.operations import Operation
-from nas.compress.others import given_names, searched_others
 from nas.compress.places import Finding, Where
-from nas.compress.rules import KINDS, Channels, Rules
+from nas.compress.rules import KINDS, Channels, Rules, given_names, searched_others
 from nas.compress.trial import Trial
 from nas.copying import copied
 from nas.cost.dry_run import Example, Inputs, init_lazy, inputs_of
 from nas.decision import decisions
 from nas.errors import UserError
+from nas.inputs import moved
 from nas.supernet.choice import ChoiceBlock
 
 
@@ -103,12 +103,18 @@ def converted(
     batches: Sequence[Inputs] | None = None,
 ) -> Converted:
     """As `searchable`, with the table of what is searched, and what is not and why."""
-    _check(model)
-    rules, supernet = rules or Rules(), copied(model)
-    inputs = inputs_of(example, supernet)
+    model = getattr(model, "_orig_mod", model)  # of a compiled one
+    check_plain(model)
+    rules = rules or Rules()
+    rules.check_patterns(model)
+    tensors = chain(model.parameters(), model.buffers())
+    device = next((x.device for x in tensors), torch.device("cpu"))
+    supernet = copied(model, device="cpu")
+    inputs = moved(inputs_of(example, supernet), "cpu")
+    batches = None if batches is None else [moved(batch, "cpu") for batch in batches]
     init_lazy(supernet, inputs)
     # Before channels: those of operations in the place of a layer must go with its own.
-    supernet, others = searched_others(supernet, example, rules, batches)
+    supernet, others = searched_others(supernet, inputs, rules, batches)
     rows = []
     if rules.channels is not None:
         names = given_names(supernet)
@@ -124,7 +130,7 @@ def converted(
             f"no {kinds or 'kind'} of {type(model).__name__} can be searched: "
             f"{'; '.join(list(reasons)[:5]) or 'it has no such layers'}"
         )
-    return Converted(supernet, tuple(rows))
+    return Converted(supernet.to(device), tuple(rows))
 
 
 def _is_given(row: Row, names: Mapping[str, str]) -> bool:
@@ -151,18 +157,32 @@ def _others(supernet: nn.Module, found: Sequence[Finding], names: Mapping[str, s
     return rows + [Row((f.name,), None, why=f.why_not, kind=f.kind) for f in found if f.why_not]
 
 
-def _check(model: nn.Module) -> None:
-    name = type(model).__name__
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UserError(
-            f"{name} is scripted, its code is no longer Python: give the nn.Module it was made of"
-        )
-    if isinstance(model, torch._dynamo.OptimizedModule):
-        raise UserError(
-            f"{name} is compiled: give the module it was made of, and compile the result"
-        )
+def check_plain(model: nn.Module) -> None:
+    """Refuse a network whose code or weights are not its own.
+
+    Raises:
+        UserError: it is scripted, or wrapped for several devices, or has no values.
+    """
     if not isinstance(model, nn.Module):
-        raise UserError(f"model must be an nn.Module, got {name}")
+        raise UserError(f"model must be an nn.Module, got {type(model).__name__}")
+    whole = type(model).__name__
+    for path, module in model.named_modules():
+        name = f"{whole}.{path}".rstrip(".")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UserError(
+                f"{name} is scripted, its code is no longer Python: give the nn.Module it was made "
+                "of"
+            )
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise UserError(f"{name} is wrapped for several devices: give its .module")
+        for key, tensor in chain(
+            module.named_parameters("", False), module.named_buffers("", False)
+        ):
+            if tensor.is_meta:
+                raise UserError(
+                    f"{name}.{key} is on the meta device, without values: give the network with "
+                    "its weights, on a CPU or a GPU"
+                )
 
 
 def _ruled(group: Group, model: nn.Module, names: Mapping[str, str], rules: Rules) -> Group:
@@ -222,9 +242,7 @@ def _attach(model: nn.Module, groups: Sequence[Group], rules: Rules) -> list[Row
         sizes = _options(max(together, key=lambda g: g.units * g.width), rules.channels)
         first = [_first(model, group, _shares(group, sizes)) for group in together]
         starts = accumulate((group.units for group in together), initial=0)
-        layer = model.get_submodule(together[0].cuts[0].layer)
-        device = next(chain(layer.parameters(), layer.buffers())).device
-        width = Width(sizes, torch.cat(first), [len(one) for one in first]).to(device)
+        width = Width(sizes, torch.cat(first), [len(one) for one in first])
         for group, start in zip(together, starts, strict=False):
             widths[id(group)] = width
             for cut in group.cuts:
@@ -290,7 +308,7 @@ def _first(model: nn.Module, group: Group, kept: Sequence[int]) -> Tensor:
     for cut in group.cuts:
         tensor = model.get_submodule(cut.layer)._parameters.get(cut.tensor)
         if tensor is not None and tensor.ndim > 1:
-            size = tensor.detach().abs().transpose(0, cut.dim).flatten(1).sum(1).float().cpu()
+            size = tensor.detach().abs().transpose(0, cut.dim).flatten(1).sum(1).float()
             units = torch.from_numpy(cut.units)
             own = torch.zeros(group.units).index_add(0, units[units >= 0], size[units >= 0])
             scores += own / own.mean().clamp_min(1e-12)
@@ -322,7 +340,7 @@ def _search(module: nn.Module, cuts: Sequence[tuple[Width, Cut, int]]) -> None:
         for _, cut, start in several:
             own = torch.from_numpy(cut.units)
             units = torch.where(own >= 0, own + start, units)
-        first = torch.cat([width.first.cpu(), torch.tensor([-1])])[units]
+        first = torch.cat([width.first, torch.tensor([-1])])[units]
         counts = tuple(int((first <= k).sum()) for k in range(len(width.options)))
         reads = any(cut.reads for _, cut, _ in several)
         slicings.append(Slicing(tensor, dim, names[id(width)], units.numpy(), counts, reads))

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from nas.compress.atoms import FIXED, Places
 from nas.compress.operators import Labels, follow
+from nas.compress.places import computed
 from nas.cost.dry_run import Inputs, dry_run
 from nas.cost.operators import run_operator
 from nas.decision import Decision
@@ -136,7 +137,8 @@ def _owners(model: nn.Module) -> dict[tuple[str, str], tuple[Tensor, str | None]
         inner = any(True for child in module.children() for _ in _tensors(child, True))
         for name, tensor in _tensors(module, False):
             key = (path, name)
-            why = None
+            # What computes a weight before each call leaves it beside the parameters.
+            why = computed(module) if "weight" in vars(module) else None
             if inner:
                 why = f"{'.'.join(filter(None, key))} is held by no layer"
             elif id(tensor) in first:

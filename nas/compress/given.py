@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nas.artifacts.reading import read_tensors
-from nas.compress.convert import Row, converted
+from nas.compress.convert import Row, check_plain, converted
 from nas.compress.rules import Rules
 from nas.config import given as objects
 from nas.config.schema import short_repr
@@ -136,7 +136,7 @@ def network_of(model: Model | None) -> nn.Module:
     """A copy of the network given, or the one that its factory makes.
 
     Raises:
-        UserError: there is none, or it is compiled or scripted.
+        UserError: there is none, or not one that can be copied, see `check_plain`.
     """
     if model is None:
         raise UserError(
@@ -144,7 +144,7 @@ def network_of(model: Model | None) -> nn.Module:
             "from Python"
         )
     if isinstance(model, nn.Module):
-        name, network = f"model={type(model).__name__}", _plain(model)
+        name, network = f"model={type(model).__name__}", model
     else:
         name, network = f"model={_name(model)}", _made(model)
     if not isinstance(network, nn.Module):
@@ -152,16 +152,9 @@ def network_of(model: Model | None) -> nn.Module:
             f"{name} gives {short_repr(network)}, a {type(network).__name__}: it must give a "
             "network, an nn.Module"
         )
-    if isinstance(network, torch.jit.ScriptModule):
-        raise UserError(f"{name} is scripted or traced by torch.jit: give the plain module")
-    return network
-
-
-def _plain(model: nn.Module) -> nn.Module:
-    """A copy on the CPU; of a compiled module, of the module that was compiled."""
-    model = getattr(model, "_orig_mod", model)
-    # A scripted one has no copy; its caller refuses it.
-    return model if isinstance(model, torch.jit.ScriptModule) else copied(model, device="cpu")
+    network = getattr(network, "_orig_mod", network)  # of a compiled one
+    check_plain(network)
+    return copied(network, device="cpu")
 
 
 def _made(factory: Callable[[], Any]) -> Any:
@@ -171,11 +164,10 @@ def _made(factory: Callable[[], Any]) -> Any:
         UserError: it raises.
     """
     try:
-        made = factory()
+        return factory()
     except Exception as error:  # it is the user's own
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(f"model={_name(factory)} fails: {reason}") from None
-    return _plain(made) if isinstance(made, nn.Module) else made
 
 
 def _name(factory: Any) -> str:

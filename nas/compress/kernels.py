@@ -108,7 +108,7 @@ def searched_kernels(
     plans = {
         cast(Convolution, module): plan
         for _, module, plan in _plans(model, example, rule)
-        if not isinstance(plan, str) and len(plan.sizes) * len(plan.dilations) > 1
+        if not isinstance(plan, str)
     }
     known = moments(model, list(plans), batches) if rule.refit and plans else {}
     swaps: dict[nn.Module, nn.Module] = {}
@@ -158,7 +158,13 @@ def _plans(
             yield name, conv, "its windows do not overlap: what it crops no output would see"
         else:
             pad = pads.get(conv) if isinstance(conv, nn.Conv1d) else None
-            yield name, conv, _plan(conv, rule, pad, conv in led)
+            plan = _plan(conv, rule, pad, conv in led)
+            few = len(plan.sizes) == len(plan.dilations) == 1
+            yield (
+                name,
+                conv,
+                f"nothing smaller is offered for its kernel {conv.kernel_size}" if few else plan,
+            )
 
 
 def _plan(conv: Convolution, rule: Kernels, pad: nn.ConstantPad1d | None, led: bool) -> _Plan:

@@ -46,12 +46,8 @@ class Moments:
 def flat_weight(layer: Layer) -> Tensor:
     """Its weight ``(groups, C_out / groups, F)`` in float64 on the CPU."""
     weight = layer.weight.detach().to("cpu", torch.float64)
-    return weight.reshape(groups_of(layer), -1, prod(weight.shape[1:]))
-
-
-def groups_of(layer: Layer) -> int:
-    """Groups of channels, 1 for a linear layer."""
-    return 1 if isinstance(layer, nn.Linear) else layer.groups
+    groups = 1 if isinstance(layer, nn.Linear) else layer.groups
+    return weight.reshape(groups, -1, prod(weight.shape[1:]))
 
 
 def moments(

@@ -10,7 +10,7 @@ from torch import nn
 from nas.compress.candidates import Fit, fitted, parsed, unsuitable
 from nas.compress.moments import Layer, moments
 from nas.compress.places import GIVEN, Finding, Where, computed, places, swapped
-from nas.config.schema import Count, checked
+from nas.config.schema import Count, Name, checked
 from nas.copying import copied
 from nas.inputs import Inputs
 from nas.ops.convolution import Conv2d
@@ -30,7 +30,7 @@ class Operations(Where):
         largest: values of a patch that a layer may read; more take long to fit.
     """
 
-    candidates: Sequence[str] = ("low_rank_2", "low_rank_4", "grouped_2", "dw_pw")
+    candidates: Sequence[Name] = ("low_rank_2", "low_rank_4", "grouped_2", "dw_pw")
     largest: Count = 4608
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from nas.arch import Option
+from nas.config.schema import Name
 from nas.decision import Searchable
 from nas.supernet.choice import ChoiceBlock
 
@@ -52,8 +53,8 @@ class Where:
         False
     """
 
-    include: Sequence[str] = ("*",)
-    exclude: Sequence[str] = ()
+    include: Sequence[Name] = ("*",)
+    exclude: Sequence[Name] = ()
 
     def takes(self, name: str, module: nn.Module) -> bool:
         """Whether the module of that name is one of them."""

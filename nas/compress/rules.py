@@ -1,14 +1,28 @@
-"""The rules: what of a network is searched, and how."""
+"""The rules: what of a network is searched; and the network in which all but channels is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from nas.compress.depth import Depth, Resolution
-from nas.compress.kernels import Kernels
-from nas.compress.operations import Operations
-from nas.config.schema import Count, Share, checked
+from torch import nn
+
+from nas.compress.depth import (
+    Depth,
+    Resolution,
+    depth_found,
+    searched_depth,
+    searched_resolution,
+)
+from nas.compress.kernels import Kernels, kernels_found, searched_kernels
+from nas.compress.operations import Operations, operations_found, searched_operations
+from nas.compress.places import GIVEN, Finding, Where
+from nas.compress.taps import ElasticTaps
+from nas.config.schema import Count, Name, Share, checked
+from nas.cost.dry_run import Example
 from nas.errors import UserError
+from nas.inputs import Inputs
+from nas.supernet.choice import ChoiceBlock
+from nas.supernet.elastic import ElasticResolution
 
 
 @checked("space.rules.channels")
@@ -38,6 +52,7 @@ KINDS: dict[str, type[Any]] = {
 }
 
 
+@checked("space.rules")
 @dataclass(frozen=True)
 class Rules:
     """What of a network is searched. Each kind is null (nothing), true (by default), or arguments.
@@ -62,8 +77,8 @@ class Rules:
         True
     """
 
-    include: Sequence[str] = ("*",)
-    exclude: Sequence[str] = ()
+    include: Sequence[Name] = ("*",)
+    exclude: Sequence[Name] = ()
     channels: Channels | Mapping[str, Any] | bool | None = field(default_factory=Channels)
     depth: Depth | Mapping[str, Any] | bool | None = None
     operations: Operations | Mapping[str, Any] | bool | None = None
@@ -90,3 +105,76 @@ class Rules:
                 f"space.rules.{name}={value!r} must be true, null, or a mapping of its arguments"
             )
         return made
+
+    def check_patterns(self, model: nn.Module) -> None:
+        """Refuse a pattern that fits nothing in `model`.
+
+        Raises:
+            UserError: with the key that it stands in.
+        """
+        named = list(model.named_modules(remove_duplicate=False))
+        for key, rule in {"": self, **{f".{kind}": getattr(self, kind) for kind in KINDS}}.items():
+            for side in ("include", "exclude"):
+                for pattern in getattr(rule, side, ()):
+                    if not any(Where([pattern]).takes(*one) for one in named):
+                        raise UserError(
+                            f"space.rules{key}.{side}: no layer of {type(model).__name__} is "
+                            f"called {pattern!r}, nor is its class; there are "
+                            f"{', '.join(name for name, _ in named[1:6])}, ..."
+                        )
+
+
+def searched_others(
+    model: nn.Module, example: Example, rules: Rules, batches: Sequence[Inputs] | None
+) -> tuple[nn.Module, list[Finding]]:
+    """A copy of `model` in which blocks, operations, kernels and the resolution are searched.
+
+    Args:
+        batches: to fit weights on; None: from the weights that are there alone.
+
+    Returns:
+        The supernet, and what is searched in it, or is named and cannot be.
+    """
+    found: list[Finding] = []
+    if isinstance(rules.depth, Depth):
+        found += depth_found(model, example, rules.depth)
+        model = searched_depth(model, example, rules.depth)
+    if isinstance(rules.operations, Operations):
+        found += operations_found(model, rules.operations)
+        model = searched_operations(model, batches, rules.operations)
+    if isinstance(rules.kernels, Kernels):
+        found += kernels_found(model, example, rules.kernels)
+        model = searched_kernels(model, example, rules.kernels, batches)
+    if isinstance(rules.resolution, Resolution):
+        model = searched_resolution(model, example, rules.resolution)
+        assert isinstance(model, ElasticResolution)
+        found.append(Finding("", model, "resolution", model.resolution.options))
+    return model, found
+
+
+def given_names(supernet: nn.Module) -> dict[str, str]:
+    """Path of each module in a supernet -> the name of the layer that was given in its place.
+
+    Modules inside another option have the name of the layer that they replace, then a space and the
+    option.
+    """
+    return dict(_named(supernet, "", ""))
+
+
+def _named(module: nn.Module, path: str, name: str) -> Iterator[tuple[str, str]]:
+    yield path, name
+    for key, child in module.named_children():
+        below = f"{path}.{key}".lstrip(".")
+        if isinstance(module, ElasticTaps | ElasticResolution):
+            for own, inner in _named(child, below, name):
+                yield own, name if isinstance(module, ElasticTaps) else inner
+        elif isinstance(module, ChoiceBlock) and GIVEN in module.options:
+            for option, op in child.named_children():
+                inner = f"{below}.{option}"
+                if option == GIVEN:
+                    yield from _named(op, inner, name)
+                else:
+                    for own, _ in op.named_modules():
+                        yield f"{inner}.{own}".rstrip("."), f"{name} {option}"
+        else:
+            yield from _named(child, below, f"{name}.{key}".lstrip("."))

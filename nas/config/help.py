@@ -145,7 +145,7 @@ VERBS: Mapping[str, Verb] = {
         ),
         examples=(
             "nas search data=image_folder data.root=photos",
-            "nas search -m search=bilevel objective.strength=0.03,0.1,0.3",
+            "nas search model=MODULE:FACTORY budget.macs=50%",
         ),
     ),
     "finetune": Verb(

@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from nas.copying import copied
 from nas.cost.polynomial import Condition
 from nas.decision import Decision, Searchable, decisions, sites
 from nas.discretization import outermost
 from nas.errors import UserError
-from nas.inputs import run
+from nas.inputs import moved, run
 
 T = TypeVar("T")
 
@@ -65,13 +65,13 @@ def dry_run(model: nn.Module, inputs: Inputs, record: Callable[[nn.Module, Input
     init_lazy(model, inputs)
     with torch.random.fork_rng(devices=[]):
         try:
-            return record(copied(model, device="meta"), _on("meta", inputs))
+            return record(copied(model, device="meta"), moved(inputs, "meta"))
         except UserError:
             raise
         except Exception:
             # E.g. a forward that looks at values. A second failure is the model's own.
             with _failing(model, inputs), plain_kernels():
-                return record(copied(model, device="cpu"), _on("cpu", inputs))
+                return record(copied(model, device="cpu"), moved(inputs, "cpu"))
 
 
 def init_lazy(model: nn.Module, inputs: Inputs) -> None:
@@ -90,7 +90,7 @@ def init_lazy(model: nn.Module, inputs: Inputs) -> None:
             site.unrolled = True
         model.eval()
         with torch.random.fork_rng(devices=[]), torch.no_grad(), _failing(model, inputs):
-            run(model, _on(device, inputs))
+            run(model, moved(inputs, device))
     finally:
         for site, unrolled in blocks:
             site.unrolled = unrolled
@@ -107,10 +107,6 @@ def _lazy(model: nn.Module) -> list[str]:
     """Paths of the modules that have no weights yet."""
     tensors = chain(model.named_parameters(), model.named_buffers())
     return list(dict.fromkeys(name.rpartition(".")[0] for name, x in tensors if is_lazy(x)))
-
-
-def _on(device: torch.device | str, inputs: Inputs) -> Any:
-    return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, inputs)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from nas.compress.given import is_given, plain
 from nas.compress.importance import put_in_order, taylor
 from nas.config.schema import Count, NonNegative, Seed, Share, checked
 from nas.cost.expected import Expected
+from nas.decision import split_parameters
 from nas.errors import NotFiniteError, UserError
 from nas.problem import SearchProblem, check_logits
 from nas.quantities import amount, metric_name, metric_words
@@ -74,13 +75,19 @@ class Compression(OneShot):
         """See `nas.search.base.Search`.
 
         Raises:
-            UserError: the space is not made of a network of the user's own.
+            UserError: the space is not made of a network of the user's own, or nothing of it can
+                be trained.
         """
         super().prepare(problem)
         if original(problem) is None:
             raise UserError(
                 "search=compress is for a network of your own: give it, model=MODULE:FACTORY, or "
                 "take search=sandwich"
+            )
+        if not split_parameters(self.supernet).weights:
+            raise UserError(
+                "all weights of the network given are frozen, and what is left of it must be "
+                "trained: network.requires_grad_(True) first"
             )
 
     def run(self, problem: SearchProblem, stage: Stage) -> SearchResult:
@@ -135,7 +142,7 @@ def _evaluated(problem: SearchProblem) -> Original:
     keys: dict[str, Any] = getattr(problem.make_supernet, "keywords", {})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(problem.seed)  # as the supernet: a factory may draw the weights
-        network = plain(keys["model"], keys["weights"]).eval()
+        network = plain(keys.get("model"), keys.get("weights")).eval()
     task, data = task_of(problem.data), problem.data
     if task.outputs is not None:
         check_logits(network, data.example, task.outputs)

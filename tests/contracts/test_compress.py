@@ -8,7 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import spectral_norm
 from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.prune import l1_unstructured
 from torch.utils.flop_counter import FlopCounterMode
 
 import nas
@@ -300,10 +302,51 @@ def test_what_cannot_be_converted_is_refused_in_one_line():
     net = nn.Sequential(nn.Conv1d(2, 8, 1), nn.Conv1d(8, 1, 1))
     with pytest.raises(nas.UserError, match="is scripted"):
         searchable(torch.jit.script(net), (2, 5))
-    with pytest.raises(nas.UserError, match="is compiled: give the module"):
-        searchable(torch.compile(net), (2, 5))
+    with pytest.raises(nas.UserError, match=r"Sequential\.0 is scripted"):
+        searchable(nn.Sequential(torch.jit.script(net[0]), net[1]), (2, 5))
+    with pytest.raises(nas.UserError, match=r"several devices: give its \.module"):
+        searchable(nn.DataParallel(net), (2, 5))
+    with pytest.raises(nas.UserError, match=r"Sequential\.0\.weight is on the meta device"):
+        searchable(nn.Sequential(nn.Conv1d(2, 8, 1, device="meta"), net[1]), (2, 5))
     with pytest.raises(nas.UserError, match="no channels of Sequential can be searched: 0"):
         searchable(nn.Sequential(weight_norm(nn.Conv1d(2, 8, 1)), nn.Conv1d(8, 1, 1)), (2, 5))
+
+
+def test_a_compiled_network_is_the_one_that_was_compiled():
+    net = nn.Sequential(nn.Conv1d(2, 8, 1), nn.Conv1d(8, 1, 1))
+    supernet = searchable(torch.compile(net), (2, 5))
+    assert [name for name, _ in nas.decisions(supernet)] == ["0.channels"]
+
+
+@pytest.mark.parametrize("compute", [spectral_norm, lambda c: l1_unstructured(c, "weight", 0.5)])
+def test_weights_that_are_computed_before_each_call_stay_and_are_said_to(compute):
+    net = nn.Sequential(nn.Conv1d(2, 8, 1), compute(nn.Conv1d(8, 6, 1)), nn.Conv1d(6, 8, 1))
+    rows = converted(nn.Sequential(*net, nn.ReLU(), nn.Conv1d(8, 1, 1)), (2, 5)).rows
+    found = {row.layers[0]: row for row in rows}
+    assert found["2"].decision == "2.channels"
+    assert found["0"].why.startswith("its weight is computed before each call")
+
+
+RULES = {
+    "space.rules.exclude='0' must be a list": {"exclude": "0"},
+    "is empty: give a value": {"include": [""]},
+    "space.rules.exclude: no layer of Sequential is called 'head'": {"exclude": ["0", "head"]},
+    "space.rules.kernels.include: no layer .* 'Conv2d'": {"kernels": {"include": ["Conv2d"]}},
+    "space.rules.operations.candidates='dw_pw' must be a list": {
+        "operations": {"candidates": "dw_pw"}
+    },
+    "0: nothing smaller is offered for its kernel": {
+        "channels": None,
+        "kernels": {"include": ["0"], "sizes": [7], "dilations": []},
+    },
+}
+
+
+@pytest.mark.parametrize("said", RULES)
+def test_rules_that_would_do_nothing_are_refused(said):
+    net = nn.Sequential(nn.Conv1d(2, 8, 3), nn.Conv1d(8, 1, 1))
+    with pytest.raises(nas.UserError, match=said):
+        searchable(net, (2, 5), Rules(**RULES[said]))
 
 
 class Helped(nn.Module):

@@ -58,6 +58,10 @@ def fixed():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
 
+def frozen():
+    return Small().requires_grad_(False)
+
+
 def other():
     return nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(288, 3))
 """
@@ -226,6 +230,7 @@ REFUSED = {
     "model=their_nets:breaks": "fails: RuntimeError: no such file",
     "model=their_nets:scripted": "scripted",
     "model=their_nets:fixed": "no channels of Sequential can be searched",
+    "model=their_nets:frozen": "all weights of the network given are frozen",
     "model=their_nets:other": "for 2 images and 10 classes",
     "model=their_nets:net model.args.size=3": "space.model.size",
     "model=their_nets:net model.args.width=x": "fails",
@@ -241,7 +246,8 @@ REFUSED = {
     "model=their_nets:net budget.latency=50%": "profile",
     "model=their_nets:net space.rules.channels.divisor=0": "divisor=0 must be at least 1",
     "model=their_nets:net space.rules.channels.least=2": "least=2",
-    "model=their_nets:net space.rules.include=[none]": "can be searched",
+    "model=their_nets:net space.rules.include=[none]": "is called 'none'",
+    "model=their_nets:net space.rules.exclude=head": "must be a list of texts",
     "space=given": "model=MODULE:FACTORY",
     "search=compress": "model=MODULE:FACTORY",
     "finetune.teacher=given search=spos": "model=MODULE:FACTORY",
