@@ -151,7 +151,17 @@ class _Reader:
         if len(self.steps.shapes[value]) != 1:
             refuse(node, "a linear layer over several positions")
         weight = self.steps.constant(node, arguments_of(node)["weight"])
-        self._weighted(node, weight[:, :, None, None], (1, 1), (0, 0), (1, 1), 1)
+        step = self._weighted(node, weight[:, :, None, None], (1, 1), (0, 0), (1, 1), 1)
+        move = self.steps.by_output.get(value)
+        if move is not None and move.kind == "move":
+            # Over all positions, flattened: one place of a convolution, which need not be copied.
+            shape = self.steps.shapes[move.inputs[0]]
+            whole = torch.arange(prod(shape))
+            if len(shape) <= 3 and torch.equal(move.settings["index"], whole):
+                sides = sides_of(shape)
+                step.inputs = move.inputs
+                step.settings["sides_in"] = sides
+                step.settings["weight"] = weight.double().reshape(len(weight), shape[0], *sides)
 
     def _conv(self, node: fx.Node) -> None:
         given, images = arguments_of(node), name_of(node) == "conv2d"

@@ -246,6 +246,27 @@ def chosen(space: nn.Module, number: int) -> tuple[dict[str, object], nn.Module]
     return arch, discretize(space, Arch(space.name, arch)).eval()
 
 
+@compiler
+@pytest.mark.parametrize("shape", [(3, 5, 4), (3, 7)])
+def test_flattening_before_a_linear_layer_copies_nothing(shape, tmp_path):
+    torch.manual_seed(0)
+    conv = (nn.Conv1d if len(shape) == 2 else nn.Conv2d)(3, 6, 3, padding=1)
+    linear = nn.Linear(6 * torch.Size(shape[1:]).numel(), 4)
+    network, x = (
+        nn.Sequential(conv, nn.ReLU(), nn.Flatten(), linear).eval(),
+        torch.randn(16, *shape),
+    )
+    graph = integer_graph(network, x)
+    assert [type(operator).__name__ for operator in graph.operators] == ["Conv", "Conv"]
+    with torch.no_grad():
+        assert (graph(x) - network(x)).abs().max() < 0.05
+    packed = integer_graph(network, x, {"3": torch.tensor([8, 4, 2, 8])})
+    levels = torch.randint(-128, 128, (20, *shape))
+    assert torch.equal(CompiledModel(written(packed, tmp_path)).run(levels), packed.run(levels))
+    given = graph.start.numel + graph.end.numel
+    assert expected(network, Ram(), shape).of({}) == planned(graph).size + given
+
+
 @pytest.mark.parametrize("number", range(3))
 def test_flash_and_ram_of_a_search_are_never_below_those_of_the_graph(searched, number):
     arch, network = chosen(searched, number)
@@ -324,7 +345,7 @@ def test_flash_of_a_search_is_just_above_that_of_the_linker_map(searched, how, t
 
 def test_sizes_beyond_16_bits_are_refused():
     for network, shape in (
-        (nn.Sequential(nn.Flatten(), nn.Linear(66_000, 3)), (2, 33_000)),
+        (nn.Sequential(nn.Linear(66_000, 3)), (66_000,)),
         (nn.Sequential(nn.MaxPool1d(2)), (1, 66_000)),
     ):
         graph = integer_graph(network.eval(), torch.randn(2, *shape))

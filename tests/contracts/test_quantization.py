@@ -455,8 +455,10 @@ def test_the_c_file_packs_the_bits_and_float_formats_have_the_rounded_weights():
     known = {"shape": SHAPE, "classes": ["a", "b", "c"], "mean": [0.0] * 3, "std": [1.0] * 3}
     source = Source(dequantized(plain), x, "about", known, x, rounded=plain)
     text = str(chosen(["c"], plain)["c"].contents(source)[0])
-    assert "bits_0" in text  # of each row
-    assert "bits_0" not in str(chosen(["c"], plain)["c"].contents(replace(source, rounded=None))[0])
+    assert ".all_bits = 2" in text
+    assert ".all_bits = 2" not in str(
+        chosen(["c"], plain)["c"].contents(replace(source, rounded=None))[0]
+    )
 
 
 def test_bits_alone_of_a_network_of_the_users_own():
