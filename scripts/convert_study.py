@@ -21,7 +21,8 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 import nas
-from nas.compress.convert import Channels, Rules, converted
+from nas.compress.convert import converted
+from nas.compress.rules import Channels, Rules
 from nas.compress.trial import masked
 from nas.errors import UserError
 

@@ -5,7 +5,7 @@
     python scripts/tcn_taps_study.py table OUT.jsonl
 
 `taps`: the digits of scikit-learn as sequences of 64 values, a causal TCN of three layers of 17
-taps  Against it: TCNs of kernels,
+taps, of which taps, channels or both are searched in one shot. Against it: TCNs of kernels,
 dilations and widths set by hand, trained from scratch for as many epochs as all of that.
 `starts`: a CNN trained on FashionMNIST; all its convolutions but the first become another
 operation, fitted by least squares, by the weights alone (the same with white inputs), or at random.

@@ -192,9 +192,12 @@ def problem(*words: str) -> SearchProblem:
     )
 
 
-def test_percentages_are_of_the_network_given(network: nn.Module, place: Path) -> None:
-    weights = f"model.weights={place / 'net.pt'}"
-    made = problem("model=their_nets:net", weights, "budget.macs=50%", "budget.peak_memory=75%")
+@pytest.mark.parametrize("rules", [[], ["space.rules.operations=true", "space.rules.kernels=true"]])
+def test_percentages_are_of_the_network_given(
+    network: nn.Module, place: Path, rules: list[str]
+) -> None:
+    words = [*rules, f"model.weights={place / 'net.pt'}"]
+    made = problem("model=their_nets:net", *words, "budget.macs=50%", "budget.peak_memory=75%")
     whole = nas.cost_of(network, (1, 8, 8))
     assert made.budgets == {"macs": whole.macs / 2, "peak_memory": whole.peak_memory * 0.75}
     found = original(made)

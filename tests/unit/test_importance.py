@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nas.compress.convert import searchable
 from nas.compress.importance import put_in_order, taylor, widths
+from nas.compress.rules import Rules
 from nas.config.model import with_model
 from nas.decision import decisions
 from nas.errors import UserError
@@ -44,9 +45,10 @@ def network(request: pytest.FixtureRequest) -> nn.Module:
     return made.eval()
 
 
-def test_scores_are_the_squared_slopes_of_gates(network: Net) -> None:
+@pytest.mark.parametrize("rules", [Rules(), Rules(operations={"include": ["head"]})])
+def test_scores_are_the_squared_slopes_of_gates(network: Net, rules: Rules) -> None:
     batches = [(torch.randn(4, 1, 6, 6), torch.tensor([0, 1, 2, 1])) for _ in range(2)]
-    supernet = searchable(network, (1, 6, 6)).train()
+    supernet = searchable(network, (1, 6, 6), rules).train()
     found = {len(w.first): score for w, score in taylor(supernet, batches, F.cross_entropy).items()}
     assert supernet.training
     assert all(decision.open.all() for _, decision in decisions(supernet))
