@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import nas
 from nas.compress.convert import converted
 from nas.compress.rules import Channels, Rules
-from nas.compress.trial import masked
+from nas.compress.verify import masked
 from nas.errors import UserError
 
 TIMM = """

@@ -54,11 +54,6 @@ class Atoms:
             low, high = np.minimum(left, right), np.maximum(left, right)
             np.minimum.at(self._parent, high, low)
 
-    def tie_all(self, places: Places, why: str) -> None:
-        """All of these go together."""
-        if places.size:
-            self.tie(np.broadcast_to(places.flat[0], places.size), places.ravel(), why)
-
     def roots(self, places: Places) -> Places:
         """The atom that stands for all that go with each."""
         found = self._parent[places]

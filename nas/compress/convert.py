@@ -16,7 +16,7 @@ from nas.compress.layer import Slicing, Width, search_heads, searched
 from nas.compress.operations import Operation
 from nas.compress.places import Finding, Where
 from nas.compress.rules import KINDS, Channels, Rules, given_names, searched_others
-from nas.compress.trial import Trial
+from nas.compress.verify import Verifier
 from nas.copying import copied
 from nas.cost.dry_run import Example, Inputs, init_lazy, inputs_of
 from nas.decision import decisions
@@ -120,7 +120,7 @@ def converted(
         names = given_names(supernet)
         found = groups_of(supernet, inputs)
         groups = [_ruled(group, supernet, names, rules) for group in found]
-        rows = _attach(supernet, _tried(supernet, inputs, groups, rules), rules)
+        rows = _attach(supernet, _verified(supernet, inputs, groups, rules), rules)
         rows = [_shown(row, names) for row in rows if _is_given(row, names)]
     rows += _others(supernet, others, given_names(supernet))
     if not any(row.decision for row in rows):
@@ -204,7 +204,7 @@ def _ruled(group: Group, model: nn.Module, names: Mapping[str, str], rules: Rule
     return replace(group, why=why)
 
 
-def _tried(
+def _verified(
     model: nn.Module, inputs: Inputs, groups: Sequence[Group], rules: Rules
 ) -> Sequence[Group]:
     """The groups, with the reason why some cannot be cut though they look as if they could."""
@@ -216,11 +216,11 @@ def _tried(
     }
     why = "heads of attention meet other channels"
     groups = [replace(group, why=why) if id(group) in mixed else group for group in groups]
-    trial = Trial(model, inputs)
+    verifier = Verifier(model, inputs)
     while any(group.why is None for group in groups):
-        supernet = trial.copy()
+        supernet = verifier.copy()
         rows = _attach(supernet, groups, rules)
-        failing = trial.failing(supernet)
+        failing = verifier.failing(supernet)
         if not failing:
             break
         names = {row.layers: row.decision for row in rows}

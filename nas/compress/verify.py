@@ -17,7 +17,7 @@ from nas.decision import decisions
 HEAVY = 100_000_000  # parameters; a network of more is tried in single precision
 
 
-class Trial:
+class Verifier:
     """A network with random weights, in which no layer has a part too small to be seen.
 
     Args:
