@@ -26,7 +26,7 @@ from nas.export.formats import Format, Model, Source, check_inputs, chosen
 from nas.export.int8 import fine_tune
 from nas.export.loading import state_bytes
 from nas.inputs import run, samples_in, some
-from nas.quantization.network import dequantized, quantized_layers
+from nas.quantization.network import FEWEST, dequantized, quantized_layers
 from nas.tasks.classification import task_of
 
 _ASKED = ("out", "weights", "config_dir", "trust")  # where from and to, not what is made
@@ -79,6 +79,8 @@ class Export:
         self.batches: list[Batch] = list(subject.data.test_dataloader())
         check_inputs(self.formats, self.batches[0][0])
         self._check_classes()
+        int8 = any(form.int8 for form in self.formats.values())
+        self.calibration = self._calibration() if int8 else torch.empty(0)
         RunDir(out).create()
         self.rows: dict[str, dict[str, Any]] = {}  # format -> what the card says of its files
         self.models: dict[str, Model] = {}
@@ -129,21 +131,19 @@ class Export:
     def _source(self, network: nn.Module) -> Source:
         data, result = self.subject.data, self.subject.result
         about = f"Network of space {result['space']!r} for {data.name!r}, exported by nas."
-        int8 = any(form.int8 for form in self.formats.values())
-        calibration = self._calibration() if int8 else torch.empty(0)
         example = some(self.batches[0][0], slice(_EXAMPLE))
         if samples_in(example) < 2:
             example = some(example, torch.tensor([0, 0]))
-        return Source(network, example, about, result["input"], calibration, self.rounded)
+        return Source(network, example, about, result["input"], self.calibration, self.rounded)
 
     def _calibration(self) -> Tensor:
         wanted = self.options.calibration
         found = [x for x, _ in self.subject.data.calibration_loader(wanted)]
         images = torch.cat(found)[:wanted] if found else torch.empty(0)
-        if not len(images):
+        if len(images) < FEWEST:
             raise UserError(
-                "the calibration set is empty, and int8 needs images to learn its ranges from: "
-                "give the data training images, or raise data.limit"
+                f"calibration={wanted}: int8 learns its ranges from {len(images)} training images "
+                f"here, and needs at least {FEWEST}: raise calibration, or data.limit"
             )
         return images
 

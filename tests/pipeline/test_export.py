@@ -230,6 +230,7 @@ def test_an_architecture_alone_is_exported_untrained_and_says_so(
     [
         (["format=tflite"], ["'tflite'", "state_dict, python, onnx, pt2, pte, int8_onnx"]),
         (["calibration=0", "format=int8_onnx"], ["calibration=0", "at least 1"]),
+        (["calibration=8", "format=int8_onnx"], ["calibration=8", "at least 16"]),
         (["calibration=many"], ["calibration=many", "whole number"]),
         (["max_drop=2"], ["max_drop=2", "at least 0 and at most 1"]),
         (["qat_lr=fast"], ["qat_lr=fast", "a number (float)"]),
