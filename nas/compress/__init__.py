@@ -1,6 +1,11 @@
 """A network of the user's own, made smaller: what in it may be searched, and how.
 
-The package can be called: `nas.compress(model, data, ...)` is `nas.api.compress`.
+The package can be called: `nas.compress(model, data, ...)` is `nas.api.compress`, which says what it
+takes.
+
+Example:
+    >>> import nas
+    >>> run = nas.compress(network, (x, y), budget={"macs": "50%"})  # doctest: +SKIP
 """
 
 import sys
