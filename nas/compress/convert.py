@@ -141,7 +141,8 @@ def _is_given(row: Row, names: Mapping[str, str]) -> bool:
 def _shown(row: Row, names: Mapping[str, str]) -> Row:
     """The row with the names of the layers that were given."""
     layers = dict.fromkeys(names[layer] for layer in row.layers)
-    return replace(row, layers=tuple(layer for layer in layers if " " not in layer))
+    shown = (layer or "the network" for layer in layers if " " not in layer)
+    return replace(row, layers=tuple(shown))
 
 
 def _others(supernet: nn.Module, found: Sequence[Finding], names: Mapping[str, str]) -> list[Row]:

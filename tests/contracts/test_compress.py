@@ -280,6 +280,24 @@ def test_rules_choose_layers_by_name_and_by_class():
         searchable(net, (2, 5), Rules(exclude=["Conv1d"]))
 
 
+class Scaled(nn.Module):
+    """A network that holds a parameter beside its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv1d(2, 8, 1), nn.Conv1d(8, 1, 1)
+        self.scale = nn.Parameter(torch.ones(8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x) * self.scale)
+
+
+def test_what_the_network_itself_holds_stays_and_is_said_to_be_its_own():
+    said = "no channels of Scaled can be searched: the network: scale is held by no layer"
+    with pytest.raises(nas.UserError, match=said):
+        searchable(Scaled(), (2, 5))
+
+
 class Written(nn.Module):
     """A network whose code has a number of channels written down."""
 
