@@ -1,7 +1,7 @@
 """A network of the user's own, made smaller: what in it may be searched, and how.
 
-The package can be called: `nas.compress(model, data, ...)` is `nas.api.compress`, which says what it
-takes.
+The package can be called: `nas.compress(model, data, ...)` is `nas.api.compress`, which says what
+it takes.
 
 Example:
     >>> import nas
