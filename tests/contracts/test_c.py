@@ -71,9 +71,10 @@ def test_the_c_file_is_the_integer_graph_to_the_bit(case, tmp_path):
 
 
 @compiler
-def test_channels_of_different_bits(tmp_path):
+@pytest.mark.parametrize("bits", [[2, 8, 4, 4, 2, 8], [4, 8, 8, 4, 8, 8], [4] * 6])
+def test_channels_of_different_bits(bits, tmp_path):
     network, x = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten()).eval(), torch.randn(9, 3, 5, 5)
-    graph = integer_graph(network, x, {"0": torch.tensor([2, 8, 4, 4, 2, 8])})
+    graph = integer_graph(network, x, {"0": torch.tensor(bits)})
     levels = graph.start.quantize(x)
     assert torch.equal(CompiledModel(written(graph, tmp_path)).run(levels), graph.run(levels))
 
