@@ -31,8 +31,8 @@ from nas.cost.trace import trace
 from nas.decision import decisions
 from nas.discretization import discretize
 from nas.errors import UserError
-from nas.export.boards import BOARDS, check_boards, on_board
-from nas.export.compiled import FILES, CompiledModel, c_contents
+from nas.integer.boards import BOARDS, check_boards, on_board
+from nas.integer.compiled import FILES, CompiledModel, c_contents
 
 SHAPES = {
     "chain_tiny": (1, 28, 28),

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from nas.artifacts.files import write_atomic
 from nas.copying import copied
 from nas.errors import UserError
-from nas.export.compiled import FILES, CompiledModel, c_contents, check_compiler
 from nas.export.int8 import int8_onnx_bytes, int8_pte_bytes
 from nas.export.loading import load_weights, state_bytes
 from nas.export.python import python_source
 from nas.inputs import Inputs, arguments, run
+from nas.integer.compiled import FILES, CompiledModel, c_contents, check_compiler
 from nas.lowering import onnx_bytes, open_onnx, open_pte, pte_bytes
 from nas.quantization.network import dequantized
 

@@ -19,13 +19,13 @@ from nas.config.options import ExportOptions
 from nas.data.contract import SearchData
 from nas.diagnostics import captured, reason, record
 from nas.errors import UserError
-from nas.export.boards import BOARDS, check_boards, described, on_board
 from nas.export.check import Batch, Parity, card, compare, complaint, latencies, markdown
-from nas.export.compiled import CompiledModel
 from nas.export.formats import Format, Model, Source, check_inputs, chosen
 from nas.export.int8 import fine_tune
 from nas.export.loading import state_bytes
 from nas.inputs import run, samples_in, some
+from nas.integer.boards import BOARDS, check_boards, described, on_board
+from nas.integer.compiled import CompiledModel
 from nas.quantization.network import FEWEST, dequantized, quantized_layers
 from nas.tasks.classification import task_of
 

@@ -35,12 +35,15 @@ _KERNELS = Path(__file__).with_name("kernels.c")
 _LOOPS = 4  # of a move
 
 
-def c_source(graph: IntegerGraph, about: str, name: str = "network") -> tuple[str, str]:
+def c_source(
+    graph: IntegerGraph, about: str, name: str = "network", classify: bool = True
+) -> tuple[str, str]:
     """The texts of ``NAME.c`` and ``NAME.h``.
 
     Args:
         about: what the network is, in one line.
         name: of the files and of what they define.
+        classify: the function looks for the largest output; else it returns 0.
 
     Raises:
         UserError: a layer of more than 65535 channels, or positions in a row.
@@ -55,12 +58,20 @@ def c_source(graph: IntegerGraph, about: str, name: str = "network") -> tuple[st
         f'#include "{name}.h"\n\n{_kernels(writer.kernels)}\n'
         + "".join(writer.constants)
         + f"\n{arena}int {name}_run(const int8_t *input, int8_t *output)\n{{\n{calls}"
-        + "    int best = 0;\n"
-        + f"    for (int i = 1; i < {upper}_OUTPUT_SIZE; i++)\n"
-        + "        if (output[i] > output[best])\n            best = i;\n"
-        + "    return best;\n}\n"
+        + (_largest(upper) if classify else "    return 0;\n")
+        + "}\n"
     )
     return source, _header(graph, plan, about, name)
+
+
+def _largest(upper: str) -> str:
+    """The lines that return the place of the largest output."""
+    return (
+        "    int best = 0;\n"
+        f"    for (int i = 1; i < {upper}_OUTPUT_SIZE; i++)\n"
+        "        if (output[i] > output[best])\n            best = i;\n"
+        "    return best;\n"
+    )
 
 
 def _header(graph: IntegerGraph, plan: Plan, about: str, name: str) -> str:

@@ -29,17 +29,18 @@ from nas.distinct import Distinct
 from nas.errors import UserError
 from nas.latency.calibrate import MeasuredNetwork, Role
 from nas.latency.cost import ExpectedLatency
-from nas.latency.log import MeasurementLog, measurement_quality
+from nas.latency.log import MeasurementLog, Row, measurement_quality
 from nas.latency.measure import Jobs, Schedule, Timing, measure, timing, timings
 from nas.latency.models import UnitTime
 from nas.latency.profile import About, Profile, fit_profile
 from nas.latency.runtimes import (
+    RUNTIMES,
     Call,
     Runtime,
     copy_to_measure,
     inputs_like,
     machine_load,
-    machine_name,
+    machine_of,
     runtime,
 )
 from nas.latency.units import Conditions, Dtype, Unit, Units, features, indices, units_of
@@ -100,8 +101,9 @@ class Measuring:
         Raises:
             UserError: a runtime that is not installed, or a log of other measurements.
         """
-        before = machine_load()
         ready = runtime(self.runtime, self.accelerator, self.conditions)
+        # How busy it is changes no count.
+        before = None if ready.count else machine_load()
         model = model.eval()
         work = Work(self, model, example, ready)
         written = MeasurementLog(log, asdict(work.about))
@@ -129,7 +131,7 @@ class Work:
     @cached_property
     def about(self) -> About:
         """Describes a profile that is measured on this machine, from now on."""
-        plan, machine = self.plan, machine_name(self.plan.accelerator)
+        plan, machine = self.plan, machine_of(self.plan.runtime, self.plan.accelerator)
         return About(
             self.space,
             self.shapes,
@@ -144,6 +146,7 @@ class Work:
                 "python": platform.python_version(),
                 "system": platform.platform(terse=True),
                 **versions_of(self.runtime.packages),
+                **self.runtime.tools,
             },
             datetime.now().astimezone().isoformat(timespec="seconds"),
         )
@@ -172,7 +175,13 @@ class Work:
         return self.units.of(indices(own, arch.choices))
 
     def measure(self, log: MeasurementLog) -> None:
-        """Time every unit, then every network, half of the time budget for each."""
+        """Time every unit, then every network, half of the time budget for each.
+
+        Or count their instructions.
+        """
+        if self.runtime.count is not None:
+            self._count(self.runtime.count, log)
+            return
         schedule = Schedule(most=self.plan.calls, least=min(20, self.plan.calls))
         units: Jobs = {
             key: partial(self._ready, partial(self.unit, unit))
@@ -197,6 +206,20 @@ class Work:
 
                 left = half + measure(jobs, log, left, schedule, tell, at_once)
 
+    def _count(self, count: Callable[[nn.Module, Tensors, bool], int], log: MeasurementLog) -> None:
+        units = {key: partial(self.unit, unit) for key, unit in self.units.to_measure.items()}
+        networks = {
+            name_of(arch): partial(self.network, arch)
+            for archs in self.archs.values()
+            for arch in archs
+        }
+        left = [name for name in self.names if not log.done(name)]
+        with Progress(disable=not sys.stderr.isatty(), transient=True) as progress:
+            for name in progress.track(left, description="instructions"):
+                whole = name in networks
+                module, inputs = (networks if whole else units)[name]()
+                log.add([Row(name, 1, [count(module, inputs, whole)], [])])
+
     def _ready(self, make: Callable[[], tuple[nn.Module, Tensors]]) -> Call:
         return self.runtime.prepare(*make())
 
@@ -220,6 +243,7 @@ class Work:
         timings = [*(u.timing for u in units.values()), *(n.timing for n in networks)]
         repeats = [ratio for name in self.names for ratio in _repeat(log, name)]
         quality = measurement_quality(log.references, load_before, repeats)
+        quality["counted"] = self.runtime.count is not None
         quality |= {key: sum(t[key] for t in timings) for key in ("outliers", "calls")}
         quality["unstable"] = sum(not found["stable"] for found in timings)
         return fit_profile(self.about, units, networks, quality)
@@ -295,13 +319,17 @@ def measure_network(network: nn.Module, inputs: tuple[Tensor, ...], about: About
     Args:
         inputs: for one sample.
     """
-    if not about.machine or about.machine != machine_name(about.accelerator):
+    if about.runtime not in RUNTIMES:  # measured elsewhere
+        return None
+    if not about.machine or about.machine != machine_of(about.runtime, about.accelerator):
         return None
     shapes, dtypes = [tuple(x.shape) for x in inputs], [x.dtype for x in inputs]
     threads = torch.get_num_threads()
     try:
         ready = runtime(about.runtime, about.accelerator, about.conditions)
         made = inputs_like(shapes, dtypes, about.conditions)
+        if ready.count is not None:
+            return timing([ready.count(copy_to_measure(network, about.conditions), made, True)])
         call = ready.prepare(copy_to_measure(network, about.conditions), made)
         return timings({"found": call}, SECONDS, about.conditions.threads)["found"]
     except UserError as error:

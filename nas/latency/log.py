@@ -174,6 +174,8 @@ def measurement_quality(
 
 def quality_text(quality: Mapping[str, Any]) -> str:
     """One line for people."""
+    if quality.get("counted"):
+        return "instructions are counted in QEMU: each time the same figures"
     if quality["trusted"]:
         repeat = quality.get("repeat")
         agree = "" if repeat is None else f": measured twice, figures agree to {repeat:.1%}"

@@ -4,7 +4,8 @@ import ctypes
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import nn
 
 from nas.copying import copied
 from nas.errors import UserError
+from nas.integer import integer_graph
+from nas.integer.boards import BOARDS, check_boards, instructions, tool_versions
 from nas.latency.units import Conditions
 from nas.lowering import (
     Tensors,
@@ -25,6 +28,9 @@ from nas.lowering import (
 
 Call = Callable[[], object]  # runs a module once, to the end
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+HERTZ = 1e8  # of an emulated board: an instruction of it takes 10 ns
+_EMULATED = "qemu_"  # what the names of such runtimes begin with
+_CALIBRATION = 8  # samples for the ranges of activations
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -36,10 +42,15 @@ class Runtime:
         packages: their versions decide how fast it is.
         prepare: ``(module, inputs)`` -> what runs the module on them; the module is in eval mode
             and of the number format of the inputs.
+        count: ``(module, inputs, whole)`` -> nanoseconds of one call, the same each time, where an
+            emulator counts instructions; nothing is timed then. `whole`: a network, not a unit.
+        tools: name -> version of other programs that decide how fast it is.
     """
 
     packages: tuple[str, ...]
     prepare: Callable[[nn.Module, Tensors], Call]
+    count: Callable[[nn.Module, Tensors, bool], int] | None = None
+    tools: Mapping[str, str] = field(default_factory=dict)
 
 
 def _torch(accelerator: str, threads: int) -> Runtime:
@@ -107,6 +118,27 @@ def _executorch(accelerator: str, threads: int) -> Runtime:
         return run
 
     return Runtime(("executorch", "torch"), prepare)
+
+
+def _qemu(accelerator: str, threads: int, board: str) -> Runtime:
+    """The C file of `nas export format=c`, int8, on a Cortex-M that QEMU emulates."""
+    check_boards([board])
+
+    def count(module: nn.Module, inputs: Tensors, whole: bool) -> int:
+        if len(inputs) != 1:
+            raise UserError(
+                f"{type(module).__name__} takes {len(inputs)} tensors, and a C file has one input: "
+                "this space cannot be profiled on a board"
+            )
+        generator = torch.Generator().manual_seed(0)
+        data = torch.randn(_CALIBRATION, *inputs[0].shape[1:], generator=generator)
+        graph = integer_graph(module, data)
+        return round(instructions(BOARDS[board], graph, whole) * 1e9 / HERTZ)
+
+    def prepare(module: nn.Module, inputs: Tensors) -> Call:
+        return partial(count, module, inputs, True)
+
+    return Runtime(("torch",), prepare, count, tool_versions())
 
 
 def check_onnx() -> None:
@@ -191,6 +223,7 @@ RUNTIMES: Mapping[str, Callable[[str, int], Runtime]] = {
     "torch_compile": _torch_compile,
     "onnxruntime": _onnxruntime,
     "executorch": _executorch,
+    **{f"{_EMULATED}{board}": partial(_qemu, board=board) for board in BOARDS},
 }
 
 
@@ -206,6 +239,11 @@ def runtime(name: str, accelerator: str, conditions: Conditions) -> Runtime:
         raise UserError(f"accelerator={accelerator!r} is not one of {', '.join(PROVIDERS)}")
     if accelerator == "cuda" and name.startswith("torch") and not torch.cuda.is_available():
         raise UserError("accelerator=cuda: PyTorch finds no CUDA device here; use accelerator=cpu")
+    if name.startswith(_EMULATED) and (accelerator, conditions) != ("cpu", Conditions()):
+        raise UserError(
+            f"runtime={name} counts the instructions of one sample in int8, not {conditions} on "
+            f"{accelerator}: leave accelerator, batch, dtype and threads as they are by default"
+        )
     torch.set_num_threads(conditions.threads)
     if name.startswith("torch") and accelerator == "cpu":
         keep_memory()
@@ -231,6 +269,14 @@ def inputs_like(
         else:
             made.append(torch.zeros(full, dtype=dtype))
     return tuple(made)
+
+
+def machine_of(runtime: str, accelerator: str) -> str:
+    """What runs networks in a runtime: a board that is emulated, or this machine."""
+    if not runtime.startswith(_EMULATED):
+        return machine_name(accelerator)
+    board = BOARDS[runtime.removeprefix(_EMULATED)]
+    return f"{board.cpu} ({board.machine} in QEMU), one instruction a cycle at {HERTZ / 1e6:g} MHz"
 
 
 def machine_name(accelerator: str = "cpu") -> str:

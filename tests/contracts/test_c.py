@@ -18,12 +18,11 @@ from nas.cost.expected import expected
 from nas.decision import decisions
 from nas.discretization import discretize
 from nas.errors import UserError
-from nas.export import boards
-from nas.export.boards import BOARDS, check_boards, map_sizes, on_board
-from nas.export.compiled import FILES, CompiledModel, c_contents, check_compiler
-from nas.integer import IntegerGraph, integer_graph
+from nas.integer import IntegerGraph, boards, integer_graph
 from nas.integer.arena import _Buffer, _placed, planned
+from nas.integer.boards import BOARDS, check_boards, map_sizes, on_board
 from nas.integer.c import _loops, _runs, c_source
+from nas.integer.compiled import FILES, CompiledModel, c_contents, check_compiler
 from nas.quantization.network import Quantize, quantized
 from nas.spaces.staged import StagedSpace
 

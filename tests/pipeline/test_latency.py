@@ -18,6 +18,7 @@ from nas.cli import run
 from nas.latency import exchange
 from nas.latency.models import fit_units
 from nas.latency.profile import Profile
+from nas.latency.runtimes import HERTZ
 
 SPACE = ["space.width=0.25"]
 # Each file takes the exporter about a second.
@@ -313,3 +314,30 @@ def test_a_table_of_whole_networks_is_a_profile_too(
     assert "nas profile import_csv=FILE" in said
     Path("rows.csv").write_text(Path("rows.csv").read_text().replace("conv_k5", "conv_k9", 1))
     assert "line " in complaint(capsys, *words)
+
+
+@pytest.mark.skipif(
+    not all(map(shutil.which, ("arm-none-eabi-gcc", "qemu-system-arm"))),
+    reason="no compiler or emulator of Cortex-M here: apt install gcc-arm-none-eabi "
+    "libnewlib-arm-none-eabi qemu-system-arm",
+)
+def test_instructions_in_qemu_are_a_latency(tmp_path, capsys):
+    space = [*SPACE, "space.stages=[{ops:[conv_k3,sep_k3],channels:8}]", "input=[1,8,8]"]
+    words = ["runtime=qemu_cortex_m4", "networks=2", "calibrate=0", f"hydra.run.dir={tmp_path}/m"]
+    assert run(["profile", *space, *words, f"out={tmp_path}/m4.json"]) == 0
+    assert "instructions are counted" in capsys.readouterr().out
+    profile = Profile.load(tmp_path / "m4.json")
+    assert "QEMU" in profile.about.machine
+    assert "qemu-system-arm" in profile.about.versions
+    assert all(3 < n.seconds * HERTZ / n.macs < 100 for n in profile.networks)
+    (log,) = tmp_path.glob("*.jsonl")
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join(lines[:-1]) + "\n")
+    assert run(["profile", *space, *words, f"out={tmp_path}/m4.json"]) == 0
+    assert log.read_text().splitlines() == lines  # counted again, to the instruction
+
+
+def test_a_board_counts_one_sample_of_whole_numbers(tmp_path, capsys):
+    words = ["runtime=qemu_cortex_m4", "batch=2", f"hydra.run.dir={tmp_path}"]
+    assert run(["profile", *FEW_UNITS, *words, f"out={tmp_path}/m4.json"]) == 2
+    assert "one sample in int8, not b2 float32 t1" in capsys.readouterr().err

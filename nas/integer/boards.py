@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from nas.errors import UserError
-from nas.export.compiled import compiled, in_memory, samples_header
+from nas.integer.c import c_source
+from nas.integer.compiled import FIRMWARE, compiled, in_memory, samples_header
+from nas.integer.graph import IntegerGraph
 
 _GCC, _NM, _QEMU = "arm-none-eabi-gcc", "arm-none-eabi-nm", "qemu-system-arm"
 _PACKAGES = {
@@ -139,10 +141,48 @@ def on_board(board: Board, folder: Path, levels: Tensor, expected: Tensor) -> On
         weights=weights,
         ram=sizes["data"] + sizes["bss"] + given,
         stack=stack,
-        instructions=sum(took) / len(took) * 1e9 / board.clock / 2**_SHIFT,
+        instructions=_instructions(board, sum(took) / len(took)),
         samples=len(same),
         equal=int(same.sum()),
     )
+
+
+def instructions(board: Board, graph: IntegerGraph, classify: bool) -> float:
+    """Instructions of one call of `graph` on the processor in QEMU: the same figure each time.
+
+    Args:
+        classify: with the search for the largest output, which a part of a network has not.
+
+    Raises:
+        UserError: as `on_board`.
+    """
+    shape = graph.start.shape
+    values = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    levels = graph.start.quantize(values * 64 * graph.start.scale)
+    with TemporaryDirectory() as scratch:
+        folder, place = Path(scratch) / "files", Path(scratch) / "made"
+        folder.mkdir()
+        place.mkdir()
+        source, header = c_source(graph, "counted", classify=classify)
+        for name, text in (("network.c", source), ("network.h", header)):
+            (folder / name).write_text(text, encoding="utf-8")
+        shutil.copy(FIRMWARE / "firmware.c", folder)
+        _compile(board, folder, place)
+        _, (ticks,) = _run(board, folder, place, levels, graph.end.numel)
+    return _instructions(board, ticks)
+
+
+def tool_versions() -> dict[str, str]:
+    """The compiler and the emulator, which decide what is counted."""
+    found = {}
+    for program in (_GCC, _QEMU):
+        said = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
+        found[program] = said.splitlines()[0] if said else "unknown"
+    return found
+
+
+def _instructions(board: Board, ticks: float) -> float:
+    return ticks * 1e9 / (board.clock * float(1 << _SHIFT))
 
 
 def _compile(board: Board, folder: Path, place: Path) -> None:

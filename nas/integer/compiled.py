@@ -18,7 +18,7 @@ from nas.integer.c import c_source
 from nas.integer.operators import Value
 
 FILES = ("network.c", "network.h", "firmware.c", "samples.h", "CMakeLists.txt")
-_FIRMWARE = Path(__file__).with_name("firmware")
+FIRMWARE = Path(__file__).with_name("firmware")
 _SHIPPED = 4  # samples in samples.h
 
 
@@ -38,7 +38,7 @@ def c_contents(
     graph = integer_graph(network, calibration)
     source, header = c_source(graph, about)
     levels = graph.start.quantize(example[:_SHIPPED])
-    own = [(_FIRMWARE / name).read_text(encoding="utf-8") for name in (FILES[2], FILES[4])]
+    own = [(FIRMWARE / name).read_text(encoding="utf-8") for name in (FILES[2], FILES[4])]
     return [source, header, own[0], samples_header(levels, classes), own[1]]
 
 
