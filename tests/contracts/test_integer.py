@@ -1,5 +1,6 @@
 """Integer graphs: exact, close to the network; what has no such form is refused in one line."""
 
+from functools import cache
 from itertools import product
 from math import floor
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from nas.discretization import discretize
 from nas.errors import UserError
 from nas.integer import IntegerGraph, integer_graph
+from nas.integer.build import Bits, _Build
+from nas.integer.capture import Captured, captured
 from nas.integer.operators import Conv, fixed_point
 from nas.ops.blocks import Recurrent, Site
 from nas.spaces.staged import StagedSpace
@@ -49,12 +52,25 @@ NETWORKS = {
 }
 
 
+@cache
+def _read(name: str) -> tuple[nn.Module, Captured, dict[str, tuple[float, float]], Tensor]:
+    """Once for all tests: `torch.export` takes seconds."""
+    network, shape = NETWORKS[name]()
+    x = torch.randn(40, *shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        steps = captured(network.eval(), x[:16])
+        return network, steps, steps.ranges(x), x
+
+
+def graph_of(name: str, bits: Bits = 8) -> tuple[nn.Module, IntegerGraph, Tensor]:
+    """A network, its graph as `integer_graph` makes it, and inputs."""
+    network, steps, ranges, x = _read(name)
+    return network, _Build(steps, ranges, bits, {}).graph(), x
+
+
 @pytest.fixture(scope="module", params=NETWORKS)
 def case(request) -> tuple[nn.Module, IntegerGraph, Tensor]:
-    """A network, its graph, and inputs."""
-    network, shape = NETWORKS[request.param]()
-    x = torch.randn(40, *shape, generator=torch.Generator().manual_seed(1))
-    return network, integer_graph(network, x), x
+    return graph_of(request.param)
 
 
 def test_it_is_close_to_the_network(case):
