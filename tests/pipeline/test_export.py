@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ import nas
 from nas.artifacts import RunDir
 from nas.cli import run
 from nas.data import digits
-from nas.export import check, formats
+from nas.export import check, formats, job
+from nas.integer.compiled import FILES
+from nas.quantities import amount
 
 ROOT = Path(__file__).parents[2]
 FORMATS = "state_dict,python,onnx,int8_onnx"
@@ -335,6 +338,46 @@ def test_a_file_that_computes_something_else_is_not_kept(
     content = json.loads((finished / "export" / "export.json").read_text())
     assert list(content["formats"]) == ["pt2"]
     assert content["refused"]
+
+
+@pytest.mark.skipif(
+    not all(map(shutil.which, ("gcc", "arm-none-eabi-gcc", "qemu-system-arm"))),
+    reason="needs gcc, gcc-arm-none-eabi, libnewlib-arm-none-eabi and qemu-system-arm",
+)
+def test_c_files_are_run_here_and_on_a_board_before_they_are_kept(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "_ON_BOARD", 3)
+    words = ["format=c", "board=cortex_m4", "latency=false"]
+    assert run(["export", "a", *words]) == 0
+    row = json.loads(Path("a/export/export.json").read_text())["formats"]["c"]
+    board = row["boards"]["cortex_m4"]
+    assert (board["samples"], board["equal"]) == (3, 3)
+    assert {path.name for path in Path("a/export").iterdir()} >= set(row["files"]) == set(FILES)
+    assert row["samples"] == 269
+    assert row["eager_score"] - row["score"] <= 0.05
+    said, page = capsys.readouterr().out, Path("a/export/card.md").read_text()
+    assert f"cortex_m4: flash {board['flash']:,} B" in said
+    assert f"| cortex_m4 | {amount(board['flash'], 'B')} | {amount(board['ram'], 'B')} |" in page
+
+    real = job.on_board
+    monkeypatch.setattr(job, "on_board", lambda *given: replace(real(*given), equal=2))
+    shutil.rmtree("a/export")
+    line = complaint(capsys, "a", *words)
+    assert "on cortex_m4 1 of 3 samples have other outputs than on this machine" in line
+    assert not Path("a/export/network.c").exists()
+
+
+def test_a_missing_compiler_is_named_with_how_to_install_it(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("bin").mkdir()
+    monkeypatch.setenv("PATH", str(Path("bin").absolute()))
+    assert "apt install gcc" in complaint(capsys, "a", "format=c")
+    Path("bin/cc").touch(0o755)
+    line = complaint(capsys, "a", "format=c", "board=cortex_m4")
+    assert "apt install --no-install-recommends gcc-arm-none-eabi libnewlib-arm-none-eabi" in line
+    assert not (finished / "export").exists()
 
 
 def test_int8_that_loses_too_much_says_what_to_do() -> None:
