@@ -69,7 +69,7 @@ class Given:
     def described(self) -> dict[str, Mapping[str, Any]]:
         """Key -> what stands in the configuration for each node and each object."""
         stands = {
-            key: {"_target_": TARGET, "key": key, "kind": kind_of(one), "sizes": _sizes(one)}
+            key: {"_target_": TARGET, "key": key, "kind": kind_of(one), "sizes": _alike(key, one)}
             for key, one in self.objects.items()
         }
         return {**self.nodes, **stands}
@@ -81,7 +81,8 @@ def given(key: str, kind: str, sizes: str = "") -> Any:
     Args:
         key: of the configuration.
         kind: of the object, for messages.
-        sizes: a hash of its tensors' names and shapes, so that a run goes on with one alike.
+        sizes: a hash of its tensors' names and shapes, and of a network's values, so that a run
+            goes on with one alike.
 
     Raises:
         UserError: none is given now.
@@ -113,15 +114,28 @@ def kind_of(value: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}".removeprefix("builtins.")
 
 
-def _sizes(value: Any) -> str:
-    """A hash of the names and shapes of what tensors or arrays there are; "": none."""
+def _alike(key: str, value: Any) -> str:
+    """A hash of the names and shapes of what tensors or arrays there are; "": none.
+
+    Of a network that is made smaller also of its values: another training is another network.
+    """
     if hasattr(value, "state_dict"):
-        found: Any = value.state_dict()
+        from torch.nn.parameter import is_lazy
+
+        found: Any = {name: one for name, one in value.state_dict().items() if not is_lazy(one)}
     else:
         found = value if isinstance(value, Mapping | list | tuple) else [value]
     items = found.items() if isinstance(found, Mapping) else enumerate(found)
-    shapes = [(name, tuple(one.shape)) for name, one in items if hasattr(one, "shape")]
-    return hashlib.sha256(repr(shapes).encode()).hexdigest()[:16] if shapes else ""
+    tensors = [(name, one) for name, one in items if hasattr(one, "shape")]
+    digest = hashlib.sha256(repr([(name, tuple(one.shape)) for name, one in tensors]).encode())
+    if key == "space.model":
+        import torch
+
+        for _, one in tensors:
+            if not one.is_meta:  # refused later
+                flat = one.detach().cpu().flatten()
+                digest.update(flat.view(torch.uint8).numpy())
+    return digest.hexdigest()[:16] if tensors else ""
 
 
 def is_plain(value: Any) -> bool:

@@ -15,7 +15,7 @@ from nas.artifacts import RunDir
 from nas.cli import run
 from nas.config.compose import compose_config, with_budgets
 from nas.config.model import with_model
-from nas.errors import InterruptedRunError
+from nas.errors import InterruptedRunError, UserError
 from nas.problem import SearchProblem
 from nas.search.compress import original, original_in_words
 from nas.search.trial_search import TrialSearch
@@ -184,6 +184,9 @@ def test_a_run_that_was_interrupted_ends_as_an_unbroken_one(
     again = nas.compress(network, "digits", **given)
     assert again.best.arch == found.best.arch
     assert again.best.metrics == found.best.metrics
+    other = type(network)()  # of the same shapes
+    with pytest.raises(UserError, match=r"broken"):
+        nas.compress(other, "digits", **given)
 
 
 def problem(*words: str) -> SearchProblem:
