@@ -207,6 +207,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _enter(self, module: nn.Module, _args: Any) -> None:
         caller = self._frames[-1]
+        if self.paths[module] in self._nodes:
+            self._last = {}  # nothing follows a piece across a choice
         # One module may be an option of two decisions, or be called by others as well.
         own = [c for path, c in self._candidates.get(module, ()) if path == caller.path]
         added = (choice for condition in own for choice in sorted(condition))

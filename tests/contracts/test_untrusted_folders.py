@@ -268,15 +268,19 @@ def modules() -> dict[str, types.ModuleType]:
     return {n: m for n, m in found.items() if m and n.startswith(tuple(f"{r}." for r in roots))}
 
 
-def surface(name: str, module: types.ModuleType, depth: int, seen: set[int]) -> Iterator[str]:
-    """The texts that reach something from a module, through the modules that it has imported."""
+def surface(name: str, module: types.ModuleType, depth: int, seen: dict[int, int]) -> Iterator[str]:
+    """The texts that reach something from a module, through the modules that it has imported.
+
+    Args:
+        seen: module -> the depth to which it was walked: no order of imports hides a part of it.
+    """
     for attribute, value in list(vars(module).items()):
         text = f"{name}.{attribute}"
         yield text
         if isinstance(value, type):
             yield from (f"{text}.{inner}" for inner in vars(value))
-        if isinstance(value, types.ModuleType) and depth and id(value) not in seen:
-            seen.add(id(value))
+        if isinstance(value, types.ModuleType) and seen.get(id(value), 0) < depth:
+            seen[id(value)] = depth
             yield from surface(text, value, depth - 1, seen)
 
 
@@ -286,7 +290,7 @@ def test_of_the_whole_import_surface_only_the_closed_set_is_let_through() -> Non
     homes = {f"{o.__module__}.{o.__qualname__}": o for o in objects.values()}
     for home, found in homes.items():
         assert target_of({"_target_": home}, home) is found
-    seen: set[int] = set()
+    seen: dict[int, int] = {}
     walked = {text for name, module in modules().items() for text in surface(name, module, 2, seen)}
     # A module is walked under the first name that leads to it.
     for end in (".torch.load", ".torch.hub.load", ".os.system", "nas.artifacts.files.write_atomic"):
