@@ -75,15 +75,10 @@ def recalibrate(network: nn.Module, batches: Iterable[Inputs]) -> int:
     """
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     pools = [_Pool(norm) for norm in norms]
-    seen = 0
     try:
         for norm, pool in zip(norms, pools, strict=True):
             vars(norm)["forward"] = pool
-        with kept_modes(network), torch.no_grad():
-            network.eval()
-            for x in batches:
-                run(network, x)
-                seen += 1
+        seen = run_all(network, batches)
     finally:
         for norm in norms:
             del norm.forward
@@ -93,6 +88,17 @@ def recalibrate(network: nn.Module, batches: Iterable[Inputs]) -> int:
         )
     for pool in pools:
         pool.write()
+    return seen
+
+
+def run_all(network: nn.Module, batches: Iterable[Inputs]) -> int:
+    """Run a network in eval mode on each batch, without gradients; gives their number."""
+    seen = 0
+    with kept_modes(network), torch.no_grad():
+        network.eval()
+        for x in batches:
+            run(network, x)
+            seen += 1
     return seen
 
 

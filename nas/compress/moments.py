@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.errors import UserError
-from nas.inputs import Inputs, run
-from nas.recalibrate import kept_modes
+from nas.inputs import Inputs
+from nas.recalibrate import run_all
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d
 PATCHES = 16_384  # of one batch, drawn evenly where there are more
@@ -75,13 +75,8 @@ def moments(
         sums[layer] = [old[0] + gram, old[1] + total, old[2] + count]
 
     hooks = [layer.register_forward_pre_hook(add) for layer in layers]
-    seen = 0
     try:
-        with kept_modes(model), torch.no_grad():
-            model.eval()
-            for x in batches:
-                run(model, x)
-                seen += 1
+        seen = run_all(model, batches)
     finally:
         for hook in hooks:
             hook.remove()

@@ -5,7 +5,7 @@ experiments/boards compares them. Code is that of `nas/integer/kernels.c` for Co
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import ClassVar
@@ -189,9 +189,7 @@ def _operators(traced: Trace) -> Iterator[tuple[float, Polynomial]]:
         yield _KERNELS[kernel][0], probability([operator.condition])
     yield _CODE, {frozenset(): 1.0}
     for kind, conditions in called.items():
-        places = united(conditions, traced.options)
-        known = len(places) <= _EXACT
-        yield _KERNELS[kind][1], probability(places) if known else {frozenset(): 1.0}
+        yield _KERNELS[kind][1], _once(conditions, traced)
 
 
 def _kernel(operator: Operator) -> str | None:
@@ -211,9 +209,13 @@ def _unpacking(traced: Trace, bits: int) -> Iterator[tuple[float, Polynomial]]:
         if any((layer.bits_weight or bits) < 8 for layer in operator.layers)
     }
     if where:
-        places = united(where, traced.options)
-        known = len(places) <= _EXACT
-        yield _UNPACK, probability(places) if known else {frozenset(): 1.0}
+        yield _UNPACK, _once(where, traced)
+
+
+def _once(conditions: Iterable[Condition], traced: Trace) -> Polynomial:
+    """The probability that code is there that all of these share; 1 where they are many."""
+    places = united(conditions, traced.options)
+    return probability(places) if len(places) <= _EXACT else {frozenset(): 1.0}
 
 
 def _fused(operator: Operator, readers: Counter[int], makers: Mapping[int, Operator]) -> bool:
