@@ -18,7 +18,14 @@ from nas.cost.dry_run import Example
 from nas.cost.expected import Expected, layer_terms
 from nas.cost.layer import LayerSpec
 from nas.cost.memory import peak_terms
-from nas.cost.polynomial import Condition, Polynomial, probability, united, weighted_sum
+from nas.cost.polynomial import (
+    Condition,
+    Polynomial,
+    consistent,
+    probability,
+    united,
+    weighted_sum,
+)
 from nas.cost.recorder import Operator
 from nas.cost.trace import Trace, trace
 
@@ -40,6 +47,7 @@ _KERNELS: Mapping[str, tuple[int, int]] = {
 # Part of an operator's name in PyTorch -> the kernel that it calls.
 _CALLED = {"clone": "move", "copy": "move", "zeros": "runs", "cat": "concat", "sub": "add"}
 _CALLED |= {name: name for name in ("add", "mul", "mean", "pool")}
+_COPY = "rounded copy"  # name of an operator that only a graph of integers has
 _EXACT = 8  # places of a kernel, up to which its code counts only where one of them is taken
 _LIMITS = ("relu", "hardtanh", "clamp")  # part of the operator in front, where they alone read it
 _BEFORE_LIMITS = ("convolution", "addmm", "batch_norm", "add", "mul", "mean")
@@ -71,6 +79,7 @@ class Flash:
             UserError: as `trace` does.
         """
         traced = example if isinstance(example, Trace) else trace(model, example)
+        traced = _with_copies(traced)
         parts: list[tuple[float, Polynomial]] = [
             (1, layer_terms(traced, _Layers(self.weight_bits))),
             *_operators(traced),
@@ -101,7 +110,7 @@ class Ram:
             UserError: as `trace` does.
         """
         traced = example if isinstance(example, Trace) else trace(model, example)
-        traced = _with_rows(_without_padding(traced))
+        traced = _with_rows(_with_copies(_without_padding(traced)))
         held = {*traced.starts, *(buffer for _, buffer in traced.outputs)}
         sizes = [0 if i in held else b.numel for i, b in enumerate(traced.buffers)]
         outputs = max(traced.buffers[buffer].numel for _, buffer in traced.outputs)
@@ -131,6 +140,47 @@ def _without_padding(traced: Trace) -> Trace:
         else:
             kept.append(replace(operator, reads=reads))
     return replace(traced, operators=tuple(kept))
+
+
+def _with_copies(traced: Trace) -> Trace:
+    """A layer of inputs of fewer than 8 bits reads a copy of them, where they are not its own.
+
+    See `nas.integer.grids`: its own are those that nothing else reads, of an operator that can keep
+    its results within fewer levels.
+    """
+    readers: dict[int, list[Operator]] = defaultdict(list)
+    for operator in traced.operators:
+        for _, buffer in operator.reads if not operator.view else ():
+            readers[buffer].append(operator)
+    makers = {buffer: operator for operator in traced.operators for buffer in operator.makes}
+    buffers, operators = [*traced.buffers], []
+    for operator in traced.operators:
+        narrow = any(0 < layer.bits_in < 8 for layer in operator.layers)
+        if narrow and not all(
+            _keeps_levels(makers.get(buffer))
+            and all(
+                other is operator or not consistent(other.condition | operator.condition)
+                for other in readers[buffer]
+            )
+            for _, buffer in operator.reads
+        ):
+            read = [traced.buffers[buffer] for _, buffer in operator.reads]
+            copy: tuple[Read, ...] = ((frozenset(), len(buffers)),)
+            made = (len(buffers),)
+            operators.append(
+                Operator(_COPY, operator.module, operator.choices, operator.reads, made, (), True)
+            )
+            buffers.append(max(read, key=lambda buffer: buffer.numel))
+            operator = replace(operator, reads=copy)
+        operators.append(operator)
+    return replace(traced, buffers=tuple(buffers), operators=tuple(operators))
+
+
+def _keeps_levels(maker: Operator | None) -> bool:
+    if maker is None:  # the input of the network
+        return False
+    limits = any(part in maker.name for part in (*_BEFORE_LIMITS, *_LIMITS))
+    return maker.pointwise or (limits and "pool" not in maker.name)
 
 
 def _with_rows(traced: Trace) -> Trace:
@@ -182,7 +232,7 @@ def _operators(traced: Trace) -> Iterator[tuple[float, Polynomial]]:
     called: dict[str, dict[Condition, None]] = defaultdict(dict)  # by the kernel
     for operator in traced.operators:
         limits = operator.name.rstrip("_") in _LIMITS
-        kernel = "add" if limits else _kernel(operator)
+        kernel = "add" if limits or operator.name == _COPY else _kernel(operator)
         if kernel is None or (limits and _fused(operator, readers, makers)):
             continue
         called[kernel][operator.condition] = None

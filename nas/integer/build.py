@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nas.errors import UserError
 from nas.integer.capture import Captured, captured
 from nas.integer.graph import IntegerGraph
+from nas.integer.grids import Levels, levels_of
 from nas.integer.operators import (
     HIGHEST,
     LOWEST,
@@ -33,12 +34,12 @@ from nas.quantization.network import dequantized, quantized_layers
 _BATCH = 16  # samples that go through the exported network in one step
 _LEVELS = HIGHEST - LOWEST
 _SHIFT, _MULTIPLIER = 40, 16  # most of a shift, and bits of a multiplier, in 64-bit arithmetic
+_STEEPEST = 10  # log2 of the largest multiplier behind inputs of fewer than 8 bits
 _POINT = (-5, 15)  # bits of a bias behind the point: 2^20 levels, shifted by 10, fit 32 bits
 _ACCUMULATOR = 2**31 - 1
 _BEYOND = 2**29  # levels that a convolution may reach before it is saturated
 
 Bits = int | Mapping[str, int | Tensor]
-Ranges = Mapping[str, tuple[float, float]]
 
 
 def integer_graph(
@@ -52,7 +53,8 @@ def integer_graph(
     Weights are symmetric with a scale for each output channel, activations have one scale and one
     zero point each, from the smallest and the largest value on the calibration data. BatchNorm is
     folded. See `nas.integer.operators` for the arithmetic. A network of `nas.quantization` has
-    bits and steps of its own, which are kept: its weights are exactly those that it was trained to.
+    bits and steps of its own, which are kept: its weights are exactly those that it was trained to,
+    and so are the inputs of its layers, see `nas.integer.grids`.
 
     Args:
         network: plain, in eval mode, on the CPU.
@@ -64,8 +66,7 @@ def integer_graph(
             has learned them, before BatchNorm is folded; others follow from the largest weight.
 
     Raises:
-        UserError: a layer that has no integer form, or inputs of fewer than 8 bits; it is named.
-            Data that are not finite.
+        UserError: a layer that has no integer form; it is named. Data that are not finite.
 
     Example:
         >>> import torch
@@ -80,30 +81,24 @@ def integer_graph(
     if not len(calibration):
         raise UserError("an integer graph learns its ranges from data, and there are none")
     learned = quantized_layers(network)
-    for path, layer in learned.items():
-        if layer.input_bits != 8:
-            raise UserError(
-                f"the layer {path!r} was trained for inputs of {layer.input_bits} bits: an integer "
-                "graph has 8, so train it with inputs=8"
-            )
     if learned:
         usual = {} if isinstance(bits, int) else bits
         bits = {**usual, **{path: layer.weight_bits for path, layer in learned.items()}}
         steps_of = {path: layer.weight_quantizer.size for path, layer in learned.items()}
-        weight_scales, network = {**(weight_scales or {}), **steps_of}, dequantized(network)
+        weight_scales = {**(weight_scales or {}), **steps_of}
+        network = dequantized(network, inputs=True)
     with torch.no_grad():
         steps = captured(network.eval(), calibration[:_BATCH])
-        ranges = steps.ranges(calibration)
-        return _Build(steps, ranges, bits, weight_scales or {}).graph()
+        levels = levels_of(steps, steps.ranges(calibration))
+        return _Build(steps, levels, bits, weight_scales or {}).graph()
 
 
 class _Build:
     def __init__(
-        self, found: Captured, ranges: Ranges, bits: Bits, scales: Mapping[str, Tensor]
+        self, found: Captured, levels: Levels, bits: Bits, scales: Mapping[str, Tensor]
     ) -> None:
-        self.found, self.ranges, self.bits, self.scales = found, dict(ranges), bits, scales
+        self.found, self.levels, self.bits, self.scales = found, levels, bits, scales
         self.values: dict[str, Value] = {}
-        self._join_concatenated()
 
     def graph(self) -> IntegerGraph:
         """All of it."""
@@ -120,7 +115,7 @@ class _Build:
             "move": self._move,
         }
         operators = []
-        for step in self.found.steps:
+        for step in self.levels.steps:
             inherits = step.kind in ("pool", "move")
             value = self._value(
                 step.output,
@@ -137,25 +132,15 @@ class _Build:
     def _input(self, step: Step, number: int = 0) -> Value:
         return self.values[step.inputs[number]]
 
-    def _join_concatenated(self) -> None:
-        """One scale for what is concatenated and read by nothing else: it is copied as it is."""
-        readers: dict[str, int] = {}
-        for step in self.found.steps:
-            for name in step.inputs:
-                readers[name] = readers.get(name, 0) + 1
-        own = {s.output for s in self.found.steps if s.kind not in ("pool", "move", "concat")}
-        for step in self.found.steps:
-            if step.kind == "concat":
-                for name in step.inputs:
-                    if name in own and readers[name] == 1:
-                        self.ranges[name] = self.ranges[step.output]
-
     def _value(
         self, name: str, shape: tuple[int, ...], like: Value | None = None, least: float = 0.0
     ) -> Value:
         if like is not None:
             return Value(name, shape, like.scale, like.zero)
-        low, high = self.ranges[name]
+        grid = self.levels.grids.get(name)
+        if grid is not None and grid.scale >= least:
+            return Value(name, shape, grid.scale, grid.zero)
+        low, high = self.levels.ranges[name] if grid is None else grid.limits
         if not (-inf < low <= high < inf):
             raise UserError(
                 f"the network gives numbers that are not finite on the calibration data, at {name}"
@@ -170,16 +155,27 @@ class _Build:
                 return default
             return _clamped(value.zero + round(max(-1e6, min(1e6, real / value.scale))))
 
-        return level(step.low, LOWEST), level(step.high, HIGHEST)
+        low, high = level(step.low, LOWEST), level(step.high, HIGHEST)
+        if (grid := self.levels.grids.get(step.output)) is None:
+            return low, high
+        # The levels of the grid, where the value could have its step and zero; else its limits.
+        least, most = (level(limit, 0) for limit in grid.limits)
+        return min(max(low, least), most), max(min(high, most), least)
 
     def _least_scale(self, step: Step) -> float:
-        """Of a convolution's output: multipliers stay below 2, and levels within 30 bits."""
+        """Of a convolution's output: levels stay within 30 bits, and multipliers below 2.
+
+        Behind inputs of fewer bits multipliers may be larger: products are far apart there, and
+        biases would be lost between them.
+        """
         levels, scale = self._levels(step, self._bits(step.path, len(step.settings["weight"])))
         products = np.abs(levels.astype(np.float64)).sum(axis=(1, 2, 3)) * 256
         products *= self._input(step).scale * scale
         largest = float((products + step.settings["bias"].abs().numpy()).max(initial=0))
         steepest = self._input(step).scale * float(scale.max(initial=0))
-        return max(largest / _BEYOND, 0.501 * steepest)
+        # Levels finer than the products are worth a dearer kernel where the products are few.
+        narrow = step.grid is not None and not step.grid.wide
+        return max(largest / _BEYOND, steepest * (2.0**-_STEEPEST if narrow else 0.501))
 
     def _conv(self, step: Step, common: Mapping[str, Any]) -> Conv:
         settings = step.settings
@@ -272,8 +268,8 @@ class _Build:
         x = self._input(step).real(torch.arange(LOWEST, HIGHEST + 1)).double()
         for function in step.settings["functions"]:
             x = function(x)
-        levels = common["output"].quantize(x).numpy().astype(np.int8)
-        return Table(**common, levels=levels)
+        levels = common["output"].quantize(x).clamp(common["low"], common["high"])
+        return Table(**common, levels=levels.numpy().astype(np.int8))
 
     def _move(self, step: Step, common: Mapping[str, Any]) -> Move:
         return Move(**common, index=step.settings["index"].numpy())

@@ -122,7 +122,8 @@ class _Writer:
         self.graph, self.plan = graph, plan
         self.values: dict[str, Value] = {graph.start.name: graph.start}
         self.constants: list[str] = []
-        self.kernels: set[str] = set()
+        coarse = any(conv.shift < 15 for conv in graph.convolutions())
+        self.kernels = {"coarse" if coarse else "fine"}
         self.known: dict[tuple[str, bytes], str] = {}
 
     def calls(self) -> list[str]:

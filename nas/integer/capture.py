@@ -16,10 +16,11 @@ from torch import Tensor, fx, nn
 
 from nas.errors import UserError
 from nas.integer.operators import sides_of
-from nas.integer.steps import Step, Steps, arguments_of, name_of, path_of, refuse
+from nas.integer.steps import Grid, Step, Steps, arguments_of, name_of, path_of, refuse
 from nas.integer.views import VIEWS, read_item, read_view, read_zeros
 
 _CLAMPED = ("conv", "add", "mul", "mean")  # steps that an activation's limits can go into
+_WEIGHTED = ("conv1d", "conv2d", "linear")
 _FUNCTIONS = frozenset(  # of one number, where they are given one tensor
     {
         *("abs", "add", "clamp", "div", "elu", "exp", "gelu", "hardsigmoid", "hardswish"),
@@ -128,6 +129,7 @@ class _Reader:
             "max_pool2d": partial(self._pool, largest=True),
             "avg_pool1d": partial(self._pool, largest=False),
             "avg_pool2d": partial(self._pool, largest=False),
+            "fake_quantize_per_tensor_affine": self._rounding,
             "getitem": partial(read_item, steps),
             "new_zeros": partial(read_zeros, steps),
             "zeros_like": partial(read_zeros, steps),
@@ -208,7 +210,18 @@ class _Reader:
             sides_in=sides_of(self.steps.shapes[value]),
         )
         step.path = self.steps.paths.get(given["weight"].name, step.path)
+        source: Any = node.args[0]
+        step.grid = self.steps.grids.get(source.name)
         return step
+
+    def _rounding(self, node: fx.Node) -> None:
+        """Of the input of a layer with weights: it says in which levels that is."""
+        if any(name_of(user) not in _WEIGHTED for user in node.users):
+            refuse(node, "rounding of what is not the input of a layer with weights")
+        (value,) = self.steps.read_by(node)
+        scale, zero, low, high = node.args[1:5]
+        self.steps.grids[node.name] = Grid(float(scale), int(zero), int(low), int(high))  # type: ignore[arg-type]
+        self.steps.same[node.name] = value
 
     def _norm(self, node: fx.Node) -> None:
         """``y = (x - mean) / sqrt(variance + eps) * weight + bias``, folded in float64."""

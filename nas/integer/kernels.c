@@ -132,7 +132,11 @@ static void conv(const struct conv *p, const int8_t *x, int8_t *y, int8_t *row)
             packed += fan;
         const int8_t *from = x + c / p->group_out * p->group_in;
         /* Brought to a shift of 30, and more: shifts by a constant are cheaper. */
+        /* kernel: fine */
         const int32_t multiplier = p->multiplier[c] << up;
+        /* kernel: coarse */
+        const int64_t multiplier = (int64_t)p->multiplier[c] << up; /* of a shift below 15 */
+        /* kernel: conv */
         const int64_t base = (p->bias[c] * ((int64_t)1 << p->bias_shift) + zero_and_half) *
                              ((int64_t)1 << up);
         int32_t all = 0;

@@ -91,7 +91,8 @@ class Conv(Operator):
         weight: levels ``(C_out, C_in / groups, kh, kw)``.
         bits: of the weights of each output channel ``(C_out,)``; packed so in files.
         multiplier: ``(C_out,)``, 0 to 2^16 - 1.
-        shift: of all channels, 15 to 40; no level is beyond 30 bits before it is saturated.
+        shift: of all channels, 1 to 40, below 15 only behind inputs of fewer than 8 bits; no level
+            is beyond 30 bits before it is saturated.
         bias: ``(C_out,)`` in units of ``2^-point`` output levels, 16 bits.
         point: bits of the bias behind the point, -5 to 15, at most `shift`.
         padding: rows above and columns before; those on the other side follow from the shape.

@@ -8,6 +8,31 @@ from typing import Any, NoReturn
 from torch import Tensor, fx
 
 from nas.errors import UserError
+from nas.integer.operators import HIGHEST, LOWEST
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Levels that training has rounded a layer's input to: ``scale * (level - zero)``.
+
+    Args:
+        low, high: the smallest and the largest level.
+    """
+
+    scale: float
+    zero: int
+    low: int
+    high: int
+
+    @property
+    def wide(self) -> bool:
+        """Whether it has all levels of int8."""
+        return (self.low, self.high) == (LOWEST, HIGHEST)
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The smallest and the largest number."""
+        return self.scale * (self.low - self.zero), self.scale * (self.high - self.zero)
 
 
 @dataclass
@@ -22,6 +47,7 @@ class Step:
         inputs: names of what it reads.
         settings: as the operator of `nas.integer.operators` of this kind has them, in real numbers.
         low, high: limits of the result.
+        grid: levels that its input was rounded to while it was trained; None: any.
     """
 
     kind: str
@@ -32,6 +58,7 @@ class Step:
     settings: dict[str, Any] = field(default_factory=dict)
     low: float = -inf
     high: float = inf
+    grid: Grid | None = None
 
 
 class Steps:
@@ -57,6 +84,7 @@ class Steps:
         self.shapes = {start: shape}
         self.by_output: dict[str, Step] = {}
         self.same: dict[str, str] = {}  # node -> the value that it is
+        self.grids: dict[str, Grid] = {}  # node -> what it rounds a value to, for a layer
 
     def value(self, name: str) -> str:
         """The value that a node is."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -88,13 +89,22 @@ def as_quantized(
     return quantized
 
 
-def as_plain(layer: QuantizedLayer) -> nn.Module:
-    """A copy of `layer` in floating point whose weight is the rounded one."""
+def as_plain(layer: QuantizedLayer, inputs: bool = False) -> nn.Module:
+    """A copy of `layer` in floating point whose weight is the rounded one.
+
+    Args:
+        inputs: round the input too, in a hook; not one whose steps were never learned.
+    """
     made: Any = copied(layer)
     made.__class__ = PLAIN[type(layer)]
     made.weight.data = layer.weight_quantizer(layer.weight).detach().clone()
     del made.weight_quantizer, made.input_quantizer
     plain: nn.Module = made
+    if inputs and bool(layer.input_quantizer.step):
+        numbers = layer.input_quantizer.numbers
+        # One operator, which exported programs keep.
+        rounded = torch.fake_quantize_per_tensor_affine
+        plain.register_forward_pre_hook(lambda _, given: (rounded(given[0], *numbers),))
     return plain
 
 

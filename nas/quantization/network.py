@@ -223,12 +223,16 @@ def calibrate(network: nn.Module, batches: Iterable[Inputs]) -> None:
         )
 
 
-def dequantized(network: nn.Module) -> nn.Module:
+def dequantized(network: nn.Module, inputs: bool = False) -> nn.Module:
     """The network in floating point: weights are the rounded ones, inputs are not rounded.
 
     What a runtime without integers computes of it. A copy, or itself where nothing is quantised.
+
+    Args:
+        inputs: round them too, see `nas.quantization.layers.as_plain`.
     """
-    memo: dict[int, Any] = {id(m): as_plain(m) for m in quantized_layers(network).values()}
+    layers = quantized_layers(network).values()
+    memo: dict[int, Any] = {id(m): as_plain(m, inputs) for m in layers}
     return copied(network, memo) if memo else network
 
 

@@ -166,6 +166,13 @@ class InputQuantizer(nn.Module):
         scale = 1 / sqrt(max(1, x[:1].numel()) * high)
         return fake_quantize(x, positive(self.step), self.zero, low, high, scale)
 
+    @property
+    def numbers(self) -> tuple[float, int, int, int]:
+        """Step, level of 0, smallest and largest level, as they are used."""
+        low, high = self.range
+        step, zero = positive(self.step.detach()), self.zero.detach().round().clamp(low, high)
+        return float(step), int(zero), low, high
+
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Widen the range to that of `x`."""

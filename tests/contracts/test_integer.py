@@ -16,6 +16,7 @@ from nas.errors import UserError
 from nas.integer import IntegerGraph, integer_graph
 from nas.integer.build import Bits, _Build
 from nas.integer.capture import Captured, captured
+from nas.integer.grids import levels_of
 from nas.integer.operators import Conv, fixed_point
 from nas.ops.blocks import Recurrent, Site
 from nas.spaces.staged import StagedSpace
@@ -65,7 +66,7 @@ def _read(name: str) -> tuple[nn.Module, Captured, dict[str, tuple[float, float]
 def graph_of(name: str, bits: Bits = 8) -> tuple[nn.Module, IntegerGraph, Tensor]:
     """A network, its graph as `integer_graph` makes it, and inputs."""
     network, steps, ranges, x = _read(name)
-    return network, _Build(steps, ranges, bits, {}).graph(), x
+    return network, _Build(steps, levels_of(steps, ranges), bits, {}).graph(), x
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
