@@ -1,7 +1,7 @@
 """What a run is made of, and what it searches: supernet, exact costs and budgets."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.arch import Arch
-from nas.compress.given import is_given
+from nas.compress.space import Original, OwnNetwork
 from nas.config.calls import called
 from nas.config.schema import short_repr
 from nas.cost.analytic import MACs, Params
@@ -27,6 +27,7 @@ from nas.errors import UserError
 from nas.inputs import Inputs, run, zeros
 from nas.progress import Part
 from nas.quantities import amount, parse_budget
+from nas.ranks import each_rank_alone
 from nas.selection import check_feasible, check_known, largest_of, select
 from nas.supernet.choice import Relaxing
 from nas.tasks import check_judged
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from nas.train import Training
 
 Amount = str | float
+FITTED = 512  # images on which operations and kernels of a network are fitted
 
 
 @dataclass
@@ -76,6 +78,8 @@ class SearchProblem:
         priced: every cost that is reported, params and MACs among them.
         costs: the same, of this supernet.
         budgets: cost name -> at most so much, in the unit of the cost.
+        original: the network of the user's own that is made smaller, once
+            `nas.search.compress.original` has looked at it; None: there is none.
 
     Raises:
         UserError: see `DataModule`, the space, `trace`, `nas.quantities.parse_budget`, and
@@ -107,12 +111,11 @@ class SearchProblem:
     priced: Mapping[str, LayerCost | NetworkCost] = field(init=False)
     costs: Mapping[str, Expected] = field(init=False)
     budgets: Mapping[str, float] = field(init=False)
+    original: Original | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         read(self.data)
         check_task(self.data)
-        shape, outputs = self.data.input_shape, self.data.num_outputs
-        check_memory(partial(self.make_supernet, input_shape=shape, num_outputs=outputs))
         self.supernet = self.build()
         self.space = str(getattr(self.supernet, "name", type(self.supernet).__name__))
         traced = trace(self.supernet, self.data.example)
@@ -151,8 +154,9 @@ class SearchProblem:
     def build(self) -> nn.Module:
         """A supernet as `seed` initialises it."""
         torch.manual_seed(self.seed)
-        shape = self.data.input_shape
-        supernet = self.make_supernet(input_shape=shape, num_outputs=self.data.num_outputs)
+        supernet = build(
+            self.make_supernet, self.data.input_shape, self.data.num_outputs, fitting(self.data)
+        )
         self.relax(supernet)
         init_lazy(supernet, inputs_of(self.data.example, supernet))
         return supernet
@@ -202,7 +206,7 @@ class SearchProblem:
     def largest(self, cost: str) -> float:
         """What percentages of a budget are of: the network given, or the largest of the space."""
         own = dict(decisions(self.supernet))
-        if is_given(self.make_supernet):
+        if isinstance(self.make_supernet, OwnNetwork):
             return self.costs[cost].of({name: one.options[-1] for name, one in own.items()})
         return largest_of(self.costs[cost])
 
@@ -260,15 +264,32 @@ def _output(network: nn.Module, inputs: Any) -> Any:
         return run(network.eval(), inputs)
 
 
-def build(space: Callable[..., nn.Module], shape: Any, classes: int) -> nn.Module:
+def build(
+    space: Callable[..., nn.Module],
+    shape: Any,
+    classes: int,
+    batches: Iterable[Inputs] | None = None,
+) -> nn.Module:
     """The supernet for inputs of `shape` and so many classes.
+
+    Args:
+        batches: of training data, for a space that is fitted to them, see `fitting`.
 
     Raises:
         UserError: the space refuses them, or memory does not hold it.
     """
+    if isinstance(space, OwnNetwork):  # in memory already
+        return space(shape, classes, batches)
     make = partial(space, input_shape=shape, num_outputs=classes)
     check_memory(make)
     return make()
+
+
+def fitting(data: SearchData) -> Iterator[Inputs]:
+    """The training data on which operations and kernels are fitted, the same on every rank."""
+    with each_rank_alone(data):
+        found = [x for x, _ in data.calibration_loader(FITTED)]
+    yield from found
 
 
 def check_memory(make: Callable[[], nn.Module]) -> None:

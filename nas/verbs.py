@@ -353,9 +353,9 @@ def _describe(config: DictConfig, job: Job) -> None:
     silence_third_party_warnings()
     import torch
 
-    from nas.compress.given import is_given, rows
+    from nas.compress.space import OwnNetwork
     from nas.data.contract import read
-    from nas.problem import SearchProblem, build
+    from nas.problem import SearchProblem, build, fitting
     from nas.report.terminal import data_in_words, describe, describe_layers
 
     torch.set_num_threads(config.threads or job.threads)
@@ -363,13 +363,15 @@ def _describe(config: DictConfig, job: Job) -> None:
     read(data)
     print(data_in_words(data))
     space = made(config.space)
-    supernet = build(space, data.input_shape, data.num_outputs)
-    if is_given(space):
-        describe_layers(rows(space, data.input_shape))
+    torch.manual_seed(config.seed)  # the networks of the trial are these
+    supernet = build(space, data.input_shape, data.num_outputs, fitting(data))
+    if isinstance(space, OwnNetwork):
+        describe_layers(space.converted(data.input_shape).rows)
     describe(supernet, data.example, made(config.cost))
     if config.trial:
         config.front = front_size(config, sweep=False)
-        _print_time(lambda: SearchProblem(**{**components_of(config), "data": data}))
+        known = {"data": data, "make_supernet": space}
+        _print_time(lambda: SearchProblem(**{**components_of(config), **known}))
 
 
 def _print_time(problem: Callable[[], Any]) -> None:

@@ -18,10 +18,11 @@ from nas.compress.places import Finding, Where
 from nas.compress.rules import KINDS, Channels, Rules, given_names, searched_others
 from nas.compress.verify import Verifier
 from nas.copying import copied
-from nas.cost.dry_run import Example, Inputs, init_lazy, inputs_of
+from nas.cost.dry_run import Example, init_lazy, inputs_of
+from nas.cost.dry_run import Inputs as Arguments
 from nas.decision import decisions
 from nas.errors import UserError
-from nas.inputs import moved
+from nas.inputs import Inputs, moved
 from nas.supernet.choice import ChoiceBlock
 
 
@@ -206,7 +207,7 @@ def _ruled(group: Group, model: nn.Module, names: Mapping[str, str], rules: Rule
 
 
 def _verified(
-    model: nn.Module, inputs: Inputs, groups: Sequence[Group], rules: Rules
+    model: nn.Module, inputs: Arguments, groups: Sequence[Group], rules: Rules
 ) -> Sequence[Group]:
     """The groups, with the reason why some cannot be cut though they look as if they could."""
     mixed = {

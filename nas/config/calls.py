@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Unpack, get_args, get_origin, get_ty
 from hydra.utils import get_object
 from pydantic import Field
 
+from nas.config.model import SPACE
 from nas.config.schema import BelowOne, NonNegative, Share, hints_of, short_repr, violation
 from nas.errors import UserError
 
@@ -92,6 +93,8 @@ def _check_signature(
     """A class or function of the user's own must take what a run calls it with."""
     offered = [name for name in _OFFERED.get(key, ()) if name in signature.parameters]
     added = (*CALLED.get(key, ()), *offered)
+    if node["_target_"] == SPACE:  # made at once, and then called
+        added = ()
     try:
         if node.get("_partial_") is True and key not in CALLED:  # its caller knows the rest
             signature.bind_partial(*node.get("_args_", ()), **dict.fromkeys({*given, *added}))

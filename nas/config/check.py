@@ -13,6 +13,7 @@ from nas.config.calls import CALLED, check_call, ranges_by_name
 from nas.config.compose import nearest
 from nas.config.folders import check_batch, check_images, existing_folder
 from nas.config.help import groups
+from nas.config.model import SPACE
 from nas.config.schema import RUN, run_violation, short_repr, violation
 from nas.config.written import annotations, attribute
 from nas.errors import UserError
@@ -132,7 +133,8 @@ def _check_groups(config: Mapping[Any, Any]) -> None:
         if not isinstance(node, Mapping) or "_target_" not in node:
             options = ", ".join(groups()[group])
             raise UserError(f"{group}={short_repr(node)} is none of {options}: choose one")
-        if group in CALLED and node.get("_partial_") is not True and not _is_given(node):
+        partial = node.get("_partial_") is True or node["_target_"] == SPACE or _is_given(node)
+        if group in CALLED and not partial:
             names = ", ".join(CALLED[group]) or "what a run adds"
             raise UserError(
                 f"{group} lacks `_partial_: true`: {node['_target_']} is called later, with {names}"

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from nas.errors import UserError
 
+SPACE = "nas.compress.space.OwnNetwork"  # as configurations name it
 # Group -> its option for a network of the user's own.
 RECIPE = {"space": "given", "search": "compress", "finetune": "compress"}
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")

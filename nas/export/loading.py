@@ -14,7 +14,8 @@ from nas.arch import Arch
 from nas.artifacts import RunDir
 from nas.artifacts.files import write_atomic
 from nas.artifacts.reading import read_config, read_tensors
-from nas.compress.given import SPACE, Model, again
+from nas.compress.space import Model, saved
+from nas.config.model import SPACE
 from nas.decision import free
 from nas.discretization import discretize
 from nas.errors import UserError
@@ -91,7 +92,7 @@ def _supernet(
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the space from {folder.config}: {error}") from None
     if isinstance(config, Mapping) and config.get("_target_") == SPACE:
-        return again(config, shape, outputs, model)
+        return saved(config, model)(shape, outputs)
     return build(config, shape, outputs)
 
 

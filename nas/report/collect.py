@@ -12,7 +12,7 @@ from typing import Any
 
 from nas.artifacts import RunDir, find_runs
 from nas.artifacts.reading import read_config, read_json
-from nas.compress.given import SPACE
+from nas.config.model import SPACE
 from nas.errors import UserError
 from nas.quantities import primary_metrics
 from nas.report.summary import BlockSummary, read_blocks

@@ -1,14 +1,13 @@
 """The search among the parts of a network of the user's own, and what is known of that network."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from nas.compress.given import is_given, plain
 from nas.compress.importance import put_in_order, taylor
+from nas.compress.space import Original, OwnNetwork
 from nas.config.schema import Count, NonNegative, Seed, Share, checked
 from nas.cost.expected import Expected
 from nas.decision import split_parameters
@@ -101,48 +100,20 @@ class Compression(OneShot):
         return super().run(problem, stage)
 
 
-@dataclass(frozen=True)
-class Original:
-    """The network of the user's own that a run makes smaller.
-
-    Args:
-        network: with its weights, in eval mode on the CPU.
-        metrics: ``val_loss`` and ``val_<metric>`` on the validation part.
-        constant_loss: ``val_loss`` of outputs of zeros, which are the mean of standardised targets,
-            or all classes alike.
-    """
-
-    network: nn.Module
-    metrics: Mapping[str, float]
-    constant_loss: float
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether it knows more of these data than a constant."""
-        return self.metrics["val_loss"] < self.constant_loss
-
-
 def original(problem: SearchProblem) -> Original | None:
     """The network that the space of a problem is made of; None: it is made of none.
 
     Raises:
         UserError: it does not give the outputs of the data, or no numbers.
     """
-    if not is_given(problem.make_supernet):
-        return None
-    known = vars(problem)
-    if "_original" not in known:
+    space = problem.make_supernet
+    if problem.original is None and isinstance(space, OwnNetwork):
         with each_rank_alone(problem.data):  # it is trained on every rank, or on none
-            known["_original"] = _evaluated(problem)
-    found: Original = known["_original"]
-    return found
+            problem.original = _evaluated(problem, space.network().eval())
+    return problem.original
 
 
-def _evaluated(problem: SearchProblem) -> Original:
-    keys: dict[str, Any] = getattr(problem.make_supernet, "keywords", {})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(problem.seed)  # as the supernet: a factory may draw the weights
-        network = plain(keys.get("model"), keys.get("weights")).eval()
+def _evaluated(problem: SearchProblem, network: nn.Module) -> Original:
     task, data = task_of(problem.data), problem.data
     if task.outputs is not None:
         check_logits(network, data.example, task.outputs)

@@ -12,8 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import nas
-from nas.compress.given import again
-from nas.compress.given import given as of_own
+from nas.compress.space import OwnNetwork, saved
 from nas.cost.analytic import Size
 from nas.cost.boards import Flash, Ram
 from nas.cost.device import Energy, Roofline, load
@@ -527,9 +526,10 @@ def test_the_c_file_packs_the_bits_and_float_formats_have_the_rounded_weights():
 
 def test_bits_alone_of_a_network_of_the_users_own():
     plain = discretize(network())
-    space = of_own(SHAPE, 3, plain, quantize={"weights": [2, 8], "layers": {"7": "float"}})
+    asked = {"weights": [2, 8], "layers": {"7": "float"}}
+    space = OwnNetwork(plain, quantize=asked)(SHAPE, 3)
     assert all(n.endswith("weight_bits") and d.options == (2, 8) for n, d in decisions(space))
-    other = again({"quantize": {"weights": [2, 8], "layers": {"7": "float"}}}, SHAPE, 3, plain)
+    other = saved({"quantize": asked}, plain)(SHAPE, 3)
     assert list(dict(decisions(other))) == list(dict(decisions(space)))
     with pytest.raises(UserError, match=r"quantize\.weights: bits=3"):
-        of_own(SHAPE, 3, plain, quantize={"weights": [3]})
+        OwnNetwork(plain, quantize={"weights": [3]})(SHAPE, 3)

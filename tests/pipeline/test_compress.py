@@ -13,10 +13,12 @@ from torch import nn
 import nas
 from nas.artifacts import RunDir
 from nas.cli import run
+from nas.compress.convert import converted
+from nas.compress.operations import Operations, searched_operations
 from nas.config.compose import compose_config, with_budgets
 from nas.config.model import with_model
 from nas.errors import InterruptedRunError, UserError
-from nas.problem import SearchProblem
+from nas.problem import SearchProblem, fitting
 from nas.search.compress import original, original_in_words
 from nas.search.trial_search import TrialSearch
 from nas.verbs import components_of
@@ -208,6 +210,34 @@ def test_percentages_are_of_the_network_given(
     assert found.is_trained
     x = torch.rand(2, 1, 8, 8)
     assert torch.equal(found.network(x), network(x))
+
+
+def test_operations_are_fitted_on_training_data(network: nn.Module, place: Path) -> None:
+    words = ["model=their_nets:net", f"model.weights={place / 'net.pt'}"]
+    made = problem(*words, "space.rules.operations={candidates: [low_rank_2]}", "data.augment=crop")
+    batches = list(fitting(made.data))
+    assert sum(map(len, batches)) == 192  # full batches of the train part
+    known = searched_operations(network, batches, Operations(candidates=["low_rank_2"]))
+    assert made.supernet.second.errors == pytest.approx(known.second.errors)
+    alone = searched_operations(network, None, Operations(candidates=["low_rank_2"]))
+    assert made.supernet.second.errors["low_rank_2"] < 0.8 * alone.second.errors["low_rank_2"]
+
+
+def test_a_network_is_made_and_converted_once(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import their_nets
+
+    calls: list[str] = []
+
+    def counted(name: str, function: Any) -> Any:
+        return lambda *given, **keys: (calls.append(name), function(*given, **keys))[1]
+
+    monkeypatch.setattr(their_nets, "net", counted("made", their_nets.net))
+    monkeypatch.setattr(nas.compress.space, "converted", counted("converted", converted))
+    assert run(["describe", "model=their_nets:net", *WORDS]) == 0
+    assert "first, norm" in capsys.readouterr().out
+    assert calls == ["made", "converted"]
 
 
 def test_an_untrained_network_is_said_to_be_one(place: Path) -> None:

@@ -1,6 +1,7 @@
 """The space of a network of the user's own: what of it can be left out."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import torch
 from torch import nn
 
 from nas.artifacts.reading import read_tensors
-from nas.compress.convert import Row, check_plain, converted
+from nas.compress.convert import Converted, check_plain, converted
+from nas.compress.kernels import Kernels
 from nas.compress.rules import Rules
-from nas.config import given as objects
+from nas.config import given
 from nas.config.schema import short_repr
 from nas.copying import copied
 from nas.errors import UserError
@@ -20,101 +22,143 @@ from nas.quantization.network import Quantize, attach
 from nas.spaces.stage import read_row
 
 Model = nn.Module | Callable[[], nn.Module]
-SPACE = "nas.compress.given.given"  # as configurations name it
 
 
-def given(
-    input_shape: Shapes,
-    num_outputs: int,
-    model: Model | None = None,
-    weights: str | None = None,
-    rules: Rules | None = None,
-    quantize: Mapping[str, Any] | None = None,
-) -> nn.Module:
-    """The supernet of a network: the largest of its networks is that one, with its weights.
+class OwnNetwork:
+    """The space of a network: the largest of its networks is that one, with its weights.
 
     Args:
-        input_shape: of a sample.
-        num_outputs: unused: the network has its outputs.
         model: the network, which is copied, or what makes it.
         weights: a file that holds its state dict; None: it has them.
         rules: what of it is searched; None: all that can be.
         quantize: keys of `nas.quantization.network.Quantize`: bits of its layers are searched, and
             nothing else; None: they stay in floating point.
-
-    Raises:
-        UserError: no network, or one that cannot be made searchable; weights that do not fit.
     """
-    with torch.device("cpu"):  # where the weights have values
-        if quantize is not None:
-            network = plain(model, weights)
-            attach(network, read_row(Quantize, quantize, "space.quantize"))
-            return network.train()
-        found = converted(plain(model, weights), example_of(input_shape), rules or Rules())
-        return found.supernet.train()
+
+    def __init__(
+        self,
+        model: Model | None = None,
+        weights: str | None = None,
+        rules: Rules | None = None,
+        quantize: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model, self.weights = model, weights
+        self.rules, self.quantize = rules or Rules(), quantize
+        self._network: nn.Module | None = None  # made once
+        self._converted: tuple[Shapes, Converted] | None = None  # which takes seconds
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_network": None, "_converted": None}
+
+    def __call__(
+        self, input_shape: Shapes, num_outputs: int, batches: Iterable[Inputs] | None = None
+    ) -> nn.Module:
+        """The supernet.
+
+        Args:
+            input_shape: of a sample.
+            num_outputs: unused: the network has its outputs.
+            batches: as of `converted`.
+
+        Raises:
+            UserError: see `network` and `nas.compress.convert.converted`.
+        """
+        with torch.device("cpu"):  # where the weights have values
+            if self.quantize is not None:
+                network = self.network()
+                attach(network, read_row(Quantize, self.quantize, "space.quantize"))
+                return network.train()
+            return copied(self.converted(input_shape, batches).supernet).train()
+
+    def converted(self, input_shape: Shapes, batches: Iterable[Inputs] | None = None) -> Converted:
+        """The supernet, not to be changed, and the table of what is searched in it.
+
+        Args:
+            input_shape: of a sample.
+            batches: training data, not augmented, on which operations and kernels are fitted, the
+                first time; None: they are fitted to the weights alone.
+
+        Raises:
+            UserError: the network cannot be made searchable.
+        """
+        if self.quantize is not None:  # its channels stay
+            return Converted(self(input_shape, 0), ())
+        if self._converted is None or self._converted[0] != input_shape:
+            known = list(batches) if self.is_fitted and batches is not None else None
+            found = converted(self.network(), example_of(input_shape), self.rules, known)
+            self._converted = input_shape, found
+        return self._converted[1]
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the rules ask for weights that are fitted on data."""
+        kernels = self.rules.kernels
+        return bool(self.rules.operations) or (isinstance(kernels, Kernels) and kernels.refit)
+
+    def network(self) -> nn.Module:
+        """The network as it is given, a copy of its own.
+
+        Raises:
+            UserError: there is none, or weights that do not fit it.
+        """
+        if self._network is None:
+            with torch.random.fork_rng(devices=[]):  # so that the first time is as the others
+                network = network_of(self.model)
+            if self.weights is not None:
+                load(network, Path(self.weights).expanduser())
+            self._network = network
+        return copied(self._network)
 
 
-def is_given(space: object) -> bool:
-    """Whether a space is one of `given`, its other arguments known."""
-    return getattr(space, "func", None) is given
-
-
-def rows(space: Callable[..., nn.Module], input_shape: Shapes) -> tuple[Row, ...]:
-    """What is searched of the network of a space of `given`, and what is not and why."""
-    keys = getattr(space, "keywords", {})
-    if keys.get("quantize") is not None:
-        return ()  # its channels stay
-    network = plain(keys.get("model"), keys.get("weights"))
-    return converted(network, example_of(input_shape), keys.get("rules") or Rules()).rows
-
-
-def plain(model: Model | None, weights: str | None = None) -> nn.Module:
-    """The network as it is given, a copy of its own.
+@dataclass(frozen=True)
+class Original:
+    """The network of the user's own that a run makes smaller.
 
     Args:
-        model, weights: as of `given`.
-
-    Raises:
-        UserError: no network, or weights that do not fit it.
+        network: with its weights, in eval mode on the CPU.
+        metrics: ``val_loss`` and ``val_<metric>`` on the validation part.
+        constant_loss: ``val_loss`` of outputs of zeros, which are the mean of standardised targets,
+            or all classes alike.
     """
-    network = network_of(model)
-    if weights is not None:
-        _load(network, Path(weights).expanduser())
-    return network
+
+    network: nn.Module
+    metrics: Mapping[str, float]
+    constant_loss: float
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it knows more of these data than a constant."""
+        return self.metrics["val_loss"] < self.constant_loss
 
 
-def again(
-    config: Mapping[str, Any], input_shape: Shapes, num_outputs: int, model: Model | None
-) -> nn.Module:
-    """The supernet of a finished run, whose weights are read from its files afterwards.
+def saved(config: Mapping[str, Any], model: Model | None) -> OwnNetwork:
+    """The space of a finished run, whose weights are read from its files afterwards.
 
     Args:
         config: of the space, from the run's folder, which names nothing that is imported.
-        input_shape, num_outputs: as of `given`.
         model: the network; None: what is given for it, see `nas.config.given`.
 
     Raises:
-        UserError: no network is given, or another one.
+        UserError: no network is given.
     """
     node = config.get("model")
     named = node if isinstance(node, Mapping) else {}
-    if model is None and named.get("_target_") == objects.TARGET:
-        model = objects.given("space.model", str(named.get("kind")))
+    if model is None and named.get("_target_") == given.TARGET:
+        model = given.given("space.model", str(named.get("kind")))
     if model is None:
         raise UserError(
             f"the network is made by {named.get('_target_')!r}, which is not run from a file: pass "
             "nas.load(run, model=your_network), or trust=true to `nas export` and `nas extract`"
         )
-    rules, quantize = _rules(config.get("rules")), config.get("quantize")
-    return given(input_shape, num_outputs, model, rules=rules, quantize=quantize)
+    return OwnNetwork(model, None, _rules(config.get("rules")), config.get("quantize"))
 
 
 def _rules(node: Any) -> Rules | None:
     """The rules that a configuration describes, without importing what it names."""
     if not isinstance(node, Mapping):
         return None
-    if node.get("_target_") == objects.TARGET:
-        found: Rules = objects.given("space.rules", str(node.get("kind")))
+    if node.get("_target_") == given.TARGET:
+        found: Rules = given.given("space.rules", str(node.get("kind")))
         return found
     own = {key: value for key, value in node.items() if not str(key).startswith("_")}
     try:
@@ -175,7 +219,7 @@ def _name(factory: Any) -> str:
     return f"{getattr(own, '__module__', '')}:{getattr(own, '__qualname__', own)}"
 
 
-def _load(network: nn.Module, path: Path) -> None:
+def load(network: nn.Module, path: Path) -> None:
     """Read a state dict, or a checkpoint that holds one, into `network`.
 
     Raises:
