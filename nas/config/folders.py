@@ -10,11 +10,11 @@ from typing import Any
 from nas.errors import UserError
 
 HINT = "a folder with one subfolder of images per class"
-# Of data sets that come by name: samples to train with, classes, and whether a test part is there.
+# Of data sets that come by name: samples to train with, and classes.
 KNOWN = {
-    "nas.data.digits": (1_797, 10, False),
-    "nas.data.fashion_mnist": (60_000, 10, True),
-    "nas.data.cifar10": (50_000, 10, True),
+    "nas.data.digits": (1_797, 10),
+    "nas.data.fashion_mnist": (60_000, 10),
+    "nas.data.cifar10": (50_000, 10),
 }
 
 
@@ -61,8 +61,7 @@ def _training_samples(
     """Samples to train with, and classes, and parts that are there; None: not known."""
     target = data["_target_"]
     if target in KNOWN:
-        count, classes, tested = KNOWN[target]
-        return count, classes, {"test"} if tested else set()
+        return *KNOWN[target], set()
     if target != "nas.data.image_folder" or data.get("labels") is not None:
         return None
     folders = part_folders(Path(str(data["root"])).expanduser())

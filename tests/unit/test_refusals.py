@@ -24,7 +24,7 @@ REFUSED = {
     "search data=cifar10 data.root=gone data.download=false": "data.root=gone",
     "search data.batch_size=1200": "train split, of at most 1155 images: pass data.batch_size=512",
     "search data.limit=80 data.batch_size=70": "data.batch_size=70 is larger than the train split",
-    "describe data=fashion_mnist data.batch_size=46000": "data.batch_size=32768 or less",
+    "describe data=fashion_mnist data.batch_size=55000": "of at most 45005 images",
     "search data=image_folder data.root=photos": "data.batch_size=64 is larger than the train",
     "search sede=3": "'seed'",
     "search data=digit": "fashion_mnist",
@@ -99,7 +99,7 @@ def test_a_batch_is_refused_from_outside_only_where_the_data_refuse_it(
         train = len(split(arrays, val, test, limit, seed=0)["train"])
     except UserError:  # of a class too few are left
         return
-    found = folders.KNOWN | {"nas.data.digits": (len(labels), len(counts), False)}
+    found = folders.KNOWN | {"nas.data.digits": (len(labels), len(counts))}
     data = {"_target_": "nas.data.digits", "val_fraction": val, "test_fraction": test}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(folders, "KNOWN", found)
@@ -109,11 +109,20 @@ def test_a_batch_is_refused_from_outside_only_where_the_data_refuse_it(
 
 
 def test_data_sets_that_come_by_name_are_as_large_as_is_said() -> None:
-    count, classes, tested = folders.KNOWN["nas.data.digits"]
     arrays = digits().arrays
-    assert len(arrays.targets) == count
-    assert len(arrays.classes) == classes
-    assert ("test" in arrays.given) is tested
+    assert folders.KNOWN["nas.data.digits"] == (len(arrays.targets), len(arrays.classes))
+
+
+def test_images_of_a_folder_are_counted_as_far_as_a_batch_needs(tmp_path: Path) -> None:
+    for i in range(300):  # a third are no images, but what a system leaves in folders
+        image = tmp_path / "ab"[i % 2] / f"{'.' if i % 3 == 0 else ''}{i}.png"
+        image.parent.mkdir(exist_ok=True)
+        image.touch()
+    data = {"_target_": "nas.data.image_folder", "root": tmp_path, "test_fraction": 0.15}
+    data["val_fraction"] = 0.25  # of the 170 that are not tested
+    folders.check_batch({**data, "batch_size": 126})
+    with pytest.raises(UserError, match="train split"):
+        folders.check_batch({**data, "batch_size": 132})
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -119,6 +119,8 @@ def test_a_run_ends_with_what_works_next(leaves, kept, more, tmp_path, monkeypat
     assert head == "next:"
     assert commands[0] == ["nas", "export", "runs/a b"]
     assert ["nas", "extract", "runs/a b", "front=12", "fine_tune=true"] in commands or not more
+    smaller = ["nas", "extract", "runs/a b", "budget.params=30%", "fine_tune=true"]
+    assert smaller in commands or not more
     assert len(commands) == (3 if more else 1)
     for _, verb, *words in commands:
         assert parse(verb, words).places == ["runs/a b"]
