@@ -10,6 +10,9 @@ from hypothesis import HealthCheck, settings
 
 # Before torch is imported. Sums change with the number of threads, and xdist runs two processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# So does the number of cores, of which a command takes all: two processes of two threads on two
+# cores take several times as long.
+os.sched_getaffinity = lambda process: {0}
 
 # Each Trainer looks through all installed packages for callbacks: a tenth of a tiny run.
 importlib.metadata.entry_points = cache(importlib.metadata.entry_points)
@@ -19,6 +22,8 @@ settings.register_profile(
 )
 settings.load_profile("nas")
 
+_EXPORTER = "torch.onnx._internal.exporter._registration"
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
@@ -26,3 +31,8 @@ def _seed() -> None:
     # From sys.modules: importing torch here would cost two seconds where no test needs it.
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
+        torch.set_num_threads(1)
+    # For each file the exporter reads the source of all operators again: a third of its time.
+    registry = getattr(sys.modules.get(_EXPORTER), "ONNXRegistry", None)
+    if registry and not hasattr(registry.from_torchlib, "cache_info"):
+        registry.from_torchlib = staticmethod(cache(registry.from_torchlib))

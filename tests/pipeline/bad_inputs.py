@@ -196,15 +196,17 @@ _NEGATIVE = ("exponent_feasible", "exponent_infeasible", "notes", "weight")  # b
 _OR_NULL = ("trials", "limit", "dtype", "resolution", "perturbation", "momentum")
 
 
+NUMBERED = ("search", "objective", "relax", "finetune", "space", "data", "guard")
+
+
 def configurations() -> dict[str, DictConfig]:
     """``group=option`` -> a configuration with it, for every option that a run may take.
 
     Composing takes long: each configuration has one option of every group.
     """
-    names = ("search", "objective", "relax", "finetune", "space", "data", "guard")
     found = {}
-    for options in zip_longest(*(groups()[name] for name in names)):
-        chosen = {name: option for name, option in zip(names, options, strict=True) if option}
+    for options in zip_longest(*(groups()[name] for name in NUMBERED)):
+        chosen = {name: option for name, option in zip(NUMBERED, options, strict=True) if option}
         words = [f"{k}=[{v}]" if k == "guard" else f"{k}={v}" for k, v in chosen.items()]
         config = compose_config([*words, "name=x"])
         found |= {f"{name}={option}": config for name, option in chosen.items()}

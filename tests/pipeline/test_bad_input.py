@@ -6,7 +6,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from nas.cli import run
@@ -15,9 +15,9 @@ from nas.config.saved import change
 from nas.errors import UserError
 
 from . import bad_own
-from .bad_inputs import OF_RUN, OTHERS, SEARCH, configurations, wrong_numbers
+from .bad_inputs import NUMBERED, OF_RUN, OTHERS, SEARCH, configurations, wrong_numbers
 
-CONFIGURATIONS = configurations()
+Numbers = dict[str, tuple[DictConfig, list[str]]]
 QUICK = [
     "search=bilevel",
     "search.epochs=1",
@@ -208,52 +208,53 @@ def test_one_line_of_what_is_asked_of_a_finished_run(
     nothing_is_left(tmp_path)
 
 
-def distinct() -> dict[str, tuple[str, list[str]]]:
+@pytest.fixture(scope="module")
+def numbers() -> Numbers:
     """Key -> where it is and its wrong values, once: many options of a group have the same keys."""
-    found: dict[str, tuple[str, list[str]]] = {}
-    for chosen, config in CONFIGURATIONS.items():
+    found: Numbers = {}
+    for chosen, config in configurations().items():
         for key, value in wrong_numbers(config, chosen.partition("=")[0]):
-            values = found.setdefault(key, (chosen, []))[1]
+            values = found.setdefault(key, (config, []))[1]
             if value not in values:
                 values.append(value)
     return found
 
 
-NUMBERS = distinct()
+@pytest.mark.parametrize("group", NUMBERED)
+def test_every_number_of_every_group_is_checked(group: str, numbers: Numbers) -> None:
+    keys = [key for key in numbers if key.startswith(f"{group}.")]
+    assert keys
+    for key in keys:
+        given, values = numbers[key]
+        for value in values:
+            config = deepcopy(given)
+            with pytest.raises(UserError, match=re.escape(key.rpartition(".")[2])):  # noqa: PT012
+                change(config, [f"{key}={value}"])
+                check(config)
+                pytest.fail(f"{key}={value} is not refused")
 
 
-@pytest.mark.parametrize("key", NUMBERS)
-def test_every_number_of_every_group_is_checked(key: str) -> None:
-    chosen, values = NUMBERS[key]
-    for value in values:
-        config = deepcopy(CONFIGURATIONS[chosen])
-        with pytest.raises(UserError, match=re.escape(key.rpartition(".")[2])):  # noqa: PT012
-            change(config, [f"{key}={value}"])
-            check(config)
-
-
-FIRST = {key.partition(".")[0]: key for key in reversed(NUMBERS)}  # of each group
-
-
-@pytest.mark.parametrize("key", FIRST.values())
+@pytest.mark.parametrize("group", NUMBERED)
 def test_a_wrong_number_for_a_saved_run_is_one_line(
-    key: str,
+    group: str,
+    numbers: Numbers,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    chosen, values = NUMBERS[key]
+    key = next(key for key in numbers if key.startswith(f"{group}."))
+    config, values = numbers[key]
     Path("run").mkdir()
-    Path("run/config.yaml").write_text(OmegaConf.to_yaml(CONFIGURATIONS[chosen], resolve=True))
+    Path("run/config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
     for value in values:
         assert key.rpartition(".")[2] in complaint(capsys, "extract", "run", f"{key}={value}")
     assert [path.name for path in tmp_path.rglob("*")] == ["run", "config.yaml"]
 
 
-def test_there_are_at_least_three_hundred() -> None:
-    numbers = sum(len(values) for _, values in NUMBERS.values())
-    assert len(SEARCH) + len(OF_RUN) + len(OTHERS) + numbers >= 300
+def test_there_are_at_least_three_hundred(numbers: Numbers) -> None:
+    of_groups = sum(len(values) for _, values in numbers.values())
+    assert len(SEARCH) + len(OF_RUN) + len(OTHERS) + of_groups >= 300
 
 
 def test_empty_image_folder_and_a_single_class(

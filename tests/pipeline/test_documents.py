@@ -47,22 +47,21 @@ from torch import nn
 def net():
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten())
 """
-# Runs each argument as a command. The imports take longer than the commands: forks share them.
+# Runs each argument as a command. The imports take longer than the commands: all share them.
 COMMANDS = """
-import os, shlex, sys
-import pytest, pytorch_lightning, torchvision
+import shlex, sys
+import pytest
+from nas.cli import run
 
 for line in sys.argv[1:]:
     program, *words = shlex.split(line)
-    if child := os.fork():
-        if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
-            sys.exit(f"{line}: exit code {code}")
-    elif program == "nas":
-        from nas.cli import run
-        sys.exit(run(words))
+    if program == "nas":
+        code = run(words)
     else:
         assert (program, *words[:2]) == ("python", "-m", "pytest"), line
-        sys.exit(pytest.main(words[2:]))
+        code = pytest.main(words[2:])
+    if code:
+        sys.exit(f"{line}: exit code {code}")
 """
 # The reason why a block is not run, its language, the words behind that, its lines.
 BLOCK = re.compile(
@@ -106,7 +105,7 @@ def apply(words: str, body: str, root: Path) -> None:
 
 
 def test_walkthroughs(tmp_path):
-    """All edits in one copy of the project, then all commands, each in a fork of one process."""
+    """All edits in one copy of the project, then all commands in one process."""
     for folder in ("nas", "configs", "tests"):
         shutil.copytree(
             ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
 import nas
@@ -14,14 +15,21 @@ from nas.config.help import VERBS, groups
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "docs" / "tutorial.ipynb"
+# What takes the time of the notebook -> what takes a second.
+FEWER = {
+    "for _ in range(20):": "for _ in range(1):",
+    "batches(val, size=24)": "batches(val, size=224)",
+    "epochs=10": "epochs=1",
+    "for _ in range(4)]": "for _ in range(1)]",
+    "assert tested > 0.95": "assert tested > 0.05",
+}
 LOADED = re.compile(r"<(?:script|img|link)\b[^>]*?\b(?:src|href)=\"((?:https?:)?//[^\"]*)\"")
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
+def built(folder: Path, *options: str) -> Path:
+    words = ["-q", "-W", "--keep-going", "-c", "docs", *options, ".", str(folder)]
     done = subprocess.run(
-        [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs", ".", folder],
+        [sys.executable, "-m", "sphinx", *words],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -30,6 +38,12 @@ def site(tmp_path_factory):
     )
     assert not done.returncode, done.stderr[-3000:]
     return folder
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Without the outputs of the notebook."""
+    return built(tmp_path_factory.mktemp("site"), "-D", "nb_execution_mode=off")
 
 
 def test_pages_load_nothing_from_elsewhere(site):
@@ -53,16 +67,40 @@ def test_generated_pages_say_what_the_code_says(site):
     assert [verb for verb in VERBS if f'id="nas-{verb}"' not in commands] == []
 
 
-def test_tutorial_ends_with_a_front_a_figure_and_a_file(site):
+@pytest.mark.slow
+def test_tutorial_ends_with_a_front_a_figure_and_a_file(tmp_path):
     """The build has run it; an error in a cell, or in its asserts, has failed the build."""
-    page = (site / "docs" / "tutorial.html").read_text(encoding="utf-8")
+    page = (built(tmp_path) / "docs" / "tutorial.html").read_text(encoding="utf-8")
     assert len(re.findall(r"<img[^>]*\.png", page)) == 2
     assert re.search(r"ONNX differs by at most \d\.\de-0\d", page)
     assert "test accuracy" in page
 
 
+def cells() -> list[str]:
+    """The code of the notebook."""
+    found = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in found if cell["cell_type"] == "code"]
+
+
+def test_cells_of_the_tutorial_run(tmp_path, monkeypatch, capsys):
+    """With few steps: how good its networks become is seen where it is run as it stands."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    code = "\n".join(cells())
+    for many, few in FEWER.items():
+        assert code.count(many) == 1, many
+        code = code.replace(many, few)
+    exec(compile(code, str(NOTEBOOK), "exec"), {})
+    assert len(plt.get_fignums()) == 2
+    plt.close("all")
+    assert Path("network.onnx").is_file()
+    said = capsys.readouterr().out
+    assert said.count("lambda") == 3
+    assert "ONNX differs by at most" in said
+
+
 def test_notebook_is_kept_without_outputs():
-    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    found = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in found if cell["cell_type"] == "code"]
     assert len(code) > 5
     assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)

@@ -1,6 +1,7 @@
 """Latency models of one unit: features, fits, the choice among them."""
 
 from dataclasses import asdict, replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -48,7 +49,15 @@ def fitted(kind, units):
     return fit_units(units, kinds=(kind,), folds=2).model
 
 
-FITTED = {kind: fitted(kind, drawn_units()) for kind in UNIT_FITS}
+@cache
+def exact(kind):
+    """Fitted where nothing is noisy."""
+    return fitted(kind, drawn_units())
+
+
+@cache
+def noisy():
+    return fitted("linear", drawn_units(20, noise=0.3))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +94,7 @@ def test_features_of_an_op_are_its_counts(name):
 
 def test_a_linear_latency_is_recovered():
     for unit in drawn_units(seed=1).values():
-        assert FITTED["linear"].predict(unit.features) == pytest.approx(unit.seconds, rel=1e-6)
+        assert exact("linear").predict(unit.features) == pytest.approx(unit.seconds, rel=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("linear", 0.02), ("mlp", 0.1), ("power", 0.1)])
@@ -95,15 +104,12 @@ def test_unseen_units_are_predicted_from_noisy_measurements(kind, limit):
     assert np.mean([abs(model.predict(u.features) / u.seconds - 1) for u in unseen]) < limit
 
 
-NOISY = fitted("linear", drawn_units(20, noise=0.3))
-
-
 @given(st.data())
 def test_more_work_never_costs_less_in_the_linear_model(data):
     described = data.draw(st.sampled_from(list(drawn_units(20).values()))).features
     name = data.draw(st.sampled_from(NAMES))
     more = {**described, name: described[name] + data.draw(st.floats(0, 1e9))}
-    assert NOISY.predict(more) >= NOISY.predict(described) >= 0
+    assert noisy().predict(more) >= noisy().predict(described) >= 0
 
 
 @pytest.mark.parametrize("factor", [0.01, 100])
@@ -119,7 +125,7 @@ def test_one_wrong_row_moves_the_linear_fit_by_little(factor):
 
 @pytest.mark.parametrize("kind", UNIT_FITS)
 def test_a_model_survives_json(kind):
-    model = FITTED[kind]
+    model = exact(kind)
     again = decode(UnitModel, asdict(model), "file")
     assert again == model
     for unit in drawn_units().values():
@@ -144,7 +150,7 @@ def test_the_stored_numbers_predict_what_the_networks_of_scikit_learn_do(monkeyp
 
 
 def changed(**change):
-    raw = asdict(FITTED["linear"])
+    raw = asdict(exact("linear"))
     for key, value in change.items():
         (raw if key in raw else raw["predictor"])[key] = value
     return raw

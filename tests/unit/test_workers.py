@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from multiprocessing import get_context, set_forkserver_preload
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -94,6 +95,17 @@ if __name__ == "__main__":
 """
 
 
+@pytest.fixture(autouse=True)
+def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes come from one that has imported torch; the search that is killed spawns them.
+
+    The imports take some seconds of each spawned process. What they then do is the same.
+    """
+    set_forkserver_preload(["nas.search.clusters", "distributed"])
+    forking = get_context("forkserver")
+    monkeypatch.setattr("nas.search.workers.get_context", lambda method: forking)
+
+
 @pytest.fixture
 def scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "scored_elsewhere.py").write_text(SCORING)
@@ -164,7 +176,11 @@ def test_what_cannot_be_sent_to_a_process_is_named():
 def dask(tmp_path: Path):
     distributed = pytest.importorskip("distributed", reason="the extra dask is not installed")
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
-    with distributed.LocalCluster(**options, local_directory=tmp_path / "dask") as cluster:
+    forking = {"distributed.worker.multiprocessing-method": "forkserver"}
+    with (
+        importlib.import_module("dask").config.set(forking),
+        distributed.LocalCluster(**options, local_directory=tmp_path / "dask") as cluster,
+    ):
         yield Dask(cluster.scheduler_address)
 
 
