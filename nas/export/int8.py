@@ -19,43 +19,29 @@ from torch.nn.utils import parametrize
 
 from nas.copying import copied
 from nas.lowering import executorch_silenced, onnx_bytes, pte_bytes
+from nas.quantization.quantizers import fake_quantize, first_step, levels, step_and_zero
 from nas.tasks import Task, check_finite
 
-QUANTIZED = (nn.Conv1d, nn.Conv2d, nn.Linear)
-_LEVELS = 255  # steps between the smallest and the largest of 256 values
+ROUNDED = (nn.Conv1d, nn.Conv2d, nn.Linear)
 _BATCH = 64  # images that calibration looks at in one step
 _SHORTEST = 16  # channels, below which the node that computes a bias's scales is the larger
 
 
-def rounded_weight(weight: Tensor) -> Tensor:
-    """Round weights ``(C_out, ...)`` as int8 does: symmetric, one scale for each channel.
+class RoundedWeight(nn.Module):
+    """Weights ``(C_out, ...)`` in 255 levels of steps that follow the largest weight of a channel.
 
-    The gradient goes through as if nothing had been rounded.
+    Not those of `nas.quantization`, which are trained: onnxruntime and XNNPACK read them off the
+    weights that they are given.
     """
-    largest = weight.detach().abs().flatten(1).amax(1).clamp(min=1e-12)
-    scale = (largest / 127).reshape(-1, *[1] * (weight.dim() - 1))
-    return weight + (torch.round(weight / scale) * scale - weight).detach()
 
-
-def rounded_input(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Round activations as int8 over ``[low, high]`` does; the range holds 0.
-
-    Outside the range there is no gradient.
-    """
-    scale = ((high - low) / _LEVELS).clamp(min=1e-12)
-    zero = torch.round(-low / scale)
-    inside = x.clamp(float(low), float(high))
-    level = (torch.round(inside / scale) + zero).clamp(0, _LEVELS)
-    return inside + ((level - zero) * scale - inside).detach()
-
-
-class _Weight(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
-        return rounded_weight(weight)
+        """Rounded; the gradient is that of the identity."""
+        step = first_step(weight.detach(), 8, "minmax").view(-1, *[1] * (weight.ndim - 1))
+        return fake_quantize(weight, step, torch.zeros(()), -levels(8), levels(8), 0.0)
 
 
-class _Input:
-    """A forward pre-hook that follows the range of a layer's input and rounds to it."""
+class RoundedInput:
+    """A forward pre-hook that follows the range of a layer's input and rounds to its 256 levels."""
 
     def __init__(self, momentum: float = 0.1) -> None:
         self.momentum = momentum
@@ -66,7 +52,8 @@ class _Input:
         now = (x.detach().amin().clamp(max=0), x.detach().amax().clamp(min=0))
         low, high = self.range or now
         self.range = (low.lerp(now[0], self.momentum), high.lerp(now[1], self.momentum))
-        return (rounded_input(x, *self.range), *inputs[1:])
+        limits = -levels(8) - 1, levels(8)
+        return (fake_quantize(x, *step_and_zero(*self.range, *limits), *limits, 0.0), *inputs[1:])
 
 
 def fine_tune(
@@ -90,10 +77,10 @@ def fine_tune(
         seed: of random draws in the network (dropout).
     """
     trained = copied(network).eval()  # eval: BatchNorm keeps its statistics
-    layers = [m for m in trained.modules() if isinstance(m, QUANTIZED)]
+    layers = [m for m in trained.modules() if isinstance(m, ROUNDED)]
     for layer in layers:
-        parametrize.register_parametrization(layer, "weight", _Weight())
-    hooks = [layer.register_forward_pre_hook(_Input()) for layer in layers]
+        parametrize.register_parametrization(layer, "weight", RoundedWeight())
+    hooks = [layer.register_forward_pre_hook(RoundedInput()) for layer in layers]
     torch.manual_seed(seed)
     _train(trained, task, loader, epochs, lr)
     for hook in hooks:
@@ -125,13 +112,13 @@ def int8_onnx_bytes(network: nn.Module, example: Tensor, calibration: Tensor) ->
     Args:
         calibration: inputs ``(M, ...)`` from which the ranges of activations are learned.
     """
-    model = quantized(network, example, calibration)
+    model = qdq_model(network, example, calibration)
     slim(model)
     content: bytes = model.SerializeToString()
     return content
 
 
-def quantized(network: nn.Module, example: Tensor, calibration: Tensor) -> Any:
+def qdq_model(network: nn.Module, example: Tensor, calibration: Tensor) -> Any:
     """The `onnx.ModelProto` as onnxruntime's tool makes it."""
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
@@ -286,11 +273,11 @@ def int8_pte_bytes(network: nn.Module, example: Tensor, calibration: Tensor) -> 
         calibration: inputs ``(M, ...)`` from which the ranges of activations are learned.
     """
     with executorch_silenced():
-        converted = _quantized(network, example, calibration)
+        converted = _pt2e_model(network, example, calibration)
     return pte_bytes(converted, (example[:1],))
 
 
-def _quantized(network: nn.Module, example: Tensor, calibration: Tensor) -> nn.Module:
+def _pt2e_model(network: nn.Module, example: Tensor, calibration: Tensor) -> nn.Module:
     """The network with XNNPACK's quantized operators, by PT2E static quantization."""
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,

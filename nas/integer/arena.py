@@ -82,7 +82,7 @@ def memory_order(shape: Shape) -> NDArray[np.int64]:
     return np.moveaxis(np.arange(prod(shape)).reshape(shape), 0, -1).ravel()
 
 
-def in_memory(move: Move, source: Value) -> NDArray[np.int64]:
+def memory_index(move: Move, source: Value) -> NDArray[np.int64]:
     """Where each element of a moved value comes from, both in the order of memory; -1: zero."""
     where = np.empty(source.numel + 1, dtype=np.int64)
     where[memory_order(source.shape)] = np.arange(source.numel)
@@ -104,7 +104,7 @@ def _roots(graph: IntegerGraph) -> dict[str, str]:
         roots[name] = name
         if isinstance(operator, Move):
             source = by_name[operator.inputs[0]]
-            index = in_memory(operator, source)
+            index = memory_index(operator, source)
             if np.array_equal(index, np.arange(source.numel)):
                 roots[name] = roots[source.name]
         elif isinstance(operator, Table | Add | Mul) and operator.output is not graph.end:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nas.errors import UserError
 from nas.integer.c import c_source
-from nas.integer.compiled import FIRMWARE, compiled, in_memory, samples_header
+from nas.integer.compiled import FIRMWARE, channels_last, run_compiler, samples_header
 from nas.integer.graph import IntegerGraph
 
 _GCC, _NM, _QEMU = "arm-none-eabi-gcc", "arm-none-eabi-nm", "qemu-system-arm"
@@ -123,7 +123,7 @@ def on_board(board: Board, folder: Path, levels: Tensor, expected: Tensor) -> On
     """
     found: list[Tensor] = []
     took: list[int] = []
-    part = max(1, _MOST // in_memory(levels[:1]).numel())
+    part = max(1, _MOST // channels_last(levels[:1]).numel())
     with TemporaryDirectory() as scratch:
         place = Path(scratch)
         _compile(board, folder, place)
@@ -135,7 +135,7 @@ def on_board(board: Board, folder: Path, levels: Tensor, expected: Tensor) -> On
         weights = _weights(place / "network.o")
         stack = _stack((place / "network.su").read_text(encoding="utf-8"))
     same = (torch.stack(found) == expected).all(1)
-    given = in_memory(levels[:1]).numel() + expected.shape[1]
+    given = channels_last(levels[:1]).numel() + expected.shape[1]
     return OnBoard(
         flash=sizes["text"] + sizes["rodata"] + sizes["data"],
         weights=weights,
@@ -188,7 +188,7 @@ def _instructions(board: Board, ticks: float) -> float:
 def _compile(board: Board, folder: Path, place: Path) -> None:
     """network.o, and network.su with the stack that its functions take."""
     own = [_GCC, "-std=c99", "-O2", "-mthumb", f"-mcpu={board.cpu}", *board.flags]
-    compiled([*own, "-fstack-usage", "-c", folder / "network.c", "-o", place / "network.o"])
+    run_compiler([*own, "-fstack-usage", "-c", folder / "network.c", "-o", place / "network.o"])
 
 
 def _run(
@@ -208,7 +208,7 @@ def _run(
         f"-Wl,-Map={place / 'firmware.map'}",
     ]
     own = [_GCC, "-std=gnu99", "-O2", "-mthumb", f"-mcpu={board.cpu}", *board.flags]
-    compiled([*own, place / "firmware.c", place / "network.o", *link, "-o", place / "firmware"])
+    run_compiler([*own, place / "firmware.c", place / "network.o", *link, "-o", place / "firmware"])
     command = [
         *(_QEMU, "-M", board.machine, "-nographic", "-monitor", "none", "-serial", "none"),
         *("-semihosting-config", "enable=on,target=native", "-icount", f"shift={_SHIFT}"),

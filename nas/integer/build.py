@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nas.errors import UserError
-from nas.integer.capture import Captured, captured
+from nas.integer.capture import NetworkSteps, steps_of
 from nas.integer.graph import IntegerGraph
 from nas.integer.grids import Levels, levels_of
 from nas.integer.operators import (
@@ -30,6 +30,7 @@ from nas.integer.operators import (
 )
 from nas.integer.steps import Step
 from nas.quantization.network import dequantized, quantized_layers
+from nas.quantization.quantizers import check_bits
 
 _BATCH = 16  # samples that go through the exported network in one step
 _LEVELS = HIGHEST - LOWEST
@@ -39,13 +40,13 @@ _POINT = (-5, 15)  # bits of a bias behind the point: 2^20 levels, shifted by 10
 _ACCUMULATOR = 2**31 - 1
 _BEYOND = 2**29  # levels that a convolution may reach before it is saturated
 
-Bits = int | Mapping[str, int | Tensor]
+WeightBits = int | Mapping[str, int | Tensor]
 
 
 def integer_graph(
     network: nn.Module,
     calibration: Tensor,
-    bits: Bits = 8,
+    bits: WeightBits = 8,
     weight_scales: Mapping[str, Tensor] | None = None,
 ) -> IntegerGraph:
     """The network in whole numbers: int8 activations, weights of 8 bits or fewer.
@@ -84,18 +85,18 @@ def integer_graph(
     if learned:
         usual = {} if isinstance(bits, int) else bits
         bits = {**usual, **{path: layer.weight_bits for path, layer in learned.items()}}
-        steps_of = {path: layer.weight_quantizer.size for path, layer in learned.items()}
-        weight_scales = {**(weight_scales or {}), **steps_of}
+        own = {path: layer.weight_quantizer.size for path, layer in learned.items()}
+        weight_scales = {**(weight_scales or {}), **own}
         network = dequantized(network, inputs=True)
     with torch.no_grad():
-        steps = captured(network.eval(), calibration[:_BATCH])
+        steps = steps_of(network.eval(), calibration[:_BATCH])
         levels = levels_of(steps, steps.ranges(calibration))
         return _Build(steps, levels, bits, weight_scales or {}).graph()
 
 
 class _Build:
     def __init__(
-        self, found: Captured, levels: Levels, bits: Bits, scales: Mapping[str, Tensor]
+        self, found: NetworkSteps, levels: Levels, bits: WeightBits, scales: Mapping[str, Tensor]
     ) -> None:
         self.found, self.levels, self.bits, self.scales = found, levels, bits, scales
         self.values: dict[str, Value] = {}
@@ -205,10 +206,10 @@ class _Build:
 
     def _bits(self, path: str, channels: int) -> NDArray[np.uint8]:
         given = self.bits if isinstance(self.bits, int) else self.bits.get(path, 8)
-        bits = np.broadcast_to(np.asarray(given, dtype=np.uint8), (channels,)).copy()
-        if wrong := sorted({int(b) for b in bits} - {2, 4, 8}):
-            raise UserError(f"weights of {wrong[0]} bits at {path!r}: a layer may have 8, 4 or 2")
-        return bits
+        bits = np.broadcast_to(np.asarray(given), (channels,))
+        for width in np.unique(bits).tolist():
+            check_bits(f"weights of {path!r}", width)
+        return bits.astype(np.uint8)
 
     def _levels(
         self, step: Step, bits: NDArray[np.uint8]
@@ -223,7 +224,9 @@ class _Build:
             scale = np.abs(weight).max(axis=(1, 2, 3)) / most
         wide = (-1, 1, 1, 1)
         levels = np.round(weight / np.where(scale > 0, scale, 1.0).reshape(wide))
-        return np.clip(levels, -most.reshape(wide), most.reshape(wide)).astype(np.int8), scale
+        levels = np.clip(levels, -most.reshape(wide), most.reshape(wide)).astype(np.int8)
+        # A channel of zeros has no step: a large one would make the output's levels coarse.
+        return levels, np.where(levels.any(axis=(1, 2, 3)), scale, 0.0)
 
     def _add(self, step: Step, common: Mapping[str, Any]) -> Add:
         output, sources = common["output"], [self.values[name] for name in step.inputs]

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from nas.errors import UserError
-from nas.integer.arena import OUTPUT, Plan, in_memory, packed, planned
+from nas.integer.arena import OUTPUT, Plan, memory_index, packed, planned
 from nas.integer.graph import IntegerGraph
 from nas.integer.operators import (
     Add,
@@ -289,7 +289,7 @@ class _Writer:
         source = self.values[move.inputs[0]]
         if self.plan.places[source.name] == self.plan.places[move.output.name]:
             return []
-        index = in_memory(move, source)
+        index = memory_index(move, source)
         if (loops := _loops(index)) is not None:
             start, nest = loops
             nest = [(1, 0)] * (_LOOPS - len(nest)) + nest

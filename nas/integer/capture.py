@@ -31,7 +31,7 @@ _FUNCTIONS = frozenset(  # of one number, where they are given one tensor
 
 
 @dataclass
-class Captured:
+class NetworkSteps:
     """Steps in their order.
 
     Args:
@@ -47,7 +47,7 @@ class Captured:
     ranges: Callable[[Tensor], dict[str, tuple[float, float]]]
 
 
-def captured(network: nn.Module, example: Tensor) -> Captured:
+def steps_of(network: nn.Module, example: Tensor) -> NetworkSteps:
     """The steps of a network in eval mode.
 
     Args:
@@ -78,7 +78,7 @@ def captured(network: nn.Module, example: Tensor) -> Captured:
             reader(node)
     last = steps.value(str(end))
     ranges = partial(_ranges, program.graph_module, steps)
-    return Captured(steps.used(last), (steps.start, steps.shapes[steps.start]), last, ranges)
+    return NetworkSteps(steps.used(last), (steps.start, steps.shapes[steps.start]), last, ranges)
 
 
 class _Limits(fx.Interpreter):

@@ -44,7 +44,7 @@ def c_contents(
 
 def samples_header(levels: Tensor, classes: Sequence[str]) -> str:
     """samples.h: inputs as levels ``(N, C, *S)``, written channels last, and names of outputs."""
-    rows = in_memory(levels).tolist()
+    rows = channels_last(levels).tolist()
     written = ",\n".join("    {" + ",".join(map(str, row)) + "}" for row in rows)
     names = ", ".join(
         '"' + re.sub(r"[^\w .+-]", "_", name, flags=re.ASCII) + '"' for name in classes
@@ -57,7 +57,7 @@ def samples_header(levels: Tensor, classes: Sequence[str]) -> str:
     )
 
 
-def in_memory(levels: Tensor) -> Tensor:
+def channels_last(levels: Tensor) -> Tensor:
     """Levels ``(N, C, *S)`` -> int8 ``(N, *S * C)``, as they lie in a device's memory."""
     return levels.movedim(1, -1).flatten(1).to(torch.int8).contiguous()
 
@@ -94,7 +94,9 @@ class CompiledModel:
         self.start, self.end = (_value(known, part) for part in ("INPUT", "OUTPUT"))
         with TemporaryDirectory() as folder:
             library = Path(folder) / "network.so"
-            compiled([check_compiler(), "-std=c99", "-O3", "-shared", "-fPIC", path, "-o", library])
+            run_compiler(
+                [check_compiler(), "-std=c99", "-O3", "-shared", "-fPIC", path, "-o", library]
+            )
             self._run = ctypes.CDLL(str(library)).network_run
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -102,14 +104,14 @@ class CompiledModel:
 
     def run(self, levels: Tensor) -> Tensor:
         """Levels of inputs ``(N, C, *S)`` -> levels of outputs ``(N, K)``."""
-        given = in_memory(levels).numpy()
+        given = channels_last(levels).numpy()
         made = np.zeros((len(given), self.end.numel), dtype=np.int8)
         for row, out in zip(given, made, strict=True):
             self._run(ctypes.c_void_p(row.ctypes.data), ctypes.c_void_p(out.ctypes.data))
         return torch.from_numpy(made).to(torch.int64)
 
 
-def compiled(command: Sequence[object]) -> None:
+def run_compiler(command: Sequence[object]) -> None:
     """Run a compiler.
 
     Raises:

@@ -8,7 +8,7 @@ A layer of fewer bits whose input is not its own reads a copy that is rounded fo
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from nas.integer.capture import Captured
+from nas.integer.capture import NetworkSteps
 from nas.integer.steps import Grid, Step
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -32,13 +32,13 @@ class Levels:
     grids: Mapping[str, Grid]
 
 
-def levels_of(found: Captured, ranges: Ranges) -> Levels:
+def levels_of(found: NetworkSteps, ranges: Ranges) -> Levels:
     """What was trained, and the calibrated ranges for everything else."""
     return _Plan(found, ranges).levels()
 
 
 class _Plan:
-    def __init__(self, found: Captured, ranges: Ranges) -> None:
+    def __init__(self, found: NetworkSteps, ranges: Ranges) -> None:
         self.found, self.ranges = found, dict(ranges)
         self.by_output = {step.output: step for step in found.steps}
         self.grids: dict[str, Grid] = {}

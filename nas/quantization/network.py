@@ -29,7 +29,7 @@ from nas.quantization.quantizers import (
 from nas.supernet.elastic import Elastic, Number
 
 M = TypeVar("M", bound=nn.Module)
-Bits = int | Sequence[int]
+Widths = int | Sequence[int]
 FLOAT = "float"
 FEWEST = 16  # samples to calibrate with: of fewer, the ranges are those of chance
 
@@ -52,11 +52,11 @@ class Quantize:
         UserError: bits that no format holds.
     """
 
-    weights: Bits = (2, 4, 8)
-    inputs: Bits = 8
-    first: Bits | None = None
-    last: Bits | None = None
-    layers: Mapping[str, Bits | str] = field(default_factory=dict)
+    weights: Widths = (2, 4, 8)
+    inputs: Widths = 8
+    first: Widths | None = None
+    last: Widths | None = None
+    layers: Mapping[str, Widths | str] = field(default_factory=dict)
     share: Literal["layer", "block"] = "layer"
     start: Start = "mse"
 
@@ -72,8 +72,8 @@ class Quantize:
                     f"quantize.{key}={getattr(self, key)!r} is not one of {list(known)}"
                 )
 
-    def weights_of(self, path: str, first: bool, last: bool) -> Bits | None:
-        """Bits of the weights of the layer at `path`; None: it stays as it is."""
+    def weights_of(self, path: str, first: bool, last: bool) -> Widths | None:
+        """Widths of the weights of the layer at `path`; None: it stays as it is."""
         for pattern, bits in self.layers.items():
             if fnmatchcase(path, pattern):
                 return None if isinstance(bits, str) else bits
@@ -82,7 +82,7 @@ class Quantize:
         return self.last if last and self.last is not None else self.weights
 
 
-def number_of(bits: Bits, what: str) -> tuple[int, ...]:
+def number_of(bits: Widths, what: str) -> tuple[int, ...]:
     """The widths, in ascending order.
 
     Raises:

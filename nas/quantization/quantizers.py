@@ -179,11 +179,18 @@ class InputQuantizer(nn.Module):
         low, high = self.range
         least, most = (low - self.zero) * self.step, (high - self.zero) * self.step
         least, most = torch.minimum(least, x.amin().to(least)), torch.maximum(most, x.amax())
-        self.step.copy_(((most - least) / (high - low)).clamp_min(_SMALLEST))
-        self.zero.copy_((low - least / self.step).round().clamp(low, high))
+        step, zero = step_and_zero(least, most, low, high)
+        self.step.copy_(step)
+        self.zero.copy_(zero)
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"
+
+
+def step_and_zero(least: Tensor, most: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+    """Of the levels `low` to `high` over a range that holds 0, which is a level exactly."""
+    step = ((most - least) / (high - low)).clamp_min(_SMALLEST)
+    return step, (low - least / step).round().clamp(low, high)
 
 
 def positive(step: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ def test_the_firmware_runs_here_without_a_warning_and_without_undefined_behaviou
         strict += ["-fsanitize=undefined", "-fno-sanitize-recover"]
     sources = [tmp_path / name for name in FILES if name.endswith(".c")]
     program = tmp_path / "firmware"
-    boards.compiled([check_compiler(), *strict, *sources, "-o", program])
+    boards.run_compiler([check_compiler(), *strict, *sources, "-o", program])
     done = subprocess.run([program], capture_output=True, text=True)
     assert not done.stderr
     for i, row in enumerate(graph.run(graph.start.quantize(x[:4]))):
@@ -137,7 +137,7 @@ def test_the_firmware_runs_here_without_a_warning_and_without_undefined_behaviou
         assert word not in sources[0].read_text()
     page = (Path(__file__).parents[2] / "docs" / "boards.md").read_text(encoding="utf-8")
     (tmp_path / "feed.c").write_text(page.partition("```c feed.c\n")[2].partition("```")[0])
-    boards.compiled([check_compiler(), *strict, "-c", tmp_path / "feed.c", "-o", program])
+    boards.run_compiler([check_compiler(), *strict, "-c", tmp_path / "feed.c", "-o", program])
 
 
 @emulator

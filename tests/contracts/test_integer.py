@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from nas.discretization import discretize
 from nas.errors import UserError
 from nas.integer import IntegerGraph, integer_graph
-from nas.integer.build import Bits, _Build
-from nas.integer.capture import Captured, captured
+from nas.integer.build import WeightBits, _Build
+from nas.integer.capture import NetworkSteps, steps_of
 from nas.integer.grids import levels_of
 from nas.integer.operators import Conv, fixed_point
 from nas.ops.blocks import Recurrent, Site
@@ -54,16 +54,16 @@ NETWORKS = {
 
 
 @cache
-def _read(name: str) -> tuple[nn.Module, Captured, dict[str, tuple[float, float]], Tensor]:
+def _read(name: str) -> tuple[nn.Module, NetworkSteps, dict[str, tuple[float, float]], Tensor]:
     """Once for all tests: `torch.export` takes seconds."""
     network, shape = NETWORKS[name]()
     x = torch.randn(40, *shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        steps = captured(network.eval(), x[:16])
+        steps = steps_of(network.eval(), x[:16])
         return network, steps, steps.ranges(x), x
 
 
-def graph_of(name: str, bits: Bits = 8) -> tuple[nn.Module, IntegerGraph, Tensor]:
+def graph_of(name: str, bits: WeightBits = 8) -> tuple[nn.Module, IntegerGraph, Tensor]:
     """A network, its graph as `integer_graph` makes it, and inputs."""
     network, steps, ranges, x = _read(name)
     return network, _Build(steps, levels_of(steps, ranges), bits, {}).graph(), x
@@ -250,9 +250,22 @@ def test_what_has_no_integer_form_is_refused_in_one_line_that_names_it(layers, s
     assert said in str(caught.value)
 
 
+def test_a_channel_of_zeros_makes_no_level_coarser():
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()).eval(), torch.randn(20, 2, 6, 6)
+    steps = torch.full((3,), 0.01)
+    found = []
+    for largest in (0.01, 500.0):  # as training leaves it, far above all weights
+        network[0].weight.data[1], steps[1] = 0, largest
+        graph = integer_graph(network, x, 8, {"0": steps})
+        found.append((graph.end.scale, graph(x)))
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
+
+
 def test_wrong_bits_and_wrong_data_are_refused():
     network, x = nn.Conv2d(2, 4, 3), torch.randn(4, 2, 6, 6)
-    with pytest.raises(UserError, match="weights of 3 bits"):
+    with pytest.raises(UserError, match="bits=3 is not one of"):
         integer_graph(network, x, 3)
     with pytest.raises(UserError, match="not finite"):
         integer_graph(network, x * float("nan"))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from nas.export.int8 import fine_tune, rounded_input, rounded_weight
+from nas.export.int8 import RoundedInput, RoundedWeight, fine_tune
 from nas.tasks.classification import Classification
 
 
@@ -17,7 +17,7 @@ def test_weights_are_rounded_as_torch_fakes_int8_per_channel(seed, shape):
         weight.detach(), scale, torch.zeros(len(scale), dtype=torch.int32), 0, -127, 127
     )
 
-    found = rounded_weight(weight)
+    found = RoundedWeight()(weight)
     found.sum().backward()
 
     torch.testing.assert_close(found.detach(), expected)
@@ -29,16 +29,18 @@ def test_inputs_are_rounded_within_half_a_step_and_without_gradient_outside(seed
     x = (4 * torch.randn(50, generator=torch.Generator().manual_seed(seed))).requires_grad_()
     step = (high - low) / 255
 
-    found = rounded_input(x, torch.tensor(low), torch.tensor(high))
+    rounding = RoundedInput(momentum=0)
+    rounding.range = torch.tensor(low), torch.tensor(high)
+    (found,) = rounding(nn.Identity(), (x,))
     found.sum().backward()
 
-    inside = (x > low) & (x < high)
+    inside, outside = (x > low) & (x < high), (x < low - 1.01 * step) | (x > high + 1.01 * step)
     # A whole step at the ends, where 0 is moved onto a level.
     assert (found - x.clamp(low, high)).abs().max() <= 1.01 * step
     assert len(found.detach().div(step).round().unique()) <= 256
     assert torch.equal(x.grad[inside], torch.ones(int(inside.sum())))
-    assert not x.grad[~inside].any()
-    assert not rounded_input(torch.zeros(1), torch.tensor(low), torch.tensor(high)).any()
+    assert not x.grad[outside].any()
+    assert not rounding(nn.Identity(), (torch.zeros(1),))[0].any()
 
 
 def problem() -> tuple[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]]:

@@ -12,7 +12,7 @@ onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 
 from nas.discretization import arch_of, discretize  # noqa: E402
-from nas.export.int8 import quantized, slim  # noqa: E402
+from nas.export.int8 import qdq_model, slim  # noqa: E402
 from nas.spaces.staged import StagedSpace  # noqa: E402
 
 OPS = ["mb_k3_e3", "mb_k5_e3", "sep_k3", "conv_k3", "identity"]
@@ -27,7 +27,7 @@ def model() -> Any:
             torch.nn.init.normal_(parameter)
     network = discretize(space, arch_of(space)).eval()
     x = torch.randn(32, 2, 8, 8)
-    return quantized(network, x[:2], x)
+    return qdq_model(network, x[:2], x)
 
 
 def run(model: Any, folder: Path) -> tuple[Any, Counter[str]]:
