@@ -22,6 +22,7 @@ from nas.inputs import Inputs
 from nas.problem import SearchProblem
 from nas.quantities import primary_metrics
 from nas.report.collect import short_names
+from nas.search.base import leaves_of
 from nas.selection import largest_of, least_of
 from nas.tasks.classification import task_of
 
@@ -158,10 +159,11 @@ def _hyper_parameters(problem: SearchProblem) -> dict[str, Any]:
         # TensorBoard shows the first five, before the metrics.
         return {name: given[name] for name in swept}
     shown = {"space": problem.space, "data": problem.data.name, "seed": problem.seed}
-    shown["objective"] = type(problem.objective).__name__
-    strength = getattr(problem.objective, "strength", None)
-    if isinstance(strength, float):  # of the others it changes while they search
-        shown["strength"] = strength
+    if leaves_of(problem.search) == "alphas":  # no other search has an objective
+        shown["objective"] = type(problem.objective).__name__
+        strength = getattr(problem.objective, "strength", None)
+        if isinstance(strength, float):  # of the others it changes while they search
+            shown["strength"] = strength
     return {**shown, **given}
 
 

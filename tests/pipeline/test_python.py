@@ -305,6 +305,14 @@ class Stop(pl.Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_a_search_without_an_objective_names_none_beside_its_networks(tmp_path: Path) -> None:
+    memory = Memory()
+    made: dict[str, Any] = {"search": "zero_cost", "front": 1, "finetune__epochs": 1}
+    nas.search(data="digits", data__limit=200, out=tmp_path, logger=memory, **made)
+    assert memory.params["space"] == "chain_tiny"
+    assert not memory.params.keys() & {"objective", "strength"}
+
+
 def test_a_run_is_interrupted_and_goes_on(tmp_path: Path) -> None:
     """With callbacks of one's own and loggers; bit for bit as a run that was not interrupted."""
     made: dict[str, Any] = {"data": "digits", "out": tmp_path, "search": "bilevel"}
@@ -320,6 +328,7 @@ def test_a_run_is_interrupted_and_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "a/last.ckpt").exists()
     assert "search/entropy" in {name for row in memory.rows for name in row}
     assert memory.params["space"] == "chain_tiny"
+    assert "objective" in memory.params
 
     resumed = nas.search(resume=True, logger=memory, callbacks=[Stop], **made)
     whole = nas.search(name="b", logger="csv", callbacks=[Stop()], **made)
