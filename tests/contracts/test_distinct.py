@@ -62,7 +62,7 @@ def test_equal_networks_and_they_alone_have_one_canonical_form(name):
     assert bool(alike) == bool(distinct.read_if)
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 # Where one module stands in two options, two architectures may have it in one place.
 @given(st.one_of(supernets(shared=False), searched_widths()))
 def test_the_networks_of_a_supernet_are_counted_and_listed(net):

@@ -20,7 +20,7 @@ from .strategies import all_counted, counted, probability, sample, some_archs, s
 COSTS = (Params(), MACs())
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(supernets(), st.sampled_from([softmax, straight_through]))
 def test_one_hot_supernet_is_the_extracted_network(net, relax):
     x = sample(net, batch=2)
@@ -33,7 +33,7 @@ def test_one_hot_supernet_is_the_extracted_network(net, relax):
         assert not any(decisions(network))
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(supernets())
 def test_one_hot_cost_is_that_of_the_extracted_network(net):
     expected = {cost.name: ExpectedCost(net, cost, trace(net, net.input_shape)) for cost in COSTS}
