@@ -5,7 +5,7 @@ experiments/boards compares them. Code is that of `nas/integer/kernels.c` for Co
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import ClassVar
@@ -33,16 +33,17 @@ _CODE = 1376  # bytes: convolution, and the function that calls the layers
 _LAYER = 56 + 16  # constants that hold the sizes of a convolution, and the code of its call
 _CHANNEL = 4  # bias and multiplier of an output channel
 _UNPACK = 90  # code that unpacks weights of fewer than 8 bits
-# Kernel -> bytes of one call with its constants, and of its code.
-_KERNELS: Mapping[str, tuple[int, int]] = {
-    "add": (40, 150),
-    "mul": (44, 130),
-    "mean": (36, 220),
-    "pool": (52, 350),
-    "concat": (80, 140),
-    "table": (276, 30),
-    "move": (56, 130),
-    "runs": (40, 80),
+# Kernel -> bytes of one call with its constants, of its code, and how many fewer both take where
+# it is the only call: compilers put the code into the caller then, and the constants into the code.
+_KERNELS: Mapping[str, tuple[int, int, int]] = {
+    "add": (40, 150, 100),
+    "mul": (40, 156, 85),
+    "mean": (36, 220, 100),
+    "pool": (52, 350, 185),
+    "concat": (80, 140, 0),
+    "table": (276, 30, 0),
+    "move": (56, 130, 105),
+    "runs": (40, 80, 0),
 }
 # Part of an operator's name in PyTorch -> the kernel that it calls.
 _CALLED = {"clone": "move", "copy": "move", "zeros": "runs", "cat": "concat", "sub": "add"}
@@ -229,17 +230,19 @@ def _operators(traced: Trace) -> Iterator[tuple[float, Polynomial]]:
     """Bytes of what has no weights, each with the probability that it is there; all the code."""
     readers = Counter(buffer for op in traced.operators for _, buffer in op.reads if not op.view)
     makers = {buffer: op for op in traced.operators for buffer in op.makes}
-    called: dict[str, dict[Condition, None]] = defaultdict(dict)  # by the kernel
+    called: dict[str, list[Condition]] = defaultdict(list)  # by the kernel
     for operator in traced.operators:
         limits = operator.name.rstrip("_") in _LIMITS
         kernel = "add" if limits or operator.name == _COPY else _kernel(operator)
         if kernel is None or (limits and _fused(operator, readers, makers)):
             continue
-        called[kernel][operator.condition] = None
+        called[kernel].append(operator.condition)
         yield _KERNELS[kernel][0], probability([operator.condition])
     yield _CODE, {frozenset(): 1.0}
     for kind, conditions in called.items():
-        yield _KERNELS[kind][1], _once(conditions, traced)
+        yield _KERNELS[kind][1], _once(dict.fromkeys(conditions), traced)
+        for sign, only in _alone(conditions, traced):
+            yield -sign * _KERNELS[kind][2], only
 
 
 def _kernel(operator: Operator) -> str | None:
@@ -266,6 +269,16 @@ def _once(conditions: Iterable[Condition], traced: Trace) -> Polynomial:
     """The probability that code is there that all of these share; 1 where they are many."""
     places = united(conditions, traced.options)
     return probability(places) if len(places) <= _EXACT else {frozenset(): 1.0}
+
+
+def _alone(conditions: Sequence[Condition], traced: Trace) -> Iterator[tuple[int, Polynomial]]:
+    """Terms of the probability that exactly one of these holds; none where they are many."""
+    for number, own in enumerate(conditions) if len(conditions) <= _EXACT else ():
+        others = (own | c for i, c in enumerate(conditions) if i != number)
+        both = united((c for c in others if consistent(c)), traced.options)
+        if own not in both:
+            yield 1, probability([own])
+            yield -1, probability(both)
 
 
 def _fused(operator: Operator, readers: Counter[int], makers: Mapping[int, Operator]) -> bool:

@@ -37,6 +37,7 @@ _LEVELS = HIGHEST - LOWEST
 _SHIFT, _MULTIPLIER = 40, 16  # most of a shift, and bits of a multiplier, in 64-bit arithmetic
 _STEEPEST = 10  # log2 of the largest multiplier behind inputs of fewer than 8 bits
 _POINT = (-5, 15)  # bits of a bias behind the point: 2^20 levels, shifted by 10, fit 32 bits
+_BIAS = 2**20  # levels that a bias reaches
 _ACCUMULATOR = 2**31 - 1
 _BEYOND = 2**29  # levels that a convolution may reach before it is saturated
 
@@ -164,19 +165,22 @@ class _Build:
         return min(max(low, least), most), max(min(high, most), least)
 
     def _least_scale(self, step: Step) -> float:
-        """Of a convolution's output: levels stay within 30 bits, and multipliers below 2.
+        """Of a convolution's output: levels stay within 30 bits, biases within 20, factors below 2.
 
-        Behind inputs of fewer bits multipliers may be larger: products are far apart there, and
+        Behind inputs of fewer bits factors may be larger: products are far apart there, and
         biases would be lost between them.
         """
         levels, scale = self._levels(step, self._bits(step.path, len(step.settings["weight"])))
         products = np.abs(levels.astype(np.float64)).sum(axis=(1, 2, 3)) * 256
         products *= self._input(step).scale * scale
-        largest = float((products + step.settings["bias"].abs().numpy()).max(initial=0))
+        bias = step.settings["bias"].abs().numpy()
+        largest = float((products + bias).max(initial=0))
+        # A bias fits its bits, or is so far above all products that the output saturates anyway.
+        shifting = float(np.minimum(bias, products).max(initial=0)) / (_BIAS - 512)
         steepest = self._input(step).scale * float(scale.max(initial=0))
         # Levels finer than the products are worth a dearer kernel where the products are few.
         narrow = step.grid is not None and not step.grid.wide
-        return max(largest / _BEYOND, steepest * (2.0**-_STEEPEST if narrow else 0.501))
+        return max(largest / _BEYOND, shifting, steepest * (2.0**-_STEEPEST if narrow else 0.501))
 
     def _conv(self, step: Step, common: Mapping[str, Any]) -> Conv:
         settings = step.settings

@@ -269,8 +269,8 @@ static void pool(const struct pool *p, const int8_t *x, int8_t *y)
 }
 
 /* kernel: table */
-#ifdef __GNUC__
-__attribute__((noinline)) /* else every call has a copy of it, as large as its table */
+#if defined(__GNUC__) && !defined(__clang__)
+__attribute__((noinline, noclone)) /* else every call has a copy of it, as large as its table */
 #endif
 static void table(const int8_t *levels, int32_t count, const int8_t *x, int8_t *y)
 {

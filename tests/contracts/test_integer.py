@@ -263,6 +263,20 @@ def test_a_channel_of_zeros_makes_no_level_coarser():
     assert torch.equal(found[0][1], found[1][1])
 
 
+def test_a_bias_that_products_outweigh_is_not_cut_off():
+    network, x = nn.Linear(64, 1).eval(), torch.ones(64, 64)
+    network.weight.data.fill_(1)
+    network.bias.data.fill_(-64)
+    x[:, 0] -= torch.arange(64) % 4 / 255
+    graph = integer_graph(network, x)
+    with torch.no_grad():
+        expected = network(x)
+    assert 64 / graph.end.scale < 2**20
+    # Multipliers of 16 bits are off by 2^-17 of so many levels.
+    assert (graph(x) - expected).abs().max() < 16 * graph.end.scale
+    assert graph(x).min() < -2.5 / 255
+
+
 def test_wrong_bits_and_wrong_data_are_refused():
     network, x = nn.Conv2d(2, 4, 3), torch.randn(4, 2, 6, 6)
     with pytest.raises(UserError, match="bits=3 is not one of"):
