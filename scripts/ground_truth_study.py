@@ -35,6 +35,8 @@ from nas.config.saved import saved_config
 from nas.diagnostics import silence_third_party_warnings
 from nas.extract import Extraction
 from nas.pareto import hypervolume, non_dominated
+from nas.search.evaluate import ShortTraining
+from nas.search.model import OptionModel
 from nas.search.trials import Trial, TrialLog
 from nas.verbs import components_of
 
@@ -51,21 +53,30 @@ def carry_out(run: RunDir, words: Sequence[str]) -> None:
 
 
 def networks(run: RunDir, sizes: Sequence[int]) -> list[list[Arch]]:
-    """What ``nas extract`` takes out of a search, for each of these sizes of a front."""
+    """What a search says is worth training, for each of these sizes of a front.
+
+    ``nas extract`` trains the first eight of them and asks their accuracies for the rest, which
+    ``further_study.py`` simulates: here all are of the search.
+    """
     components = {**components_of(saved_config(run)), "about": {}}
-    each = [Extraction(ExtractOptions(front=size, fine_tune=True), run) for size in sizes]
-    problem = each[0].problem(components)
+    problem = Extraction(ExtractOptions(fine_tune=True), run).problem(components)
+    each = [Extraction(ExtractOptions(front=size), run) for size in sizes]
     return [list(extraction.networks(problem, run.front).first) for extraction in each]
 
 
 def taus(truth: Truth, trials: Mapping[str, Trial]) -> dict[str, float]:
-    """Kendall's tau-b of each score with the true accuracy, where every member has scores."""
-    if not set(truth.names) <= trials.keys():
-        return {}
+    """Kendall's tau-b of each score with the true accuracy.
+
+    Where not every member has scores, of the model of accuracy over options that they make.
+    """
+    scored = [place for place, member in enumerate(truth.names) if member in trials]
     found = {}
-    for name in trials[truth.names[0]].metrics:
-        scores = [-trials[member].value(name) for member in truth.names]
-        found[name] = float(kendalltau(scores, truth.accuracy).statistic)
+    for name in trials[truth.names[scored[0]]].metrics if scored else ():
+        scores = [trials[truth.names[place]].value(name) for place in scored]
+        if len(scored) < len(truth.names):
+            model = OptionModel(truth.picks[scored], scores, ShortTraining.noise)
+            scores = list(model.mean(truth.picks))
+        found[name] = -float(kendalltau(scores, truth.accuracy).statistic)
     return found
 
 

@@ -106,7 +106,7 @@ class ShortTraining(TrainFromScratch):
     """
 
     noise: ClassVar[float] = 0.3
-    usual_trials: ClassVar[int] = 28
+    usual_trials: ClassVar[int] = 32
 
     def epochs_of(self, problem: SearchProblem) -> int | None:
         """See `TrainFromScratch`."""
