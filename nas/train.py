@@ -4,61 +4,105 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from math import cos, pi
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from torchmetrics import MetricCollection
 
 from nas.config.schema import Count, NonNegative, Positive, Seed, Share, checked
 from nas.diagnostics import captured
 from nas.errors import InterruptedRunError
 from nas.inputs import Inputs, run
+from nas.objective import wide
 from nas.ranks import rank_and_ranks
 from nas.tasks import Task, check_finite
 from nas.tasks.classification import Classification
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Batch = tuple[Inputs, Tensor]
+# Options to log what is known of a whole epoch; it is the same on all ranks.
+ONCE: Any = {
+    "on_step": False, "on_epoch": True, "logger": False, "sync_dist": True, "batch_size": 1
+}  # fmt: skip
 
 
-def shared(images: int) -> int:
-    """The `batch_size` to log with, so that means over the images of all ranks are exact.
+class Scores(nn.Module):
+    """The loss and the metrics of a task over the samples of an epoch; none is read in a step."""
 
-    Lightning divides by its mean over the ranks, in whole numbers.
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.metrics = task.metrics()
+        self.total: Tensor | None = None  # sum of the loss over samples
+        self.samples = 0
+
+    def add(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        """Take a batch; `loss` is the mean over it."""
+        found = loss.detach() * len(targets)
+        self.total = found if self.total is None else self.total + found
+        self.samples += len(targets)
+        self.metrics.update(outputs.detach(), targets)
+
+    def taken(self) -> dict[str, Tensor]:
+        """Means over the samples of all ranks since the last call; {} where there were none."""
+        if self.total is None:
+            return {}
+        total = wide(self.total)
+        sums = torch.stack([total, total.new_tensor(self.samples)])
+        if rank_and_ranks()[1] > 1:
+            dist.all_reduce(sums)
+        total, samples = sums.unbind()
+        found: dict[str, Tensor] = {"loss": total / samples, **self.metrics.compute()}
+        self.total, self.samples = None, 0
+        self.metrics.reset()
+        return found
+
+
+class Scored(pl.LightningModule):
+    """A module whose scores are logged once an epoch: ``<split>_loss`` and ``<split>_<metric>``.
+
+    Attributes:
+        scores: of each split, set by `score_by`.
+        hidden: splits that no progress bar shows.
     """
-    return images * rank_and_ranks()[1]
 
+    hidden: ClassVar[Sequence[str]] = ("test",)
 
-def metrics_of(task: Task, splits: Sequence[str]) -> nn.ModuleDict:
-    """Metrics for each split, the attribute `metrics` of a module that calls `log_scores`."""
-    # The names of splits alone may be those of methods, such as `train`.
-    return nn.ModuleDict({f"{split}_metrics": task.metrics() for split in splits})
+    def score_by(self, task: Task, splits: Sequence[str]) -> None:
+        """Make the scores of these splits."""
+        # The names of splits alone may be those of methods, such as `train`.
+        self.scores = nn.ModuleDict({f"{split}_scores": Scores(task) for split in splits})
 
+    def score(self, split: str, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        """Take a batch of a split; `loss` is the mean over it."""
+        cast(Scores, self.scores[f"{split}_scores"]).add(loss, outputs, targets)
 
-def log_scores(
-    module: Any,
-    split: str,
-    loss: Tensor,
-    outputs: Tensor,
-    targets: Tensor,
-    shown: bool = True,
-) -> None:
-    """Log ``<split>_loss`` and ``<split>_<metric>`` of an epoch, over the samples of all ranks.
+    def log_scores(self) -> None:
+        """Log the scores of every split of which there were batches."""
+        for key, scores in self.scores.items():
+            split = key.removesuffix("_scores")
+            found = {f"{split}_{n}": value for n, value in cast(Scores, scores).taken().items()}
+            self.log_dict(found, prog_bar=split not in self.hidden, **ONCE)
 
-    Args:
-        module: the Lightning module that is trained, with `metrics` as from `metrics_of`.
-        loss: mean over the batch.
-        shown: also in the progress bar.
-    """
-    found: MetricCollection = module.metrics[f"{split}_metrics"]
-    found.update(outputs.detach(), targets)
-    values = {f"{split}_loss": loss.detach(), **{f"{split}_{n}": m for n, m in found.items()}}
-    options = {"on_step": False, "on_epoch": True, "logger": False, "sync_dist": True}
-    module.log_dict(values, batch_size=shared(len(targets)), prog_bar=shown, **options)
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log before callbacks hear that the epoch has ended, as they may read the scores."""
+        if self.trainer.is_last_batch:
+            self.log_scores()
+
+    def on_train_epoch_end(self) -> None:
+        """Log what a trainer that stops inside an epoch has left."""
+        self.log_scores()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log."""
+        self.log_scores()
+
+    def on_test_epoch_end(self) -> None:
+        """Log."""
+        self.log_scores()
 
 
 def strategy_of(strategy: object, devices: object) -> dict[str, object]:
@@ -126,7 +170,7 @@ def warmup_cosine(warmup: float, total: int, floor: float = 0.0) -> Callable[[in
 
 
 @checked("finetune")
-class Training(pl.LightningModule):
+class Training(Scored):
     """Supervised training of one network by the loss of a task.
 
     With a teacher, whose outputs z of a batch are fixed, the loss of outputs y for targets t is
@@ -170,7 +214,7 @@ class Training(pl.LightningModule):
         # In a list, and so in no state dict.
         self.teachers = [teacher] if isinstance(teacher, nn.Module) else []
         self.temperature, self.teacher_weight = temperature, teacher_weight
-        self.metrics = metrics_of(self.task, ("train", "val", "test"))
+        self.score_by(self.task, ("train", "val", "test"))
         self.optimizer_factory, self.epochs, self.warmup_epochs = optimizer, epochs, warmup_epochs
         self.label_smoothing, self.clip, self.seed = label_smoothing, clip, seed
 
@@ -203,7 +247,7 @@ class Training(pl.LightningModule):
                 taught = run(teacher, x)
             learned = self.task.distillation(logits, taught, self.temperature)
             loss = (1 - self.teacher_weight) * loss + self.teacher_weight * learned
-        self._log("train", loss, logits, labels)
+        self.score("train", loss, logits, labels)
         return check_finite(loss, self.current_epoch)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
@@ -219,7 +263,4 @@ class Training(pl.LightningModule):
     def _evaluate(self, split: str, batch: Batch) -> None:
         x, labels = batch
         logits = self(x)
-        self._log(split, self.task.loss(logits, labels), logits, labels)
-
-    def _log(self, split: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        log_scores(self, split, loss, logits, labels, split != "test")
+        self.score(split, self.task.loss(logits, labels), logits, labels)

@@ -11,7 +11,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from torchmetrics import MetricCollection
 
 from nas.artifacts.files import write_atomic
 from nas.decision import apply, free
@@ -20,7 +19,7 @@ from nas.inputs import Inputs, moved, run
 from nas.progress import current
 from nas.recalibrate import batch_statistics
 from nas.supernet.speed import check, compiled, fastest, prepare, step
-from nas.train import frozen, shared
+from nas.train import ONCE, Scores, frozen
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -146,7 +145,7 @@ class DiscretizationGap(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self.metrics: MetricCollection | None = None  # of the validation that is going on
+        self.scores: Scores | None = None  # of the network, made at the first validation
 
     def on_validation_batch_end(
         self,
@@ -164,19 +163,14 @@ class DiscretizationGap(pl.Callback):
         with batch_statistics(supernet), torch.no_grad():
             logits = run(supernet, x)
         free(supernet)
-        if self.metrics is None:
-            self.metrics = pl_module.task.metrics().to(pl_module.device)
-        self.metrics.update(logits, labels)
-        values = {"argmax_val_loss": pl_module.task.loss(logits, labels)}
-        options = {"on_step": False, "on_epoch": True, "logger": False, "sync_dist": True}
-        pl_module.log_dict(values, batch_size=shared(len(labels)), **options)
+        if self.scores is None:
+            self.scores = Scores(pl_module.task).to(pl_module.device)
+        self.scores.add(pl_module.task.loss(logits, labels), logits, labels)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if self.metrics is None:
-            return
-        for name, value in self.metrics.compute().items():
-            pl_module.log(f"argmax_val_{name}", value, logger=False, sync_dist=True)
-        self.metrics = None
+        if self.scores is not None:
+            found = self.scores.taken()
+            pl_module.log_dict({f"argmax_val_{name}": v for name, v in found.items()}, **ONCE)
 
 
 class SpeedUp(pl.Callback):

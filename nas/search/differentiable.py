@@ -5,7 +5,6 @@ from functools import partial
 from math import ceil
 from typing import Any, ClassVar, Literal, TypedDict, cast
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
@@ -41,9 +40,8 @@ from nas.tasks.classification import Classification
 from nas.train import (
     Batch,
     OptimizerFactory,
+    Scored,
     frozen,
-    log_scores,
-    metrics_of,
     warmup_cosine,
 )
 
@@ -52,7 +50,7 @@ UPDATES = 20  # of the objective's strengths in a search, at least
 
 
 @checked("search")
-class DifferentiableSearch(pl.LightningModule):
+class DifferentiableSearch(Scored):
     """Base of the differentiable searches: phases, optimizers, schedules, logging.
 
     The first `warmup_epochs` train weights alone, on sampled paths, so that no candidate is judged
@@ -87,6 +85,7 @@ class DifferentiableSearch(pl.LightningModule):
     """
 
     leaves: ClassVar[Literal["alphas"]] = "alphas"
+    hidden = ("alpha",)
 
     def __init__(
         self,
@@ -139,7 +138,7 @@ class DifferentiableSearch(pl.LightningModule):
         self.parameters_of = split_parameters(supernet)
         self.task = self.path_sampling.task = task or Classification()
         self.path_sampling.start(supernet, self.costs)
-        self.metrics = metrics_of(self.task, ("train", "alpha", "supernet_val"))
+        self.score_by(self.task, ("train", "alpha", "supernet_val"))
         self.regularizers, self.perturbation = dict(regularizers or {}), perturbation
         self.done = 0.0  # share of the steps in which alphas move
         self.skips = tuple(m for m in supernet.modules() if isinstance(m, AuxiliarySkip))
@@ -224,6 +223,7 @@ class DifferentiableSearch(pl.LightningModule):
             skip.advance(self.done)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(outputs, batch, batch_idx)
         if self.warming_up:
             return
         often = ceil(UPDATES / (self.epochs - self.warmup_epochs))  # updates in this epoch
@@ -233,6 +233,7 @@ class DifferentiableSearch(pl.LightningModule):
                 self.objective.update(self.noise_free_costs(), self.progress(batch_idx + 1))
 
     def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
         cast(Any, self.lr_schedulers()).step()
         costs = self.noise_free_costs().items()
         self.log_dict({f"cost_{name}": c.detach().float() for name, c in costs}, logger=False)
@@ -309,7 +310,7 @@ class DifferentiableSearch(pl.LightningModule):
     def _scored(self, logits: Tensor, labels: Tensor, split: str) -> Tensor:
         smoothing = self.label_smoothing if split == "train" else 0.0
         loss = self.task.loss(logits, labels, smoothing)
-        self._log(split, loss, logits, labels)
+        self.score(split, loss, logits, labels)
         return loss
 
     def unlogged_loss(self, batch: Batch) -> Tensor:
@@ -341,10 +342,7 @@ class DifferentiableSearch(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         x, labels = batch
         logits = run(self.supernet, x)
-        self._log("supernet_val", self.task.loss(logits, labels), logits, labels)
-
-    def _log(self, split: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        log_scores(self, split, loss, logits, labels, split != "alpha")
+        self.score("supernet_val", self.task.loss(logits, labels), logits, labels)
 
 
 def probable_archs(problem: SearchProblem, cost: str, size: int) -> list[Arch]:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
@@ -27,15 +26,14 @@ from nas.tasks.classification import Classification
 from nas.train import (
     Batch,
     OptimizerFactory,
+    Scored,
     frozen,
-    log_scores,
-    metrics_of,
     warmup_cosine,
 )
 
 
 @checked("search")
-class OneShot(pl.LightningModule):
+class OneShot(Scored):
     """Train the weights of a supernet on sampled paths; alphas stay as they are, equal.
 
     One optimizer step on one batch adds up the gradients of several paths. What no path of a step
@@ -87,7 +85,7 @@ class OneShot(pl.LightningModule):
         self.task = path_sampling.task = task or Classification()
         known = {"task": self.task}
         self.ranking: TrialSearch = called(ranking, known, supernet=supernet, seed=seed)
-        self.metrics = metrics_of(self.task, ("train",))
+        self.score_by(self.task, ("train",))
         path_sampling.start(supernet, costs)
 
     def loaders(self, data: Any) -> Any:
@@ -156,7 +154,7 @@ class OneShot(pl.LightningModule):
     def _loss(self, labels: Tensor) -> Loss:
         def loss(logits: Tensor) -> Tensor:
             found = self.task.loss(logits, labels, self.label_smoothing)
-            log_scores(self, "train", found, logits, labels)
+            self.score("train", found, logits, labels)
             return found
 
         return loss

@@ -163,7 +163,7 @@ class ReinforceSearch(PathSearch):
         x, labels = batch
         logits = run(self.supernet, x)
         loss = self.task.loss(logits, labels)
-        self._log("alpha", loss, logits, labels)
+        self.score("alpha", loss, logits, labels)
         return torch.stack([loss.float(), self.batch_metric(logits, labels)])
 
     def _policy_loss(self, draws: Tensor, losses: Tensor, accuracies: Tensor) -> Tensor:

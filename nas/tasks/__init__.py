@@ -123,6 +123,7 @@ class Supervised:
 
     name: ClassVar[str]
     meaning: ClassVar[str]  # of the outputs
+    metrics_count: ClassVar[bool] = False  # samples, so that batches can be joined without rounding
     outputs: int | None = None
 
     def __init__(
@@ -186,7 +187,8 @@ class Supervised:
         if self.own_metric is not None:
             metrics = {**metrics, self.primary: self.own_metric.clone()}
         changed = type(self).for_metrics is not Supervised.for_metrics
-        return collection(metrics, self.for_metrics if changed else None)
+        joined = self.metrics_count and self.own_metric is None
+        return collection(metrics, self.for_metrics if changed else None, joined)
 
     def for_metrics(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs and targets as the metrics take them."""

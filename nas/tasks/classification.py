@@ -31,6 +31,7 @@ class Classification(Supervised):
 
     name = "classification"
     meaning = "logits (N, classes); softmax gives probabilities"
+    metrics_count = True
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """Metrics of torchmetrics as tasks take them; it is loaded when the first are made."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.wrappers.transformations import MetricInputTransformer
 
 from nas.ranks import rank_and_ranks
+
+MOST = 2**22  # numbers of outputs that wait for their metrics
 
 Pair = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
@@ -69,15 +72,53 @@ class GroupAUROC(Metric):
         return found.float()
 
 
-def collection(metrics: Mapping[str, Metric], pair: Pair | None = None) -> MetricCollection:
-    """These metrics, of ``pair(outputs, targets)`` where that is given."""
+class Joined(MetricCollection):
+    """Metrics that count samples, and so may take many batches as one: an update costs most."""
+
+    def __init__(self, metrics: dict[str, Metric | MetricCollection]) -> None:
+        super().__init__(metrics)
+        self.kept: list[tuple[Tensor, Tensor]] = []
+        self.size = 0  # numbers in what is kept
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:  # type: ignore[override]
+        """Take a batch."""
+        self.kept.append((outputs, targets))
+        self.size += outputs.numel()
+        if self.size > MOST:
+            self._join()
+
+    def _join(self) -> None:
+        if self.kept:
+            outputs, targets = map(torch.cat, zip(*self.kept, strict=True))
+            self.kept, self.size = [], 0
+            super().update(outputs, targets)
+
+    def compute(self) -> dict[str, Any]:
+        """See `MetricCollection`."""
+        self._join()
+        return super().compute()
+
+    def reset(self) -> None:
+        """See `MetricCollection`."""
+        self.kept, self.size = [], 0
+        super().reset()
+
+
+def collection(
+    metrics: Mapping[str, Metric], pair: Pair | None = None, joined: bool = False
+) -> MetricCollection:
+    """These metrics, of ``pair(outputs, targets)`` where that is given.
+
+    Args:
+        joined: they count samples, so that several batches give what one of all of them does.
+    """
     found: dict[str, Metric | MetricCollection] = {
         name: Of(one, pair) if pair else one for name, one in metrics.items()
     }
     for one in found.values():
         # Inside `each_rank_alone`, a rank evaluates for itself.
         one.distributed_available_fn = _over_ranks
-    return MetricCollection(found)
+    return Joined(found) if joined else MetricCollection(found)
 
 
 def _over_ranks() -> bool:
