@@ -16,7 +16,7 @@ from nas.decision import Decision, decisions
 from nas.errors import UserError
 from nas.latency.models import NetworkModel
 from nas.latency.profile import NetworksProfile, Profile, load_profile
-from nas.latency.units import Units, features, units_of, weights_of
+from nas.latency.units import Units, features, runs_unused, units_of, weights_of
 
 LARGEST = 2**15  # architectures that are written out for a model that does not add up
 _LISTED = 5  # missing keys that a message shows
@@ -71,7 +71,8 @@ class Latency:
         """
         if isinstance(self.profile, NetworksProfile):
             return ExpectedNetworkLatency(model, self.profile.model)
-        units = units_of(model, example, self.profile.about.conditions)
+        about = self.profile.about
+        units = units_of(model, example, about.conditions, runs_unused(about.runtime))
         return ExpectedLatency(
             model, self.profile, units, self._seconds(self.profile, model, units)
         )

@@ -43,7 +43,16 @@ from nas.latency.runtimes import (
     machine_of,
     runtime,
 )
-from nas.latency.units import Conditions, Dtype, Unit, Units, features, indices, units_of
+from nas.latency.units import (
+    Conditions,
+    Dtype,
+    Unit,
+    Units,
+    features,
+    indices,
+    runs_unused,
+    units_of,
+)
 from nas.lowering import Tensors
 
 NAME = "latency_measured"  # beside the cost "latency" in result.json
@@ -121,7 +130,7 @@ class Work:
         inputs = tensors(inputs_of(example, model))
         self.shapes = tuple(tuple(x.shape) for x in inputs)
         self.dtypes = tuple(x.dtype for x in inputs)
-        self.units: Units = units_of(model, inputs, plan.conditions)
+        self.units: Units = units_of(model, inputs, plan.conditions, runs_unused(plan.runtime))
         self.space = str(getattr(model, "name", type(model).__name__))
         archs = draw(model, self.space, self.units, plan.networks, plan.calibrate, plan.seed)
         self.archs: Mapping[Role, list[Arch]] = dict(

@@ -23,6 +23,7 @@ from nas.config.schema import Count, Threads, checked
 from nas.cost.analytic import MACs
 from nas.cost.dry_run import Example, unroll
 from nas.cost.layer import LayerSpec
+from nas.cost.liveness import live_conditions
 from nas.cost.polynomial import Condition, consistent
 from nas.cost.recorder import Operator, Piece
 from nas.cost.trace import Trace, trace
@@ -118,18 +119,28 @@ class Units:
         )
 
 
+def runs_unused(runtime: str) -> bool:
+    """Whether a runtime runs what reaches no output: all but PyTorch itself work on a graph."""
+    return runtime == "torch"
+
+
 def indices(own: Mapping[str, Decision], choices: Mapping[str, object]) -> dict[str, int]:
     """Decision -> index of the option that `choices` takes."""
     return {name: decision.options.index(choices[name]) for name, decision in own.items()}
 
 
 def units_of(
-    model: nn.Module, example: Example | Trace, conditions: Conditions | None = None
+    model: nn.Module,
+    example: Example | Trace,
+    conditions: Conditions | None = None,
+    unused: bool = True,
 ) -> Units:
     """Find the units of `model`, by one forward pass in which every option takes part.
 
     Args:
         example: as for `nas.cost.trace.trace`; or a `Trace` made before.
+        unused: the runtime also runs what reaches no output, as edges of a cell to a node that
+            nothing reads; else these cost nothing there.
 
     Raises:
         UserError: the forward fails.
@@ -144,11 +155,16 @@ def units_of(
     unrolled = cache(lambda: unroll(model)[0])
     by_key: dict[str, Unit] = {}
     uses: list[Use] = []
+    live = [None] * len(traced.operators) if unused else live_conditions(traced)
     for group in _groups(traced.pieces):
         unit = _unit(group, traced, parameters, unrolled, conditions)
         by_key.setdefault(unit.key, unit)
         if consistent(group[0].condition):
-            uses.append(Use(unit.key, group[0].condition))
+            # What the last of its operators makes is what the unit gives.
+            made = [live[piece.end - 1] for piece in group if piece.end > piece.first]
+            where = made[-1] if made else None
+            conditions_of = [group[0].condition] if where is None else where
+            uses += (Use(unit.key, condition) for condition in conditions_of)
     return Units(by_key, tuple(uses), traced.options)
 
 

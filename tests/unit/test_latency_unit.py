@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from random import Random
 from zlib import crc32
 
 import pytest
@@ -24,6 +25,7 @@ from nas.latency.models import UnitTime
 from nas.latency.profile import About, Profile
 from nas.latency.runtimes import copy_to_measure, inputs_like, runtime
 from nas.latency.units import Conditions, features, indices, units_of
+from nas.spaces.nas_bench_201 import NasBench201
 from nas.spaces.staged import StagedSpace
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.elastic import ElasticWidth, elastic
@@ -311,3 +313,21 @@ def test_a_unit_of_searched_numbers_can_be_run_alone():
 def arch_with(net, condition):
     own = dict(decisions(net))
     return Arch(type(net).__name__, {name: own[name].options[k] for name, k in condition})
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_reaches_no_output_costs_nothing_in_runtimes_of_graphs(seed):
+    space = NasBench201((3, 8, 8), 4, channels=2, cells=2).eval()
+    traced, own, draw = trace(space, (3, 8, 8)), dict(decisions(space)), Random(seed)
+    arch = {name: draw.choice(["none", *d.options]) for name, d in own.items()}
+    network = discretize(space, Arch(space.name, arch)).eval()
+    outputs = []
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda *given: outputs.append(given[2]))
+    y = network(torch.randn(2, 3, 8, 8)).sum()
+    found = torch.autograd.grad(y, outputs, allow_unused=True)
+    for unused, count in ((True, len(found)), (False, sum(g is not None for g in found))):
+        units = units_of(space, traced, None, unused)
+        layers = [s for key in units.of(indices(own, arch)) for s in units.by_key[key].layers]
+        assert sum(layer.kind == "conv" for layer in layers) == count
