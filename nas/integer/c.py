@@ -122,8 +122,7 @@ class _Writer:
         self.graph, self.plan = graph, plan
         self.values: dict[str, Value] = {graph.start.name: graph.start}
         self.constants: list[str] = []
-        coarse = any(conv.shift < 15 for conv in graph.convolutions())
-        self.kernels = {"coarse" if coarse else "fine"}
+        self.kernels: set[str] = set()
         self.known: dict[tuple[str, bytes], str] = {}
 
     def calls(self) -> list[str]:
@@ -212,6 +211,8 @@ class _Writer:
         if len(set(conv.bits.tolist())) > 1:
             bits = self._array("uint8_t", f"bits_{number}", conv.bits)
         source, sides = self.values[conv.inputs[0]], conv.sides_out
+        coarse = any(other.shift < 15 for other in self.graph.convolutions())
+        self.kernels.add("coarse" if coarse else "fine")
         fields = {
             "weight": self._array("uint8_t", f"weight_{number}", np.frombuffer(content, np.uint8)),
             "bits": bits,

@@ -67,6 +67,15 @@ def test_the_c_file_is_the_integer_graph_to_the_bit(name, tmp_path):
 
 
 @compiler
+@pytest.mark.parametrize("part", [nn.AvgPool2d(2), nn.MaxPool2d(2), nn.Tanh(), nn.Hardtanh()])
+def test_each_kernel_compiles_without_the_others(part, tmp_path):
+    network, x = nn.Sequential(part, nn.Flatten()).eval(), torch.randn(9, 3, 4, 4)
+    graph = integer_graph(network, x)
+    levels = graph.start.quantize(x)
+    assert torch.equal(CompiledModel(written(graph, tmp_path)).run(levels), graph.run(levels))
+
+
+@compiler
 @pytest.mark.parametrize("bits", [[2, 8, 4, 4, 2, 8], [4, 8, 8, 4, 8, 8], [4] * 6])
 def test_channels_of_different_bits(bits, tmp_path):
     network, x = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten()).eval(), torch.randn(9, 3, 5, 5)
