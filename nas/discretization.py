@@ -52,7 +52,11 @@ def discretize(model: nn.Module, arch: Arch | None = None) -> nn.Module:
     """
     taken = arch or arch_of(model)
     _check(model, taken)
-    options = {decision: taken.choices[name] for name, decision in decisions(model)}
+    return plain(model, {decision: taken.choices[name] for name, decision in decisions(model)})
+
+
+def plain(model: nn.Module, options: Mapping[Decision, Option]) -> nn.Module:
+    """As `discretize`, of a supernet or of a part of one, by the options of its decisions."""
     network: nn.Module = _copy(model, options, {})
     for module in network.modules():
         if type(module) is Conv2d:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -191,15 +192,22 @@ def _ranking(search: Any, problem: SearchProblem, part: Part, training: float) -
         about = f"{count:.0f} networks, each trained for {each:.1f} s"
         return Estimate("trials", about, count * each / ranking.workers)
     score, setup = _timed(lambda: ranking.evaluate(problem))
-    score(_drawn(problem, 1)[0])  # the first is slow
-    archs = _drawn(problem, RANKED + 1)[1:]
-    _, seconds = _timed(lambda: [score(arch) for arch in archs])
+    # Ranked as a whole, a network has the first stages of the one before, see `PrefixTree`.
+    space, generator = _space(problem), torch.Generator().manual_seed(problem.seed)
+    archs = list(space) if space.size <= count else _drawn(problem, RANKED + 1)
+    seconds = 0.0
+    for place in torch.randint(len(archs), (RANKED,), generator=generator).tolist():
+        score(archs[place - 1])
+        seconds += _timed(partial(score, archs[place]))[1]
     each = seconds / RANKED
     about = f"{count:.0f} networks of {1000 * each:.0f} ms"
     return Estimate("ranking", about, setup + count * each / ranking.workers)
 
 
 def _drawn(problem: SearchProblem, count: int) -> list[Arch]:
-    space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
-    generator = torch.Generator().manual_seed(problem.seed)
+    space, generator = _space(problem), torch.Generator().manual_seed(problem.seed)
     return [space.draw(generator) for _ in range(count)]
+
+
+def _space(problem: SearchProblem) -> SearchSpace:
+    return SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)

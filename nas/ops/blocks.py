@@ -4,7 +4,7 @@ Padding is "same": a layer of stride s maps a side of n to ``ceil(n / s)``, so t
 of one layer agree in shape. Convolutions before a BatchNorm have no bias.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -240,6 +240,22 @@ class SqueezeExcitation(nn.Module):
     def gated(self, x: Tensor, gate: Tensor) -> Tensor:
         """x times the sigmoid of `gate`."""
         return x * (F.hardsigmoid(gate) if self.hard else gate.sigmoid())
+
+
+class InOrder(nn.Module):
+    """Runs its parts one after the other, as `nn.Sequential`; a subclass says which these are.
+
+    What looks at the parts one by one, as `nas.search.prefix_tree`, may do so.
+    """
+
+    def in_order(self) -> Sequence[nn.Module]:
+        """The parts, in the order in which they run."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.in_order():
+            x = part(x)
+        return x
 
 
 class ChannelShuffle(nn.Module):

@@ -16,9 +16,9 @@ from nas.problem import SearchProblem, check_logits
 from nas.quantities import amount, metric_name, metric_words
 from nas.ranks import broadcast, each_rank_alone
 from nas.search.base import SearchResult, Stage
-from nas.search.evaluate import validated
 from nas.search.oneshot import OneShot
 from nas.search.path_sampling import PathSampling
+from nas.search.prefix_tree import validated
 from nas.search.trial_search import TrialSearch
 from nas.tasks import Task
 from nas.tasks.classification import task_of

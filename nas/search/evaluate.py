@@ -1,26 +1,23 @@
 """Scores of an architecture: trained from scratch, or with the weights of a supernet."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import pytorch_lightning as pl
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nas.arch import Arch
 from nas.config.calls import called
 from nas.config.schema import Count, Whole, checked
 from nas.discretization import discretize
-from nas.errors import InterruptedRunError, NotFiniteError
-from nas.inputs import Inputs, device_of, moved, run, zeros
+from nas.errors import InterruptedRunError
+from nas.inputs import Inputs, device_of, moved, zeros
 from nas.problem import SearchProblem
-from nas.recalibrate import recalibrate
+from nas.search.prefix_tree import PrefixTree
 from nas.supernet.speed import prepare_network
-from nas.tasks import Task
 from nas.tasks.classification import task_of
 from nas.train import Training, interruptible, strategy_of
 
@@ -122,6 +119,8 @@ class WeightSharing:
         calibration: training images that BatchNorm is measured anew on, for each architecture
             (the supernet's own statistics are those of a mixture); 0: keep the supernet's.
         raw: also record ``raw_val_acc`` and ``raw_val_loss``, without that measurement.
+        kept_mb: MB of activations that are kept of the network before, so that equal first layers
+            are not run again, see `nas.search.prefix_tree`; 0: none.
 
     Attributes:
         noise: by how much a network trained alone departs from its score here, as a variance
@@ -135,6 +134,7 @@ class WeightSharing:
 
     calibration: Whole = 1024
     raw: bool = False
+    kept_mb: Whole = 1000
 
     def metrics(self, problem: SearchProblem) -> list[str]:
         """Names of the scores that a search may judge by."""
@@ -142,53 +142,34 @@ class WeightSharing:
 
     def __call__(self, problem: SearchProblem) -> Scoring:
         """The function that scores architectures of `problem`."""
-        task, validation = task_of(problem.data), problem.data.val_dataloader
-        sample = sample_of(problem)
-        device = device_of(sample)
-        supernet = problem.supernet.to(device)
+        device = device_of(sample_of(problem))
         batches: list[Inputs] = []
         if self.calibration:
             loader = problem.data.calibration_loader(self.calibration)
             batches = [moved(x, device) for x, _ in loader]
+        calibrated, plain = (
+            PrefixTree(
+                problem.supernet.to(device),
+                task_of(problem.data),
+                problem.data.val_dataloader,
+                calibration,
+                device,
+                problem.speed,
+                self.kept_mb * 10**6,
+            )
+            for calibration in (batches, ())
+        )
 
         def score(arch: Arch) -> Mapping[str, float]:
-            network = discretize(supernet, arch).eval()
-            prepare_network(network, problem.speed, sample)
-            metrics: dict[str, float] = {}
-            if self.raw:
-                raw = validated(network, task, validation(), device)
-                metrics = {f"raw_{name}": value for name, value in raw.items()}
-            if batches:
-                recalibrate(network, batches)
-            return {**validated(network, task, validation(), device), **metrics}
+            raw = {f"raw_{name}": value for name, value in plain(arch).items()}
+            return {**calibrated(arch), **raw}
 
-        return score
+        return score if self.raw else calibrated
 
 
 def score_names(problem: SearchProblem, split: str) -> list[str]:
     """Names of the scores of a split, those of the task's metrics and of its loss."""
     return [f"{split}_{name}" for name in (*task_of(problem.data).metrics(), "loss")]
-
-
-def validated(
-    network: nn.Module, task: Task, loader: Iterable[tuple[Inputs, Tensor]], device: torch.device
-) -> dict[str, float]:
-    """``val_loss`` and ``val_<metric>`` of a task over all samples of a loader.
-
-    Raises:
-        NotFiniteError: the loss is NaN or infinite.
-    """
-    metrics, loss, seen = task.metrics().to(device), 0.0, 0
-    with torch.inference_mode():
-        for x, targets in loader:
-            outputs, targets = run(network, moved(x, device)), targets.to(device)
-            metrics.update(outputs, targets)
-            loss += float(task.loss(outputs, targets, reduction="sum"))
-            seen += len(targets)
-        found = {f"val_{name}": float(value) for name, value in metrics.compute().items()}
-    if not isfinite(loss):
-        raise NotFiniteError(f"the validation loss is {loss}")
-    return {**found, "val_loss": loss / seen}
 
 
 def fit(

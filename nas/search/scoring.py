@@ -47,8 +47,9 @@ def scored(job: Job, score: Scoring) -> Outcome:
 
 
 def in_turn(score: Scoring, jobs: Sequence[Job]) -> Iterator[Outcome]:
-    """Make one call after another, in this process."""
-    for job in jobs:
+    """Make one call after another, in this process, in the order that suits `score`."""
+    order = getattr(score, "order", None)
+    for job in jobs if order is None else [jobs[i] for i in order([job[0] for job in jobs])]:
         yield scored(job, score)
 
 

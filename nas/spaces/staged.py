@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from nas.config.schema import BelowOne, Count, Positive, checked
 from nas.errors import UserError
-from nas.ops.blocks import CONV, GlobalPool, Site, Stack, act
+from nas.ops.blocks import CONV, GlobalPool, InOrder, Site, Stack, act
 from nas.quantization.network import Quantize, attach
 from nas.spaces.front import Front, SearchedFront
 from nas.spaces.stage import Head, SharedChoices, Stage, Stem, misfit, read_row, read_stages
@@ -29,7 +29,7 @@ LARGE = 48  # pixels of a side above which a stem of stride "auto" halves the in
 
 
 @checked("space")
-class StagedSpace(nn.Module):
+class StagedSpace(InOrder):
     """Stem, stages of choice blocks, 1x1 head, global average pooling, dropout, linear classifier.
 
     Block b of stage s is ``blocks.s<s>b<b>``, both counted from 0, or ``blocks.s<s>.blocks.b<b>``
@@ -116,17 +116,15 @@ class StagedSpace(nn.Module):
         if quantize is not None:
             attach(self, read_row(Quantize, quantize, "space.quantize"))
 
-    def forward(self, x: Tensor) -> Tensor:
-        if hasattr(self, "front"):
-            x = self.front(x)
+    def in_order(self) -> list[nn.Module]:
+        """See `InOrder`."""
+        front = [self.front] if hasattr(self, "front") else []
         if hasattr(self, "features"):
-            x = self.features(x)
+            body = [self.features]
         else:
-            x = self.pool(self.head(self.blocks(self.stem(x))))
-        if self.mix is not None:
-            x = self.mix(x)
-        y: Tensor = self.classifier(self.dropout(x))
-        return y
+            body = [self.stem, self.blocks, self.head, self.pool]
+        mix = [] if self.mix is None else [self.mix]
+        return [*front, *body, *mix, self.dropout, self.classifier]
 
     def _fronts(
         self, row: Mapping[str, Any] | None

@@ -82,6 +82,11 @@ def prepare_network(network: nn.Module, speed: str, x: Inputs) -> None:
         prepare(network, "none")
 
 
+def is_channels_last(model: nn.Module) -> bool:
+    """Whether `prepare` has made it run so."""
+    return any(hook is _last for hook in model._forward_pre_hooks.values())
+
+
 def _last(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(
         x.contiguous(memory_format=torch.channels_last)

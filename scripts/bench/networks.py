@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from nas.config.compose import made
 from nas.decision import decisions, resample, split_parameters
 from nas.discretization import discretize
 from nas.supernet.choice import ChoiceBlock
@@ -19,7 +19,12 @@ from nas.train import frozen
 CONFIGS = Path(__file__).parents[2] / "configs"
 NUM_CLASSES = 10
 # Space -> shape of an image. The `mobilenet` space is for 224 x 224; here a step must take seconds.
-SHAPES = {"chain": (3, 32, 32), "mobilenet": (3, 64, 64), "nas_bench_201": (3, 32, 32)}
+SHAPES = {
+    "chain": (3, 32, 32),
+    "mobilenet": (3, 64, 64),
+    "nas_bench_201": (3, 32, 32),
+    "truth": (1, 28, 28),
+}
 # More candidates for each block of the chain, for steps that should not depend on their number.
 MORE = (
     "conv_k3", "conv_k5", "sep_k3", "sep_k5", "conv_k1", "mb_k3_e1",
@@ -105,7 +110,7 @@ def build_supernet(
             stage.ops = list(MORE[:candidates])
     if space == "nas_bench_201":
         config.channels, config.cells = 8, 1
-    net: nn.Module = instantiate(config)(input_shape=SHAPES[space], num_outputs=NUM_CLASSES)
+    net: nn.Module = made(config)(input_shape=SHAPES[space], num_outputs=NUM_CLASSES)
     for module in net.modules():
         if isinstance(module, RelaxedDecision):
             module.relax, module.gumbel = relax, gumbel

@@ -18,6 +18,7 @@ from bench.networks import (
     saved_bytes,
     sum_of_branches,
 )
+from bench.ranking import rank
 from bench.timing import Row, Step, compare, interleave, quartiles
 from nas.cost import device
 from nas.cost.analytic import MACs, Params
@@ -190,4 +191,5 @@ BENCHES: dict[str, tuple[Bench, tuple[str, ...]]] = {
     "hard": (hard, ("chain", "mobilenet")),
     "two_path": (two_path, ("chain", "mobilenet")),
     "bilevel": (bilevel, ("nas_bench_201",)),
+    "rank": (rank, ("chain", "nas_bench_201", "truth")),
 }

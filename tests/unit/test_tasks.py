@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanAbsoluteError, MetricCollection
 
-from nas.search.evaluate import validated
+from nas.search.prefix_tree import validated
 from nas.tasks import regression
 from nas.tasks.anomaly import Anomaly
 from nas.tasks.classification import Classification, task_of
