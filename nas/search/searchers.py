@@ -222,18 +222,20 @@ def make(
     objectives: Sequence[str],
     trials: int | None,
     usual: int = TRIALS,
+    large: str = "predictor",
 ) -> tuple[Searcher, int | None]:
     """The searcher, and the number of trials it is given (None: until it has none left).
 
     Args:
         searcher: a name, "auto", or ``(space, seed, objectives) -> Searcher``.
         usual: the number where none is given, and the searcher does not end by itself.
+        large: what "auto" is in a space of more than `SMALL`.
 
     Raises:
         UserError: no such name, or the searcher cannot work on this space.
     """
     if searcher == "auto":
-        searcher = "enumerate" if space.size <= SMALL else "predictor"
+        searcher = "enumerate" if space.size <= SMALL else large
     factory: Any = SEARCHERS[searcher] if isinstance(searcher, str) else searcher
     kind = getattr(factory, "func", factory)
     number = usual if trials is None and kind is not Enumerate else trials

@@ -136,8 +136,9 @@ class TrialSearch:
 
     def _made(self, space: SearchSpace) -> tuple[Searcher, int | None]:
         usual = getattr(self.evaluate, "usual_trials", TRIALS)
+        large = getattr(self.evaluate, "usual_searcher", "predictor")
         objectives = (self.metric, self.cost)
-        return make(self.searcher, space, self.seed, objectives, self.trials, usual)
+        return make(self.searcher, space, self.seed, objectives, self.trials, usual, large)
 
     @property
     def ranking(self) -> "TrialSearch":

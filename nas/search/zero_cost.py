@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf, isfinite, log
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -35,7 +35,13 @@ class ZeroCost:
         score: "params" and "macs": the logarithm of the count, of at least 1. "synflow": see
             `synflow`. "naswot": see `naswot`, of one batch. "zico": see `zico`.
         batches: number of batches of training images for "zico".
+
+    Attributes:
+        usual_searcher: of a large space. `predictor` takes a second to choose a network: far longer
+            than a score, and NSGA-II finds in that time as good ones.
     """
+
+    usual_searcher: ClassVar[str] = "nsga2"
 
     score: Literal["params", "macs", "synflow", "naswot", "zico"] = "macs"
     batches: Annotated[int, Field(ge=2, le=1000)] = 2

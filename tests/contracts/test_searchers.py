@@ -1,6 +1,8 @@
 """What holds for every searcher: inside the budgets, resumable, better than luck."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from nas.config.help import config_dir
 from nas.cost.expected import expected
 from nas.errors import UserError
 from nas.pareto import hypervolume
+from nas.search import searchers
+from nas.search.evaluate import ShortTraining
 from nas.search.predictor import Predictor, enlarged
 from nas.search.searchers import (
     SEARCHERS,
@@ -22,7 +26,9 @@ from nas.search.searchers import (
     search,
 )
 from nas.search.space import SearchSpace
+from nas.search.trial_search import TrialSearch
 from nas.search.trials import Trial, TrialLog
+from nas.search.zero_cost import ZeroCost
 
 OPS = ("conv_k3", "conv_k5", "sep_k3", "identity")
 OBJECTIVES = ("val_loss", "params")
@@ -222,3 +228,19 @@ def test_an_unknown_searcher_is_named():
 def test_every_searcher_has_a_yaml():
     files = {path.stem.removesuffix("_search") for path in (config_dir() / "search").glob("*.yaml")}
     assert set(SEARCHERS) <= files
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "size", "name"),
+    [
+        (ZeroCost(), 3000, "nsga2"),  # choosing by a model would take far longer than scoring
+        (ShortTraining(), 3000, "predictor"),
+        (ZeroCost(), 1000, "enumerate"),
+    ],
+)
+def test_auto_takes_a_searcher_that_suits_the_size_and_the_scores(evaluate, size, name):
+    made = {key: lambda *_, key=key: key for key in SEARCHERS}
+    search = TrialSearch(nn.Identity(), "auto", evaluate, metric="zero_cost_score")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(searchers, "SEARCHERS", made)
+        assert search._made(cast(Any, SimpleNamespace(size=size)))[0] == name
