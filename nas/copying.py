@@ -1,9 +1,10 @@
 """Copies of modules as they stand, in the middle of a training too."""
 
 import copy
+from collections import OrderedDict
 from typing import Any, TypeVar, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
@@ -22,6 +23,12 @@ def copied(value: T, memo: dict[int, Any] | None = None, device: str | None = No
         memo: as for `copy.deepcopy`, to give some objects a stand-in.
         device: of every tensor of the copy; None: where each is.
     """
+    memo = {} if memo is None else memo
+    for module in value.modules() if isinstance(value, nn.Module) else ():
+        # Most of what a module holds are empty dicts of hooks, which `copy` takes long to copy.
+        for held in vars(module).values():
+            if type(held) in (dict, OrderedDict) and not held:
+                memo.setdefault(id(held), type(held)())
     with _Copying(device):
         return copy.deepcopy(value, memo)
 

@@ -80,6 +80,14 @@ class Activations:
         self.reads[key_of(x)] = ((frozenset(), buffer),)
         return [buffer]
 
+    def enter(self, x: Tensor, buffer: int | None, is_data: bool) -> None:
+        """Take `x` for what is in the known `buffer`, if it is in one."""
+        self._kept.append(x.untyped_storage())
+        if buffer is not None:
+            self.reads[key_of(x)] = ((frozenset(), buffer),)
+        if is_data:
+            self.data.add(key_of(x))
+
     def sort(self, sort: set[int], made: Iterable[Tensor]) -> None:
         """Take `made` for data, or for weights."""
         for x in made:

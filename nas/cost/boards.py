@@ -18,6 +18,7 @@ from nas.cost.dry_run import Example
 from nas.cost.expected import Expected, layer_terms
 from nas.cost.layer import LayerSpec
 from nas.cost.memory import peak_terms
+from nas.cost.operators import Operator
 from nas.cost.polynomial import (
     Condition,
     Polynomial,
@@ -26,7 +27,6 @@ from nas.cost.polynomial import (
     united,
     weighted_sum,
 )
-from nas.cost.recorder import Operator
 from nas.cost.trace import Trace, trace
 
 _CODE = 1376  # bytes: convolution, and the function that calls the layers

@@ -11,8 +11,8 @@ from dataclasses import replace
 from itertools import product
 
 from nas.cost.layer import LayerSpec
+from nas.cost.operators import Operator
 from nas.cost.polynomial import AnyOf, Condition, consistent
-from nas.cost.recorder import Operator
 from nas.cost.trace import Layer, StoredTensor, Trace
 
 _ALWAYS: AnyOf = frozenset({frozenset()})

@@ -17,6 +17,7 @@ from nas.cost.analytic import packed_bytes
 from nas.cost.dry_run import Example
 from nas.cost.expected import Expected, layer_terms
 from nas.cost.layer import LayerSpec
+from nas.cost.operators import Operator
 from nas.cost.polynomial import (
     AnyOf,
     Choice,
@@ -29,7 +30,6 @@ from nas.cost.polynomial import (
     upper_bound,
     weighted_sum,
 )
-from nas.cost.recorder import Operator
 from nas.cost.trace import Trace, trace
 from nas.errors import UserError
 
@@ -191,25 +191,38 @@ def _live(
     """Each step, and the memory that lives while it runs."""
     steps = [operator for operator in traced.operators if not operator.view]
     uses = _uses(traced, steps, sizes, fuse)
-    last = {buffer: times_[-1] for buffer, (times_, _) in uses.items()}
-    alive: dict[int, None] = dict.fromkeys(b for b in traced.starts if b in uses)
-    # Steps of one candidate mostly see the same of what was made outside it.
-    seen: dict[tuple[int, int, Condition], Polynomial] = {}
+    makers = {buffer: step.condition for step in steps for buffer in step.makes}
+    dies: dict[int, list[int]] = defaultdict(list)  # last use -> buffers
+    for buffer, (times_, _) in uses.items():
+        dies[times_[-1]].append(buffer)
+    # By what they are made under: where that cannot be, as between two options, none needs them.
+    alive: dict[Condition, dict[int, None]] = defaultdict(dict)
+    alive[frozenset()] = dict.fromkeys(b for b in traced.starts if b in uses)
+    given: Condition | None = None
     # At the end the outputs are there, even of a network without an operator.
     for now, step in enumerate((*steps, Operator("output", "", ()))):
-        given = step.condition
+        if step.condition != given:
+            given = step.condition
+            others = _others(given, traced.options)
+            possible = {made for made in alive if others.isdisjoint(made)} | {given}
+            # Steps of one candidate mostly see the same of what was made outside it.
+            seen: dict[tuple[int, int], Polynomial] = {}
         parts: list[tuple[float, Polynomial]] = []
-        for buffer in alive:
+        for buffer in (b for made in possible for b in alive.get(made, ())):
             first = bisect_left(uses[buffer][0], now)
-            key = (buffer, first, given)
+            key = (buffer, first)
             if key not in seen:
                 # The condition of a use implies that under which the buffer is made.
                 seen[key] = probability(_given(uses[buffer][1][first:], given, traced.options))
             parts.append((sizes[buffer], seen[key]))
         parts += [(sizes[buffer], {frozenset(): 1.0}) for buffer in step.makes]
         yield step, weighted_sum(parts)
-        alive.update(dict.fromkeys(b for b in step.makes if b in uses))
-        alive = {buffer: None for buffer in alive if last[buffer] > now}
+        alive[given] |= dict.fromkeys(b for b in step.makes if b in uses)
+        for buffer in dies.get(now, ()):
+            made = makers.get(buffer, frozenset())
+            del alive[made][buffer]
+            if not alive[made]:
+                del alive[made]
 
 
 def _uses(
@@ -238,8 +251,13 @@ def _written_over(step: Operator, buffer: int, sizes: Sequence[int]) -> bool:
 def _given(conditions: Iterable[Condition], given: Condition, options: Mapping[str, int]) -> AnyOf:
     """Where any of `conditions` holds, each possible in itself, if `given` does."""
     # Sets compare much faster than a loop over choices, of which there are millions.
-    others = {(name, k) for name, taken in given for k in range(options[name]) if k != taken}
+    others = _others(given, options)
     return frozenset(c - given for c in conditions if others.isdisjoint(c))
+
+
+def _others(given: Condition, options: Mapping[str, int]) -> set[Choice]:
+    """What cannot be taken under `given`."""
+    return {(name, k) for name, taken in given for k in range(options[name]) if k != taken}
 
 
 def _probabilities(options: Mapping[str, int]) -> Probability:

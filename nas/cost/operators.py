@@ -1,7 +1,8 @@
-"""Which tensor operator is which kind of layer, or costs nothing."""
+"""The operators of a trace: which is which kind of layer, or costs nothing."""
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -9,7 +10,53 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from nas.cost.activations import Read
+from nas.cost.layer import LayerSpec
+from nas.cost.polynomial import Choice, Condition
 from nas.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """One operator that runs outside of what mixes candidates.
+
+    Attributes:
+        name: of `torch.ops`, without overload.
+        module: path of the module that runs it.
+        choices: what it stands under, outermost first.
+        reads: the buffers that it may read.
+        makes: the buffers that it makes.
+        overwrites: of `reads`, those that it works on in place.
+        pointwise: it has one activation to read and may write its output over it.
+        view: it only looks at its input differently, in the same memory.
+        layers: the calls that it stands for.
+        text: see `text_of`; "" for a copy that is made only here.
+        free: by its declaration it computes nothing.
+        weight: identity of the layer's weight, if a norm behind it could be folded into that.
+        has_bias: whether that layer adds a bias.
+        norm_bias: of a norm with constant statistics, the bias that stays when it is folded.
+    """
+
+    name: str
+    module: str
+    choices: tuple[Choice, ...]
+    reads: tuple[Read, ...] = ()
+    makes: tuple[int, ...] = ()
+    overwrites: tuple[Read, ...] = ()
+    pointwise: bool = False
+    view: bool = False
+    layers: tuple[LayerSpec, ...] = ()
+    text: str = ""
+    free: bool = False
+    weight: int | str | None = None
+    has_bias: bool = False
+    norm_bias: LayerSpec | None = None
+
+    @property
+    def condition(self) -> Condition:
+        """Where it runs."""
+        return frozenset(self.choices)
+
 
 Fields = dict[str, Any]  # the fields of a LayerSpec, without `module`
 

@@ -7,7 +7,7 @@ candidates before it: an unrolled supernet could not tell what each network does
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial, wraps
@@ -22,8 +22,9 @@ from torch.utils._pytree import tree_map
 from nas.cost.activations import Activations, Case, Read, key_of, tensors
 from nas.cost.dry_run import ChoiceNode, Inputs, Unrolled
 from nas.cost.layer import LayerSpec, bits_of_call, stored
-from nas.cost.operators import check_known, is_view, layers_of, run_operator, text_of
+from nas.cost.operators import Operator, check_known, is_view, layers_of, run_operator, text_of
 from nas.cost.polynomial import Choice, Condition, consistent
+from nas.cost.repeats import Call, Recording, call_of, operators_of, output_of, recording_of
 from nas.cost.sizes import SizedCalls
 
 # Operators that may write over their input though torch does not tag them as pointwise.
@@ -36,48 +37,6 @@ _NORMS = {
     "cudnn_batch_norm",
     "miopen_batch_norm",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """One operator that runs outside of what mixes candidates.
-
-    Attributes:
-        name: of `torch.ops`, without overload.
-        module: path of the module that runs it.
-        choices: what it stands under, outermost first.
-        reads: the buffers that it may read.
-        makes: the buffers that it makes.
-        overwrites: of `reads`, those that it works on in place.
-        pointwise: it has one activation to read and may write its output over it.
-        view: it only looks at its input differently, in the same memory.
-        layers: the calls that it stands for.
-        text: see `nas.cost.operators.text_of`; "" for a copy that is made only here.
-        free: by its declaration it computes nothing.
-        weight: identity of the layer's weight, if a norm behind it could be folded into that.
-        has_bias: whether that layer adds a bias.
-        norm_bias: of a norm with constant statistics, the bias that stays when it is folded.
-    """
-
-    name: str
-    module: str
-    choices: tuple[Choice, ...]
-    reads: tuple[Read, ...] = ()
-    makes: tuple[int, ...] = ()
-    overwrites: tuple[Read, ...] = ()
-    pointwise: bool = False
-    view: bool = False
-    layers: tuple[LayerSpec, ...] = ()
-    text: str = ""
-    free: bool = False
-    weight: int | str | None = None
-    has_bias: bool = False
-    norm_bias: LayerSpec | None = None
-
-    @property
-    def condition(self) -> Condition:
-        """Where it runs."""
-        return frozenset(self.choices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +117,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 # An option may be put together of submodules, and be none itself.
                 self.paths.setdefault(candidate, f"{node.path}.{name}")
         self._modules = {path: module for module, path in self.paths.items()}
-        searched = {node.module for node in nodes}
-        self._whole = [m for m in model.modules() if searched.isdisjoint(m.modules())]
+        self._whole = list(_without_choices(model, {node.module for node in nodes}))
         self._in_piece = False  # one may be a part of another
+        self._recordings: dict[Hashable, Recording] = {}  # of the calls that have been run
         self._last: dict[Condition, tuple[int, Any]] = {}  # what the pieces of the last call gave
         self._frames = [_Frame("")]
         self.activations = Activations(options, model.parameters(), tensors(inputs))
@@ -179,7 +138,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             stack.callback(after.remove)
         for module in self._whole:
             stack.callback(setattr, module, "forward", module.forward)
-            vars(module)["forward"] = self._in_pieces(module.forward)
+            vars(module)["forward"] = self._in_pieces(module, module.forward)
         for node in self._nodes.values():
             if isinstance(node.module, Unrolled):
                 node.module.fits = self._fits
@@ -225,16 +184,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._frames[-1].alternatives += [(condition, out) for condition in frame.own]
         return out
 
-    def _in_pieces(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _in_pieces(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         """`forward` of a module without choices: a call of it is a piece for each size."""
 
         @wraps(forward)
         def run(*args: Any, **kwargs: Any) -> Any:
             if self._in_piece:
-                return forward(*args, **kwargs)
+                return self._called(module, forward, args, kwargs)
             before, self._last, self._in_piece = self._last, {}, True
             out = self._each(
-                partial(self._piece, forward, before),
+                partial(self._piece, module, forward, before),
                 self.activations.cases(args, kwargs, self._frames[-1].choices),
             )
             self._in_piece = False
@@ -244,6 +203,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _piece(
         self,
+        module: nn.Module,
         forward: Callable[..., Any],
         before: Mapping[Condition, tuple[int, Any]],
         /,
@@ -255,13 +215,57 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         index, given = before.get(condition, (None, None))
         follows = index if len(args) == 1 and not kwargs and args[0] is given else None
         bare_args, bare_kwargs = tree_map(_without_memory, (args, kwargs))
-        out = forward(*args, **kwargs)
+        out = self._called(module, forward, args, kwargs)
         self._last[condition] = len(self.pieces), out
         end = len(self.operators)
         self.pieces.append(
             Piece(frame.path, condition, bare_args, bare_kwargs, first, end, follows)
         )
         return out
+
+    def _called(
+        self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        """What `forward` gives; an equal call is run once, and its record repeated."""
+        # What is looked up here is no code of the module.
+        with torch._C.DisableTorchFunction():
+            call = call_of(module, args, kwargs, self.activations)
+            known = call and self._recordings.get(call.key)
+            if call and known:
+                return self._repeated(known, call)
+        if call is None:
+            return forward(*args, **kwargs)
+        choices, first = frozenset(self._frames[-1].choices), len(self.activations.buffers)
+        start, before, self.shapes = len(self.operators), self.shapes, {}
+        out = forward(*args, **kwargs)
+        with torch._C.DisableTorchFunction():
+            changed = call_of(module, args, kwargs, self.activations)
+            if consistent(choices) and changed and changed.key == call.key:
+                recording = recording_of(
+                    call,
+                    out,
+                    self.operators[start:],
+                    self.shapes,
+                    first,
+                    [self._possible([x]) for x in call.storages.values()],
+                    self.paths,
+                    self.activations,
+                )
+                if recording is not None:
+                    self._recordings[call.key] = recording
+        self.shapes = before | self.shapes
+        return out
+
+    def _repeated(self, known: Recording, call: Call) -> Any:
+        choices, first = self._frames[-1].choices, len(self.activations.buffers)
+        reads = [self._possible([x]) for x in call.storages.values()]
+        self.activations.buffers += known.buffers
+        found = list(operators_of(known, call, first, reads, self.paths, choices))
+        self.operators += found
+        condition = frozenset(choices)
+        self.calls += [(layer, condition) for o in found for layer in o.layers]
+        self.shapes |= {self.paths[call.modules[i]]: shape for i, shape in known.shapes}
+        return output_of(known, call, first, self.activations)
 
     def _each(self, run: Callable[..., Any], cases: Sequence[Case]) -> Any:
         """What `run` gives in whichever case holds."""
@@ -392,6 +396,20 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         choices = self._frames[-1].choices
         reads = dict.fromkeys(self.activations.reads_of(inputs))
         return tuple(read for read in reads if consistent(read[0].union(choices)))
+
+
+def _without_choices(model: nn.Module, searched: set[nn.Module]) -> Iterator[nn.Module]:
+    """The modules that neither are in `searched` nor hold one of them."""
+    holds: dict[nn.Module, bool] = {}
+
+    def look(module: nn.Module) -> bool:
+        if module not in holds:
+            inside = [look(child) for child in module.children()]
+            holds[module] = module in searched or any(inside)
+        return holds[module]
+
+    look(model)
+    return (module for module, found in holds.items() if not found)
 
 
 def _row_major(x: Any) -> Any:

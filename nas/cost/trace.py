@@ -18,8 +18,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from nas.cost.activations import Buffer, Read
 from nas.cost.dry_run import ChoiceNode, Example, Inputs, dry_run, inputs_of, unroll
 from nas.cost.layer import LayerSpec, stored
+from nas.cost.operators import Operator
 from nas.cost.polynomial import AnyOf, Condition, consistent
-from nas.cost.recorder import Operator, Piece, Recorder
+from nas.cost.recorder import Piece, Recorder
 from nas.decision import Decision, decisions
 from nas.errors import UserError
 from nas.inputs import run

@@ -24,8 +24,9 @@ from nas.cost.analytic import MACs
 from nas.cost.dry_run import Example, unroll
 from nas.cost.layer import LayerSpec
 from nas.cost.liveness import live_conditions
+from nas.cost.operators import Operator
 from nas.cost.polynomial import Condition, consistent
-from nas.cost.recorder import Operator, Piece
+from nas.cost.recorder import Piece
 from nas.cost.trace import Trace, trace
 from nas.decision import Decision
 
