@@ -231,7 +231,10 @@ def _run(config: DictConfig, run: RunDir, job: Job, asked: dict[str, Any]) -> No
 
     torch.set_num_threads(config.threads or job.threads)
     arch = Arch.load(Path(config.arch)) if config.get("arch") else None
-    problem = SearchProblem(**components_of(config), about=asked)
+    components = components_of(config)
+    if config.onnx is None and job.sweep is not None and components["front"] == 1:
+        components["onnx"] = False  # few jobs of a sweep are kept: `nas export` makes their files
+    problem = SearchProblem(**components, about=asked)
     kind, show = (FrontRun, announce_front) if problem.front > 1 else (Run, announce)
     pipeline = kind(problem, run, arch)
     if config.get("checkpoint"):
@@ -285,7 +288,7 @@ def components_of(config: DictConfig) -> dict[str, Any]:
         "trainer": made(config.trainer),
         "seed": config.seed,
         "inherit": config.weights == "inherited",
-        "onnx": config.onnx,
+        "onnx": config.onnx is not False,
         "front": config.get("front") or 1,
         "stable_epochs": config.stable_epochs,
         "guards": made(config.get("guard") or {}),

@@ -166,8 +166,8 @@ def check_places(verb: str, given: Arguments) -> None:
 
 # Keys that say where and how a run is made, not what comes out of it.
 _UNIMPORTANT = (
-    "out", "name", "keep", "resume", "trust", "threads", "trial", "trainer", "measure", "engine",
-    "logger",
+    "out", "name", "keep", "onnx", "resume", "trust", "threads", "trial", "trainer", "measure",
+    "engine", "logger",
 )  # fmt: skip
 
 # Environment variable: jobs of a sweep may run in processes that know no command line.

@@ -244,7 +244,7 @@ RUN: Mapping[str, Any] = {
     "seed": Seed,
     "weights": Literal["inherited", "fresh"],
     "profile": Name | None,
-    "onnx": bool,
+    "onnx": bool | None,
     "keep": Literal["supernet", "network"],
     "out": str,
     "name": str,

@@ -94,8 +94,10 @@ def test_export_writes_the_onnx_file_again(
 
 
 def test_sweep_goes_on_after_a_failing_job_and_reports(nas_command: Nas) -> None:
-    code = nas_command("search", "-m", "name=s", "objective.strength=0.1,-1,3", "onnx=false")
+    code = nas_command("search", "-m", "name=s", "objective.strength=0.1,-1,3")
     assert code == 2
+    assert Path("runs/s/0/network.pt").exists()
+    assert not Path("runs/s/0/network.onnx").exists()  # few jobs of a sweep are kept
     results = {path.name: RunDir(path).read_result() for path in Path("runs/s").iterdir()}
     results = {name: result for name, result in results.items() if result}
     assert [results[k]["status"] for k in "012"] == ["finished", "failed", "finished"]
