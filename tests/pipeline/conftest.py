@@ -1,14 +1,18 @@
 """Runs through the command line, in this process, small enough for a test."""
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.hydra import Hydra
+from hydra.plugins.config_source import ConfigResult
 
 import nas.pipeline
 import nas.verbs
 from nas.cli import run
+from nas.config.help import config_dir
 
 SMALL = [
     "space.width=0.25",
@@ -23,17 +27,29 @@ SEARCHED = ["search=bilevel", "search.epochs=2", "search.warmup_epochs=1"]
 
 Nas = Callable[..., int]
 
+_load, _files = FileConfigSource.load_config, dict[str, ConfigResult]()
+
+
+def _kept(source: FileConfigSource, config_path: str) -> ConfigResult:
+    """What a file of the package says, which is read once; those of a test may change."""
+    if Path(source.path) != config_dir():
+        return _load(source, config_path)
+    if config_path not in _files:
+        _files[config_path] = _load(source, config_path)
+    return deepcopy(_files[config_path])
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick(request: pytest.FixtureRequest) -> Iterator[None]:
     """Leave out what takes a third of the time of a run as small as these, and changes no result.
 
-    Hydra composes once only to see whether ``hydra.mode`` is set, which no test does; and
-    TensorBoard's graph, which `test_run` has drawn, is traced twice. One network is trained where a
-    test does not ask for more.
+    Hydra composes once only to see whether ``hydra.mode`` is set, which no test does, and reads the
+    same twenty files each time; and TensorBoard's graph, which `test_run` has drawn, is traced
+    twice. One network is trained where a test does not ask for more.
     """
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Hydra, "get_mode", lambda *_, **__: None)
+        patched.setattr(FileConfigSource, "load_config", _kept)
         patched.setattr(nas.verbs, "FRONT", 1)
         if request.path.stem != "test_run":
             patched.setattr(nas.pipeline, "log_graph", lambda *_: None)

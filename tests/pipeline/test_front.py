@@ -161,7 +161,7 @@ def test_beyond_the_first_trainings_decide_however_a_front_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("nas.search.trial_search.RANKED_FIRST", 2)
+    monkeypatch.setattr("nas.search.trial_search.RANKED_FIRST", 1)
     told: list[int] = []
     further, finetune = TrialSearch.further, Run._finetune
 
@@ -170,25 +170,25 @@ def test_beyond_the_first_trainings_decide_however_a_front_is_asked_for(
         return further(self, problem, trials, trained, cost)
 
     def broken_off(self: Run, *arguments: Any) -> Any:
-        if len(list(Path("runs/a/front").glob("*/result.json"))) == 3:
+        if len(list(Path("runs/a/front").glob("*/result.json"))) == 2:
             raise KeyboardInterrupt
         return finetune(self, *arguments)
 
     monkeypatch.setattr(TrialSearch, "further", seen)
-    assert search("name=whole", "front=4") == 0
+    assert search("name=whole", "front=3") == 0
     whole = Path("runs/whole")
-    assert told == [2, 3]
+    assert told == [1, 2]
     networks = sorted(path.name for path in (whole / "front").iterdir())
-    assert len(networks) == 4
+    assert len(networks) == 3
     with monkeypatch.context() as patched:
         patched.setattr(Run, "_finetune", broken_off)
-        assert search("front=4") == 130
+        assert search("front=3") == 130
     assert run(["search", "resume=runs/a"]) == 0
-    assert told == [2, 3, 2, 3, 3]
+    assert told == [1, 2, 1, 2, 2]
     assert search("name=b") == 0
     words = ["fine_tune=true", "trainer.enable_progress_bar=false", "threads=1"]
-    assert run(["extract", "runs/b", "front=4", *words]) == 0
-    assert run(["extract", "runs/b", "front=4", *words]) == 0  # all are there
+    assert run(["extract", "runs/b", "front=3", *words]) == 0
+    assert run(["extract", "runs/b", "front=3", *words]) == 0  # all are there
     for other in ("a", "b"):
         assert sorted(path.name for path in Path("runs", other, "front").iterdir()) == networks
         for file in (whole / "front").rglob("network.pt"):
