@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from nas.compress import least_squares
+from nas.compress.modules import like
 from nas.compress.moments import Layer, Moments, flat_weight
-from nas.compress.places import like
 from nas.errors import UserError
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d}
@@ -42,8 +42,8 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """One kind of candidate.
+class _Candidate:
+    """How candidates of one name are made.
 
     Attributes:
         size: number in the name -> the number that it is built of (a rank); below 1: it does not
@@ -94,20 +94,20 @@ def fitted(name: str, layer: Layer, known: Moments) -> Fit:
     return Fit(module.train(layer.training), float(error.clamp_min(0) / variance))
 
 
-def parsed(name: str) -> tuple["_Kind", int]:
+def parsed(name: str) -> tuple["_Candidate", int]:
     """Kind and number of a candidate's name.
 
     Raises:
         UserError: there is no such candidate.
     """
     word, _, number = name.rpartition("_")
-    if word in KINDS and number.isdigit() and int(number) >= 1:
-        return KINDS[word], int(number)
+    if word in CANDIDATES and number.isdigit() and int(number) >= 1:
+        return CANDIDATES[word], int(number)
     if name == "dw_pw":
-        return KINDS[name], 1
+        return CANDIDATES[name], 1
     raise UserError(
         f"space.rules.operations.candidates: there is no {name!r}, only "
-        f"{', '.join(f'{kind}_N' for kind in KINDS)}, N a whole number, e.g. low_rank_2"
+        f"{', '.join(f'{kind}_N' for kind in CANDIDATES)}, N a whole number, e.g. low_rank_2"
     )
 
 
@@ -168,11 +168,11 @@ def _separable(layer: Layer, W: Tensor, G: Tensor, rank: int) -> Built:
     return OrderedDict(vertical=vertical, horizontal=horizontal), made
 
 
-KINDS: dict[str, _Kind] = {
-    "low_rank": _Kind(lambda layer, n: _fewer(layer, n, sum(_matrix(layer))), _low_rank),
-    "grouped": _Kind(_groups, _grouped, (1, 2)),
-    "separable": _Kind(_separable_rank, _separable, (2,)),
-    "dw_pw": _Kind(_multiplier, _dw_pw, (1, 2)),
+CANDIDATES: dict[str, _Candidate] = {
+    "low_rank": _Candidate(lambda layer, n: _fewer(layer, n, sum(_matrix(layer))), _low_rank),
+    "grouped": _Candidate(_groups, _grouped, (1, 2)),
+    "separable": _Candidate(_separable_rank, _separable, (2,)),
+    "dw_pw": _Candidate(_multiplier, _dw_pw, (1, 2)),
 }
 
 

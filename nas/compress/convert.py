@@ -13,9 +13,9 @@ from nas.arch import Option
 from nas.compress.atoms import FIXED
 from nas.compress.dependencies import Cut, Group, groups_of
 from nas.compress.layer import Slicing, Width, search_heads, searched
+from nas.compress.modules import Finding, Where
 from nas.compress.operations import Operation
-from nas.compress.places import Finding, Where
-from nas.compress.rules import KINDS, Channels, Rules, given_names, searched_others
+from nas.compress.rules import KINDS, Channels, Rules, own_names, searched_others
 from nas.compress.verify import Verifier
 from nas.copying import copied
 from nas.cost.dry_run import Example, init_lazy, inputs_of
@@ -118,12 +118,12 @@ def converted(
     supernet, others = searched_others(supernet, inputs, rules, batches)
     rows = []
     if rules.channels is not None:
-        names = given_names(supernet)
+        names = own_names(supernet)
         found = groups_of(supernet, inputs)
         groups = [_ruled(group, supernet, names, rules) for group in found]
         rows = _attach(supernet, _verified(supernet, inputs, groups, rules), rules)
-        rows = [_shown(row, names) for row in rows if _is_given(row, names)]
-    rows += _others(supernet, others, given_names(supernet))
+        rows = [_shown(row, names) for row in rows if _is_own(row, names)]
+    rows += _others(supernet, others, own_names(supernet))
     if not any(row.decision for row in rows):
         reasons = dict.fromkeys(f"{row.layers[0]}: {row.why}" for row in rows)
         kinds = ", ".join(kind for kind in KINDS if getattr(rules, kind) is not None)
@@ -134,7 +134,7 @@ def converted(
     return Converted(supernet.to(device), tuple(rows))
 
 
-def _is_given(row: Row, names: Mapping[str, str]) -> bool:
+def _is_own(row: Row, names: Mapping[str, str]) -> bool:
     """Whether these channels are in the network that was given, not inside another operation."""
     return any(" " not in names[layer] for layer in row.layers)
 
@@ -191,14 +191,14 @@ def _ruled(group: Group, model: nn.Module, names: Mapping[str, str], rules: Rule
     """The group, with the reason why the rules leave it out.
 
     Args:
-        names: see `given_names`; rules speak of these.
+        names: see `own_names`; rules speak of these.
     """
     if group.why is not None:
         return group
     layers = {names[path]: model.get_submodule(path) for path in group.makers}
-    given = {name: layer for name, layer in layers.items() if " " not in name}
-    why = None if given else "they are inside an operation that may take a layer's place"
-    for name, layer in given.items():
+    own = {name: layer for name, layer in layers.items() if " " not in name}
+    why = None if own else "they are inside an operation that may take a layer's place"
+    for name, layer in own.items():
         if not Where(rules.include).takes(name, layer):
             why = f"{name} is not in include={list(rules.include)}"
         if Where(rules.exclude).takes(name, layer):

@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nas.compress.atoms import FIXED, Places
-from nas.compress.operators import Labels, follow
-from nas.compress.places import computed
+from nas.compress.labels import Labels
+from nas.compress.modules import computed
+from nas.compress.operators import follow
 from nas.cost.dry_run import Inputs, dry_run
 from nas.cost.operators import run_operator
 from nas.decision import Decision

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from nas.compress.places import GIVEN, Finding, Where, places, swapped
+from nas.compress.modules import KEPT, Finding, Where, swappable, swapped
 from nas.config.schema import Count, checked
 from nas.copying import copied
 from nas.cost.dry_run import Example, inputs_of
@@ -61,7 +61,7 @@ def depth_found(model: nn.Module, example: Example, rule: Depth | None = None) -
 
 def _found(model: nn.Module, seen: Mapping[str, "_Block"], rule: Depth) -> list[Finding]:
     found = []
-    for name, module in places(model):
+    for name, module in swappable(model):
         if not name or not rule.takes(name, module):
             continue
         block = seen.get(name, _Block("it does not run"))
@@ -71,7 +71,7 @@ def _found(model: nn.Module, seen: Mapping[str, "_Block"], rule: Depth) -> list[
         if why_not is not None and rule.named:
             found.append(Finding(name, module, "depth", (), why_not))
         elif why_not is None and (rule.named or block.residual):
-            found.append(Finding(name, module, "depth", (IDENTITY, GIVEN)))
+            found.append(Finding(name, module, "depth", (IDENTITY, KEPT)))
     if rule.named:
         return found
     # The innermost: a row of residual blocks is one, too.
@@ -100,8 +100,8 @@ def searched_depth(model: nn.Module, example: Example, rule: Depth | None = None
     blocks = {}
     for name, module, *_ in found:
         skip = First() if seen[name].several else nn.Identity()
-        blocks[module] = Skippable({IDENTITY: skip, GIVEN: module})
-        blocks[module].choose(GIVEN)
+        blocks[module] = Skippable({IDENTITY: skip, KEPT: module})
+        blocks[module].choose(KEPT)
     made = swapped(model, blocks)
     try:
         with kept_modes(made), torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -198,7 +198,7 @@ class _Block:
 def _observed(model: nn.Module, example: Example) -> dict[str, _Block]:
     """What is seen of each module that runs, by name."""
     twin = copied(model).eval().requires_grad_(True)
-    names = {module: name for name, module in places(twin)}
+    names = {module: name for name, module in swappable(twin)}
     seen: dict[str, _Block] = {}
     inputs: list[Tensor | None] = []  # of the modules that run
 

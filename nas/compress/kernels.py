@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from nas.compress.least_squares import part
+from nas.compress.modules import Finding, Where, swappable, swapped
 from nas.compress.moments import Moments, flat_weight, moments
-from nas.compress.places import Finding, Where, places, swapped
 from nas.compress.taps import Convolution, Dilation, ElasticTaps, dilations, fixed, windows
 from nas.config.schema import Count, checked
 from nas.copying import copied
@@ -147,7 +147,7 @@ def _plans(
     """Of each convolution that `rule` takes what is searched, or why nothing is."""
     convs = [
         (name, module)
-        for name, module in places(model)
+        for name, module in swappable(model)
         if isinstance(module, nn.Conv1d | nn.Conv2d) and rule.takes(name, module)
     ]
     pads, led = _pads_before(model), _led_by_zeros(model, example, [conv for _, conv in convs])

@@ -167,7 +167,7 @@ class SearchedLayer(Searchable):
             elif index is not None:
                 part = part.index_select(dim, index)
             if slicing.reads and slicing.width in masks:
-                mask = masks[slicing.width][self._places(slicing, whole.device)]
+                mask = masks[slicing.width][self._units_on(slicing, whole.device)]
                 if isinstance(index, int):
                     mask = mask[:index]
                 elif index is not None:
@@ -198,7 +198,7 @@ class SearchedLayer(Searchable):
         found: Tensor | int = kept[key]
         return found
 
-    def _places(self, slicing: Slicing, device: torch.device) -> Tensor:
+    def _units_on(self, slicing: Slicing, device: torch.device) -> Tensor:
         kept: dict[Any, Any] = vars(self).setdefault("_placed", {})
         key = (slicing.tensor, slicing.dim, device)
         if key not in kept:

@@ -8,8 +8,8 @@ from typing import cast
 from torch import nn
 
 from nas.compress.candidates import Fit, fitted, parsed, unsuitable
+from nas.compress.modules import KEPT, Finding, Where, computed, swappable, swapped
 from nas.compress.moments import Layer, moments
-from nas.compress.places import GIVEN, Finding, Where, computed, places, swapped
 from nas.config.schema import Count, Name, checked
 from nas.copying import copied
 from nas.inputs import Inputs
@@ -49,7 +49,7 @@ class Operation(ChoiceBlock):
 
     def __init__(self, layer: nn.Module, fits: Mapping[str, Fit]) -> None:
         by_size = sorted(fits, key=lambda n: sum(p.numel() for p in fits[n].module.parameters()))
-        super().__init__({**{name: fits[name].module for name in by_size}, GIVEN: layer})
+        super().__init__({**{name: fits[name].module for name in by_size}, KEPT: layer})
         self.errors = {name: fit.error for name, fit in fits.items()}
 
 
@@ -65,7 +65,7 @@ def operations_found(model: nn.Module, rule: Operations | None = None) -> list[F
         elif not options:
             why_not = next(iter(reasons.values()), "there are no candidates")
         if options or rule.named:
-            taken = (*options, GIVEN) if options else ()
+            taken = (*options, KEPT) if options else ()
             found.append(Finding(name, layer, "operation", taken, why_not))
     return found
 
@@ -109,7 +109,7 @@ def searched_operations(
 
 
 def _layers(model: nn.Module, rule: Operations) -> Iterator[tuple[str, Layer]]:
-    for name, module in places(model):
+    for name, module in swappable(model):
         if isinstance(module, Layer) and rule.takes(name, module):
             yield name, module
 

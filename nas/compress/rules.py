@@ -14,8 +14,8 @@ from nas.compress.depth import (
     searched_resolution,
 )
 from nas.compress.kernels import Kernels, kernels_found, searched_kernels
+from nas.compress.modules import KEPT, Finding, Where
 from nas.compress.operations import Operations, operations_found, searched_operations
-from nas.compress.places import GIVEN, Finding, Where
 from nas.compress.taps import ElasticTaps
 from nas.config.schema import Count, Name, Share, checked
 from nas.cost.dry_run import Example
@@ -95,11 +95,11 @@ class Rules:
         if isinstance(value, kind):
             made = value
         elif value is True or isinstance(value, Mapping):
-            given = {} if value is True else {k: v for k, v in value.items() if k[:1] != "_"}
+            arguments = {} if value is True else {k: v for k, v in value.items() if k[:1] != "_"}
             known = [entry.name for entry in fields(kind)]
-            if unknown := [key for key in given if key not in known]:
+            if unknown := [key for key in arguments if key not in known]:
                 raise UserError(f"space.rules.{name} has no {unknown[0]!r}, only {known}")
-            made = kind(**given)
+            made = kind(**arguments)
         else:
             raise UserError(
                 f"space.rules.{name}={value!r} must be true, null, or a mapping of its arguments"
@@ -152,7 +152,7 @@ def searched_others(
     return model, found
 
 
-def given_names(supernet: nn.Module) -> dict[str, str]:
+def own_names(supernet: nn.Module) -> dict[str, str]:
     """Path of each module in a supernet -> the name of the layer that was given in its place.
 
     Modules inside another option have the name of the layer that they replace, then a space and the
@@ -168,10 +168,10 @@ def _named(module: nn.Module, path: str, name: str) -> Iterator[tuple[str, str]]
         if isinstance(module, ElasticTaps | ElasticResolution):
             for own, inner in _named(child, below, name):
                 yield own, name if isinstance(module, ElasticTaps) else inner
-        elif isinstance(module, ChoiceBlock) and GIVEN in module.options:
+        elif isinstance(module, ChoiceBlock) and KEPT in module.options:
             for option, op in child.named_children():
                 inner = f"{below}.{option}"
-                if option == GIVEN:
+                if option == KEPT:
                     yield from _named(op, inner, name)
                 else:
                     for own, _ in op.named_modules():

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nas.arch import Option
-from nas.compress.places import computed, like
+from nas.compress.modules import computed, like
 from nas.decision import Decision, Searchable
 from nas.errors import UserError
 from nas.ops.convolution import Conv2d

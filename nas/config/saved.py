@@ -22,7 +22,7 @@ from nas.config.compose import (
     value_of,
 )
 from nas.config.help import VERBS, groups
-from nas.config.trusted import check_trusted, moved, refuse_links
+from nas.config.trusted import check_trusted, foreign, moved, refuse_links
 from nas.errors import FolderTakenError, UserError
 
 
@@ -60,6 +60,15 @@ def read_saved(run: RunDir) -> DictConfig:
         raise UserError(f"{run.config} is damaged: it must hold a mapping")
     renamed: DictConfig = OmegaConf.create(moved(OmegaConf.to_container(config, resolve=False)))
     return renamed
+
+
+def needs_trust(run: RunDir) -> bool:
+    """Whether its configuration names code of the user's own; no: it cannot be read, either."""
+    try:
+        plain = OmegaConf.to_container(read_saved(run), resolve=False)
+    except UserError:
+        return False
+    return isinstance(plain, dict) and any(True for _ in foreign(plain))
 
 
 def change(config: DictConfig, words: Sequence[str]) -> None:

@@ -173,8 +173,8 @@ def _formula(correction: Correction) -> str:
 
 
 def _next(console: Console, out: Path) -> None:
-    _say(console, f"next: nas search cost=[latency] profile={out}, with the same space= and")
-    _say(console, "      data=; or budget.latency=3ms in place of cost=[latency]")
+    _say(console, f"next: nas search cost=[latency] profile={out}, with the same space= or")
+    _say(console, "      model=, and data=; or budget.latency=3ms in place of cost=[latency]")
 
 
 def _console() -> Console:

@@ -13,6 +13,7 @@ from typing import Any
 from nas.artifacts import RunDir, find_runs
 from nas.artifacts.reading import read_config, read_json
 from nas.config.model import SPACE
+from nas.config.saved import needs_trust
 from nas.errors import UserError
 from nas.quantities import primary_metrics
 from nas.report.summary import BlockSummary, read_blocks
@@ -93,20 +94,26 @@ class RunRecord:
         """The Python expression that loads the network."""
         return load_words(self.path, json.dumps(self.folder, ensure_ascii=False))
 
+    @cached_property
+    def trust(self) -> str:
+        """What commands need besides its folder."""
+        return " trust=true" if needs_trust(RunDir(self.path)) else ""
+
     def commands(self) -> list[tuple[str, str]]:
         """What a user may do next with the network: (command, its effect)."""
         folder = shlex.quote(self.folder)
         weights = "the trained network" if self.trained else "with the supernet's weights"
         found = [
             (f"network = {self.load_command}", f"in Python: {weights}"),
-            (f"nas export {folder}", "files that deploy"),
+            (f"nas export {folder}{self.trust}", "files that deploy"),
             (f"nas finetune arch={folder}/arch.json", "train it, longer or on other data"),
         ]
         # Of a network of a front, the run around it has the search.
         outer = RunDir(self.path.parent.parent)
         search = outer if outer.front == self.path.parent else RunDir(self.path)
         if search.checkpoint.is_file():
-            extract = f"nas extract {shlex.quote(_told(search.path))} front=8 fine_tune=true"
+            taken = f"nas extract {shlex.quote(_told(search.path))}{self.trust}"
+            extract = f"{taken} front=8 fine_tune=true"
             found.append((extract, "others of the same search"))
         return found
 

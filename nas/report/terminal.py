@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nas.artifacts import RunDir
 from nas.artifacts.files import csv_table, display_path, is_main
 from nas.compress.convert import Row
+from nas.config.saved import needs_trust
 from nas.cost.analytic import MACs, Params
 from nas.cost.dry_run import Example
 from nas.cost.expected import Expected, NetworkCost, expected
@@ -223,6 +224,7 @@ def print_next(run: RunDir, leaves: str, networks: int) -> None:
         networks: of the front that is offered.
     """
     folder = shlex.quote(str(display_path(run.path)))
+    folder += " trust=true" if needs_trust(run) else ""
     print(f"next:\n  deploy   nas export {folder}")
     if leaves == "trials" or (leaves in ("alphas", "supernet") and run.checkpoint.is_file()):
         print(f"  more     nas extract {folder} front={networks} fine_tune=true")

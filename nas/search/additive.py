@@ -30,12 +30,12 @@ FAR = 0.3  # and more of it, for each deviation that a score is worse than the b
 class Additive(Searcher):
     """The best network inside the budgets by one draw of an additive model of the scores.
 
-    ``log y = m + sum_i sum_{k <= a_i} w_ik + e``: each option of a number adds to the one below,
-    and of other decisions each has a weight. ``w`` is normal, with a mean by which the largest
-    network is the best before anything is known; one draw is taken of its posterior (Thompson
-    sampling), and the architecture of the least sum inside all budgets is found by an integer
-    program. Where there is no budget, and else a third of the times, the last objective, if it is
-    a cost, is limited to a random part of its range, so that a front is found as well.
+    ``log y = m + sum_i sum_{k <= a_i} w_ik + e``: each option of an ordered decision adds to the
+    one below, and of the others each has a weight. ``w`` is normal, with a mean by which the
+    largest network is the best before anything is known; one draw is taken of its posterior
+    (Thompson sampling), and the architecture of the least sum inside all budgets is found by an
+    integer program. Where there is no budget, and else a third of the times, the last objective, if
+    it is a cost, is limited to a random part of its range, so that a front is found as well.
 
     Args:
         space: what to search.
@@ -56,7 +56,7 @@ class Additive(Searcher):
         self.draws = np.random.default_rng(seed)
         self.generator = torch.Generator().manual_seed(seed)
         self.counts = [len(options) for options in space.options.values()]
-        self.ordered = [_is_number(options) for options in space.options.values()]
+        self.ordered = [name in space.ordered for name in space.options]
         self.program = IntegerProgram(dict(zip(space.options, self.counts, strict=True)))
         self.modelled = [name for name in self.objectives if name not in space.costs]
         self.known: dict[str, tuple[NDArray[np.int64], list[float]]] = {}
@@ -152,8 +152,3 @@ class Additive(Searcher):
             own = picks[:, i, None]
             columns.append(numbers <= own if ordered else numbers == own)
         return np.concatenate(columns, axis=1).astype(float)
-
-
-def _is_number(options: Sequence[object]) -> bool:
-    numbers = [option for option in options if type(option) is int]
-    return len(numbers) == len(options) and numbers == sorted(numbers)

@@ -38,6 +38,7 @@ class SearchSpace:
         costs: cost name -> exact cost of an architecture.
         budgets: cost name -> largest cost of an architecture that may be proposed.
         read_if: of the decisions that not every network reads, see `nas.distinct.read_if`.
+        ordered: names of decisions whose options go from the smallest network to the largest.
     """
 
     name: str
@@ -45,6 +46,7 @@ class SearchSpace:
     costs: Mapping[str, Expected] = field(default_factory=dict)
     budgets: Mapping[str, float] = field(default_factory=dict)
     read_if: Mapping[str, AnyOf] = field(default_factory=dict)
+    ordered: frozenset[str] = frozenset()
 
     @classmethod
     def of(
@@ -60,9 +62,11 @@ class SearchSpace:
             UserError: no decision, or budgets that no network meets, with the least reachable.
         """
         check_searchable(supernet)
-        options = {path: decision.options for path, decision in decisions(supernet)}
+        own = dict(decisions(supernet))
+        options = {path: decision.options for path, decision in own.items()}
+        ordered = frozenset(path for path, decision in own.items() if decision.ordered)
         check_feasible(costs, budgets)
-        return cls(name, options, costs, budgets, read_if(supernet))
+        return cls(name, options, costs, budgets, read_if(supernet), ordered)
 
     @cached_property
     def distinct(self) -> Distinct:

@@ -1,7 +1,9 @@
 """Any network becomes a supernet of its own layers, whose networks are plain and priced exactly."""
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from zlib import crc32
 
 import pytest
 import torch
@@ -16,7 +18,15 @@ from torch.utils.flop_counter import FlopCounterMode
 import nas
 from nas.compress.convert import converted, searchable
 from nas.compress.rules import Channels, Rules
+from nas.cost.expected import expected
+from nas.cost.layer import LayerSpec
+from nas.cost.memory import PeakMemory
 from nas.cost.trace import Trace
+from nas.latency.cost import Latency
+from nas.latency.models import UnitTime
+from nas.latency.profile import About, Profile
+from nas.latency.units import features, indices, units_of
+from nas.selection import largest_of, select
 from nas.spaces.transformer import EncoderBlock
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -170,6 +180,51 @@ def held_to_identities(net: nn.Module, shape: tuple[int, ...], archs: int = 3) -
     assert all(torch.equal(x, before[name]) for name, x in net.state_dict().items())
     nas.free(supernet)
     return supernet
+
+
+def seconds(layers: Iterable[LayerSpec]) -> float:
+    """The time of these layers on a device where any two that differ take different times."""
+    texts = (str(replace(layer, module="")) for layer in layers if layer.is_call)
+    return sum(crc32(text.encode()) / 2**32 for text in texts)
+
+
+@settings(max_examples=6)
+@given(networks())
+def test_latency_is_that_of_the_layers_of_the_discretized_network(drawn):
+    net, shape = drawn
+    supernet = searchable(net.eval(), shape)
+    units = units_of(supernet, shape)
+    about = About("net", ((1, *shape),), "x", "", "torch", "cpu", 1, "float32", 1, {}, "")
+    times = {
+        key: UnitTime(1 + seconds(unit.layers), features(unit.layers))
+        for key, unit in units.to_measure.items()
+    }
+    latency = Latency(Profile(about, times)).expected(supernet, shape)
+    own = dict(nas.decisions(supernet))
+    for _ in range(3):
+        nas.sample_path(supernet)
+        choices = nas.arch_of(supernet, "net").choices
+        whole = units_of(nas.discretize(supernet), shape).by_key.values()
+        calls = len(units.of(indices(own, choices)))
+        exact = calls + sum(seconds(unit.layers) for unit in whole)
+        assert latency.of(choices) == pytest.approx(exact)
+
+
+def test_networks_meet_several_budgets_at_once():
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), residual(2, 16), nn.Flatten())
+    net.append(nn.Linear(16 * 16, 4))
+    shape, counts = (3, 6, 6), {"macs": nas.MACs(), "params": nas.Params()}
+    supernet = searchable(net, shape, Rules(channels=Channels(choices=4)))
+    costs = {n: expected(supernet, c, shape) for n, c in counts.items()}
+    costs["peak_memory"] = expected(supernet, PeakMemory(), shape)
+    whole = {name: largest_of(cost) for name, cost in costs.items()}
+    for tight in whole:
+        shares = {name: 0.4 if name == tight else 0.7 for name in whole}
+        budgets = {name: share * whole[name] for name, share in shares.items()}
+        arch = select(supernet, "net", costs, budgets)
+        found = nas.cost_of(nas.discretize(supernet, arch), shape)
+        for name, bound in budgets.items():
+            assert getattr(found, name) == costs[name].of(arch.choices) <= bound
 
 
 def _made(traced: Trace, model: nn.Module, choices: object) -> list[tuple[str, list[int]]]:

@@ -1,6 +1,7 @@
 """What holds for every searcher: inside the budgets, resumable, better than luck."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from nas.cost.expected import expected
 from nas.errors import UserError
 from nas.pareto import hypervolume
 from nas.search import searchers
+from nas.search.additive import Additive
 from nas.search.evaluate import ShortTraining
 from nas.search.predictor import Predictor, enlarged
 from nas.search.searchers import (
@@ -46,7 +48,7 @@ def space() -> SearchSpace:
 def within(space: SearchSpace, share: float) -> SearchSpace:
     prices = [space.price(arch)["params"] for arch in space]
     bound = min(prices) + share * (max(prices) - min(prices))
-    return SearchSpace(space.name, space.options, space.costs, {"params": bound})
+    return replace(space, budgets={"params": bound})
 
 
 def loss(arch: Arch) -> float:
@@ -101,7 +103,9 @@ def test_a_space_that_runs_out_ends_the_search(name, space, tmp_path):
     assert set(found) == few
 
 
-TABLE = SearchSpace("t", {str(i): (0, 1, 2, 3, 4) for i in range(5)})
+TABLE = SearchSpace(
+    "t", {str(i): (0, 1, 2, 3, 4) for i in range(5)}, ordered=frozenset(map(str, range(5)))
+)
 
 
 def measured(arch: Arch) -> dict[str, float]:
@@ -132,6 +136,16 @@ def test_it_learns(name, tmp_path):
     generator = torch.Generator().manual_seed(0)
     random = [volume([TABLE.draw(generator) for _ in range(80)]) for _ in range(20)]
     assert own > np.quantile(random, 0.9)
+
+
+def test_an_additive_model_takes_the_order_of_options_from_their_decisions():
+    """Names and descending numbers may have an order, and ascending numbers none."""
+    options = {"there": ("identity", "given"), "dilation": (8, 4, 2, 1), "kind": (1, 2, 3, 4)}
+    space = SearchSpace("s", options, ordered=frozenset({"there", "dilation"}))
+    found = [Additive(space, seed, ("val_loss",)).ask(1)[0].choices for seed in range(60)]
+    last = {n: sum(one[n] == own[-1] for one in found) for n, own in options.items()}
+    assert last["there"] > 40
+    assert last["dilation"] > 30 > 25 > last["kind"]
 
 
 def counted() -> SearchSpace:
@@ -169,7 +183,7 @@ def test_the_region_is_the_budget_or_the_space_and_not_the_front_found():
     points = np.array([[2.0, min(prices)], [1.9, min(prices) + 1]])
     assert searcher._corner(points)[1] == pytest.approx(1.05 * max(prices))
     bound = sorted(prices)[30]
-    tight = SearchSpace(space.name, space.options, space.costs, {"params": bound})
+    tight = replace(space, budgets={"params": bound})
     assert Predictor(tight, 0, OBJECTIVES)._corner(points)[1] == pytest.approx(1.05 * bound)
 
 

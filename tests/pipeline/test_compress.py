@@ -13,11 +13,14 @@ from torch import nn
 import nas
 from nas.artifacts import RunDir
 from nas.cli import run
-from nas.compress.convert import converted
+from nas.compress.convert import converted, searchable
 from nas.compress.operations import Operations, searched_operations
 from nas.config.compose import compose_config, with_budgets
 from nas.config.model import with_model
 from nas.errors import InterruptedRunError, UserError
+from nas.latency.models import UnitTime
+from nas.latency.profile import About, Profile
+from nas.latency.units import Unit, features, units_of
 from nas.problem import SearchProblem, fitting
 from nas.search.compress import original, original_in_words
 from nas.search.trial_search import TrialSearch
@@ -82,7 +85,7 @@ WORDS = [
     "finetune.epochs=1", "data.limit=300", "data.batch_size=32", "threads=1", "onnx=false",
     "trainer.enable_progress_bar=false",
 ]  # fmt: skip
-BUDGET = {"macs": "50%", "params": "60%"}
+BUDGET = {"macs": "50%", "params": "60%", "peak_memory": "90%", "latency": "70%"}
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +120,24 @@ def network(place: Path) -> nn.Module:
     return made.eval()
 
 
+def seconds(unit: Unit) -> float:
+    return 1e-9 * sum(features(unit.layers).values())
+
+
 @pytest.fixture(scope="module")
-def found(place: Path, network: nn.Module) -> Any:
-    return nas.compress(network, "digits", budget=BUDGET, out=place, name="python", **QUICK)
+def device(place: Path, network: nn.Module) -> Path:
+    """A profile of a device that takes a nanosecond for each number that a layer reads or makes."""
+    units = units_of(searchable(network, (1, 8, 8)), (1, 8, 8)).to_measure
+    times = {key: UnitTime(seconds(unit), features(unit.layers)) for key, unit in units.items()}
+    about = About("Small", ((1, 1, 8, 8),), "board", "", "torch", "cpu", 1, "float32", 1, {}, "")
+    Profile(about, times).save(place / "board.json")
+    return place / "board.json"
+
+
+@pytest.fixture(scope="module")
+def found(place: Path, network: nn.Module, device: Path) -> Any:
+    given = {"budget": BUDGET, "profile": str(device), **QUICK}
+    return nas.compress(network, "digits", out=place, name="python", **given)
 
 
 def test_what_is_found_is_a_smaller_network_of_the_users_class(
@@ -128,8 +146,16 @@ def test_what_is_found_is_a_smaller_network_of_the_users_class(
     made = found.best.network
     assert type(made) is type(network)
     whole = nas.cost_of(network, (1, 8, 8))
-    assert found.best.costs["macs"] <= 0.5 * whole.macs
-    assert found.best.costs["params"] <= 0.6 * whole.params
+    costs = found.best.costs
+    assert costs["macs"] <= 0.5 * whole.macs
+    assert costs["params"] <= 0.6 * whole.params
+    assert costs["peak_memory"] <= 0.9 * whole.peak_memory
+    assert costs["peak_memory"] == nas.cost_of(made, (1, 8, 8)).peak_memory
+    full, own = (
+        sum(map(seconds, units_of(one, (1, 8, 8)).to_measure.values())) for one in (network, made)
+    )
+    assert costs["latency"] == pytest.approx(own)
+    assert own <= 0.7 * full
     assert sum(p.numel() for p in made.parameters()) == found.best.costs["params"]
     assert made.state_dict().keys() == network.state_dict().keys()
     again = nas.load(place / "python", model=network)
@@ -151,15 +177,17 @@ def test_an_exported_network_needs_only_torch(found: Any, place: Path) -> None:
 
 
 def test_the_command_gives_the_same_and_other_networks_come_out_of_it(
-    found: Any, place: Path, capsys: pytest.CaptureFixture[str]
+    found: Any, place: Path, device: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     budgets = [f"budget.{name}={bound}" for name, bound in BUDGET.items()]
+    budgets += [f"profile={device}"]
     model = ["model=their_nets:net", f"model.weights={place / 'checkpoint.pt'}"]
     assert run(["search", *model, *WORDS, *budgets, f"out={place}", "name=command"]) == 0
     said = capsys.readouterr().out
     assert "network given: val accuracy" in said
     assert "not trained" not in said
     assert "model=your_network" in said  # in the words that load it
+    assert f"nas export {place / 'command'} trust=true" in said
     mine, theirs = (RunDir(place / name).read_result() or {} for name in ("python", "command"))
     assert mine["arch"] == theirs["arch"]
     assert mine["metrics"] == theirs["metrics"]
@@ -173,12 +201,16 @@ def test_the_command_gives_the_same_and_other_networks_come_out_of_it(
 
 
 def test_a_run_that_was_interrupted_ends_as_an_unbroken_one(
-    found: Any, place: Path, network: nn.Module, monkeypatch: pytest.MonkeyPatch
+    found: Any,
+    place: Path,
+    network: nn.Module,
+    device: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def interrupted(*_: Any) -> None:
         raise InterruptedRunError("interrupted")
 
-    given = {"budget": BUDGET, "out": place, "name": "broken", **QUICK}
+    given = {"budget": BUDGET, "profile": str(device), "out": place, "name": "broken", **QUICK}
     with monkeypatch.context() as patched:
         patched.setattr(TrialSearch, "rank", interrupted)
         with pytest.raises(KeyboardInterrupt, match=r"nas\.compress\(\.\.\., resume="):

@@ -13,9 +13,9 @@ from nas.arch import Arch
 from nas.compress import least_squares
 from nas.compress.candidates import fitted
 from nas.compress.kernels import Kernels, searched_kernels
+from nas.compress.modules import KEPT
 from nas.compress.moments import flat_weight, moments
 from nas.compress.operations import Operations, operations_found, searched_operations
-from nas.compress.places import GIVEN
 from nas.compress.taps import ElasticTaps
 from nas.cost.analytic import MACs, Params
 from nas.cost.expected import ExpectedCost
@@ -67,7 +67,7 @@ def test_candidates_change_the_outputs_as_little_as_they_say_and_less_than_witho
     y, block = layer(x), supernet[0]
     dims = [d for d in range(y.ndim) if d != (y.ndim - 1 if isinstance(layer, nn.Linear) else 1)]
     variance = (y - y.mean(dims, keepdim=True)).square().mean(dims).sum()
-    block.choose(GIVEN)
+    block.choose(KEPT)
     assert torch.equal(supernet(x), y)
     for name in block.options[:-1]:
         block.choose(name)
@@ -171,7 +171,7 @@ def test_one_hot_is_the_plain_network_and_its_costs_are_exact_with_kernels_insid
         network = discretize(supernet, arch)
         apply(supernet, arch)
         assert torch.equal(supernet(x), network(x))
-        if taken[:2] == (GIVEN, GIVEN) and taken[2] == 3:
+        if taken[:2] == (KEPT, KEPT) and taken[2] == 3:
             assert torch.equal(net(x), network(x))
             assert list(network.state_dict()) == list(net.state_dict())
         assert not any(isinstance(module, Searchable) for module in network.modules())
@@ -211,7 +211,7 @@ def test_what_cannot_be_replaced_is_said_of_what_is_named():
     found = operations_found(net, Operations(include=["?"], candidates=["separable_1", "dw_pw_9"]))
     said = [f.why_not for f in found]
     assert ["groups" in said[0], "forward" in said[1], found[2].options] == [
-        True, True, ("separable_1", GIVEN),
+        True, True, ("separable_1", KEPT),
     ]  # fmt: skip
     assert len(operations_found(net, Operations(candidates=["dw_pw_9"]))) == 0
     for name in ("lowrank_2", "dw_pw_0", "low_rank", "low_rank_x"):

@@ -1,4 +1,4 @@
-"""Where in a network something may be searched: which modules, by name and type, and swapping."""
+"""Modules of a network in which something may be searched: by name and type, and swapping them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +13,7 @@ from nas.config.schema import Name
 from nas.decision import Searchable
 from nas.supernet.choice import ChoiceBlock
 
-GIVEN = "given"  # the option that keeps the module of the user's network
-
-
-class Place(NamedTuple):
-    """A module of the network that was given, and its name in there."""
-
-    name: str
-    module: nn.Module
+KEPT = "given"  # the option that keeps the module of the user's network
 
 
 class Finding(NamedTuple):
@@ -71,21 +64,21 @@ class Where:
         return "*" not in self.include
 
 
-def places(model: nn.Module) -> Iterator[Place]:
+def swappable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every module that may be swapped, once, by its name in the network that was given.
 
     What is searched already is left alone, but for the given module among its options.
     """
     seen: set[nn.Module] = set()
 
-    def walk(name: str, module: nn.Module) -> Iterator[Place]:
+    def walk(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if module in seen:
             return
         seen.add(module)
-        if isinstance(module, ChoiceBlock) and GIVEN in module.options:
-            yield from walk(name, module.candidates[GIVEN])
+        if isinstance(module, ChoiceBlock) and KEPT in module.options:
+            yield from walk(name, module.candidates[KEPT])
         elif not isinstance(module, Searchable):
-            yield Place(name, module)
+            yield name, module
             for key, child in module.named_children():
                 yield from walk(f"{name}.{key}".lstrip("."), child)
 
