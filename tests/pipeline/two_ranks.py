@@ -20,12 +20,15 @@ import numpy as np
 import torch
 from lightning_fabric.utilities import registry
 from omegaconf import DictConfig
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import nas.front
 import nas.pipeline
 from nas.artifacts import RunDir
+from nas.compress.rules import Rules
+from nas.compress.space import OwnNetwork
 from nas.config.compose import compose_config
 from nas.diagnostics import silence_third_party_warnings
 from nas.errors import InterruptedRunError
@@ -107,6 +110,7 @@ KINDS: dict[str, list[str]] = {
     ],
     "stable": ["bilevel", *DESCENT, "search.epochs=5", "stable_epochs=1"],
     "front": ["fairnas", *SHOTS, "front=2", "finetune.teacher=largest"],
+    "compress": ["compress", *SHOTS, "finetune=compress", "budget.macs=50%"],
     "own": ["bilevel", *DESCENT, f"data.source={{_target_: {__name__}.Own}}"],
 }  # fmt: skip
 
@@ -114,7 +118,7 @@ KINDS: dict[str, list[str]] = {
 # what they read again.
 RESUMED = (
     "bilevel", "reinforce", "random", "fairnas", "once_for_all", "fair_descent", "evolution",
-    "predictor", "halving", "constrained", "eigenvalue", "stable", "front", "own",
+    "predictor", "halving", "constrained", "eigenvalue", "stable", "front", "compress", "own",
 )  # fmt: skip
 
 
@@ -152,11 +156,30 @@ def _choice(channels: int, out: int) -> ChoiceBlock:
     )
 
 
+def trained() -> nn.Module:
+    """A network of the user's own, better than a constant, so that it teaches."""
+    torch.manual_seed(0)
+    one, two = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+    head = [nn.AvgPool2d(2), nn.Flatten(), nn.Linear(128, 10)]
+    network = nn.Sequential(one, nn.Tanh(), two, nn.Tanh(), *head)
+    images, targets = load_digits(return_X_y=True)
+    x = torch.from_numpy(images[:256]).float().reshape(-1, 1, 8, 8)
+    x, y = (x - x.mean()) / x.std(), torch.from_numpy(targets[:256])
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    for _ in range(20):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(x), y).backward()
+        optimizer.step()
+    return network
+
+
 def made(kind: str, folder: Path, ranks: int, batch: int = BATCH) -> Run:
     """The run of a kind in a folder, as each of `ranks` processes makes it."""
     config = deepcopy(composed(kind))
     config.data.batch_size, config.trainer.devices = batch // ranks, ranks
-    components = components_of(config) | {"make_supernet": Toy}
+    rules = Rules(operations={"candidates": ["low_rank_2"]})  # fitted on training data
+    space = OwnNetwork(trained, rules=rules) if kind == "compress" else Toy
+    components = components_of(config) | {"make_supernet": space}
     problem = SearchProblem(**components)
     return (FrontRun if problem.front > 1 else Run)(problem, RunDir(folder).create())
 
