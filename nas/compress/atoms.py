@@ -1,6 +1,6 @@
 """Atoms: the places along one dimension of one tensor, and which of them must go together."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,11 @@ class Atoms:
             if not self._reasons or self._reasons[-1] != why:
                 self._reasons.append(why)
             self._why[open_] = len(self._reasons) - 1
+
+    def fix_all(self, several: Iterable[Places], why: str) -> None:
+        """See `fix`."""
+        for places in several:
+            self.fix(places, why)
 
     def tie(self, left: Places, right: Places, why: str) -> None:
         """Place by place, these go together; what is tied to a fixed place stays.

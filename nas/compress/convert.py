@@ -13,7 +13,7 @@ from nas.arch import Option
 from nas.compress.atoms import FIXED
 from nas.compress.dependencies import Cut, Group, groups_of
 from nas.compress.layer import Slicing, Width, search_heads, searched
-from nas.compress.modules import Finding, Where
+from nas.compress.modules import Finding, Where, uncompiled
 from nas.compress.operations import Operation
 from nas.compress.rules import KINDS, Channels, Rules, own_names, searched_others
 from nas.compress.verify import Verifier
@@ -104,13 +104,12 @@ def converted(
     batches: Sequence[Inputs] | None = None,
 ) -> Converted:
     """As `searchable`, with the table of what is searched, and what is not and why."""
-    model = getattr(model, "_orig_mod", model)  # of a compiled one
     check_plain(model)
     rules = rules or Rules()
-    rules.check_patterns(model)
     tensors = chain(model.parameters(), model.buffers())
     device = next((x.device for x in tensors), torch.device("cpu"))
-    supernet = copied(model, device="cpu")
+    supernet = uncompiled(copied(model, device="cpu"))
+    rules.check_patterns(supernet)
     inputs = moved(inputs_of(example, supernet), "cpu")
     batches = None if batches is None else [moved(batch, "cpu") for batch in batches]
     init_lazy(supernet, inputs)
@@ -119,7 +118,9 @@ def converted(
     rows = []
     if rules.channels is not None:
         names = own_names(supernet)
-        found = groups_of(supernet, inputs)
+        spared = Where(rules.exclude)
+        excluded = [p for p, n in names.items() if spared.takes(n, supernet.get_submodule(p))]
+        found = groups_of(supernet, inputs, excluded)
         groups = [_ruled(group, supernet, names, rules) for group in found]
         rows = _attach(supernet, _verified(supernet, inputs, groups, rules), rules)
         rows = [_shown(row, names) for row in rows if _is_own(row, names)]

@@ -1,9 +1,10 @@
 """Which channels of a network must go together, found by running it once without memory."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -21,6 +22,7 @@ from nas.compress.operators import follow
 from nas.cost.dry_run import Inputs, dry_run
 from nas.cost.operators import run_operator
 from nas.decision import Decision
+from nas.errors import UserError
 from nas.inputs import run
 
 # Names under which modules of attention keep how many heads they have.
@@ -75,13 +77,16 @@ class Group:
         return int((own[0].units == own[0].units[own[0].units >= 0][0]).sum())
 
 
-def groups_of(model: nn.Module, inputs: Inputs) -> list[Group]:
+def groups_of(model: nn.Module, inputs: Inputs, excluded: Collection[str] = ()) -> list[Group]:
     """The groups of channels of `model`, in the order of its modules.
 
+    Args:
+        excluded: paths of modules that stay whole where their code depends on the values of data.
+
     Raises:
-        UserError: the forward pass fails.
+        UserError: the forward pass fails, or depends on the values of data in another module.
     """
-    found: list[Group] = dry_run(model, inputs, _analysed)
+    found: list[Group] = dry_run(model, inputs, partial(_analysed, excluded=excluded))
     return found
 
 
@@ -98,7 +103,7 @@ class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
-def _analysed(model: nn.Module, inputs: Inputs) -> list[Group]:
+def _analysed(model: nn.Module, inputs: Inputs, excluded: Collection[str]) -> list[Group]:
     labels, owners = Labels(), _owners(model)
     atoms: dict[tuple[str, str, int], Places] = {}
     for (path, name), (tensor, why) in owners.items():
@@ -111,16 +116,48 @@ def _analysed(model: nn.Module, inputs: Inputs) -> list[Group]:
         for places in dims.values():
             if why is not None:
                 labels.atoms.fix(places, why)
-    ran = _run(model.eval(), inputs, labels)
+    calls: dict[str, list[Any]] = {path: [] for path in excluded}
+    ran = _run(model.eval(), inputs, labels, calls)
+    for module, line in labels.asked.items():
+        whole = _excluded(module, line, excluded, model)
+        why = f"{whole} depends on the values of data ({line})"
+        for x in tree_leaves(calls[whole]):
+            labels.atoms.fix_all(labels.of(x).values(), why)
+        inside = [places for (path, _, _), places in atoms.items() if _is_in(path, whole)]
+        labels.atoms.fix_all(inside, why)
     holders = {path for path, _, _ in atoms}
     if holders - ran:
         # E.g. classifiers that only help in training. What they read must go with the rest.
         with suppress(Exception):
-            ran |= _run(model.train(), tree_map(_twice, inputs), labels)
+            ran |= _run(model.train(), tree_map(_twice, inputs), labels, {})
     for (path, _, _), places in atoms.items():
         if path not in ran:
             labels.atoms.fix(places, f"{path} is not called, so that nobody knows what it reads")
     return list(_grouped(labels, atoms))
+
+
+def _is_in(path: str, whole: str) -> bool:
+    return f"{path}.".startswith(f"{whole}.")
+
+
+def _excluded(module: str, line: str, excluded: Collection[str], model: nn.Module) -> str:
+    """The excluded module that `module`, whose code depends on the values of data, is in.
+
+    Raises:
+        UserError: there is none.
+    """
+    for whole in sorted(excluded, key=len):
+        if whole and _is_in(module, whole):
+            return whole
+    how = (
+        f"exclude it, space.rules.exclude=[{module}], and it stays whole"
+        if module
+        else "put that part into a module of its own and exclude that, space.rules.exclude=[PATH]"
+    )
+    raise UserError(
+        f"{f'{type(model).__name__}.{module}'.rstrip('.')} depends on the values of its data "
+        f"({line}), so that nobody knows which of its layers read which channels: {how}"
+    )
 
 
 def _twice(x: Any) -> Any:
@@ -156,21 +193,30 @@ def _tensors(module: nn.Module, recurse: bool) -> Iterator[tuple[str, Tensor]]:
     return chain(module.named_parameters(recurse=recurse), module.named_buffers(recurse=recurse))
 
 
-def _run(model: nn.Module, inputs: Inputs, labels: Labels) -> set[str]:
-    """Follow one forward pass; the paths of the modules that it has called."""
+def _run(
+    model: nn.Module, inputs: Inputs, labels: Labels, calls: Mapping[str, list[Any]]
+) -> set[str]:
+    """Follow one forward pass; the paths of the modules that it has called.
+
+    Args:
+        calls: path -> what the module is called with and gives is added to that.
+    """
     paths: list[str] = []
     called: set[str] = set()
 
     def enter(path: str) -> Any:
-        def hook(*_: Any) -> None:
+        def hook(_: Any, args: Any, kwargs: Any) -> None:
             paths.append(path)
             called.add(path)
             visit()
+            if path in calls:
+                calls[path].append((args, kwargs))
 
         return hook
 
-    def leave(*_: Any) -> None:
-        paths.pop()
+    def leave(_: Any, args: Any, out: Any) -> None:
+        if (path := paths.pop()) in calls:
+            calls[path].append(out)
         visit()
 
     def visit() -> None:
@@ -182,7 +228,7 @@ def _run(model: nn.Module, inputs: Inputs, labels: Labels) -> set[str]:
     with ExitStack() as stack, torch.no_grad():
         for path, module in model.named_modules():
             for handle in (
-                module.register_forward_pre_hook(enter(path)),
+                module.register_forward_pre_hook(enter(path), with_kwargs=True),
                 module.register_forward_hook(leave),
             ):
                 stack.callback(handle.remove)

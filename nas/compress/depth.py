@@ -159,6 +159,11 @@ def searched_resolution(
         )
     side = x.shape[-1]
     usual = [side // 2, side * 3 // 4] if rule.sizes is None else rule.sizes
+    if large := [size for size in usual if size > side]:
+        raise UserError(
+            f"space.rules.resolution.sizes={list(usual)}: {large[0]} is larger than the input's "
+            f"{side}: leave it out"
+        )
     sizes = sorted({*(size for size in usual if 0 < size < side), side})
     if len(sizes) == 1:
         raise UserError(

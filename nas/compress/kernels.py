@@ -15,6 +15,7 @@ from nas.compress.taps import Convolution, Dilation, ElasticTaps, dilations, fix
 from nas.config.schema import Count, checked
 from nas.copying import copied
 from nas.cost.dry_run import Example, inputs_of
+from nas.errors import UserError
 from nas.inputs import Inputs, run
 from nas.recalibrate import kept_modes
 from nas.supernet.elastic import Elastic
@@ -157,6 +158,8 @@ def _plans(
         elif all(step >= size for step, size in zip(conv.stride, conv.kernel_size, strict=True)):
             yield name, conv, "its windows do not overlap: what it crops no output would see"
         else:
+            if name in rule.include:
+                _check_sizes(name, conv, rule)
             pad = pads.get(conv) if isinstance(conv, nn.Conv1d) else None
             plan = _plan(conv, rule, pad, conv in led)
             few = len(plan.sizes) == len(plan.dilations) == 1
@@ -177,6 +180,20 @@ def _plan(conv: Convolution, rule: Kernels, pad: nn.ConstantPad1d | None, led: b
     usual = dilations(size, causal)
     steps = usual if rule.dilations is None else [d for d in rule.dilations if d in range(1, size)]
     return _Plan(sizes, tuple(sorted({1, *steps}, reverse=True)), causal, pad)
+
+
+def _check_sizes(name: str, conv: Convolution, rule: Kernels) -> None:
+    """Refuse what a layer that is named cannot have, instead of leaving it out."""
+    size = max(conv.kernel_size)
+    known = {"sizes": (rule.sizes, size), "dilations": (rule.dilations, size - 1)}
+    for key, (asked, most) in known.items():
+        if isinstance(conv, nn.Conv1d) or key == "sizes":
+            for number in asked or ():
+                if number > most:
+                    raise UserError(
+                        f"space.rules.kernels.{key}={list(asked or ())}: {name} has a kernel of "
+                        f"{size}, so that {number} is too large: at most {most}"
+                    )
 
 
 def _options(asked: Sequence[int] | None, size: int, usual: tuple[int, ...]) -> tuple[int, ...]:

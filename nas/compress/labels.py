@@ -25,6 +25,7 @@ class Labels:
         hosts: path of a module -> places of its heads.
         read: atoms of weights over which a product sums.
         data: ids of the inputs, and of what is made of them.
+        asked: path of a module that reads values of data into Python -> the line that does.
     """
 
     def __init__(self) -> None:
@@ -34,6 +35,7 @@ class Labels:
         self.hosts: dict[str, list[Places]] = defaultdict(list)
         self.read: list[Places] = []
         self.data: set[int] = set()
+        self.asked: dict[str, str] = {}
         self._dims: dict[int, Dims] = {}
         self._kept: list[Tensor] = []  # so that no tensor gets the id of another
 

@@ -101,6 +101,16 @@ def swapped(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> nn.Module
     return swaps.get(model, model)
 
 
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The modules that were compiled instead of those that `torch.compile` gave; in place."""
+    for parent in list(model.modules()):
+        for key, child in parent._modules.items():
+            if key != "_orig_mod" and child is not None and "_orig_mod" in child._modules:
+                parent._modules[key] = child._modules["_orig_mod"]
+    found: nn.Module = model._modules.get("_orig_mod") or model
+    return found
+
+
 def computed(module: nn.Module) -> str | None:
     """Why the weights of a layer are no parameters of it; None: they are."""
     if parametrize.is_parametrized(module):

@@ -67,6 +67,12 @@ def operations_found(model: nn.Module, rule: Operations | None = None) -> list[F
         if options or rule.named:
             taken = (*options, KEPT) if options else ()
             found.append(Finding(name, layer, "operation", taken, why_not))
+        if options and name in rule.include:
+            found += [
+                Finding(name, layer, "operation", (), reason)
+                for reason in reasons.values()
+                if reason is not None
+            ]
     return found
 
 

@@ -1,6 +1,8 @@
 """What each tensor operator does to the channels of its inputs; here: all that joins them."""
 
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,9 @@ from nas.compress import movement, products  # noqa: F401  they register operato
 from nas.compress.labels import EFFECTS, Effect, Labels, effect_of, pointwise
 from nas.cost.activations import tensors
 
+ASKING = ("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero")  # values of tensors
+_INSIDE = (torch.__path__[0], str(Path(__file__).parents[1]))
+
 
 def follow(
     labels: Labels, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any
@@ -19,6 +24,8 @@ def follow(
     read = tensors((list(args), dict(kwargs)))
     if any(id(x) in labels.data for x in read):
         labels.mark(tensors(out))
+        if func.overloadpacket.__name__ in ASKING:
+            labels.asked.setdefault(labels.where, _line())
     if not any(labels.of(x) for x in read):
         return
     name = func.overloadpacket.__name__
@@ -37,6 +44,14 @@ def follow(
         return
     for x in read:
         labels.fix(x, None, f"the operator {name!r} reads them")
+
+
+def _line() -> str:
+    """File and line of the user's code that runs."""
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 
 def _pointwise(func: Any) -> bool:

@@ -1,6 +1,6 @@
 """The space of a network of the user's own: what of it can be left out."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from torch import nn
 from nas.artifacts.reading import read_tensors
 from nas.compress.convert import Converted, check_plain, converted
 from nas.compress.kernels import Kernels
+from nas.compress.modules import uncompiled
 from nas.compress.rules import Rules
 from nas.config import given
 from nas.config.schema import short_repr
@@ -196,9 +197,15 @@ def network_of(model: Model | None) -> nn.Module:
             f"{name} gives {short_repr(network)}, a {type(network).__name__}: it must give a "
             "network, an nn.Module"
         )
-    network = getattr(network, "_orig_mod", network)  # of a compiled one
     check_plain(network)
-    return copied(network, device="cpu")
+    return uncompiled(copied(network, device="cpu"))
+
+
+def _plain_name(name: str, own: Collection[str]) -> str:
+    """A name in a state dict without what `DataParallel` and `torch.compile` have put into it."""
+    if name in own:
+        return name
+    return name.removeprefix("module.").replace("_orig_mod.", "").removeprefix("module.")
 
 
 def _made(factory: Callable[[], Any]) -> Any:
@@ -239,6 +246,7 @@ def load(network: nn.Module, path: Path) -> None:
             "torch.save(network.state_dict(), FILE)"
         )
     own = network.state_dict()
+    state = {_plain_name(name, own): value for name, value in state.items()}
     wrong = [
         *(f"it lacks {name}" for name in own if name not in state),
         *(f"the network has no {name}" for name in state if name not in own),

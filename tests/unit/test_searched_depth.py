@@ -102,7 +102,7 @@ def test_one_hot_is_the_plain_network_and_its_costs_are_exact(channels):
     assert [name for name, _ in decisions(supernet)] == ["first", "again"]
     assert isinstance(supernet.first.candidates["identity"], First)
     assert isinstance(supernet.again.candidates["identity"], nn.Identity)
-    supernet = searched_resolution(supernet, shape, Resolution([3, 9]))
+    supernet = searched_resolution(supernet, shape, Resolution([3]))
     if channels:
         supernet = converted(supernet, shape, Rules(channels=Channels(choices=2))).supernet
     own = {name: d.options for name, d in decisions(supernet)}
@@ -138,5 +138,5 @@ def test_what_cannot_go_is_said():
         searched_resolution(nn.Sequential(nn.Flatten(), nn.Linear(144, 2)), (4, 6, 6))
     with pytest.raises(UserError, match="one square image or one sequence"):
         searched_resolution(nn.Conv2d(4, 4, 1), (4, 6, 7))
-    with pytest.raises(UserError, match="none below the input's 6"):
+    with pytest.raises(UserError, match="8 is larger than the input's 6"):
         searched_resolution(conv(), (4, 6, 6), Resolution([8]))

@@ -1,0 +1,285 @@
+"""What a network of one's own may be like: taken as it is, or refused in one line."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import spectral_norm
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.prune import l1_unstructured
+
+import nas
+from nas.compress.convert import converted, searchable
+from nas.compress.rules import Rules
+from nas.compress.space import load
+
+
+def convs(*widths: int) -> nn.Sequential:
+    return nn.Sequential(*(nn.Conv1d(a, b, 1) for a, b in pairwise(widths)))
+
+
+class Branch(nn.Module):
+    """A second convolution where the mean is positive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(8, 8, 1), nn.Conv1d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.second(x) if x[:, :1].mean() > 0 else x
+
+
+class Length(nn.Module):
+    """As many positions as the largest value says."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[..., : 1 + int(x.abs().amax().clamp(1, 3).item())]
+
+
+def scripted() -> nn.Module:
+    return torch.jit.script(convs(2, 8, 1))
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "scripted": (scripted, "is scripted, its code is no longer Python"),
+    "traced": (
+        lambda: torch.jit.trace(convs(2, 8, 1), torch.zeros(1, 2, 5)),
+        "TopLevelTracedModule is scripted",
+    ),
+    "a part is scripted": (
+        lambda: nn.Sequential(scripted(), nn.Conv1d(1, 1, 1)),
+        r"Sequential\.0 is scripted",
+    ),
+    "for several devices": (
+        lambda: nn.DataParallel(convs(2, 8, 1)),
+        r"several devices: give its \.module",
+    ),
+    "without values": (
+        lambda: nn.Sequential(nn.Conv1d(2, 8, 1, device="meta"), nn.Conv1d(8, 1, 1)),
+        r"Sequential\.0\.weight is on the meta device",
+    ),
+    "computed weights": (
+        lambda: nn.Sequential(weight_norm(nn.Conv1d(2, 8, 1)), nn.Conv1d(8, 1, 1)),
+        "no channels of Sequential can be searched: 0",
+    ),
+    "nothing to search": (nn.Flatten, "no channels of Flatten can be searched: it has no such"),
+    "a part that branches": (
+        lambda: nn.Sequential(nn.Conv1d(2, 8, 1), Branch(), nn.Conv1d(8, 1, 1)),
+        r"Sequential\.1 depends on the values of its data \(test_own_networks\.py:\d+\), so that "
+        r"nobody knows .*: exclude it, space\.rules\.exclude=\[1\]",
+    ),
+    "a part that cuts by values": (
+        lambda: nn.Sequential(nn.Conv1d(2, 8, 1), Length(), nn.Conv1d(8, 1, 1)),
+        r"Sequential\.1 depends on the values of its data",
+    ),
+    "the whole branches": (
+        Branch,
+        r"Branch depends on the values of its data \(.*\), .* put that part into a module",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_converted_is_refused_in_one_line(name: str) -> None:
+    make, said = REFUSED[name]
+    with pytest.raises(nas.UserError, match=said) as found:
+        searchable(make(), (8 if make is Branch else 2, 5))
+    assert "\n" not in str(found.value)
+
+
+def compiled() -> nn.Module:
+    return torch.compile(convs(2, 8, 1))  # type: ignore[return-value]
+
+
+def compiled_in_place() -> nn.Module:
+    net = convs(2, 8, 1)
+    net.compile()
+    return net
+
+
+def hooked() -> nn.Module:
+    """Doubled by one hook, and halved again by another."""
+    net = convs(2, 8, 1)
+    net[0].register_forward_hook(lambda _module, _args, out: 2 * out)
+    net[1].register_forward_pre_hook(lambda _, args: (args[0] / 2,))
+    return net
+
+
+def tied() -> nn.Module:
+    net = convs(2, 8, 8, 8, 6, 1)
+    net[2].weight = net[1].weight
+    return net
+
+
+def frozen() -> nn.Module:
+    """In train mode, with a frozen first layer and statistics that stay."""
+    net = nn.Sequential(nn.Conv1d(2, 8, 1), nn.BatchNorm1d(8), nn.Conv1d(8, 1, 1)).train()
+    net[0].requires_grad_(False)
+    net[1].eval()
+    return net
+
+
+def buffered() -> nn.Module:
+    net = convs(2, 8, 1)
+    net.register_buffer("steps", torch.tensor(3))
+    return net
+
+
+# Network -> the decisions in it.
+TAKEN: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
+    "compiled": (compiled, ["0.channels"]),
+    "compiled in place": (compiled_in_place, ["0.channels"]),
+    "a part is compiled": (
+        lambda: nn.Sequential(torch.compile(convs(2, 8, 8)), nn.Conv1d(8, 1, 1)),
+        ["0.0.channels", "0.1.channels"],
+    ),
+    "hooks": (hooked, ["0.channels"]),
+    "tied weights": (tied, ["3.channels"]),
+    "frozen parts in train mode": (frozen, ["0.channels"]),
+    "a buffer that counts": (buffered, ["0.channels"]),
+    "in double precision": (lambda: convs(2, 8, 1).double(), ["0.channels"]),
+    "spectral norm": (
+        lambda: nn.Sequential(*convs(2, 8, 6), spectral_norm(nn.Conv1d(6, 8, 1)), *convs(8, 8, 1)),
+        ["0.channels", "3.channels"],
+    ),
+    "pruned by masks": (
+        lambda: nn.Sequential(
+            *convs(2, 8, 6), l1_unstructured(nn.Conv1d(6, 8, 1), "weight", 0.5), *convs(8, 8, 1)
+        ),
+        ["0.channels", "3.channels"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_what_is_special_about_a_network_is_kept(name: str) -> None:
+    make, expected = TAKEN[name]
+    net = make()
+    own = getattr(net, "_orig_mod", net)
+    supernet = searchable(net, (2, 5))
+    assert [path for path, _ in nas.decisions(supernet)] == expected
+    for _, decision in nas.decisions(supernet):
+        decision.choose(decision.options[-1])
+    network = nas.discretize(supernet)
+    names = [key.replace("_orig_mod.", "") for key in own.state_dict()]
+    assert list(network.state_dict()) == names
+    modes = [m.training for m in own.modules() if "_orig_mod" not in m._modules]
+    assert [m.training for m in network.modules()] == modes
+    parameters = list(own.parameters())
+    assert [x.requires_grad for x in network.parameters()] == [x.requires_grad for x in parameters]
+    assert len(list(network.parameters())) == len(parameters)  # tied ones are one
+    x = torch.randn(2, 2, 5, dtype=parameters[0].dtype)
+    if "compiled" not in name:  # which takes seconds
+        torch.testing.assert_close(network.eval()(x), net.eval()(x))
+    nas.free(supernet)
+    nas.sample_path(supernet)
+    smaller = nas.discretize(supernet).eval()
+    torch.testing.assert_close(smaller(x), supernet.eval()(x))
+
+
+def test_weights_that_are_computed_before_each_call_stay_and_are_said_to() -> None:
+    net = TAKEN["spectral norm"][0]()
+    rows = {row.layers[0]: row for row in converted(net, (2, 5)).rows}
+    assert str(rows["1"].why).startswith("its weight is computed before each call")
+
+
+def test_an_excluded_part_may_depend_on_the_values_of_data() -> None:
+    """It stays whole, with what it reads and makes, whichever way it goes."""
+    net = nn.Sequential(*convs(2, 8, 8), nn.Sequential(Branch()), *convs(8, 6, 1)).eval()
+    rows = converted(net, (2, 5), Rules(exclude=["2"])).rows
+    assert [row.decision for row in rows if row.decision] == ["0.channels", "3.channels"]
+    whys = {name: row.why for row in rows for name in row.layers}
+    assert whys["1"] == whys["2.0.second"]
+    assert str(whys["1"]).startswith("2 depends on the values of data (test_own_networks.py:")
+    supernet = searchable(net, (2, 5), Rules(exclude=["2.0"]))
+    for _, decision in nas.decisions(supernet):
+        decision.choose(decision.options[0])
+    network, ways = nas.discretize(supernet).eval(), []
+    network[2][0].second.register_forward_hook(lambda *_: ways.append("second"))
+    for bias in (-50.0, 50.0):
+        network[2][0].first.bias.data.fill_(bias)
+        assert network(torch.randn(1, 2, 5)).shape == (1, 1, 5)
+    assert ways == ["second"]
+
+
+CHECKPOINTS = {
+    "DataParallel": lambda name: f"module.{name}",
+    "torch.compile": lambda name: f"_orig_mod.{name}",
+    "a compiled part": lambda name: name.replace("1.", "1._orig_mod."),
+    "both": lambda name: f"module._orig_mod.{name}",
+}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_checkpoints_of_wrapped_networks_are_read(name, tmp_path) -> None:
+    trained, net = convs(2, 8, 1), convs(2, 8, 1)
+    state = {CHECKPOINTS[name](key): x for key, x in trained.state_dict().items()}
+    torch.save(state, tmp_path / "net.pt")
+    load(net, tmp_path / "net.pt")
+    assert torch.equal(net[1].weight, trained[1].weight)
+    torch.save({**state, "module.other": torch.zeros(1)}, tmp_path / "net.pt")
+    with pytest.raises(nas.UserError, match="the network has no other"):
+        load(net, tmp_path / "net.pt")
+
+
+class Dense(nn.Module):
+    """A layer that adds channels to its input, as those of DenseNets do."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({"conv_1": nn.Conv1d(channels, 8, 1)})
+        self.layers["norm_1"] = nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = x
+        for layer in self.layers.values():
+            made = layer(made)
+        return torch.cat([x, made], 1)
+
+
+def test_keys_of_nested_and_concatenated_layers_are_kept() -> None:
+    net = nn.Sequential()
+    net.add_module("features", nn.Sequential())
+    net.features.add_module("conv0", nn.Conv1d(2, 8, 1))
+    net.features.add_module("denseblock1", nn.Sequential(Dense(8), Dense(16)))
+    net.add_module("classifier", nn.Conv1d(24, 1, 1))
+    net.eval()
+    supernet = searchable(net, (2, 5))
+    nas.sample_path(supernet)
+    network = nas.discretize(supernet)
+    assert list(network.state_dict()) == list(net.state_dict())
+    other = nas.discretize(searchable(net, (2, 5)), nas.arch_of(supernet, "Sequential"))
+    other.load_state_dict(network.state_dict())
+    x = torch.randn(1, 2, 5)
+    torch.testing.assert_close(other.eval()(x), supernet.eval()(x))
+
+
+TOO_LARGE = {
+    r"kernels\.sizes=\[7\]: 0 has a kernel of 5, so that 7 is too large: at most 5": {
+        "kernels": {"include": ["0"], "sizes": [7]}
+    },
+    r"kernels\.dilations=\[2, 5\]: 0 has a kernel of 5, so that 5 is too large: at most 4": {
+        "kernels": {"include": ["0"], "dilations": [2, 5]}
+    },
+    r"resolution\.sizes=\[4, 9\]: 9 is larger than the input's 8": {
+        "resolution": {"sizes": [4, 9]}
+    },
+}
+
+
+@pytest.mark.parametrize("said", TOO_LARGE)
+def test_sizes_too_large_for_what_a_rule_names_are_refused(said: str) -> None:
+    net = nn.Sequential(nn.Conv1d(2, 8, 5, padding=2), nn.Conv1d(8, 1, 3, padding=1))
+    with pytest.raises(nas.UserError, match=said):
+        searchable(net, (2, 8), Rules(**TOO_LARGE[said]))  # type: ignore[arg-type]
+
+
+def test_candidates_that_do_not_fit_a_layer_that_a_rule_names_are_said() -> None:
+    net = nn.Sequential(nn.Conv1d(4, 8, 5, padding=2), nn.Conv1d(8, 1, 1))
+    asked = {"include": ["0"], "candidates": ["low_rank_2", "grouped_3"]}
+    rows = converted(net, (4, 8), Rules(operations=asked)).rows
+    whys = [row.why for row in rows if row.kind == "operation" and row.why]
+    assert whys == ["grouped_3 would have no fewer weights"]
