@@ -19,6 +19,7 @@ from nas.config.calls import called
 from nas.cost.dry_run import inputs_of
 from nas.diagnostics import Attempts
 from nas.discretization import discretize
+from nas.epochs import by_epochs
 from nas.errors import InterruptedRunError, UserError
 from nas.export import load_supernet, onnx, state_bytes
 from nas.export.loading import check_checkpoint
@@ -95,7 +96,7 @@ class TrainingStage:
         with interruptible():
             trainer.fit(
                 module,
-                loaders,
+                by_epochs(trainer, module, loaders),
                 self.problem.data.val_dataloader() if validate else None,
                 ckpt_path=saved,
                 weights_only=True,

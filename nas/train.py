@@ -4,105 +4,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from math import cos, pi
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
-import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from nas.config.schema import Count, NonNegative, Positive, Seed, Share, checked
 from nas.diagnostics import captured
+from nas.epochs import Trained
 from nas.errors import InterruptedRunError
 from nas.inputs import Inputs, run
-from nas.objective import wide
-from nas.ranks import rank_and_ranks
 from nas.tasks import Task, check_finite
 from nas.tasks.classification import Classification
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Batch = tuple[Inputs, Tensor]
-# Options to log what is known of a whole epoch; it is the same on all ranks.
-ONCE: Any = {
-    "on_step": False, "on_epoch": True, "logger": False, "sync_dist": True, "batch_size": 1
-}  # fmt: skip
-
-
-class Scores(nn.Module):
-    """The loss and the metrics of a task over the samples of an epoch; none is read in a step."""
-
-    def __init__(self, task: Task) -> None:
-        super().__init__()
-        self.metrics = task.metrics()
-        self.total: Tensor | None = None  # sum of the loss over samples
-        self.samples = 0
-
-    def add(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
-        """Take a batch; `loss` is the mean over it."""
-        found = loss.detach() * len(targets)
-        self.total = found if self.total is None else self.total + found
-        self.samples += len(targets)
-        self.metrics.update(outputs.detach(), targets)
-
-    def taken(self) -> dict[str, Tensor]:
-        """Means over the samples of all ranks since the last call; {} where there were none."""
-        if self.total is None:
-            return {}
-        total = wide(self.total)
-        sums = torch.stack([total, total.new_tensor(self.samples)])
-        if rank_and_ranks()[1] > 1:
-            dist.all_reduce(sums)
-        total, samples = sums.unbind()
-        found: dict[str, Tensor] = {"loss": total / samples, **self.metrics.compute()}
-        self.total, self.samples = None, 0
-        self.metrics.reset()
-        return found
-
-
-class Scored(pl.LightningModule):
-    """A module whose scores are logged once an epoch: ``<split>_loss`` and ``<split>_<metric>``.
-
-    Attributes:
-        scores: of each split, set by `score_by`.
-        hidden: splits that no progress bar shows.
-    """
-
-    hidden: ClassVar[Sequence[str]] = ("test",)
-
-    def score_by(self, task: Task, splits: Sequence[str]) -> None:
-        """Make the scores of these splits."""
-        # The names of splits alone may be those of methods, such as `train`.
-        self.scores = nn.ModuleDict({f"{split}_scores": Scores(task) for split in splits})
-
-    def score(self, split: str, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
-        """Take a batch of a split; `loss` is the mean over it."""
-        cast(Scores, self.scores[f"{split}_scores"]).add(loss, outputs, targets)
-
-    def log_scores(self) -> None:
-        """Log the scores of every split of which there were batches."""
-        for key, scores in self.scores.items():
-            split = key.removesuffix("_scores")
-            found = {f"{split}_{n}": value for n, value in cast(Scores, scores).taken().items()}
-            self.log_dict(found, prog_bar=split not in self.hidden, **ONCE)
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log before callbacks hear that the epoch has ended, as they may read the scores."""
-        if self.trainer.is_last_batch:
-            self.log_scores()
-
-    def on_train_epoch_end(self) -> None:
-        """Log what a trainer that stops inside an epoch has left."""
-        self.log_scores()
-
-    def on_validation_epoch_end(self) -> None:
-        """Log."""
-        self.log_scores()
-
-    def on_test_epoch_end(self) -> None:
-        """Log."""
-        self.log_scores()
 
 
 def strategy_of(strategy: object, devices: object) -> dict[str, object]:
@@ -170,7 +88,7 @@ def warmup_cosine(warmup: float, total: int, floor: float = 0.0) -> Callable[[in
 
 
 @checked("finetune")
-class Training(Scored):
+class Training(Trained):
     """Supervised training of one network by the loss of a task.
 
     With a teacher, whose outputs z of a batch are fixed, the loss of outputs y for targets t is
@@ -225,7 +143,7 @@ class Training(Scored):
     def configure_optimizers(self) -> Any:
         trained = [p for p in self.network.parameters() if p.requires_grad]
         optimizer = self.optimizer_factory(trained)
-        steps = max(1, int(self.trainer.estimated_stepping_batches) // self.epochs)
+        steps = self.steps_of(self.epochs)
         schedule = warmup_cosine(self.warmup_epochs * steps, self.epochs * steps)
         scheduler: LRScheduler = LambdaLR(optimizer, schedule)
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
@@ -238,7 +156,8 @@ class Training(Scored):
         # Dropout must differ between ranks.
         torch.manual_seed(self.seed + self.current_epoch + 1000 * self.global_rank)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def step(self, batch: Batch, index: int) -> Tensor:
+        """See `Trained`."""
         x, labels = batch
         logits = self(x)
         loss = self.task.loss(logits, labels, self.label_smoothing)
@@ -249,6 +168,15 @@ class Training(Scored):
             loss = (1 - self.teacher_weight) * loss + self.teacher_weight * learned
         self.score("train", loss, logits, labels)
         return check_finite(loss, self.current_epoch)
+
+    def descend(self, loss: Tensor) -> None:
+        """See `Trained`: what Lightning does with the loss of a batch."""
+        (optimizer,), schedule = self.moving(), cast(Any, self.lr_schedulers())
+        optimizer.zero_grad()
+        self.back(loss)
+        self.configure_gradient_clipping(optimizer)
+        optimizer.step()
+        schedule.step()
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         if self.clip:

@@ -15,11 +15,12 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from nas.artifacts.files import write_atomic
 from nas.decision import apply, free
 from nas.discretization import arch_of
+from nas.epochs import ONCE, Scores, Trained
 from nas.inputs import Inputs, moved, run
 from nas.progress import current
 from nas.recalibrate import batch_statistics
 from nas.supernet.speed import check, compiled, fastest, prepare, step
-from nas.train import ONCE, Scores, frozen
+from nas.train import frozen
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -115,18 +116,10 @@ class ShowEpochs(pl.Callback):
     """Tells the run's progress how far a training is, and the metrics of each epoch."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        current().reach(trainer.current_epoch / (trainer.max_epochs or 1), before=True)
-
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        epoch = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
-        current().reach(epoch / (trainer.max_epochs or 1))
+        epochs = trainer.max_epochs or 1
+        current().reach(trainer.current_epoch / epochs, before=True)
+        if isinstance(pl_module, Trained):
+            pl_module.tell = lambda done: current().reach(done / epochs)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         current().step = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"

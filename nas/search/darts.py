@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
-from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from nas.epochs import plain
 from nas.errors import UserError
 from nas.ranks import averaged
 from nas.recalibrate import kept_statistics
@@ -28,14 +28,14 @@ class BilevelSearch(DifferentiableSearch):
     def loaders(self, data: Any) -> dict[str, Any]:
         return {"train": data.weight_loader(), "val": data.alpha_loader()}
 
-    def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
+    def step(self, batch: dict[str, Batch], index: int) -> None:
         if not self.warming_up:
             self.step_alphas(batch)
         self.step_weights(batch["train"])
 
     def step_alphas(self, batch: dict[str, Batch]) -> None:
         """Move the alphas on the validation batch; weights stay."""
-        _, alpha_optimizer = cast(list[LightningOptimizer], self.optimizers())
+        _, alpha_optimizer = self.moving()
         with frozen(self.parameters_of.weights):
             self._descend(alpha_optimizer, lambda: self.val_loss(batch))
 
@@ -50,17 +50,17 @@ class SingleLevelSearch(DifferentiableSearch):
     def loaders(self, data: Any) -> dict[str, Any]:
         return {"train": data.weight_loader()}
 
-    def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
+    def step(self, batch: dict[str, Batch], index: int) -> None:
         if self.warming_up:
             self.step_weights(batch["train"])
             return
-        moving = cast(list[LightningOptimizer], self.optimizers())[int(self.freeze_weights) :]
+        moving = self.moving()[int(self.freeze_weights) :]
         self.draw()
         for optimizer in moving:
             optimizer.zero_grad()
         with frozen(self.parameters_of.weights if self.freeze_weights else []):
             loss = self.alpha_loss(self.task_loss(batch["train"], "train"))
-            self.manual_backward(check_finite(loss, self.current_epoch))
+            self.back(check_finite(loss, self.current_epoch))
         for optimizer in moving:
             self._clip(optimizer)
             optimizer.step()
@@ -103,13 +103,13 @@ class SecondOrderSearch(BilevelSearch):
         return optimizers, schedules
 
     def step_alphas(self, batch: dict[str, Batch]) -> None:
-        weight_optimizer, alpha_optimizer = cast(list[LightningOptimizer], self.optimizers())
+        weight_optimizer, alpha_optimizer = self.moving()
         self.draw()  # the same paths in all of the passes
         with kept_statistics(self.supernet):  # at weights that it never has
             gradients = unrolled_gradient(
                 lambda: self.unlogged_loss(batch["train"]),
                 lambda: check_finite(self.val_loss(batch), self.current_epoch),
-                weight_optimizer.optimizer,
+                plain(weight_optimizer),
                 self.parameters_of.alphas,
             )
         for alpha, gradient in zip(self.parameters_of.alphas, gradients, strict=True):

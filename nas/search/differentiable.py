@@ -6,14 +6,15 @@ from math import ceil
 from typing import Any, ClassVar, Literal, TypedDict, cast
 
 import torch
-from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from nas.arch import Arch
 from nas.config.schema import Count, NonNegative, Seed, Share, Whole, checked
 from nas.cost.expected import Expected
 from nas.decision import decisions, free, resample, split_parameters
+from nas.epochs import Trained, plain
 from nas.errors import UserError
 from nas.inputs import run, zeros
 from nas.objective import Objective
@@ -40,7 +41,6 @@ from nas.tasks.classification import Classification
 from nas.train import (
     Batch,
     OptimizerFactory,
-    Scored,
     frozen,
     warmup_cosine,
 )
@@ -50,7 +50,7 @@ UPDATES = 20  # of the objective's strengths in a search, at least
 
 
 @checked("search")
-class DifferentiableSearch(Scored):
+class DifferentiableSearch(Trained):
     """Base of the differentiable searches: phases, optimizers, schedules, logging.
 
     The first `warmup_epochs` train weights alone, on sampled paths, so that no candidate is judged
@@ -58,7 +58,7 @@ class DifferentiableSearch(Scored):
     they are frozen. The rate of the weights ends with their training.
 
     The objective adapts its strengths once an epoch, and more often in a search of few epochs.
-    A subclass says which loaders it reads, and defines `training_step`.
+    A subclass says which loaders it reads, and defines `step`.
 
     Args:
         supernet: a model that holds decisions.
@@ -213,24 +213,25 @@ class DifferentiableSearch(Scored):
         if not self.warming_up:
             free(self.supernet)
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def before_step(self, index: int) -> None:
+        """Set what changes over the search."""
         # By step, so that a search of a single alpha epoch anneals too.
-        self.done = max(0.0, self.progress(batch_idx))
+        self.done = max(0.0, self.progress(index))
         tau = self.temperature(self.done)
         for _, decision in decisions(self.supernet):
             decision.tau.fill_(tau)
         for skip in self.skips:
             skip.advance(self.done)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        super().on_train_batch_end(outputs, batch, batch_idx)
+    def after_step(self, index: int) -> None:
+        """Let the objective adapt, several times in an epoch where there are few."""
         if self.warming_up:
             return
         often = ceil(UPDATES / (self.epochs - self.warmup_epochs))  # updates in this epoch
-        batches = self.trainer.num_training_batches
-        if (batch_idx + 1) * often // batches > batch_idx * often // batches:
+        batches = self.steps
+        if (index + 1) * often // batches > index * often // batches:
             with torch.no_grad():
-                self.objective.update(self.noise_free_costs(), self.progress(batch_idx + 1))
+                self.objective.update(self.noise_free_costs(), self.progress(index + 1))
 
     def on_train_epoch_end(self) -> None:
         super().on_train_epoch_end()
@@ -240,9 +241,7 @@ class DifferentiableSearch(Scored):
 
     def progress(self, batches: int) -> float:
         """The share of the steps in which alphas move, done after `batches` of this epoch."""
-        epoch = (
-            self.current_epoch - self.warmup_epochs + batches / self.trainer.num_training_batches
-        )
+        epoch = self.current_epoch - self.warmup_epochs + batches / self.steps
         return epoch / (self.epochs - self.warmup_epochs)
 
     def noise_free_costs(self) -> dict[str, Tensor]:
@@ -256,14 +255,14 @@ class DifferentiableSearch(Scored):
 
     def step_weights(self, batch: Batch) -> None:
         """Train the weights on one batch, unless they are frozen by now; alphas stay."""
-        optimizer, _ = cast(list[LightningOptimizer], self.optimizers())
+        optimizer, _ = self.moving()
         with frozen(self.parameters_of.alphas):
             if self.warming_up:
                 self._warm_up(optimizer, batch)
             elif not self.freeze_weights:
                 self._descend(optimizer, lambda: self._weight_loss(batch))
 
-    def _warm_up(self, optimizer: LightningOptimizer, batch: Batch) -> None:
+    def _warm_up(self, optimizer: Optimizer, batch: Batch) -> None:
         x, labels = batch
         optimizer.zero_grad()
         self.path_sampling.add_gradients(
@@ -273,7 +272,7 @@ class DifferentiableSearch(Scored):
         optimizer.step()
 
     def _backward(self, loss: Tensor) -> None:
-        self.manual_backward(check_finite(loss, self.current_epoch))
+        self.back(check_finite(loss, self.current_epoch))
 
     def _weight_loss(self, batch: Batch) -> Tensor:
         """The task loss, at perturbed alphas if there is a perturbation."""
@@ -291,16 +290,16 @@ class DifferentiableSearch(Scored):
             )
         return averaged(slopes)
 
-    def _descend(self, optimizer: LightningOptimizer, loss: Callable[[], Tensor]) -> None:
+    def _descend(self, optimizer: Optimizer, loss: Callable[[], Tensor]) -> None:
         self.draw()
         optimizer.zero_grad()
         self._backward(loss())
         self._clip(optimizer)
         optimizer.step()
 
-    def _clip(self, optimizer: LightningOptimizer) -> None:
-        if self.clip and optimizer is cast(list[LightningOptimizer], self.optimizers())[0]:
-            self.clip_gradients(optimizer.optimizer, self.clip, "norm")
+    def _clip(self, optimizer: Optimizer) -> None:
+        if self.clip and optimizer is self.moving()[0]:
+            self.clip_gradients(plain(optimizer), self.clip, "norm")
 
     def task_loss(self, batch: Batch, split: str) -> Tensor:
         """The task loss ``()`` of a batch, logged for `split`."""

@@ -13,6 +13,7 @@ from nas.arch import Arch
 from nas.config.calls import called
 from nas.config.schema import Count, Whole, checked
 from nas.discretization import discretize
+from nas.epochs import by_epochs
 from nas.errors import InterruptedRunError
 from nas.inputs import Inputs, device_of, moved, zeros
 from nas.problem import SearchProblem
@@ -183,6 +184,7 @@ def fit(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*but have no `val_dataloader`.*")
         with interruptible():
+            loaders = by_epochs(trainer, module, loaders)
             trainer.fit(module, loaders, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:
         raise InterruptedRunError("interrupted")

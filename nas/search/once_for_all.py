@@ -221,7 +221,7 @@ class OnceForAll(OneShot):
             {"params": [p for p in own if p.ndim <= 1], "weight_decay": 0.0},
         ]
         optimizer = self.optimizer_factory(groups)  # type: ignore[arg-type]
-        steps = max(1, int(self.trainer.estimated_stepping_batches) // self.epochs)
+        steps = self.steps_of(self.epochs)
         return [optimizer], [LambdaLR(optimizer, self._rate(steps))]
 
     def _rate(self, steps: int) -> Callable[[int], float]:
@@ -259,9 +259,9 @@ class OnceForAll(OneShot):
         network = discretize(self.supernet, Arch(name, self.shrinking.largest))
         return network.requires_grad_(False).train()
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
+    def step(self, batch: Batch, index: int) -> None:
         self.shrinking.taught = None
         if self.shrinking.phase.open and self.teacher is not None:
             with torch.no_grad():
                 self.shrinking.taught = self.teacher(batch[0])
-        super().training_step(batch, batch_idx)
+        super().step(batch, index)

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -13,6 +12,7 @@ from nas.config.calls import called
 from nas.config.schema import Count, NonNegative, Seed, Share, checked
 from nas.cost.expected import Expected
 from nas.decision import free, split_parameters
+from nas.epochs import Trained, plain
 from nas.inputs import zeros
 from nas.problem import SearchProblem
 from nas.progress import Part, current
@@ -26,14 +26,13 @@ from nas.tasks.classification import Classification
 from nas.train import (
     Batch,
     OptimizerFactory,
-    Scored,
     frozen,
     warmup_cosine,
 )
 
 
 @checked("search")
-class OneShot(Scored):
+class OneShot(Trained):
     """Train the weights of a supernet on sampled paths; alphas stay as they are, equal.
 
     One optimizer step on one batch adds up the gradients of several paths. What no path of a step
@@ -76,6 +75,7 @@ class OneShot(Scored):
         check_searchable(supernet)
         self.automatic_optimization = False
         self.supernet, self.optimizer_factory = supernet, optimizer
+        self.alphas = split_parameters(supernet).alphas
         self.epochs, self.warmup_epochs = epochs, warmup_epochs
         self.clip, self.label_smoothing, self.seed = clip, label_smoothing, seed
         # Not the global generator: under data parallel training every rank must draw alike here
@@ -126,7 +126,7 @@ class OneShot(Scored):
     def configure_optimizers(self) -> Any:
         weights = split_parameters(self.supernet).weights
         optimizer = self.optimizer_factory([p for p in weights if p.requires_grad])
-        steps = max(1, int(self.trainer.estimated_stepping_batches) // self.epochs)
+        steps = self.steps_of(self.epochs)
         schedule = warmup_cosine(self.warmup_epochs * steps, self.epochs * steps)
         return [optimizer], [LambdaLR(optimizer, schedule)]
 
@@ -135,21 +135,22 @@ class OneShot(Scored):
         self.generator.manual_seed(self.seed + self.current_epoch)
         self.path_sampling.start_epoch()
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
+    def step(self, batch: Batch, index: int) -> None:
+        """See `Trained`."""
         x, labels = batch
-        optimizer = cast(LightningOptimizer, self.optimizers())
+        (optimizer,) = self.moving()
         optimizer.zero_grad()
         by_labels = self._loss(labels)
         # Nothing is learned of alphas here: without their gradient, paths run as they are.
-        with frozen(split_parameters(self.supernet).alphas):
+        with frozen(self.alphas):
             self.path_sampling.add_gradients(x, by_labels, self.generator, self._backward)
         if self.clip:
-            self.clip_gradients(optimizer.optimizer, self.clip, "norm")
+            self.clip_gradients(plain(optimizer), self.clip, "norm")
         optimizer.step()
         cast(Any, self.lr_schedulers()).step()
 
     def _backward(self, loss: Tensor) -> None:
-        self.manual_backward(check_finite(loss, self.current_epoch))
+        self.back(check_finite(loss, self.current_epoch))
 
     def _loss(self, labels: Tensor) -> Loss:
         def loss(logits: Tensor) -> Tensor:

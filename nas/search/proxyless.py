@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Unpack, cast
 
 import torch
-from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from nas.config.schema import Count, checked
 from nas.decision import decisions, free, split_parameters
@@ -18,8 +18,6 @@ from nas.supernet.proxyless import Draws, ExactPath, TwoPaths, draw_mixing, draw
 from nas.supernet.relax import softmax
 from nas.tasks import check_finite
 from nas.train import Batch, frozen
-
-Optimizer = torch.optim.Optimizer | LightningOptimizer
 
 
 def one_path_step(
@@ -74,7 +72,7 @@ class PathSearch(BilevelSearch):
                 module.relax, module.gumbel = softmax, False
 
     def on_train_start(self) -> None:
-        steps = (self.epochs - self.warmup_epochs) * self.trainer.num_training_batches
+        steps = (self.epochs - self.warmup_epochs) * self.steps
         if steps < self.alpha_every:
             raise UserError(
                 f"search.alpha_every={self.alpha_every} is more than the {steps} steps after "
@@ -84,13 +82,13 @@ class PathSearch(BilevelSearch):
     def draw(self) -> None:
         draw_path(self.supernet, self.generator)
 
-    def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
+    def step(self, batch: dict[str, Batch], index: int) -> None:
         self.step_weights(batch["train"])
         if self.warming_up:
             return
         epoch = self.current_epoch - self.warmup_epochs
         # Over epochs: some hold fewer steps than lie between two of these.
-        done = epoch * int(self.trainer.num_training_batches) + batch_idx + 1
+        done = epoch * self.steps + index + 1
         if done % self.alpha_every == 0:
             self.step_alphas(batch)
 
@@ -103,9 +101,9 @@ class PathSearch(BilevelSearch):
             decision.choose(decision.best())
 
     @property
-    def alpha_optimizer(self) -> LightningOptimizer:
+    def alpha_optimizer(self) -> Optimizer:
         """The optimizer of the alphas."""
-        return cast(list[LightningOptimizer], self.optimizers())[1]
+        return self.moving()[1]
 
 
 Backward = Callable[[Tensor], object]
@@ -208,4 +206,4 @@ class ProxylessSearch(PathSearch):
             task = self.task_loss(batch["val"], "alpha")
             return check_finite(self.alpha_loss(task), self.current_epoch)
 
-        step(self.supernet, loss, self.alpha_optimizer, self.generator, self.manual_backward)
+        step(self.supernet, loss, self.alpha_optimizer, self.generator, self.back)

@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from nas.config.schema import Count, checked
 from nas.decision import Decision, decisions
 from nas.inputs import run
 from nas.ranks import averaged
 from nas.search.differentiable import Options
-from nas.search.proxyless import Optimizer, PathSearch
+from nas.search.proxyless import PathSearch
 from nas.supernet.proxyless import draw_option
 from nas.tasks import check_finite
 from nas.train import Batch
@@ -155,7 +156,7 @@ class ReinforceSearch(PathSearch):
         optimizer = self.alpha_optimizer
         optimizer.zero_grad()
         loss = self._policy_loss(draws, *scores.unbind(1))
-        self.manual_backward(check_finite(loss, self.current_epoch))
+        self.back(check_finite(loss, self.current_epoch))
         optimizer.step()
 
     def _scores(self, batch: Batch) -> Tensor:

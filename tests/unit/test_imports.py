@@ -24,7 +24,7 @@ FLOORS = (
     "ops supernet quantization",
     "discretization spaces",
     "cost",
-    "lowering integer objective distinct selection recalibrate compress train problem",
+    "lowering integer objective distinct selection recalibrate compress epochs train problem",
     "search report latency export",
     "teacher result pipeline front estimate verbs launch",
     "extract export.command process finished api cli",
@@ -39,6 +39,7 @@ CONFINED = {
     "omegaconf": {"api", "config", "export.command", "extract", "launch", "verbs"},
     "pytorch_lightning": {
         "data",
+        "epochs",
         "train",
         "search",
         "problem",
@@ -69,7 +70,7 @@ OPTIONAL = {
 }
 # Loaded where a Trainer is made: whoever trains nothing does not wait for them.
 TRAINING = {"pytorch_lightning", "torchmetrics", "torchvision"}
-TRAINERS = {"train", "search", "result", "pipeline", "front", "estimate", "process"}
+TRAINERS = {"epochs", "train", "search", "result", "pipeline", "front", "estimate", "process"}
 HEAVY = {"torch", "torchvision", "pytorch_lightning", "sklearn", "matplotlib", "onnx"}
 
 
