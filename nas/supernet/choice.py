@@ -17,6 +17,7 @@ from nas.errors import UserError
 from nas.ops.blocks import FactorizedReduce
 from nas.supernet.candidates import Outputs, call, check, chosen, mixable, named
 from nas.supernet.inplace import guard
+from nas.supernet.last_norm import LastNorm
 from nas.supernet.relax import RELAXATIONS, Relaxation, RelaxedDecision, Schedule, one_path, softmax
 from nas.supernet.straight_through import (
     Outcomes,
@@ -81,6 +82,7 @@ class ChoiceBlock(RelaxedDecision):
         self.stand_in: StandIn | None = None  # see `Relaxing`
         self.auxiliary: nn.Module | None = None  # beside the candidates, and never in a network
         self.reader = Reader()
+        self.norms: dict[str, LastNorm] = {}  # by option
 
     def active_if(self) -> Mapping[Option, nn.Module]:
         return {option: self.candidates[str(option)] for option in self.options}
@@ -100,9 +102,15 @@ class ChoiceBlock(RelaxedDecision):
             total = self.run_one(theta, running[0], others, args, kwargs)
         else:
             total = self._mixed(theta, running, args, kwargs)
-        if self.auxiliary is not None and not self.unrolled and int(self.open.sum()) > 1:
+        if self.auxiliary is not None and self._searched():
             total = total + self.auxiliary(*args, **kwargs)
         return total
+
+    def _searched(self) -> bool:
+        """Whether several options are open, and this is no trace."""
+        if self.unrolled:
+            return False
+        return torch.compiler.is_compiling() or int(self.open.sum()) > 1
 
     def run_one(
         self, theta: Tensor, index: int, others: Sequence[int], args: Any, kwargs: Any
@@ -115,7 +123,14 @@ class ChoiceBlock(RelaxedDecision):
             return self._run(index, args, kwargs)
         inputs, weight = (args, kwargs), theta[index]
         scaled = self._scaled(index)
-        out = self._run(index, args, kwargs, weight if scaled else None)
+        if scaled:
+            out = self._run(index, args, kwargs, weight)
+        else:
+            name = str(self.options[index])
+            norm = self.norms.setdefault(name, LastNorm())
+            out, scaled = norm.run(
+                self.candidates[name], weight, lambda: self._run(index, args, kwargs)
+            )
         outputs = Outputs(str(self.options[index]), out, inputs)
         tensors = outputs.tensors()
         if not tensors:

@@ -179,7 +179,9 @@ def users_op(draw: Any) -> nn.Module:
         return Own(
             kernel, draw(st.sampled_from(["norm", "relu", "silu", "drop"])), draw(st.booleans())
         )
-    rest = draw(st.sampled_from(["", "relu", "norm", "gelu", "pool"]))
+    rest = draw(st.sampled_from(["", "relu", "norm", "gelu", "pool", "darts"]))
+    if rest == "darts":
+        return nn.Sequential(nn.ReLU(), conv, nn.BatchNorm2d(8))
     layers = {"relu": nn.ReLU, "norm": lambda: nn.BatchNorm2d(8), "gelu": nn.GELU}
     layers["pool"] = lambda: nn.AvgPool2d(3, 1, 1)
     return nn.Sequential(conv, layers[rest]()) if rest else conv
@@ -199,6 +201,65 @@ def test_a_hard_path_over_any_modules_keeps_what_its_plain_network_keeps(data, r
         chosen = [block.candidates[block.options[int(block.theta.argmax())]] for block in blocks]
         plain = nn.Sequential(*chosen, supernet[-1])
         assert saved_bytes(supernet, x) <= BYTES * saved_bytes(plain, x)
+
+
+def relu_conv_norm() -> nn.Module:
+    return nn.Sequential(nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_an_output_that_no_reader_keeps_is_not_kept_for_theta_either(amp):
+    torch.manual_seed(0)
+    blocks = [ChoiceBlock([relu_conv_norm() for _ in range(3)], one_path) for _ in range(4)]
+    net, x = nn.Sequential(*blocks, nn.ReLU(), nn.Conv2d(8, 2, 1)), torch.randn(8, 8, 12, 12)
+    plain = nn.Sequential(*(block.candidates[block.options[0]] for block in blocks), *net[4:])
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        saved_bytes(net, x)  # where it is seen that each candidate ends in a norm
+        assert saved_bytes(net, x) <= BYTES * saved_bytes(plain, x)
+
+
+class Twice(nn.Module):
+    """Uses its norm in the middle as well, or once in a while does not end in it."""
+
+    def __init__(self, ends: bool) -> None:
+        super().__init__()
+        self.norm, self.conv, self.ends = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), ends
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        if self.ends:
+            return self.norm(self.conv(self.norm(x)))
+        y: Tensor = self.norm(self.conv(x))
+        return y if self.passes < 3 else 2.0 * y
+
+
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("relax", HARD)
+@pytest.mark.parametrize("make", [relu_conv_norm, lambda: Twice(True), lambda: Twice(False)])
+def test_theta_has_the_gradient_of_its_output_whatever_a_candidate_ends_in(make, relax, amp):
+    torch.manual_seed(0)
+    block = ChoiceBlock([make(), nn.Conv2d(8, 8, 1)], relax)
+    for op in block.candidates.values():
+        for norm in (m for m in op.modules() if isinstance(m, nn.BatchNorm2d)):
+            nn.init.normal_(norm.weight)
+            nn.init.normal_(norm.bias)
+    x, cotangent = torch.randn(4, 8, 6, 6), torch.randn(4, 8, 6, 6)
+    for _ in range(4):
+        block.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            theta = block.theta
+            theta.retain_grad()
+            y = block.run_one(theta, 0, (), (x,), {})
+        y.backward(cotangent.to(y.dtype))
+        assert theta.grad is not None
+        expected = (y.detach().double() * cotangent).sum()
+        close = {"rtol": 2e-2, "atol": 0.5} if amp else {"rtol": 1e-4, "atol": 1e-3}
+        assert_close(theta.grad[0].double(), expected, **close)
+        op = block.candidates[block.options[0]]
+        weight = op.norm.weight if isinstance(op, Twice) else op[-1].weight
+        assert isinstance(weight, nn.Parameter)
+        assert weight.grad is not None
 
 
 def test_a_skip_keeps_nothing_once_its_reader_is_known():
