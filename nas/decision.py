@@ -104,9 +104,12 @@ class Decision(Searchable):
     @property
     def logits(self) -> Tensor:
         """``(alpha + noise) / tau`` in float32, -inf where an option is closed."""
+        return (self.drawn() / self.tau).masked_fill(~self.open, -torch.inf)
+
+    def drawn(self) -> Tensor:
+        """``alpha + noise`` in float32 ``(K,)``, which `tau` divides."""
         # Under autocast the rest may be half precision; a softmax of alphas may not.
-        scaled = (self.alpha.float() + self.noise) / self.tau
-        return scaled.masked_fill(~self.open, -torch.inf)
+        return self.alpha.float() + self.noise
 
     @property
     def theta(self) -> Tensor:

@@ -12,6 +12,7 @@ searching, and the pair of the largest op probabilities is kept (DARTS).
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from math import nan
 
 import torch
 from torch import Tensor, nn
@@ -123,7 +124,9 @@ class Node(RelaxedDecision):
             outputs = [pair(states) for pair in self._pairs.values()]
             return torch.stack(outputs).sum(0)
         weights = self._weights()
-        values = weights.tolist()
+        # A compiled graph cannot look at values; it is used only where all edges run.
+        blind = torch.compiler.is_compiling()
+        values = [nan] * len(weights) if blind else weights.tolist()
         total: Tensor | None = None
         for value, weight, edge, x in zip(values, weights, self.edges, states, strict=True):
             if value == 0:
@@ -153,6 +156,6 @@ class Node(RelaxedDecision):
 
     def _weights(self) -> Tensor:
         """Of each edge ``(E,)``."""
-        if self.all_count and int(self.open.sum()) > 1:
+        if self.all_count and (torch.compiler.is_compiling() or int(self.open.sum()) > 1):
             return torch.ones_like(self.keeps[0])
         return self.theta @ self.keeps.to(self.theta)

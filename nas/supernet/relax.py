@@ -101,10 +101,17 @@ def dirichlet_noise(alpha: Tensor, generator: torch.Generator | None = None) -> 
 def log_dirichlet(alpha: Tensor, noise: Tensor) -> Tensor:
     """``log x`` ``(K,)`` of the draw in `noise`, or of the mean, differentiable in alpha."""
     c = concentration(alpha)
+    mean = (c / c.sum(-1, keepdim=True)).log()
+    if torch.compiler.is_compiling():  # one graph for both
+        is_drawn = noise.any()
+        drawn: Tensor = _Reparametrised.apply(
+            c, torch.where(is_drawn, noise.float(), mean.detach())
+        )
+        return torch.where(is_drawn, drawn, mean)
     # A draw sums to 1, so that its logarithms cannot all be 0. No values are known while tracing.
     if noise.is_meta or not bool(noise.any()):
-        return (c / c.sum(-1, keepdim=True)).log()
-    drawn: Tensor = _Reparametrised.apply(c, noise.float())
+        return mean
+    drawn = _Reparametrised.apply(c, noise.float())
     return drawn
 
 
@@ -205,12 +212,10 @@ class RelaxedDecision(Decision):
         self.dirichlet = False  # draw from Dir(elu(alpha) + 1); noise is then log of the draw
         self.mixing: Mixing | None = None  # see `nas.supernet.proxyless`
 
-    @property
-    def logits(self) -> Tensor:
-        if not self.dirichlet:
-            return super().logits
-        drawn = log_dirichlet(self.alpha.float(), self.noise) / self.tau
-        return drawn.masked_fill(~self.open, -torch.inf)
+    def drawn(self) -> Tensor:
+        if self.dirichlet:
+            return log_dirichlet(self.alpha.float(), self.noise)
+        return super().drawn()
 
     @property
     def theta(self) -> Tensor:

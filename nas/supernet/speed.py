@@ -29,7 +29,7 @@ from nas.decision import free
 from nas.errors import UserError
 from nas.inputs import Inputs, device_of, run
 from nas.ops.convolution import Conv2d
-from nas.supernet.choice import ChoiceBlock
+from nas.supernet.relax import RelaxedDecision
 
 SPEEDS = ("none", "kernels", "channels_last", "compile")
 # Compilation takes minutes, which a quick measurement cannot: it is for the user to ask for.
@@ -96,15 +96,20 @@ def _last(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
-def compiled(model: nn.Module, x: Inputs) -> Callable[..., Any]:
+def compiled(model: nn.Module, x: Inputs, backend: Any = "inductor") -> Callable[..., Any]:
     """Make `model` use a compiled graph for inputs of the shape of `x`.
 
     The graph is used in training where all candidates run. Sampled paths, evaluation and other
-    shapes go through `model` as it is.
+    shapes go through `model` as it is. It is one graph for each half of a step, whatever alphas,
+    noise and temperature are.
+
+    Args:
+        backend: of `torch.compile`.
     """
     eager: Callable[..., Any] = model._call_impl
-    graph = torch.compile(eager, dynamic=False)
-    shape, blocks = _shape((x,)), [m for m in model.modules() if isinstance(m, ChoiceBlock)]
+    graph = torch.compile(eager, dynamic=False, backend=backend)
+    shape = _shape((x,))
+    blocks = [m for m in model.modules() if isinstance(m, RelaxedDecision)]
 
     def call(*inputs: Any, **options: Any) -> Any:
         alike = _shape(options or inputs) == shape
@@ -120,9 +125,9 @@ def _shape(inputs: Any) -> list[Any]:
     return [x.shape for x in tree_leaves(inputs)]
 
 
-def _all_run(block: ChoiceBlock) -> bool:
+def _all_run(block: RelaxedDecision) -> bool:
     with torch.no_grad():
-        return getattr(block, "mixing", None) is None and bool((block.theta > 0).all())
+        return block.mixing is None and bool((block.theta > 0).all())
 
 
 def fastest(model: nn.Module, x: Inputs) -> tuple[str, dict[str, float]]:

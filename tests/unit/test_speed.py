@@ -2,17 +2,22 @@ import copy
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 
-from nas.decision import decisions
+from nas.config.compose import compose_config
+from nas.decision import decisions, resample, split_parameters
 from nas.discretization import discretize
 from nas.errors import UserError
 from nas.spaces.staged import StagedSpace
 from nas.supernet import speed
-from nas.supernet.choice import ChoiceBlock
+from nas.supernet.choice import AuxiliarySkip, ChoiceBlock, Relaxing
 from nas.supernet.elastic_ops import build_op as build
+from nas.supernet.relax import constant, linear_fade
 from nas.supernet.speed import MEASURED, compiled, fastest, prepare, prepare_network
+from nas.train import frozen
 
 from .forward import Forward
 
@@ -114,6 +119,50 @@ def test_the_compiled_graph_is_used_where_every_candidate_runs(monkeypatch):
     block(x)
     assert len(used) == 2
     assert copy.deepcopy(block)._compiled_call_impl is None
+
+
+COMPILED = {
+    "softmax": Relaxing("softmax", True, constant()),
+    "sigmoid": Relaxing("sigmoid", False, constant()),
+    "dirichlet": Relaxing("softmax", False, constant(), dirichlet=True),
+    "skip": Relaxing("softmax", True, constant(), skip=linear_fade()),
+}
+
+
+def cells():
+    """Nodes that choose their edges, and cells that share decisions."""
+    torch.manual_seed(0)
+    return instantiate(compose_config(["space=darts", "space.channels=4", "space.cells=1"]).space)(
+        input_shape=(3, 8, 8), num_outputs=5
+    )
+
+
+@pytest.mark.parametrize("kind", [*COMPILED, "cells"])
+def test_each_half_of_a_step_is_one_graph_whatever_changes(supernet, kind):
+    net = cells() if kind == "cells" else supernet
+    COMPILED.get(kind, COMPILED["softmax"])(net)
+    x, other, graphs = torch.randn(4, 3, 8, 8), copy.deepcopy(net), CompileCounter()
+    torch._dynamo.reset()
+    compiled(net, x, graphs)
+    for seed, draw in enumerate([False, True, True]):
+        found = []
+        for model in (net, other):
+            generator = torch.Generator().manual_seed(seed)
+            for decision in dict(decisions(model)).values():
+                decision.tau.fill_(1.0 + seed)
+                if not decision.derived:
+                    nn.init.normal_(decision.alpha, generator=generator)
+            for skip in (m for m in model.modules() if isinstance(m, AuxiliarySkip)):
+                skip.advance(seed / 3)
+            if draw:
+                resample(model, generator)
+            for half in split_parameters(model):
+                with frozen(half):
+                    found.append(trained(model, x))
+                    model.zero_grad()
+        ours, theirs = found[:2], found[2:]
+        assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert graphs.frame_count == 2
 
 
 @pytest.mark.slow
