@@ -179,9 +179,7 @@ def users_op(draw: Any) -> nn.Module:
         return Own(
             kernel, draw(st.sampled_from(["norm", "relu", "silu", "drop"])), draw(st.booleans())
         )
-    rest = draw(st.sampled_from(["", "relu", "norm", "gelu", "pool", "darts"]))
-    if rest == "darts":
-        return nn.Sequential(nn.ReLU(), conv, nn.BatchNorm2d(8))
+    rest = draw(st.sampled_from(["", "relu", "norm", "gelu", "pool"]))
     layers = {"relu": nn.ReLU, "norm": lambda: nn.BatchNorm2d(8), "gelu": nn.GELU}
     layers["pool"] = lambda: nn.AvgPool2d(3, 1, 1)
     return nn.Sequential(conv, layers[rest]()) if rest else conv
