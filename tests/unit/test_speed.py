@@ -1,21 +1,21 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
-from hydra.utils import instantiate
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 
-from nas.config.compose import compose_config
 from nas.decision import decisions, resample, split_parameters
 from nas.discretization import discretize
 from nas.errors import UserError
 from nas.spaces.staged import StagedSpace
 from nas.supernet import speed
 from nas.supernet.choice import AuxiliarySkip, ChoiceBlock, Relaxing
+from nas.supernet.edges import Node, StrongestEdges, pairs
 from nas.supernet.elastic_ops import build_op as build
-from nas.supernet.relax import constant, linear_fade
+from nas.supernet.relax import Shared, constant, linear_fade
 from nas.supernet.speed import MEASURED, compiled, fastest, prepare, prepare_network
 from nas.train import frozen
 
@@ -129,17 +129,26 @@ COMPILED = {
 }
 
 
-def cells():
-    """Nodes that choose their edges, and cells that share decisions."""
-    torch.manual_seed(0)
-    return instantiate(compose_config(["space=darts", "space.channels=4", "space.cells=1"]).space)(
-        input_shape=(3, 8, 8), num_outputs=5
-    )
+class OneNode(nn.Module):
+    """A node of a cell that chooses two of its edges, by alphas of its own or by theirs."""
+
+    def __init__(self, derived: bool) -> None:
+        super().__init__()
+        ops = [ChoiceBlock([nn.Conv2d(3, 3, 1), nn.Identity()]) for _ in range(3)]
+        self.lead = StrongestEdges(ops) if derived else Shared(pairs(3))
+        self.node = Node(ops, self.lead)
+
+    def forward(self, x):
+        return self.node([x, 2 * x, -x]).mean((2, 3))
 
 
-@pytest.mark.parametrize("kind", [*COMPILED, "cells"])
+NODES = {"node": partial(OneNode, False), "strongest edges": partial(OneNode, True)}
+
+
+@pytest.mark.parametrize("kind", [*COMPILED, *NODES])
 def test_each_half_of_a_step_is_one_graph_whatever_changes(supernet, kind):
-    net = cells() if kind == "cells" else supernet
+    torch.manual_seed(0)
+    net = NODES[kind]() if kind in NODES else supernet
     COMPILED.get(kind, COMPILED["softmax"])(net)
     x, other, graphs = torch.randn(4, 3, 8, 8), copy.deepcopy(net), CompileCounter()
     torch._dynamo.reset()
