@@ -49,7 +49,7 @@ def folded_bytes(network: nn.Module) -> int:
     return stored_bytes(fuse(graph, no_trace=True))
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(supernets())
 def test_size_of_every_architecture_is_what_torch_stores(net):
     traced = trace(net, net.input_shape)
@@ -94,7 +94,7 @@ def behind(kind: str, channels: Number) -> nn.Module:
     return searched if kind == "norm" else ChoiceBlock({"norm": searched, "none": nn.Identity()})
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(st.one_of(searched_channels(), elastic_nets(resolution=False)))
 def test_norms_behind_searched_channels_fold_as_in_the_extracted_network(net):
     traced = trace(net, net.input_shape)

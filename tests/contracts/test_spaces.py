@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -123,7 +124,7 @@ def test_costs_at_full_width_are_exact(whole):
     traced = trace(whole, whole.input_shape)
     assert dict(traced.options) == {name: len(d.options) for name, d in decisions(whole)}
     expected = {cost.name: ExpectedCost(whole, cost, traced) for cost in (Params(), MACs())}
-    for arch in covering(whole):
+    for arch in islice(covering(whole), 3):  # each is another option of every decision
         with torch.device("meta"):
             exact = counted(discretize(whole, arch))
         assert {name: cost.of(arch.choices) for name, cost in expected.items()} == exact

@@ -216,7 +216,7 @@ def test_sounds_are_searched_and_exported_as_samples(tmp_path: Path, monkeypatch
     front = f"space.front={{rate: {RATE}, window: [20, 40], hop: 20, mels: 10, high: 400}}"
     words = [
         "data=sound_folder", "data.root=sounds", f"data.rate={RATE}", "data.seconds=0.25", front,
-        "data.batch_size=8", "space.width=0.25", "threads=1", "onnx=true",
+        "data.batch_size=8", "space.width=0.25", "threads=1", "onnx=false",
         "search=fairnas", "search.epochs=1",
         "search.ranking.trials=3", "search.ranking.evaluate.calibration=16", "finetune.epochs=2",
         "front=1", "trainer.enable_progress_bar=false", "name=a",
