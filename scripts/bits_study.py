@@ -58,7 +58,7 @@ def main() -> None:
     for seed in range(given.seeds):
         study = Study(given.task, given.out / given.task / str(seed), given.root, seed)
         rows += study.rows()
-        print(table(rows), flush=True)
+        print(table(rows), agreement(given.out), sep="\n\n", flush=True)
 
 
 class Study:
@@ -246,6 +246,17 @@ def table(rows: list[dict[str, Any]]) -> str:
             texts.append(f"{mean(found):.2f} +- {error:.2f} %" if found else "")
         lines.append(f"| {way} | {size:,.0f} | {' | '.join(texts)} | {len(own)} |")
     return "\n".join(lines)
+
+
+def agreement(out: Path) -> str:
+    """How far integer graphs of all tasks are from their networks, in points of test accuracy."""
+    rows = [json.loads(path.read_text()) for path in out.glob("*/*/*.json")]
+    apart = [abs(row["test"] - row["integer"]) for row in rows if "integer" in row]
+    within = sum(points <= 0.1 for points in apart)
+    return (
+        f"{len(apart)} integer graphs: {within} within .1 points of the network, {mean(apart):.2f} "
+        f"apart in the mean, {max(apart):.2f} at most"
+    )
 
 
 def fashion(root: Path, seed: int) -> Parts:

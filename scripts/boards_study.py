@@ -1,10 +1,13 @@
 """Flash and RAM as predicted while searching against the linker map, and instructions in QEMU.
 
     python scripts/boards_study.py --out experiments/boards
+    python scripts/boards_study.py --host chain_tiny ds_cnn
 
 Draws networks of every space that has an integer form, writes each as C, cross-compiles it for
-every board, runs two samples in QEMU and writes sizes.csv. Weights are drawn: sizes do not depend
-on them. Needs arm-none-eabi-gcc and qemu-system-arm, see docs/boards.md.
+every board, runs two samples in QEMU and writes sizes.csv; prints it as the table of
+experiments/boards/README.md. Weights are drawn: sizes do not depend on them. Needs
+arm-none-eabi-gcc and qemu-system-arm, see docs/boards.md. With --host, times the C file on this
+machine beside the int8 files of onnxruntime and ExecuTorch.
 """
 
 import argparse
@@ -31,8 +34,11 @@ from nas.cost.trace import trace
 from nas.decision import decisions
 from nas.discretization import discretize
 from nas.errors import UserError
+from nas.export.check import latencies
+from nas.export.int8 import int8_onnx_bytes, int8_pte_bytes
 from nas.integer.boards import BOARDS, check_boards, on_board
 from nas.integer.compiled import FILES, CompiledModel, c_contents
+from nas.lowering import onnx_bytes, open_onnx, open_pte
 
 SHAPES = {
     "chain_tiny": (1, 28, 28),
@@ -49,6 +55,7 @@ SHAPES = {
     "nas_bench_201": (3, 16, 16),
 }
 EACH = 2  # networks of a space
+RUNTIMES = ("C int8", "ONNX Runtime int8", "ExecuTorch int8", "ONNX Runtime float32")
 COLUMNS = (
     *("space", "network", "board", "macs", "float32", "weights", "flash", "flash_map"),
     *("flash_over", "ram", "ram_map", "ram_over", "stack", "instructions", "equal"),
@@ -60,10 +67,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("experiments/boards"))
+    parser.add_argument("--host", action="store_true", help="time on this machine instead")
     parser.add_argument("spaces", nargs="*", default=list(SHAPES))
     given = parser.parse_args()
-    check_boards(BOARDS)
     torch.set_num_threads(1)
+    if given.host:
+        print(f"| network | {' | '.join(RUNTIMES)} |\n|---|{'---|' * len(RUNTIMES)}")
+        for name in given.spaces:
+            print(timed(name), flush=True)
+        return
+    check_boards(BOARDS)
     rows: list[dict[str, Any]] = []
     for name in given.spaces:
         for number in range(EACH):
@@ -74,30 +87,74 @@ def main() -> None:
             writer.writerows(rows)
             given.out.mkdir(parents=True, exist_ok=True)
             write_atomic(given.out / "sizes.csv", text.getvalue())
+    print(table([row for row in rows if row["board"] == "cortex_m4"]))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Of one board, as Markdown."""
+    heads = ["network", "MACs", "float32, B", "weights, B", "flash, B", "predicted", "RAM, B"]
+    heads += ["predicted", "instructions / MAC"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for row in rows:
+        whole = row["float32"]
+        weights, flash = (f"{row[k]:,} ({row[k] / whole:.1%})" for k in ("weights", "flash_map"))
+        cells = [f"`{row['space']}` {row['network']}", f"{row['macs']:,}", f"{whole:,}", weights]
+        cells += [flash, f"{float(row['flash_over']):+.2%}", f"{row['ram_map']:,}"]
+        cells += [f"{float(row['ram_over']):+.2%}", f"{row['instructions'] / row['macs']:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def drawn(name: str, number: int) -> tuple[nn.Module, dict[str, Any], nn.Module, torch.Tensor]:
+    """A space, an architecture of it, its network, and inputs."""
+    space, draw = supernet(name, SHAPES[name]), random.Random(number)
+    arch = {n: draw.choice(list(d.options)) for n, d in decisions(space)}
+    network = discretize(space, Arch(name, arch)).eval()
+    return space, arch, network, torch.randn(16, *SHAPES[name])
+
+
+def compiled_model(name: str, network: nn.Module, x: torch.Tensor, folder: Path) -> CompiledModel:
+    """The C file of a network, on this machine."""
+    outputs = [str(i) for i in range(network(x[:1]).shape[-1])]
+    contents = c_contents(network, x, x, f"a network of {name}", outputs)
+    for file, content in zip(FILES, contents, strict=True):
+        (folder / file).write_text(str(content))
+    return CompiledModel(folder / FILES[0])
+
+
+def timed(name: str) -> str:
+    """A line of Markdown: microseconds of one sample on one thread, in each of `RUNTIMES`."""
+    _, _, network, x = drawn(name, 0)
+    with TemporaryDirectory() as place, torch.no_grad():
+        folder = Path(place)
+        model = compiled_model(name, network, x, folder)
+        levels = model.start.quantize(x[:1])
+        pte = folder / "network.pte"
+        pte.write_bytes(int8_pte_bytes(network, x, x))
+        models = {
+            "C int8": lambda _: model.run(levels),
+            "ONNX Runtime int8": open_onnx(int8_onnx_bytes(network, x, x)),
+            "ExecuTorch int8": open_pte(pte),
+            "ONNX Runtime float32": open_onnx(onnx_bytes(network, (x,))),
+        }
+        found = latencies(network, models, x[:1])
+    cells = [f"{1e6 * found[runtime]['seconds']:.0f}" for runtime in RUNTIMES]
+    return f"| `{name}` 0 | {' | '.join(cells)} |"
 
 
 def measured(name: str, number: int) -> Iterator[dict[str, Any]]:
     """The rows of one network, one for each board."""
-    shape = SHAPES[name]
-    space = supernet(name, shape)
-    traced = trace(space, shape)
-    draw = random.Random(number)
-    arch = {n: draw.choice(list(d.options)) for n, d in decisions(space)}
+    space, arch, network, x = drawn(name, number)
+    traced = trace(space, SHAPES[name])
     folded = Size("float32", fold_norm=True)
     costs = {c.name: expected(space, c, traced).of(arch) for c in (Flash(), Ram(), MACs(), folded)}
-    network = discretize(space, Arch(name, arch)).eval()
-    x = torch.randn(4, *shape)
     with TemporaryDirectory() as place:
         folder = Path(place)
-        outputs = [str(i) for i in range(network(x).shape[-1])]
         try:
-            contents = c_contents(network, x, x, f"a network of {name}", outputs)
+            model = compiled_model(name, network, x, folder)
         except UserError as error:
             print(f"{name} {number}: {error}")
             return
-        for file, content in zip(FILES, contents, strict=True):
-            (folder / file).write_text(str(content))
-        model = CompiledModel(folder / FILES[0])
         levels = model.start.quantize(x[:2])
         for board, what in BOARDS.items():
             found = on_board(what, folder, levels, model.run(levels))
