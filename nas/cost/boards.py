@@ -43,10 +43,12 @@ _KERNELS: Mapping[str, tuple[int, int, int]] = {
     "concat": (80, 140, 0),
     "table": (276, 30, 0),
     "move": (56, 130, 105),
-    "runs": (40, 80, 0),
+    "runs": (40, 80, 65),
 }
 # Part of an operator's name in PyTorch -> the kernel that it calls.
 _CALLED = {"clone": "move", "copy": "move", "zeros": "runs", "cat": "concat", "sub": "add"}
+_CALLED |= {"constant_pad": "runs"}
+_RUN = 8  # bytes of where a run of elements begins, and how long it is
 _CALLED |= {name: name for name in ("add", "mul", "mean", "pool")}
 _COPY = "rounded copy"  # name of an operator that only a graph of integers has
 _EXACT = 8  # places of a kernel, up to which its code counts only where one of them is taken
@@ -80,7 +82,7 @@ class Flash:
             UserError: as `trace` does.
         """
         traced = example if isinstance(example, Trace) else trace(model, example)
-        traced = _with_copies(traced)
+        traced = _with_copies(_without_padding(traced))
         parts: list[tuple[float, Polynomial]] = [
             (1, layer_terms(traced, _Layers(self.weight_bits))),
             *_operators(traced),
@@ -237,12 +239,21 @@ def _operators(traced: Trace) -> Iterator[tuple[float, Polynomial]]:
         if kernel is None or (limits and _fused(operator, readers, makers)):
             continue
         called[kernel].append(operator.condition)
-        yield _KERNELS[kernel][0], probability([operator.condition])
+        there = probability([operator.condition])
+        yield _KERNELS[kernel][0], there
+        if "constant_pad" in operator.name:
+            yield _RUN * _runs(operator), there
     yield _CODE, {frozenset(): 1.0}
     for kind, conditions in called.items():
         yield _KERNELS[kind][1], _once(dict.fromkeys(conditions), traced)
         for sign, only in _alone(conditions, traced):
             yield -sign * _KERNELS[kind][2], only
+
+
+def _runs(operator: Operator) -> int:
+    """Of padded maps: a row and what lies between it and the next, and what lies before them."""
+    sides = [int(n) for n in operator.text.rpartition("->")[2].split("x")[2:]]
+    return 2 * prod(sides[:-1]) + 1
 
 
 def _kernel(operator: Operator) -> str | None:

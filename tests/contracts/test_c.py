@@ -452,3 +452,36 @@ def test_sizes_beyond_16_bits_are_refused():
         graph = integer_graph(network.eval(), torch.randn(2, *shape))
         with pytest.raises(UserError, match=r"has 66000 channels or positions .* up to 65535"):
             c_source(graph, "a test")
+
+
+class Moves(nn.Module):
+    """A network of a user's own that moves numbers, for something else than a convolution."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.first, self.last = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 3, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if self.kind == "transpose":
+            x = torch.tanh(x.transpose(2, 3))
+        else:
+            x = F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 1)
+        return self.last(x).flatten(1)
+
+
+@emulator
+@pytest.mark.parametrize("kind", ["transpose", "pad"])
+def test_flash_and_ram_hold_what_a_users_network_moves(kind, tmp_path):
+    torch.manual_seed(0)
+    network, shape = Moves(kind).eval(), (2, 8, 8)
+    graph = integer_graph(network, torch.randn(16, *shape))
+    written(graph, tmp_path)
+    (board := tmp_path / "board").mkdir()
+    boards._compile(BOARDS["cortex_m4"], tmp_path, board)
+    size = ["arm-none-eabi-size", str(board / "network.o")]
+    said = subprocess.run(size, capture_output=True, text=True, check=True).stdout
+    flash, ram = (expected(network, cost(), shape).of({}) for cost in (Flash, Ram))
+    assert int(said.split()[6]) <= flash <= int(said.split()[6]) + 350
+    assert ram == planned(graph).size + graph.start.numel + graph.end.numel
