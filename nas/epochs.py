@@ -136,6 +136,19 @@ class Trained(pl.LightningModule):
     def after_step(self, index: int) -> None:
         """Called after each step."""
 
+    def on_train_start(self) -> None:
+        """Let Lightning count the steps of optimizers that it does not see."""
+        if self.whole is not None:
+            loop: Any = self.trainer.fit_loop.epoch_loop
+            progress = loop.manual_optimization.optim_step_progress
+
+            def count(*_: Any) -> None:
+                progress.increment_ready()
+                progress.increment_completed()
+
+            for optimizer in self.trainer.optimizers:
+                optimizer.register_step_post_hook(count)
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """The step of a batch, or of all batches of an epoch."""
         if not isinstance(batch, Whole):

@@ -72,6 +72,7 @@ class PathSearch(BilevelSearch):
                 module.relax, module.gumbel = softmax, False
 
     def on_train_start(self) -> None:
+        super().on_train_start()
         steps = (self.epochs - self.warmup_epochs) * self.steps
         if steps < self.alpha_every:
             raise UserError(

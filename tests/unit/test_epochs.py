@@ -128,7 +128,8 @@ def trained(make, whole):
     trainer.fit(module, given, data.val_dataloader())
     states = [optimizer.state_dict() for optimizer in trainer.optimizers]
     rates = [c.scheduler.state_dict()["last_epoch"] for c in trainer.lr_scheduler_configs]
-    return module.state_dict(), dict(trainer.callback_metrics), states, rates, told
+    counts = [*rates, trainer.global_step]
+    return module.state_dict(), dict(trainer.callback_metrics), states, counts, told
 
 
 @pytest.mark.filterwarnings("ignore")
