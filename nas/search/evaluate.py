@@ -121,7 +121,7 @@ class WeightSharing:
             (the supernet's own statistics are those of a mixture); 0: keep the supernet's.
         raw: also record ``raw_val_acc`` and ``raw_val_loss``, without that measurement.
         kept_mb: MB of activations that are kept of the network before, so that equal first layers
-            are not run again, see `nas.search.prefix_tree`; 0: none.
+            are not run again, see `nas.search.prefix_tree`; 0: none; twice as many where `raw`.
 
     Attributes:
         noise: by how much a network trained alone departs from its score here, as a variance

@@ -18,10 +18,10 @@ from nas.supernet.relax import softmax
 from nas.supernet.speed import prepare_network
 from nas.tasks.classification import Classification
 
-CALIBRATION, VALIDATION, EVAL_BATCH = 1024, 2000, 500  # images
+CALIBRATION, VALIDATION, EVAL_BATCH = 512, 1000, 500  # images, half of what a ranking takes
 WHOLE = 300  # networks that are all ranked; of larger spaces the first ones
-DRAWN = 64
-ALONE = 12  # networks of each sequence that are scored alone, too
+DRAWN = 32
+ALONE = 8  # networks of each sequence that are scored alone, too
 LIMITS = {"truth": 0.40, "chain": 0.25, "nas_bench_201": 1.02}
 CPU = torch.device("cpu")
 

@@ -17,6 +17,7 @@ from nas.errors import NotFiniteError
 from nas.recalibrate import recalibrate
 from nas.search import prefix_tree
 from nas.search.prefix_tree import PrefixTree, stages, validated
+from nas.search.scoring import in_turn
 from nas.spaces.nas_bench_201 import NasBench201
 from nas.supernet.speed import prepare_network
 from nas.tasks.classification import Classification
@@ -124,7 +125,7 @@ class Peak:
         patched.setattr(prefix_tree._Stage, "__init__", begun)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     st.one_of(elastic_nets(), sequences()),
     st.sampled_from(["none", "kernels"]),
@@ -205,3 +206,15 @@ def test_a_network_that_learned_nothing_is_told_and_the_next_is_scored():
     with pytest.raises(NotFiniteError):
         tree(taken(net, ("less", "one", "one")))
     assert tree(good) == before
+
+
+def test_the_networks_that_a_searcher_asks_for_at_once_are_scored_in_that_order():
+    net = chain()
+    picks = [("one", "not", "one"), ("less", "one", "one"), ("one", "not", "less")]
+    archs = [taken(net, pick) for pick in picks]
+    tree = tree_of(net, (4, 6, 5), "none", 10**9)
+    assert tree.order(archs) == [0, 2, 1]
+    found = list(in_turn(tree, [(arch,) for arch in archs]))
+    assert [one.arch for one in found] == [archs[i] for i in (0, 2, 1)]
+    assert [one.metrics for one in found] == [alone(tree, one.arch) for one in found]
+    assert tree.order(archs) == [1, 0, 2]  # what the last one has comes first
