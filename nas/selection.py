@@ -26,6 +26,8 @@ PRICES = 4  # budgets that a front is looked for at, for each network that is as
 
 def least_of(cost: Expected) -> float:
     """The smallest cost that an architecture of the space has."""
+    if (alone := _alone(cost, min)) is not None:
+        return alone
     found = IntegerProgram(cost.options).minimise(cost.constraints)
     assert found is not None
     return found.value
@@ -33,9 +35,23 @@ def least_of(cost: Expected) -> float:
 
 def largest_of(cost: Expected) -> float:
     """The largest cost that an architecture of the space has."""
+    if (alone := _alone(cost, max)) is not None:
+        return alone
     found = IntegerProgram(cost.options).maximise(cost.constraints)
     assert found is not None
     return found.value
+
+
+def _alone(cost: Expected, best: Callable[..., int]) -> float | None:
+    """The least or largest cost if each decision adds to it by itself, without SciPy; else None."""
+    terms, *others = cost.constraints
+    if others or any(len(term) > 1 for term in terms):
+        return None
+    choices = {
+        name: best(range(count), key=lambda k: terms.get(frozenset({(name, k)}), 0.0))
+        for name, count in cost.options.items()
+    }
+    return worst([terms], choices)
 
 
 def check_feasible(costs: Costs, budgets: Budgets) -> None:

@@ -209,11 +209,15 @@ def run_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     calls an operator on equal shapes thousands of times.
     """
     name = func.overloadpacket.__name__
-    if name in ("hardswish", "hardsigmoid") and args[0].is_meta:
+    if name in ("hardswish", "hardsigmoid", "hardtanh") and args[0].is_meta:
         return torch.empty_like(args[0])
+    if name == "hardtanh_" and args[0].is_meta:
+        return args[0]
     if name == "native_batch_norm" and args[0].is_meta and not args[5]:
         nothing = args[0].new_empty(0)
         return torch.empty_like(args[0]), nothing, nothing.clone()
+    if (plain := _without_compiler(name, args, kwargs)) is not None:
+        return plain
     call = _call_of(func, args, kwargs)
     if call is None:
         return func(*args, **kwargs)
@@ -227,6 +231,23 @@ def run_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     single, shapes = known
     outs = [torch.empty_strided(*s, dtype=dtype, device="meta") for *s, dtype in shapes]
     return outs[0] if single else tuple(outs)
+
+
+def _without_compiler(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """What frequent operators give: PyTorch loads its compiler, in a second, to tell the shape."""
+    x, other = (*args, None, None)[:2]
+    if kwargs or not isinstance(x, Tensor) or not x.is_meta or not x.is_floating_point():
+        return None
+    if name == "mean" and isinstance(other, list) and x.is_contiguous():
+        dims, keep = {d % x.ndim for d in other}, len(args) > 2 and args[2]
+        sides = [1 if d in dims else n for d, n in enumerate(x.shape) if keep or d not in dims]
+        return x.new_empty(sides) if dims else None
+    if name == "addmm" and len(args) == 3 and all(a.is_meta and a.dtype == x.dtype for a in args):
+        return x.new_empty(args[1].shape[0], args[2].shape[1])
+    alike = isinstance(other, Tensor) and other.is_meta and other.dtype == x.dtype
+    if name in ("add", "mul") and alike and len(args) == 2 and other.shape == x.shape:
+        return torch.empty_like(x) if x.is_contiguous() and other.is_contiguous() else None
+    return None
 
 
 # Call of an operator on tensors without memory -> whether it gives one, and shape, stride, type.

@@ -90,7 +90,8 @@ class ChoiceBlock(RelaxedDecision):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.mixing is not None and not self.unrolled:
             return self.mixing(self, args, kwargs)
-        theta = self.theta
+        # A trace looks at shapes alone, and PyTorch loads its compiler to sum without memory.
+        theta = self.noise if self.unrolled else self.theta
         # A compiled graph holds every candidate and cannot look at values; it is used only where
         # all run, see `nas.supernet.speed`.
         blind = self.unrolled or torch.compiler.is_compiling()
@@ -172,7 +173,7 @@ class ChoiceBlock(RelaxedDecision):
         """The weighted sum of the candidates in `running`."""
         outputs: Outputs | None = None
         totals: list[Any] = []  # of each leaf the sum, or what each candidate gives
-        weights = theta.unbind()
+        weights = theta.unbind() if not self.unrolled else ()
         for k in running:
             name = str(self.options[k])
             scaled = self._scaled(k)
@@ -185,6 +186,9 @@ class ChoiceBlock(RelaxedDecision):
             for i, leaf in enumerate(leaves):
                 if not mixable(leaf):
                     totals[i].append(leaf)
+                    continue
+                if self.unrolled:
+                    totals[i] = leaf
                     continue
                 term = leaf if scaled else weights[k] * leaf
                 totals[i] = term if isinstance(totals[i], list) else totals[i] + term

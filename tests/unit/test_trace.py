@@ -266,3 +266,31 @@ def test_an_operator_without_memory_gives_each_time_what_it_gives_first(operator
             torch.ops.aten.relu_.default,
         )
         assert (x.untyped_storage()._cdata in shared) == of_input
+
+
+MATRIX, BIAS = torch.zeros(4, 3, device="meta"), torch.zeros(3, device="meta")
+IMAGE = torch.zeros(2, 3, 4, 5, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("operator", "arguments"),
+    [
+        (torch.ops.aten.mean.dim, (IMAGE, [-1, 1])),
+        (torch.ops.aten.mean.dim, (IMAGE, [2, 3], True)),
+        (torch.ops.aten.mean.dim, (IMAGE.mT, [2])),
+        (torch.ops.aten.addmm.default, (BIAS, MATRIX, MATRIX.mT @ MATRIX)),
+        (torch.ops.aten.add.Tensor, (IMAGE, IMAGE)),
+        (torch.ops.aten.mul.Tensor, (IMAGE, IMAGE.half())),
+        (torch.ops.aten.mul.Tensor, (IMAGE, IMAGE[:, :, :1, :1])),
+        (torch.ops.aten.hardtanh.default, (IMAGE, 0.0, 6.0)),
+        (torch.ops.aten.hardtanh_.default, (IMAGE, 0.0, 6.0)),
+    ],
+)
+def test_shapes_told_without_the_compiler_are_those_of_pytorch(operator, arguments):
+    wanted, found = operator(*arguments), run_operator(operator, arguments, {})
+    assert (found.shape, found.stride(), found.dtype) == (
+        wanted.shape,
+        wanted.stride(),
+        wanted.dtype,
+    )
+    assert (found is IMAGE) == (wanted is IMAGE)
