@@ -218,3 +218,15 @@ def test_the_networks_that_a_searcher_asks_for_at_once_are_scored_in_that_order(
     assert [one.arch for one in found] == [archs[i] for i in (0, 2, 1)]
     assert [one.metrics for one in found] == [alone(tree, one.arch) for one in found]
     assert tree.order(archs) == [1, 0, 2]  # what the last one has comes first
+
+
+@pytest.mark.parametrize(("first", "speed"), [("writes", "none"), ("view", "kernels")])
+def test_what_one_network_does_to_its_inputs_is_nothing_to_the_next(first, speed):
+    torch.manual_seed(0)
+    net = nn.Sequential(PARTS[first](), convs(), nn.Flatten(), nn.Linear(120, 3)).eval()
+    tree = tree_of(net, (4, 6, 5), speed, 10**9)
+    options = [option for _, decision in decisions(net) for option in decision.options][:2]
+    for option in [*options, *options]:
+        arch = taken(net, (option, "one"))
+        assert tree(arch) == alone(tree, arch)
+    assert tree.channels_last == (speed == "kernels")
