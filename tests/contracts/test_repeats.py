@@ -101,7 +101,9 @@ def widths() -> nn.Module:
     first = ElasticWidth(partial(nn.Conv1d, kernel_size=1), 2, number)
     again = ElasticWidth(partial(nn.Conv1d, kernel_size=1), number, 2)
     tied = conv(1)
-    two = ChoiceBlock([nn.Sequential(tied, tied), nn.Sequential(conv(1), conv(1))])
+    sharing = nn.Sequential(conv(1), conv(1))
+    sharing[1].weight = sharing[0].weight
+    two = ChoiceBlock([nn.Sequential(conv(1), conv(1)), nn.Sequential(tied, tied), sharing])
     return nn.Sequential(first, again, two, first, again, ChoiceBlock([tied, conv(1)]))
 
 
