@@ -21,7 +21,7 @@ from nas.tasks.classification import Classification
 CALIBRATION, VALIDATION, EVAL_BATCH = 512, 1000, 500  # images, half of what a ranking takes
 WHOLE = 300  # networks that are all ranked; of larger spaces the first ones
 DRAWN = 32
-ALONE = 8  # networks of each sequence that are scored alone, too
+ALONE = 24  # networks of each sequence that are scored alone, too
 LIMITS = {"truth": 0.40, "chain": 0.25, "nas_bench_201": 1.02}
 CPU = torch.device("cpu")
 
@@ -55,13 +55,15 @@ class Rankings:
         return validated(network, self.task, self.validation, CPU)
 
     def timed(self, archs: Sequence[Arch]) -> Times:
-        """Milliseconds of each network in the tree, and of every so-manieth alone, right after."""
+        """Milliseconds of each network in the tree, and of some alone, right after."""
         tree, times = self.tree(), Times({"tree": [], "alone": []}, {"tree": [], "alone": []})
+        # At random: in turn, every so-manieth network may have the same last option.
+        both = torch.randperm(len(archs), generator=torch.Generator().manual_seed(0))[:ALONE]
         for place, arch in enumerate(archs):
             scores: list[dict[str, float]] = []
             ways: dict[str, Callable[[Arch], dict[str, float]]]
             ways = {"tree": tree, "alone": self.alone}
-            if place % max(1, len(archs) // ALONE):
+            if place not in both.tolist():
                 del ways["alone"]
             steps: dict[str, Step] = {
                 name: partial(_append, scores, way, arch) for name, way in ways.items()
