@@ -234,16 +234,23 @@ def run_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
 
 
 def _without_compiler(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """What frequent operators give: PyTorch loads its compiler, in a second, to tell the shape."""
+    """What frequent operators give: PyTorch loads its compiler, in a second, to tell the shape.
+
+    None: another operator, or arguments for PyTorch to judge.
+    """
     x, other = (*args, None, None)[:2]
     if kwargs or not isinstance(x, Tensor) or not x.is_meta or not x.is_floating_point():
         return None
     if name == "mean" and isinstance(other, list) and x.is_contiguous():
+        if not all(-x.ndim <= d < x.ndim for d in other):
+            return None
         dims, keep = {d % x.ndim for d in other}, len(args) > 2 and args[2]
         sides = [1 if d in dims else n for d, n in enumerate(x.shape) if keep or d not in dims]
         return x.new_empty(sides) if dims else None
     if name == "addmm" and len(args) == 3 and all(a.is_meta and a.dtype == x.dtype for a in args):
-        return x.new_empty(args[1].shape[0], args[2].shape[1])
+        (rows, inner), (own, columns) = args[1].shape, args[2].shape
+        fits = inner == own and x.shape == (columns,)
+        return x.new_empty(rows, columns) if fits else None
     alike = isinstance(other, Tensor) and other.is_meta and other.dtype == x.dtype
     if name in ("add", "mul") and alike and len(args) == 2 and other.shape == x.shape:
         return torch.empty_like(x) if x.is_contiguous() and other.is_contiguous() else None

@@ -455,8 +455,9 @@ def test_a_value_of_several_readers_is_rounded_for_each_and_its_copy_is_counted(
     assert ram == planned(graph).size + graph.start.numel + graph.end.numel
     usual = quantized(Shared(), Quantize(weights=(8 if bits == 8 else 4))).eval()
     flash, without = (expected(m, Flash(), shape).of({}) for m in (plain, usual))
-    # One copy more for what is concatenated, which the graph can round where it is made.
-    assert flash - without == (0 if bits == 8 else 40 * (len(copies) + 1))
+    # One copy more for what is concatenated, which the graph can round where it is made. The sum,
+    # no longer the only call of its kernel, is not put into its caller any more.
+    assert flash - without == (0 if bits == 8 else 40 * (len(copies) + 1) + 100)
     if not shutil.which("gcc"):
         return
     for name, text in zip(FILES, c_source(graph, "a test"), strict=False):

@@ -294,3 +294,17 @@ def test_shapes_told_without_the_compiler_are_those_of_pytorch(operator, argumen
         wanted.dtype,
     )
     assert (found is IMAGE) == (wanted is IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("operator", "arguments"),
+    [
+        (torch.ops.aten.mean.dim, (IMAGE, [4])),
+        (torch.ops.aten.addmm.default, (BIAS, MATRIX, MATRIX)),
+        (torch.ops.aten.addmm.default, (BIAS[:2], MATRIX, MATRIX.mT @ MATRIX)),
+        (torch.ops.aten.add.Tensor, (IMAGE, IMAGE[:, :2])),
+    ],
+)
+def test_what_pytorch_refuses_is_refused(operator, arguments):
+    with pytest.raises((RuntimeError, IndexError)):
+        run_operator(operator, arguments, {})
