@@ -204,7 +204,9 @@ def _unit(
         operators += (o for o in traced.operators[piece.first : piece.end] if o.text)
     calls = [layer for operator in operators for layer in operator.layers]
     key = key_of(calls, [operator.text for operator in operators], shapes, conditions)
-    inside = tuple(f"{piece.path}." for piece in group)
+    # A network without a choice is a piece itself, whose path is empty.
+    whole = len(traced.pieces) == 1
+    inside = tuple("" if whole else f"{piece.path}." for piece in group)
     held = (specs for path, specs in parameters.items() if f"{path}.".startswith(inside))
     layers = (*calls, *(spec for specs in held for spec in specs))
     free = all(operator.free for operator in operators)

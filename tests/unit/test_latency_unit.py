@@ -1,9 +1,11 @@
 """What is measured of a supernet, and under which choices it exists."""
 
 import copy
+import itertools
 import platform
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from random import Random
@@ -24,7 +26,7 @@ from nas.latency.job import draw
 from nas.latency.models import UnitTime
 from nas.latency.profile import About, Profile
 from nas.latency.runtimes import copy_to_measure, inputs_like, runtime
-from nas.latency.units import Conditions, features, indices, units_of
+from nas.latency.units import NAMES, Conditions, features, indices, units_of
 from nas.spaces.nas_bench_201 import NasBench201
 from nas.spaces.staged import StagedSpace
 from nas.supernet.choice import ChoiceBlock
@@ -331,3 +333,25 @@ def test_what_reaches_no_output_costs_nothing_in_runtimes_of_graphs(seed):
         units = units_of(space, traced, None, unused)
         layers = [s for key in units.of(indices(own, arch)) for s in units.by_key[key].layers]
         assert sum(layer.kind == "conv" for layer in layers) == count
+
+
+def test_features_of_the_units_of_a_path_are_those_of_the_plain_network_which_is_one_unit():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        ChoiceBlock([build("sep_k3", 4, 4), build("mb_k3_e3", 4, 4)]),
+        ChoiceBlock([build("conv_k3", 4, 6), nn.Conv2d(4, 6, 1)]),
+        nn.Flatten(),
+        nn.Linear(150, 2),
+    ).eval()
+    units, own = units_of(model, (3, 5, 5)), dict(decisions(model))
+    for picks in itertools.product((0, 1), repeat=2):
+        taken = dict(zip(own, picks, strict=True))
+        found = Counter(dict.fromkeys(NAMES, 0.0))
+        for key in units.of(taken):
+            found.update(features(units.by_key[key].layers))
+        choices = {name: own[name].options[pick] for name, pick in taken.items()}
+        plain = units_of(discretize(model, Arch("a", choices)), (3, 5, 5))
+        (whole,) = plain.by_key.values()
+        assert features(whole.layers) == found
+        assert found["norm_weights"] > 0
