@@ -10,6 +10,7 @@ from typing import Any, ClassVar, cast
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from pytorch_lightning.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from pytorch_lightning.utilities import CombinedLoader
@@ -32,6 +33,8 @@ STEP_HOOKS = (
     "on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward",
     "on_after_backward", "on_before_optimizer_step",
 )  # fmt: skip
+# Callbacks without such a hook that decide which batches of Lightning's own loop move the weights.
+STEP_CALLBACKS = (GradientAccumulationScheduler, StochasticWeightAveraging)
 
 
 class Scores(nn.Module):
@@ -257,5 +260,7 @@ def by_epochs(trainer: pl.Trainer, module: Any, loaders: Any) -> Any:
 
 
 def _hears_steps(callback: pl.Callback) -> bool:
-    own = type(callback)
-    return any(getattr(own, hook) is not getattr(pl.Callback, hook) for hook in STEP_HOOKS)
+    # Of the callback itself, as a `LambdaCallback` has its hooks: no class defines them.
+    hooks = {name: getattr(getattr(callback, name), "__func__", None) for name in STEP_HOOKS}
+    heard = any(hook is not getattr(pl.Callback, name) for name, hook in hooks.items())
+    return heard or isinstance(callback, STEP_CALLBACKS)

@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pytorch_lightning import callbacks
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
@@ -148,6 +149,9 @@ def test_an_epoch_in_one_piece_gives_what_lightnings_batches_do(kind):
     "options",
     [
         {"callbacks": [_Hears()]},
+        {"callbacks": [callbacks.LambdaCallback(on_train_batch_end=print)]},
+        {"callbacks": [callbacks.GradientAccumulationScheduler({1: 2})]},
+        {"callbacks": [callbacks.StochasticWeightAveraging(swa_lrs=0.1)]},
         {"max_steps": 3},
         {"accumulate_grad_batches": 2},
         {"gradient_clip_val": 1.0},
@@ -158,7 +162,9 @@ def test_an_epoch_in_one_piece_gives_what_lightnings_batches_do(kind):
         {"fast_dev_run": True},
         {"profiler": "simple"},
     ],
-    ids=lambda options: next(iter(options)),
+    ids=lambda options: (
+        "".join(type(c).__name__ for c in options.get("callbacks", ())) or next(iter(options))
+    ),
 )
 def test_whoever_speaks_of_batches_gets_them(options):
     loader, module = digits(limit=100, batch_size=16).weight_loader(), training()
