@@ -92,7 +92,7 @@ def _weight(x: Tensor | None, tensors: dict[int, int], activations: Activations)
     if not plain or key_of(x) in activations.data:
         raise _UnlikeError
     place = tensors.setdefault(id(x), len(tensors))
-    return place, type(x), x.shape, x.stride(), x.dtype
+    return place, type(x), x.shape, x.stride(), x.dtype, x.requires_grad
 
 
 def _plain(value: Any) -> Hashable:
@@ -117,7 +117,7 @@ def _argument(value: Any, given: list[Tensor], activations: Activations) -> Hash
         given.append(value)
         place = [key_of(x) for x in given].index(storage)
         shape = value.shape, value.stride(), value.storage_offset(), value.dtype
-        return place, *shape, storage in activations.reads
+        return place, *shape, value.requires_grad, storage in activations.reads
     if type(value) in (tuple, list):
         return type(value), tuple(_argument(item, given, activations) for item in value)
     if type(value) is dict:

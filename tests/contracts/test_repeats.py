@@ -96,6 +96,25 @@ def test_a_module_that_changes_itself_is_run_at_each_call(runs):
     assert count == 2  # one of each kernel
 
 
+class Frozen(nn.Module):
+    """Another layer where its first one is frozen."""
+
+    def __init__(self, frozen: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([conv(1), conv(3)])
+        self.layers[0].requires_grad_(not frozen)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers[int(self.layers[0].weight.requires_grad)](x)
+        return y
+
+
+def test_frozen_weights_are_told_from_others(runs):
+    _, traced = runs(nn.Sequential(Frozen(True), Frozen(False), Frozen(True), Frozen(False)))
+    kernels = [layer.spec.kernel for layer in traced.layers if layer.spec.is_call]
+    assert kernels == [(1,), (3,), (1,), (3,)]
+
+
 def widths() -> nn.Module:
     number = elastic([1, 2])
     first = ElasticWidth(partial(nn.Conv1d, kernel_size=1), 2, number)
