@@ -103,7 +103,6 @@ class PrefixTree:
         done = max((i for i, stage in enumerate(path[:-1], 1) if stage.outputs), default=0)
         for stage in path[done:-1]:
             stage.begin()
-        path[-1].drop()
         network = _Path(path[done:], partial(self._keep, path, done)).eval()
         count = len(self.calibration)
         # Copies, as a network may write on its input.
@@ -122,13 +121,16 @@ class PrefixTree:
         return scores
 
     def _stages(self, options: Options, channels_last: bool) -> list["_Stage"]:
-        """The stages of a network; the first ones are those of the last network, if equal."""
+        """The stages of a network; those that need not run again are of the last network."""
         found = stages(self.supernet, options)
         path: list[_Stage] = []
         for old, (key, _) in zip(self.path, found, strict=False):
             if old.key != key or channels_last != self.channels_last:
                 break
             path.append(old)
+        # The others are made anew, as a module may have changed when it was run.
+        kept = (i for i, stage in enumerate(path[: len(found) - 1], 1) if stage.outputs)
+        del path[max(kept, default=0) :]
         for key, modules in found[len(path) :]:
             parts = cast(nn.ModuleList, plain(nn.ModuleList(modules), options))
             if channels_last:

@@ -48,6 +48,18 @@ class Flat(nn.Module):
         return x.view(len(x), 4, -1).view(x.shape) + 1
 
 
+class Counts(nn.Module):
+    """Gives something else at each call, also in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * self.calls
+
+
 def convs() -> nas.ChoiceBlock:
     layers = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
     return nas.ChoiceBlock({"one": layers, "less": nn.Conv2d(4, 4, 1), "not": nn.Identity()})
@@ -66,6 +78,7 @@ PARTS = {
     "view": lambda: nas.ChoiceBlock({"view": Flat(), "not": nn.Identity()}),
     "fixed": lambda: nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)),
     "relu": lambda: nn.ReLU(inplace=True),
+    "counts": Counts,
 }
 
 
@@ -170,6 +183,15 @@ def test_in_order_every_first_stage_is_run_once(picks):
             tree(archs[index])
     inner = {pick[:k] for pick in picks for k in (1, 2)}
     assert runs[0] == 4 * (len(inner) + len(picks))  # of two batches of each kind
+
+
+@pytest.mark.parametrize("memory", [0, 3_000, 10**9])
+def test_what_one_network_does_to_its_modules_is_nothing_to_the_next(memory):
+    net = nn.Sequential(Counts(), convs(), Counts(), convs(), nn.Flatten(), nn.Linear(120, 3))
+    tree = tree_of(net.eval(), (4, 6, 5), "none", memory)
+    for options in (["one", "less"], ["one", "one"], ["less", "one"], ["less", "one"]):
+        arch = taken(net, options)
+        assert tree(arch) == alone(tree, arch)
 
 
 def test_what_the_next_stage_writes_on_is_not_kept():
