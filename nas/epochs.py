@@ -141,9 +141,14 @@ class Trained(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Let Lightning count the steps of optimizers that it does not see."""
+        loop: Any = self.trainer.fit_loop.epoch_loop
+        progress = loop.manual_optimization.optim_step_progress
+        automatic = loop.automatic_optimization.optim_progress.optimizer.step
+        # A checkpoint may be of epochs that were run the other way.
+        done = max(progress.total.completed, automatic.total.completed)
+        total = (automatic if self.automatic_optimization else progress).total
+        total.ready = total.completed = done
         if self.whole is not None:
-            loop: Any = self.trainer.fit_loop.epoch_loop
-            progress = loop.manual_optimization.optim_step_progress
 
             def count(*_: Any) -> None:
                 progress.increment_ready()
@@ -156,7 +161,10 @@ class Trained(pl.LightningModule):
         """The step of a batch, or of all batches of an epoch."""
         if not isinstance(batch, Whole):
             return self._one(batch, batch_idx)
+        loop: Any = self.trainer.fit_loop.epoch_loop
         for index, one in enumerate(batch.batches()):
+            # Loggers take this number; Lightning adds one itself.
+            loop._batches_that_stepped += index > 0
             loss = self._one(one if self.device.type == "cpu" else moved(one, self.device), index)
             if loss is not None:
                 self.descend(loss)

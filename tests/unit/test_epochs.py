@@ -129,7 +129,8 @@ def trained(make, whole):
     trainer.fit(module, given, data.val_dataloader())
     states = [optimizer.state_dict() for optimizer in trainer.optimizers]
     rates = [c.scheduler.state_dict()["last_epoch"] for c in trainer.lr_scheduler_configs]
-    counts = [*rates, trainer.global_step]
+    # Loggers take the last one.
+    counts = [*rates, trainer.global_step, trainer.fit_loop.epoch_loop._batches_that_stepped]
     return module.state_dict(), dict(trainer.callback_metrics), states, counts, told
 
 
@@ -142,6 +143,20 @@ def test_an_epoch_in_one_piece_gives_what_lightnings_batches_do(kind):
     assert len(told) > EPOCHS  # each step tells how far it is
     assert told == sorted(set(told))
     assert told[-1] == EPOCHS
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("whole", [True, False])
+def test_steps_are_counted_on_from_a_checkpoint_of_the_other_way(whole, tmp_path):
+    for way, epochs in ((whole, 1), (not whole, EPOCHS)):
+        module, data = training(), digits(limit=100, batch_size=16)
+        trainer = trainer_of(callbacks=[] if way else [_Hears()])
+        trainer.fit_loop.max_epochs = epochs
+        loaders = by_epochs(trainer, module, data.weight_loader())
+        saved = tmp_path / "checkpoint.ckpt"
+        trainer.fit(module, loaders, ckpt_path=saved if saved.exists() else None)
+        trainer.save_checkpoint(saved)
+    assert trainer.global_step == EPOCHS * module.steps
 
 
 @pytest.mark.filterwarnings("ignore")
