@@ -193,7 +193,7 @@ def _ranking(search: Any, problem: SearchProblem, part: Part, training: float) -
         return Estimate("trials", about, count * each / ranking.workers)
     score, setup = _timed(lambda: ranking.evaluate(problem))
     # Ranked as a whole, a network has the first stages of the one before, see `PrefixTree`.
-    space, generator = _space(problem), torch.Generator().manual_seed(problem.seed)
+    space, generator = SearchSpace.of_problem(problem), torch.Generator().manual_seed(problem.seed)
     archs = list(space) if space.size <= count else _drawn(problem, RANKED + 1)
     seconds = 0.0
     for place in torch.randint(len(archs), (RANKED,), generator=generator).tolist():
@@ -205,9 +205,5 @@ def _ranking(search: Any, problem: SearchProblem, part: Part, training: float) -
 
 
 def _drawn(problem: SearchProblem, count: int) -> list[Arch]:
-    space, generator = _space(problem), torch.Generator().manual_seed(problem.seed)
+    space, generator = SearchSpace.of_problem(problem), torch.Generator().manual_seed(problem.seed)
     return [space.draw(generator) for _ in range(count)]
-
-
-def _space(problem: SearchProblem) -> SearchSpace:
-    return SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)

@@ -209,7 +209,7 @@ def learned(
         cost: that the front is spread over.
         first: networks to train whatever the others are.
     """
-    space = SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
+    space = SearchSpace.of_problem(problem)
     known = broadcast(lambda: [arch.to_json() for arch in _trained(folder, space)])
     found = [arch for arch in map(Arch.from_json, known) if arch not in first]
     ready = [arch for arch in found if space.fits(arch)][: size - len(first)]

@@ -48,8 +48,8 @@ _KERNELS: Mapping[str, tuple[int, int, int]] = {
 # Part of an operator's name in PyTorch -> the kernel that it calls.
 _CALLED = {"clone": "move", "copy": "move", "zeros": "runs", "cat": "concat", "sub": "add"}
 _CALLED |= {"constant_pad": "runs"}
-_RUN = 8  # bytes of where a run of elements begins, and how long it is
 _CALLED |= {name: name for name in ("add", "mul", "mean", "pool")}
+_RUN = 8  # bytes of where a run of elements begins, and how long it is
 _COPY = "rounded copy"  # name of an operator that only a graph of integers has
 _EXACT = 8  # places of a kernel, up to which its code counts only where one of them is taken
 _LIMITS = ("relu", "hardtanh", "clamp")  # part of the operator in front, where they alone read it

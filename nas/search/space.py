@@ -19,6 +19,7 @@ from nas.decision import decisions
 from nas.distinct import Distinct, Picks, read_if
 from nas.errors import UserError
 from nas.pareto import thinned
+from nas.problem import SearchProblem
 from nas.search.base import check_searchable
 from nas.search.trials import Trial
 from nas.selection import check_feasible, largest_of, least_of, limits
@@ -67,6 +68,11 @@ class SearchSpace:
         ordered = frozenset(path for path, decision in own.items() if decision.ordered)
         check_feasible(costs, budgets)
         return cls(name, options, costs, budgets, read_if(supernet), ordered)
+
+    @classmethod
+    def of_problem(cls, problem: SearchProblem) -> "SearchSpace":
+        """The space of a problem's supernet, with its costs and inside its budgets; see `of`."""
+        return cls.of(problem.supernet, problem.space, problem.costs, problem.budgets)
 
     @cached_property
     def distinct(self) -> Distinct:

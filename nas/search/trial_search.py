@@ -123,7 +123,7 @@ class TrialSearch:
         Raises:
             UserError: a cost or a score that there is not; or see the searcher.
         """
-        space = self._space(problem)
+        space = SearchSpace.of_problem(problem)
         if self.cost not in space.costs:
             raise UserError(f"search.cost={self.cost} is not one of {sorted(space.costs)}")
         # A user's own evaluation need not say what it gives.
@@ -147,7 +147,7 @@ class TrialSearch:
 
     def work(self, problem: SearchProblem) -> dict[str, Part]:
         """What is to be done, for the time that it takes."""
-        space = self._space(problem)
+        space = SearchSpace.of_problem(problem)
         count = self._count(space, self._made(space)[1]) or 1
         if isinstance(self.evaluate, TrainFromScratch):
             return {"ranking": Part(count, problem.work(self.evaluate.epochs_of(problem)).work)}
@@ -178,7 +178,7 @@ class TrialSearch:
         scores = next((trial.metrics for trial in trials if trial.arch == selected), {})
         if not scores:
             expected = self._ranked_by(problem, trials, self.cost).value(selected)
-            costs = self._space(problem).price(selected)
+            costs = SearchSpace.of_problem(problem).price(selected)
             found.append(ScoredArch(selected, -expected, costs))
         return SearchResult(
             selected,
@@ -274,12 +274,8 @@ class TrialSearch:
         """Of all networks by what is known of some; those whose scoring failed are left out."""
         scored = [trial.arch for trial in comparable(trials)]
         failed = [trial.arch for trial in trials if not trial.metrics]
-        space = self._space(problem)
+        space = SearchSpace.of_problem(problem)
         return Prediction(space, known, noise, cost, scored, failed, self.seed)
-
-    @staticmethod
-    def _space(problem: SearchProblem) -> SearchSpace:
-        return SearchSpace.of(problem.supernet, problem.space, problem.costs, problem.budgets)
 
     def rank(self, problem: SearchProblem, run: RunDir) -> list[Trial]:
         """The trials inside the budgets; those in the run's ``trials.jsonl`` are not repeated.
@@ -292,7 +288,7 @@ class TrialSearch:
             return self._ranked(problem, run)
 
     def _ranked(self, problem: SearchProblem, run: RunDir) -> list[Trial]:
-        space = self._space(problem)
+        space = SearchSpace.of_problem(problem)
         searcher, count = self._made(space)
         searcher = Agreed(searcher)
         log = TrialLog(run.trials)

@@ -101,18 +101,17 @@ def dirichlet_noise(alpha: Tensor, generator: torch.Generator | None = None) -> 
 def log_dirichlet(alpha: Tensor, noise: Tensor) -> Tensor:
     """``log x`` ``(K,)`` of the draw in `noise`, or of the mean, differentiable in alpha."""
     c = concentration(alpha)
-    mean = (c / c.sum(-1, keepdim=True)).log()
-    if torch.compiler.is_compiling():  # one graph for both
-        is_drawn = noise.any()
-        drawn: Tensor = _Reparametrised.apply(
-            c, torch.where(is_drawn, noise.float(), mean.detach())
-        )
-        return torch.where(is_drawn, drawn, mean)
+    blind = torch.compiler.is_compiling()  # a graph cannot look at values, and is one for both
     # A draw sums to 1, so that its logarithms cannot all be 0. No values are known while tracing.
-    if noise.is_meta or not bool(noise.any()):
+    if not (blind or noise.is_meta) and bool(noise.any()):
+        drawn: Tensor = _Reparametrised.apply(c, noise.float())
+        return drawn
+    mean = (c / c.sum(-1, keepdim=True)).log()
+    if not blind:
         return mean
-    drawn = _Reparametrised.apply(c, noise.float())
-    return drawn
+    is_drawn = noise.any()
+    drawn = _Reparametrised.apply(c, torch.where(is_drawn, noise.float(), mean.detach()))
+    return torch.where(is_drawn, drawn, mean)
 
 
 class _Reparametrised(torch.autograd.Function):

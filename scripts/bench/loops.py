@@ -83,13 +83,31 @@ class Sums:
         return {f"{name}_loss": values[0], f"{name}_acc": values[1]}
 
 
+class Descent:
+    """A step on one batch: gradients, clipping, optimizer and schedule."""
+
+    def __init__(self, module: Any, weights: list[nn.Parameter]) -> None:
+        self.weights, self.clip = weights, module.clip
+        self.optimizer, self.schedule = optimizers(module, weights)
+
+    def __call__(self, network: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """Logits, labels and loss, of before the step."""
+        self.optimizer.zero_grad()
+        logits = network(x)
+        loss = F.cross_entropy(logits, labels)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.weights, self.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        return logits, labels, loss
+
+
 class FineTuning:
     """An epoch of training of one network, and its validation."""
 
     def __init__(self, module: Any, network: nn.Module, data: Tensors, crop: bool) -> None:
         self.network, self.data, self.crop = network, data, crop
-        self.clip, self.seed, self.parameters = module.clip, module.seed, list(network.parameters())
-        self.optimizer, self.schedule = optimizers(module, self.parameters)
+        self.seed, self.descend = module.seed, Descent(module, list(network.parameters()))
 
     def __call__(self, epoch: int) -> Scores:
         torch.manual_seed(self.seed + epoch)
@@ -97,14 +115,7 @@ class FineTuning:
         self.network.train()
         for seed, indices in self.data.weight_orders[epoch]:
             x, labels = self.data.cropped(seed, indices) if self.crop else self.data.batch(indices)
-            self.optimizer.zero_grad()
-            logits = self.network(x)
-            loss = F.cross_entropy(logits, labels)
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.parameters, self.clip)
-            self.optimizer.step()
-            self.schedule.step()
-            train.add(logits, labels, loss)
+            train.add(*self.descend(self.network, x, labels))
         self.network.eval()
         with torch.no_grad():
             for x, labels in self.data.val:
@@ -117,11 +128,11 @@ class OneShot:
     """An epoch of training of a supernet, one path drawn for each step."""
 
     def __init__(self, module: Any, supernet: nn.Module, data: Tensors) -> None:
-        self.supernet, self.data, self.clip, self.seed = supernet, data, module.clip, module.seed
-        self.weights, alphas = split_parameters(supernet)
+        self.supernet, self.data, self.seed = supernet, data, module.seed
+        weights, alphas = split_parameters(supernet)
         for alpha in alphas:
             alpha.requires_grad_(False)
-        self.optimizer, self.schedule = optimizers(module, self.weights)
+        self.descend = Descent(module, weights)
 
     def __call__(self, epoch: int) -> Scores:
         torch.manual_seed(self.seed + epoch)
@@ -129,15 +140,8 @@ class OneShot:
         self.supernet.train()
         for _, indices in self.data.weight_orders[epoch]:
             x, labels = self.data.batch(indices)
-            self.optimizer.zero_grad()
             sample_path(self.supernet, draw)
-            logits = self.supernet(x)
-            loss = F.cross_entropy(logits, labels)
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.weights, self.clip)
-            self.optimizer.step()
-            self.schedule.step()
-            train.add(logits, labels, loss)
+            train.add(*self.descend(self.supernet, x, labels))
         return train.scores("train")
 
 
