@@ -26,7 +26,6 @@ from nas.latency.job import Measuring
 from nas.latency.log import quality_text
 from nas.latency.predict import Accuracy, accuracy
 from nas.latency.profile import Profile
-from nas.latency.runtimes import runtime
 from nas.quantities import amount
 from nas.report.figure import load_optional
 
@@ -86,10 +85,10 @@ class Profiling(Measuring):
             _say(console, f"{count} files in {folder}; how to measure them: {folder / 'README.md'}")
             return
         out = self._out(space, self.runtime)
-        runtime(self.runtime, self.accelerator, self.conditions)  # it may be refused
+        ready = self.ready()  # it may be refused
         RunDir(out.parent).create()
         with claimed(out.with_name(f".{out.name}.lock"), str(out)):
-            profile = self.measure(model, shape, out.with_suffix(".jsonl"))
+            profile = self.measure(model, shape, out.with_suffix(".jsonl"), ready)
             self._write(profile, out, console)
 
     def _out(self, space: str, runtime: str) -> Path:

@@ -33,7 +33,9 @@ from nas.latency.log import MeasurementLog, Row, measurement_quality
 from nas.latency.measure import Jobs, Schedule, Timing, measure, timing, timings
 from nas.latency.models import UnitTime
 from nas.latency.profile import About, Profile, fit_profile
+from nas.latency.remote import File, remote
 from nas.latency.runtimes import (
+    REMOTE,
     RUNTIMES,
     Call,
     Runtime,
@@ -68,9 +70,10 @@ class Measuring:
     """What to measure of a space, and how.
 
     Args:
-        runtime: one of `nas.latency.runtimes.RUNTIMES`.
+        runtime: one of `nas.latency.runtimes.RUNTIMES`, or of `REMOTE` there.
         accelerator: "cpu" or "cuda".
         threads, batch, dtype: see `nas.latency.units.Conditions`.
+        address, command, file: with a runtime of `REMOTE`, see `nas.latency.remote.Board`.
         device: what the profile calls the device; None: the processor's own name.
         networks: whole networks to measure, of which `calibrate` calibrate the sum of units; the
             others are only to validate it.
@@ -86,6 +89,9 @@ class Measuring:
     threads: Threads = 1
     batch: Count = 1
     dtype: Dtype = "float32"
+    address: Name | None = None
+    command: Name | None = None
+    file: File | None = None
     device: Name | None = None
     networks: Whole = 50
     calibrate: Whole = 20
@@ -104,15 +110,33 @@ class Measuring:
         """How units are run."""
         return Conditions(self.batch, self.dtype, self.threads)
 
-    def measure(self, model: nn.Module, example: Example, log: Path) -> Profile:
+    def ready(self) -> Runtime:
+        """What measures.
+
+        Raises:
+            UserError: it is not installed, or cannot be reached.
+        """
+        own = self.address, self.command, self.file
+        if self.runtime in REMOTE:
+            return remote(self.runtime, *own, self.calls, self.accelerator, self.conditions)
+        if own != (None, None, None):
+            raise UserError(
+                f"address, command and file are for runtime={' or '.join(REMOTE)}, not for "
+                f"runtime={self.runtime}"
+            )
+        return runtime(self.runtime, self.accelerator, self.conditions)
+
+    def measure(
+        self, model: nn.Module, example: Example, log: Path, ready: Runtime | None = None
+    ) -> Profile:
         """Measure what the file `log` does not hold yet, and fit everything.
 
         Raises:
-            UserError: a runtime that is not installed, or a log of other measurements.
+            UserError: as `ready`, or a log of other measurements.
         """
-        ready = runtime(self.runtime, self.accelerator, self.conditions)
-        # How busy it is changes no count.
-        before = None if ready.count else machine_load()
+        ready = ready or self.ready()
+        # How busy this machine is changes nothing elsewhere.
+        before = None if ready.elsewhere else machine_load()
         model = model.eval()
         work = Work(self, model, example, ready)
         written = MeasurementLog(log, asdict(work.about))
@@ -140,7 +164,8 @@ class Work:
     @cached_property
     def about(self) -> About:
         """Describes a profile that is measured on this machine, from now on."""
-        plan, machine = self.plan, machine_of(self.plan.runtime, self.plan.accelerator)
+        plan = self.plan
+        machine = self.runtime.machine or machine_of(plan.runtime, plan.accelerator)
         return About(
             self.space,
             self.shapes,
@@ -186,10 +211,10 @@ class Work:
     def measure(self, log: MeasurementLog) -> None:
         """Time every unit, then every network, half of the time budget for each.
 
-        Or count their instructions.
+        Or have it done elsewhere.
         """
-        if self.runtime.count is not None:
-            self._count(self.runtime.count, log)
+        if self.runtime.elsewhere is not None:
+            self._elsewhere(self.runtime.elsewhere, log)
             return
         schedule = Schedule(most=self.plan.calls, least=min(20, self.plan.calls))
         units: Jobs = {
@@ -215,19 +240,30 @@ class Work:
 
                 left = half + measure(jobs, log, left, schedule, tell, at_once)
 
-    def _count(self, count: Callable[[nn.Module, Tensors, bool], int], log: MeasurementLog) -> None:
+    def _elsewhere(
+        self, times: Callable[[nn.Module, Tensors, bool, float], Sequence[int]], log: MeasurementLog
+    ) -> None:
         units = {key: partial(self.unit, unit) for key, unit in self.units.to_measure.items()}
         networks = {
             name_of(arch): partial(self.network, arch)
             for archs in self.archs.values()
             for arch in archs
         }
-        left = [name for name in self.names if not log.done(name)]
+        rounds, seconds = self.runtime.rounds, self.plan.seconds / len(self.names)
+        left = [
+            name
+            for index in range(rounds)
+            for name in self.names
+            if len(log.rows.get(name, [])) <= index
+        ]
         with Progress(disable=not sys.stderr.isatty(), transient=True) as progress:
-            for name in progress.track(left, description="instructions"):
+            for name in progress.track(left, description=self.plan.runtime):
                 whole = name in networks
                 module, inputs = (networks if whole else units)[name]()
-                log.add([Row(name, 1, [count(module, inputs, whole)], [])])
+                found = list(times(module, inputs, whole, seconds))
+                # How many calls the next round has is not known, but that there is one.
+                more = len(log.rows.get(name, [])) + 1 < rounds
+                log.add([Row(name, len(log.calls(name)) + len(found) + more, found, [])])
 
     def _ready(self, make: Callable[[], tuple[nn.Module, Tensors]]) -> Call:
         return self.runtime.prepare(*make())
@@ -252,7 +288,7 @@ class Work:
         timings = [*(u.timing for u in units.values()), *(n.timing for n in networks)]
         repeats = [ratio for name in self.names for ratio in _repeat(log, name)]
         quality = measurement_quality(log.references, load_before, repeats)
-        quality["counted"] = self.runtime.count is not None
+        quality["counted"] = self.runtime.counts
         quality |= {key: sum(t[key] for t in timings) for key in ("outliers", "calls")}
         quality["unstable"] = sum(not found["stable"] for found in timings)
         return fit_profile(self.about, units, networks, quality)
@@ -337,8 +373,9 @@ def measure_network(network: nn.Module, inputs: tuple[Tensor, ...], about: About
     try:
         ready = runtime(about.runtime, about.accelerator, about.conditions)
         made = inputs_like(shapes, dtypes, about.conditions)
-        if ready.count is not None:
-            return timing([ready.count(copy_to_measure(network, about.conditions), made, True)])
+        if ready.elsewhere is not None:
+            copy = copy_to_measure(network, about.conditions)
+            return timing(ready.elsewhere(copy, made, True, SECONDS))
         call = ready.prepare(copy_to_measure(network, about.conditions), made)
         return timings({"found": call}, SECONDS, about.conditions.threads)["found"]
     except UserError as error:

@@ -16,6 +16,7 @@ from nas.copying import copied
 from nas.errors import UserError
 from nas.integer import integer_graph
 from nas.integer.boards import BOARDS, check_boards, instructions, tool_versions
+from nas.integer.graph import IntegerGraph
 from nas.latency.units import Conditions
 from nas.lowering import (
     Tensors,
@@ -30,6 +31,7 @@ Call = Callable[[], object]  # runs a module once, to the end
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 HERTZ = 1e8  # of an emulated board: an instruction of it takes 10 ns
 _EMULATED = "qemu_"  # what the names of such runtimes begin with
+REMOTE = ("ssh", "serial")  # see `nas.latency.remote`
 _CALIBRATION = 8  # samples for the ranges of activations
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -42,15 +44,25 @@ class Runtime:
         packages: their versions decide how fast it is.
         prepare: ``(module, inputs)`` -> what runs the module on them; the module is in eval mode
             and of the number format of the inputs.
-        count: ``(module, inputs, whole)`` -> nanoseconds of one call, the same each time, where an
-            emulator counts instructions; nothing is timed then. `whole`: a network, not a unit.
+        elsewhere: ``(module, inputs, whole, seconds)`` -> nanoseconds of single calls, where they
+            are not timed here, but on a board or by an emulator. `whole`: a network, not a unit.
+            `seconds`: the time budget of this network in all rounds.
+        rounds: how often `elsewhere` is asked; 1: it counts instructions, which repeat exactly.
         tools: name -> version of other programs that decide how fast it is.
+        machine: what runs it; "": see `machine_of`.
     """
 
     packages: tuple[str, ...]
     prepare: Callable[[nn.Module, Tensors], Call]
-    count: Callable[[nn.Module, Tensors, bool], int] | None = None
+    elsewhere: Callable[[nn.Module, Tensors, bool, float], Sequence[int]] | None = None
+    rounds: int = 1
     tools: Mapping[str, str] = field(default_factory=dict)
+    machine: str = ""
+
+    @property
+    def counts(self) -> bool:
+        """Whether the same figures come each time."""
+        return self.elsewhere is not None and self.rounds == 1
 
 
 def _torch(accelerator: str, threads: int) -> Runtime:
@@ -124,21 +136,30 @@ def _qemu(accelerator: str, threads: int, board: str) -> Runtime:
     """The C file of `nas export format=c`, int8, on a Cortex-M that QEMU emulates."""
     check_boards([board])
 
-    def count(module: nn.Module, inputs: Tensors, whole: bool) -> int:
-        if len(inputs) != 1:
-            raise UserError(
-                f"{type(module).__name__} takes {len(inputs)} tensors, and a C file has one input: "
-                "this space cannot be profiled on a board"
-            )
-        generator = torch.Generator().manual_seed(0)
-        data = torch.randn(_CALIBRATION, *inputs[0].shape[1:], generator=generator)
-        graph = integer_graph(module, data)
-        return round(instructions(BOARDS[board], graph, whole) * 1e9 / HERTZ)
+    def count(module: nn.Module, inputs: Tensors, whole: bool, seconds: float) -> list[int]:
+        found = instructions(BOARDS[board], integer_graph_of(module, inputs), whole)
+        return [round(found * 1e9 / HERTZ)]
 
     def prepare(module: nn.Module, inputs: Tensors) -> Call:
-        return partial(count, module, inputs, True)
+        return partial(count, module, inputs, True, 0.0)
 
-    return Runtime(("torch",), prepare, count, tool_versions())
+    return Runtime(("torch",), prepare, count, tools=tool_versions())
+
+
+def integer_graph_of(module: nn.Module, inputs: Tensors) -> IntegerGraph:
+    """The int8 network of a C file, with ranges of normal values: what is measured, not deployed.
+
+    Raises:
+        UserError: several inputs, or a layer that has no integer form.
+    """
+    if len(inputs) != 1:
+        raise UserError(
+            f"{type(module).__name__} takes {len(inputs)} tensors, and a C file has one input: "
+            "this space cannot be profiled on a board"
+        )
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(_CALIBRATION, *inputs[0].shape[1:], generator=generator)
+    return integer_graph(module, data)
 
 
 def check_onnx() -> None:
@@ -147,18 +168,16 @@ def check_onnx() -> None:
         required(package, "onnx")
 
 
-def onnx_file(module: nn.Module, inputs: Tensors) -> bytes:
+def onnx_file(module: nn.Module, inputs: Tensors, free_batch: bool = True) -> bytes:
     """`nas.lowering.onnx_bytes`; for exactly these shapes where the batch cannot be free.
 
     Raises:
         UserError: the module cannot be written as ONNX.
     """
-    return _written(
-        module,
-        "written as ONNX",
-        lambda: onnx_bytes(module, inputs),
-        lambda: onnx_bytes(module, inputs, free_batch=False),
-    )
+    attempts = [partial(onnx_bytes, module, inputs, free_batch=False)]
+    if free_batch:
+        attempts.insert(0, partial(onnx_bytes, module, inputs))
+    return _written(module, "written as ONNX", *attempts)
 
 
 def pte_file(module: nn.Module, inputs: Tensors) -> bytes:
@@ -234,20 +253,26 @@ def runtime(name: str, accelerator: str, conditions: Conditions) -> Runtime:
         UserError: no such runtime or accelerator, one that is not installed, or no GPU here.
     """
     if name not in RUNTIMES:
-        raise UserError(f"runtime={name!r} is not one of {', '.join(RUNTIMES)}")
+        raise UserError(f"runtime={name!r} is not one of {', '.join((*RUNTIMES, *REMOTE))}")
     if accelerator not in PROVIDERS:
         raise UserError(f"accelerator={accelerator!r} is not one of {', '.join(PROVIDERS)}")
     if accelerator == "cuda" and name.startswith("torch") and not torch.cuda.is_available():
         raise UserError("accelerator=cuda: PyTorch finds no CUDA device here; use accelerator=cpu")
-    if name.startswith(_EMULATED) and (accelerator, conditions) != ("cpu", Conditions()):
-        raise UserError(
-            f"runtime={name} counts the instructions of one sample in int8, not {conditions} on "
-            f"{accelerator}: leave accelerator, batch, dtype and threads as they are by default"
-        )
+    if name.startswith(_EMULATED):
+        check_int8(name, accelerator, conditions)
     torch.set_num_threads(conditions.threads)
     if name.startswith("torch") and accelerator == "cpu":
         keep_memory()
     return RUNTIMES[name](accelerator, conditions.threads)
+
+
+def check_int8(runtime: str, accelerator: str, conditions: Conditions) -> None:
+    """Raises UserError for other conditions than those of a C file on a microcontroller."""
+    if (accelerator, conditions) != ("cpu", Conditions()):
+        raise UserError(
+            f"runtime={runtime} measures one sample in int8, not {conditions} on {accelerator}: "
+            "leave accelerator, batch, dtype and threads as they are by default"
+        )
 
 
 def copy_to_measure(module: nn.Module, conditions: Conditions) -> nn.Module:
