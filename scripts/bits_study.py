@@ -2,8 +2,9 @@
 
     python scripts/bits_study.py OUT --root FOLDER [--seeds 3] [--task fashion]
 
-`FOLDER` is the one that torchvision keeps Fashion-MNIST in. For each seed a network is trained in
-float32, and goes on from there with rounding: uniform bits 8, 4 and 2, and mixed ones at three
+`FOLDER` is the one that torchvision keeps Fashion-MNIST in; for `--task cifar` it has a folder of
+images for each class below `train` and `test`. For each seed a network is trained in
+float32, and goes on from there with rounding: uniform bits 8, 4 and 2, and mixed ones at four
 budgets of bytes. Which layer has how many bits is said by the sensitivity of the loss and the exact
 program, by alphas that are trained with the weights, and by chance. What is in OUT is not done
 again. Prints the tables of experiments/bits/README.md.
@@ -38,6 +39,7 @@ from nas.selection import select
 from nas.supernet.relax import straight_through
 
 TRAIN, VAL, BATCH = 3000, 1000, 64
+CIFAR_TRAIN = 10_000
 FLOAT_EPOCHS, QAT_EPOCHS, SEARCH_EPOCHS = 16, 6, 6
 SPACE = "Sequential"
 # What an integer graph stores: packed weights, 16 bits for each bias and for each multiplier.
@@ -93,6 +95,7 @@ class Study:
             "half of 8 bits": bytes_of[8] / 2,
             "as 4 bits": bytes_of[4],
             "between 4 and 8": (bytes_of[4] + bytes_of[8]) / 2,
+            "between 2 and 4": (bytes_of[2] + bytes_of[4]) / 2,
         }
         plain = float(ExpectedCost(self.network, Size(fold_norm=True), self.shape)())
         rows = [{"way": "float32", "size": plain, **self._scores(self.network)}]
@@ -279,13 +282,32 @@ def rows_as_sequence(root: Path, seed: int) -> Parts:
     return {name: (x[:, 0], y) for name, (x, y) in fashion(root, seed).items()}
 
 
-def separable() -> nn.Sequential:
-    """A small depthwise separable network for 14 x 14 images."""
-    layers: list[nn.Module] = [*normed(nn.Conv2d(1, 16, 3, 1, 1, bias=False), 2)]
-    for inputs, outputs, stride in ((16, 32, 2), (32, 64, 2), (64, 64, 1)):
+def cifar(root: Path, seed: int) -> Parts:
+    """11,000 training images, 1,000 of them for validation, and all 10,000 test images: 32 x 32."""
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms.functional import pil_to_tensor
+
+    def part(name: str, some: int | None) -> tuple[Tensor, Tensor]:
+        data = ImageFolder(str(root / name))
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:some]
+        pairs = [data[int(index)] for index in order]
+        images = torch.stack([pil_to_tensor(image) for image, _ in pairs]).float()
+        return (images / 255 - 0.473) / 0.251, torch.tensor([label for _, label in pairs])
+
+    (x, y), test = part("train", CIFAR_TRAIN + VAL), part("test", None)
+    ours, held = slice(CIFAR_TRAIN), slice(CIFAR_TRAIN, None)
+    return {"train": (x[ours], y[ours]), "val": (x[held], y[held]), "test": test}
+
+
+def separable(inputs: int = 1, width: int = 16, stride: int = 1) -> nn.Sequential:
+    """A small depthwise separable network for images; `stride` of its first convolution."""
+    first = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+    layers: list[nn.Module] = [*normed(first, 2)]
+    for inputs, outputs, stride in ((1, 2, 2), (2, 4, 2), (4, 4, 1)):
+        inputs, outputs = inputs * width, outputs * width
         layers += normed(nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False), 2)
         layers += normed(nn.Conv2d(inputs, outputs, 1, bias=False), 2)
-    return nn.Sequential(*layers, GlobalPool(), nn.Linear(64, 10))
+    return nn.Sequential(*layers, GlobalPool(), nn.Linear(4 * width, 10))
 
 
 def sequence() -> nn.Sequential:
@@ -304,6 +326,7 @@ def normed(conv: nn.Module, ndim: int) -> list[nn.Module]:
 
 TASKS: dict[str, tuple[Callable[[Path, int], Parts], Callable[[], nn.Sequential]]] = {
     "fashion": (fashion, separable),
+    "cifar": (cifar, partial(separable, 3, 32, 2)),
     "rows": (rows_as_sequence, sequence),
 }
 

@@ -160,11 +160,14 @@ def _others(supernet: nn.Module, found: Sequence[Finding], names: Mapping[str, s
     return rows + [Row((f.name,), None, why=f.why_not, kind=f.kind) for f in found if f.why_not]
 
 
+EXPORTED = "comes from torch.export and has no layers any more: give the nn.Module it was made of"
+
+
 def check_plain(model: nn.Module) -> None:
     """Refuse a network whose code or weights are not its own.
 
     Raises:
-        UserError: it is scripted, or wrapped for several devices, or has no values.
+        UserError: it is scripted, exported, or wrapped for several devices, or has no values.
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"model must be an nn.Module, got {type(model).__name__}")
@@ -176,6 +179,10 @@ def check_plain(model: nn.Module) -> None:
                 f"{name} is scripted, its code is no longer Python: give the nn.Module it was made "
                 "of"
             )
+        if isinstance(module, torch.fx.GraphModule) and any(
+            isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes
+        ):
+            raise UserError(f"{name} {EXPORTED}")
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             raise UserError(f"{name} is wrapped for several devices: give its .module")
         for key, tensor in chain(

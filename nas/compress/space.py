@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from nas.artifacts.reading import read_tensors
-from nas.compress.convert import Converted, check_plain, converted
+from nas.compress.convert import EXPORTED, Converted, check_plain, converted
 from nas.compress.kernels import Kernels
 from nas.compress.modules import uncompiled
 from nas.compress.rules import Rules
@@ -188,10 +188,12 @@ def network_of(model: Model | None) -> nn.Module:
             "space=given needs the network: model=MODULE:FACTORY, or nas.compress(network, data) "
             "from Python"
         )
-    if isinstance(model, nn.Module):
+    if isinstance(model, nn.Module | torch.export.ExportedProgram):
         name, network = f"model={type(model).__name__}", model
     else:
         name, network = f"model={_name(model)}", _made(model)
+    if isinstance(network, torch.export.ExportedProgram):
+        raise UserError(f"{name} {EXPORTED}")
     if not isinstance(network, nn.Module):
         raise UserError(
             f"{name} gives {short_repr(network)}, a {type(network).__name__}: it must give a "

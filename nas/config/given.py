@@ -119,7 +119,7 @@ def _alike(key: str, value: Any) -> str:
 
     Of a network that is made smaller also of its values: another training is another network.
     """
-    if hasattr(value, "state_dict"):
+    if callable(getattr(value, "state_dict", None)):
         from torch.nn.parameter import is_lazy
 
         found: Any = {name: one for name, one in value.state_dict().items() if not is_lazy(one)}

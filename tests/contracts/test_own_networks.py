@@ -51,6 +51,10 @@ def scripted() -> nn.Module:
     return torch.jit.script(convs(2, 8, 1))
 
 
+def exported() -> torch.export.ExportedProgram:
+    return torch.export.export(convs(2, 8, 1), (torch.zeros(1, 2, 5),))
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "scripted": (scripted, "is scripted, its code is no longer Python"),
     "traced": (
@@ -60,6 +64,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a part is scripted": (
         lambda: nn.Sequential(scripted(), nn.Conv1d(1, 1, 1)),
         r"Sequential\.0 is scripted",
+    ),
+    "exported": (lambda: exported().module(), "GraphModule comes from torch.export and has no lay"),
+    "a part is exported": (
+        lambda: nn.Sequential(exported().module(), nn.Conv1d(1, 1, 1)),
+        r"Sequential\.0 comes from torch\.export",
     ),
     "for several devices": (
         lambda: nn.DataParallel(convs(2, 8, 1)),

@@ -342,3 +342,6 @@ def test_bad_input_from_python_is_refused(network: nn.Module) -> None:
         nas.compress(network, "digits", space=lambda *_: network)
     with pytest.raises(nas.UserError, match="scripted"):
         nas.compress(torch.jit.script(network), "digits", onnx=False)
+    exported = torch.export.export(network, (torch.zeros(1, 1, 8, 8),))
+    with pytest.raises(nas.UserError, match=r"ExportedProgram comes from torch\.export"):
+        nas.compress(exported, "digits", onnx=False)  # type: ignore[arg-type]
