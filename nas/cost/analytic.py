@@ -90,9 +90,10 @@ def bits_of(dtype: str, key: str = "dtype") -> int:
 
 def packed_bytes(layer: LayerSpec) -> int | None:
     """Bytes of a stored tensor that has bits of its own; None where it has none."""
-    if not layer.bits_weight or layer.is_call:
+    if not layer.rows or layer.is_call:
         return None
-    return packing.packed_bytes(layer.rows, layer.numel, layer.bits_weight)
+    fan_in = layer.numel // sum(count for _, count in layer.rows)
+    return sum(packing.packed_bytes(count, count * fan_in, bits) for bits, count in layer.rows)
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ class Size:
         if not layer.dtype.startswith(("float", "bfloat")):
             return int(re.sub(r"\D", "", layer.dtype) or 8)  # "int64", "bool"
         if self.dtype.startswith("int") and layer.ndim < 2:
-            own = {"WeightQuantizer": self.scale_bits, "InputQuantizer": 0}
+            scales = dict.fromkeys(("WeightQuantizer", "RowQuantizer"), self.scale_bits)
+            own = {**scales, "InputQuantizer": 0}
             return own.get(layer.role.partition(".")[0], self.bias_bits)
         return bits_of(self.dtype)

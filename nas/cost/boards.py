@@ -217,6 +217,8 @@ class _Layers:
             fan_in, ends = _fan_in(layer), 0.0
             if not layer.bits_weight:  # rows end at whole bytes, which a tensor does not tell
                 ends = layer.out_channels * (-(-fan_in * self.bits // 8) - fan_in * self.bits / 8)
+            elif len(layer.rows) > 1:
+                ends = layer.out_channels  # a byte for the bits of each row
             return _LAYER + _CHANNEL * layer.out_channels + ends
         tensor = layer.role.rpartition(".")[2]
         if tensor == "running_mean":  # a norm that stays is a depthwise convolution of kernel 1

@@ -1,7 +1,7 @@
 """What a cost sees of one layer, and what it must answer."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -35,9 +35,11 @@ class LayerSpec:
         ndim: dimensions of a stored tensor.
         dtype: type of a tensor's elements, e.g. "float32".
         bits_weight: of one weight of a call, or of one element of a stored tensor, where it is
-            quantised to fewer than its `dtype` has; 0: as the cost's own format says.
+            quantised to fewer than its `dtype` has, the mean where rows differ; 0: as the cost's
+            own format says.
         bits_in: of one input of a call, alike.
-        rows: of a quantised stored tensor; each is packed into whole bytes.
+        rows: numbers of bits of a quantised weight, of a call or stored, and how many rows (output
+            channels) have so many; each row is packed into whole bytes.
     """
 
     kind: str
@@ -56,9 +58,9 @@ class LayerSpec:
     role: str = ""
     ndim: int = 0
     dtype: str = ""
-    bits_weight: int = 0
+    bits_weight: float = 0
     bits_in: int = 0
-    rows: int = 0
+    rows: tuple[tuple[int, int], ...] = ()
 
     @property
     def is_call(self) -> bool:
@@ -66,19 +68,21 @@ class LayerSpec:
         return self.kind in CALLS
 
 
-def bits_of_call(module: nn.Module | None) -> dict[str, int]:
+def bits_of_call(module: nn.Module | None) -> dict[str, Any]:
     """The bits of what a module computes with, as fields of `LayerSpec`.
 
-    It says them by attributes `weight_bits` and `input_bits`, as `nas.quantization.layers` does.
+    It says them by attributes `weight_bits`, `weight_rows` and `input_bits`, as
+    `nas.quantization.layers` does.
     """
-    given = {"bits_weight": "weight_bits", "bits_in": "input_bits"}
+    given = {"bits_weight": "weight_bits", "bits_in": "input_bits", "rows": "weight_rows"}
     found = {field: getattr(module, name, 0) for field, name in given.items()}
-    return {field: bits for field, bits in found.items() if isinstance(bits, int)}
+    return {field: x for field, x in found.items() if x and isinstance(x, int | float | tuple)}
 
 
 def stored(kind: str, path: str, owner: nn.Module, name: str, tensor: Tensor) -> LayerSpec:
     """The entry of a tensor that `owner`, the module at `path`, holds as `name`."""
-    bits = bits_of_call(owner).get("bits_weight", 0) if name == "weight" else 0
+    bits = bits_of_call(owner) if name == "weight" else {}
+    width = bits.get("bits_weight", 0)
     return LayerSpec(
         kind,
         path,
@@ -86,8 +90,8 @@ def stored(kind: str, path: str, owner: nn.Module, name: str, tensor: Tensor) ->
         role=f"{type(owner).__name__}.{name}",
         ndim=tensor.ndim,
         dtype=str(tensor.dtype).removeprefix("torch."),
-        bits_weight=bits,
-        rows=tensor.shape[0] if bits else 0,
+        bits_weight=width,
+        rows=bits.get("rows", ((width, tensor.shape[0]),) if width else ()),
     )
 
 

@@ -247,7 +247,8 @@ def _weights(program: Path) -> int:
     table = subprocess.run(
         [_NM, "-S", str(program)], capture_output=True, text=True, check=True
     ).stdout
-    found = re.findall(r"^[0-9a-f]+ ([0-9a-f]+) \w (?:weight|bias|multiplier)_\d+$", table, re.M)
+    names = r"(?:weight|bits|bias|multiplier)_\d+"
+    found = re.findall(rf"^[0-9a-f]+ ([0-9a-f]+) \w {names}$", table, re.M)
     return sum(int(size, 16) for size in found)
 
 

@@ -85,8 +85,9 @@ def integer_graph(
     learned = quantized_layers(network)
     if learned:
         usual = {} if isinstance(bits, int) else bits
-        bits = {**usual, **{path: layer.weight_bits for path, layer in learned.items()}}
-        own = {path: layer.weight_quantizer.size for path, layer in learned.items()}
+        rounding = {path: layer.weight_quantizer for path, layer in learned.items()}
+        bits = {**usual, **{path: one.bits_of_rows for path, one in rounding.items()}}
+        own = {path: one.size for path, one in rounding.items()}
         weight_scales = {**(weight_scales or {}), **own}
         network = dequantized(network, inputs=True)
     with torch.no_grad():

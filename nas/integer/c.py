@@ -208,7 +208,7 @@ class _Writer:
         bits = "NULL"
         if packed(conv):
             self.kernels |= {"packed", "unpack"}
-        if len(set(conv.bits.tolist())) > 1:
+        if conv.is_mixed:
             bits = self._array("uint8_t", f"bits_{number}", conv.bits)
         source, sides = self.values[conv.inputs[0]], conv.sides_out
         coarse = any(other.shift < 15 for other in self.graph.convolutions())

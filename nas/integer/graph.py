@@ -51,5 +51,8 @@ class IntegerGraph:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of weights, packed, with 2 for the bias and 2 for the scale of each channel."""
+        """Bytes of weights, packed, with 2 for the bias and 2 for the scale of each channel.
+
+        And 1 for its bits in layers whose channels have different ones.
+        """
         return sum(convolution.stored for convolution in self.convolutions())

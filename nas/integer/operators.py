@@ -135,9 +135,15 @@ class Conv(Operator):
 
     @property
     def stored(self) -> int:
-        """Bytes of the weights, each channel packed on its own, of the biases and multipliers."""
+        """Bytes of the weights, each channel packed on its own, of biases, multipliers and bits."""
         rows = -(-self.fan_in * self.bits.astype(np.int64) // 8)
-        return int(rows.sum()) + self.bias.nbytes + self.multiplier.nbytes
+        own = self.bits.nbytes if self.is_mixed else 0
+        return int(rows.sum()) + self.bias.nbytes + self.multiplier.nbytes + own
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether output channels have different bits, which a file says in a byte for each."""
+        return bool((self.bits != self.bits[:1]).any())
 
     @property
     def sides_out(self) -> tuple[int, int]:

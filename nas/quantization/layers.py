@@ -1,5 +1,6 @@
 """Convolutions and linear layers of few bits: plain ones, and one whose bits are searched."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +12,15 @@ from nas.arch import Option
 from nas.copying import copied
 from nas.decision import Decision, Searchable
 from nas.ops.convolution import Conv2d
-from nas.quantization.quantizers import InputQuantizer, Start, WeightQuantizer
-from nas.supernet.elastic import Elastic, Number, decided, options_of, taken
+from nas.quantization.channels import ChannelBits, widths_of
+from nas.quantization.quantizers import (
+    InputQuantizer,
+    RowQuantizer,
+    Start,
+    WeightQuantizer,
+    by_row,
+)
+from nas.supernet.elastic import Elastic, Number, options_of, taken
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Linear
 
@@ -29,9 +37,15 @@ class QuantizedLayer(nn.Module):
     input_quantizer: InputQuantizer
 
     @property
-    def weight_bits(self) -> int:
-        """Of one weight."""
-        return self.weight_quantizer.bits
+    def weight_bits(self) -> int | float:
+        """Of one weight; the mean where output channels have different bits."""
+        (bits, _), *others = self.weight_rows
+        return sum(b * n for b, n in self.weight_rows) / len(self.weight) if others else bits
+
+    @property
+    def weight_rows(self) -> tuple[tuple[int, int], ...]:
+        """Numbers of bits, ascending, and how many output channels have so many."""
+        return self.weight_quantizer.rows
 
     @property
     def input_bits(self) -> int:
@@ -119,6 +133,7 @@ class SearchedBits(Searchable):
     Args:
         layer: of a type in `QUANTIZED`.
         weight_bits, input_bits: each a number, or an `Elastic` one; several layers may share it.
+            Bits of weights may be `ChannelBits`.
         start: of the weights' steps, see `WeightQuantizer`.
 
     Shape: that of `layer`.
@@ -135,35 +150,91 @@ class SearchedBits(Searchable):
         4
     """
 
+    rank: Tensor  # of each output channel, 0: the most important; a buffer, for checkpoints
+
     def __init__(
-        self, layer: nn.Module, weight_bits: Number, input_bits: Number = 8, start: Start = "mse"
+        self,
+        layer: nn.Module,
+        weight_bits: Number | ChannelBits,
+        input_bits: Number = 8,
+        start: Start = "mse",
     ) -> None:
         super().__init__()
         assert type(layer) in QUANTIZED
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
         self.layer, self.weight_bits, self.input_bits = layer, weight_bits, input_bits
-        self.weights = nn.ModuleDict(
-            {str(b): WeightQuantizer(b, weight, start) for b in options_of(weight_bits)}
-        )
+        widths = {str(b): WeightQuantizer(b, self.weight, start) for b in widths_of(weight_bits)}
+        self.weights = nn.ModuleDict(widths)
         self.inputs = nn.ModuleDict({str(b): InputQuantizer(b) for b in options_of(input_bits)})
+        if isinstance(weight_bits, ChannelBits):
+            self.register_buffer("rank", torch.zeros(len(self.weight), dtype=torch.long))
+            size = self.weight.detach().square().flatten(1).sum(1)
+            self.order(self.rounding_error.square().sum(1) / size.clamp_min(1e-12))
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def weight(self) -> Tensor:
+        """Of the layer ``(C_out, ...)``."""
         weight = self.layer.weight
         assert isinstance(weight, Tensor)
+        return weight
+
+    @property
+    def ranks_channels(self) -> bool:
+        """Whether the bits of its channels may differ."""
+        return isinstance(self.weight_bits, ChannelBits)
+
+    @property
+    def rounding_error(self) -> Tensor:
+        """What the fewest bits add to the weights ``(C_out, fan in)``."""
+        with torch.no_grad():
+            rounded: Tensor = next(iter(self.weights.values()))(self.weight)
+            return (rounded - self.weight).flatten(1)
+
+    def order(self, importance: Tensor) -> None:
+        """Give the most bits to the channels of the largest `importance` ``(C_out,)``."""
+        order = importance.argsort(descending=True, stable=True)
+        self.rank[order] = torch.arange(len(order), device=order.device)
+
+    def forward(self, x: Tensor) -> Tensor:
         x = _mixed(self.input_bits, self.inputs, x)
-        return run_layer(self.layer, x, _mixed(self.weight_bits, self.weights, weight))
+        return run_layer(self.layer, x, self._rounded())
+
+    def _rounded(self) -> Tensor:
+        bits, weight = self.weight_bits, self.weight
+        if not isinstance(bits, ChannelBits):
+            return _mixed(bits, self.weights, weight)
+        theta, total = bits.theta, torch.zeros_like(weight)
+        for width, quantizer in zip(bits.widths, self.weights.values(), strict=True):
+            share = bits.shares(theta, width, self.rank).to(weight)
+            # As in `_mixed`: a width of share 0 gives its alphas a gradient.
+            if bits.may_have(width) if theta.requires_grad else bool(share.any()):
+                total = total + by_row(share, weight) * quantizer(weight)
+        return total
 
     def decisions(self) -> tuple[Decision, ...]:
-        return decided(self.weight_bits, self.input_bits)
+        own = (self.weight_bits, self.input_bits)
+        return tuple(dict.fromkeys(bits for bits in own if isinstance(bits, Decision)))
 
     def materialize(self, options: Mapping[Decision, Option]) -> QuantizedLayer:
         """The plain layer of these bits, with copies of its tensors."""
-        weights = self.weights[str(taken(self.weight_bits, options))]
         inputs = self.inputs[str(taken(self.input_bits, options))]
-        assert isinstance(weights, WeightQuantizer)
         assert isinstance(inputs, InputQuantizer)
-        return as_quantized(self.layer, weights, inputs)
+        return as_quantized(self.layer, self._quantizer(options), inputs)
+
+    def _quantizer(self, options: Mapping[Decision, Option]) -> WeightQuantizer:
+        decision = self.weight_bits
+        if not isinstance(decision, ChannelBits):
+            return self._of_width(taken(decision, options))
+        by_rank = decision.by_rank(options[decision], len(self.rank))
+        rows = tuple(sorted(Counter(by_rank).items()))
+        if len(rows) == 1:
+            return self._of_width(by_rank[0])
+        bits = torch.tensor(by_rank, dtype=torch.uint8, device=self.rank.device)[self.rank]
+        return RowQuantizer({width: self._of_width(width) for width, _ in rows}, bits, rows)
+
+    def _of_width(self, width: int) -> WeightQuantizer:
+        found = self.weights[str(width)]
+        assert isinstance(found, WeightQuantizer)
+        return found
 
 
 def _mixed(bits: Number, quantizers: nn.ModuleDict, value: Tensor) -> Tensor:

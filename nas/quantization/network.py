@@ -12,6 +12,7 @@ from nas.copying import copied
 from nas.decision import Decision, Searchable
 from nas.errors import UserError
 from nas.inputs import Inputs, run, samples_in
+from nas.quantization.channels import ChannelBits
 from nas.quantization.layers import (
     QUANTIZED,
     QuantizedLayer,
@@ -26,7 +27,7 @@ from nas.quantization.quantizers import (
     calibrating,
     check_bits,
 )
-from nas.supernet.elastic import Elastic, Number
+from nas.supernet.elastic import Number, elastic
 
 M = TypeVar("M", bound=nn.Module)
 Widths = int | Sequence[int]
@@ -44,6 +45,9 @@ class Quantize:
             None: as all others.
         layers: pattern of a path, as ``"blocks.*.shortcut"``, -> bits of the weights, or "float"
             for no quantisation. The first pattern that matches counts, before `first` and `last`.
+        channels: parts that the output channels of a layer are split into, in the order of their
+            importance, where several widths of weights are searched. Each part has bits of its own,
+            see `nas.quantization.channels.ChannelBits`; 1: all channels have the same.
         share: "layer": each layer has bits of its own; "block": all layers of a choice block, of
             each of its candidates, have the same.
         start: of the steps, see `nas.quantization.quantizers.WeightQuantizer`.
@@ -57,6 +61,7 @@ class Quantize:
     first: Widths | None = None
     last: Widths | None = None
     layers: Mapping[str, Widths | str] = field(default_factory=dict)
+    channels: int = 1
     share: Literal["layer", "block"] = "layer"
     start: Start = "mse"
 
@@ -66,6 +71,10 @@ class Quantize:
         given |= {f"layers[{k!r}]": bits for k, bits in self.layers.items() if bits != FLOAT}
         for key, bits in given.items():
             number_of(bits, f"quantize.{key}")
+        if isinstance(self.channels, bool) or not isinstance(self.channels, int):
+            raise UserError(f"quantize.channels={self.channels!r} must be a whole number of parts")
+        if self.channels < 1:
+            raise UserError(f"quantize.channels={self.channels} must be at least 1")
         for key, known in (("share", ("layer", "block")), ("start", ("mse", "minmax"))):
             if getattr(self, key) not in known:
                 raise UserError(
@@ -141,13 +150,15 @@ def attach(network: nn.Module, how: Quantize) -> None:
                 f"quantize.layers: no layer is called {pattern!r}; the layers are {_few(paths)}"
             )
     made: dict[int, nn.Module] = {}
-    shared: dict[tuple[str, tuple[int, ...]], Number] = {}
+    shared: dict[Any, Any] = {}
     for place, path in enumerate(paths):
         bits = how.weights_of(path, place == 0, place == len(paths) - 1)
         if bits is not None:
             layer, block = found[path]
             key = path if block is None or how.share == "layer" else block
-            weights = _shared(shared, f"{key} weights", number_of(bits, "quantize.weights"))
+            widths = number_of(bits, "quantize.weights")
+            _check_parts(path, layer, widths, how.channels)
+            weights = _shared(shared, f"{key} weights", widths, how.channels)
             inputs = _shared(shared, f"{key} inputs", number_of(how.inputs, "quantize.inputs"))
             made[id(layer)] = _quantized(layer, weights, inputs, how.start)
     if not made:
@@ -166,13 +177,27 @@ def attach(network: nn.Module, how: Quantize) -> None:
                 module._modules[name] = made[id(child)]
 
 
-def _shared(known: dict[tuple[str, tuple[int, ...]], Number], key: str, bits: Any) -> Number:
+def _check_parts(path: str, layer: nn.Module, widths: Sequence[int], parts: int) -> None:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    if len(widths) > 1 and len(weight) < parts:
+        raise UserError(
+            f"quantize.channels={parts}: the layer {path!r} has {len(weight)} output channels, "
+            f"which are no {parts} parts: give at most {len(weight)}, or this layer one number of "
+            f"bits, quantize.layers={{{path!r}: 8}}"
+        )
+
+
+def _shared(known: dict[Any, Any], key: str, bits: tuple[int, ...], parts: int = 1) -> Any:
     if (key, bits) not in known:
-        known[key, bits] = bits[0] if len(bits) == 1 else Elastic(bits)
+        by_channel = parts > 1 and len(bits) > 1
+        known[key, bits] = ChannelBits(bits, parts) if by_channel else elastic(bits)
     return known[key, bits]
 
 
-def _quantized(layer: nn.Module, weights: Number, inputs: Number, start: Start) -> nn.Module:
+def _quantized(
+    layer: nn.Module, weights: Number | ChannelBits, inputs: Number, start: Start
+) -> nn.Module:
     if isinstance(weights, int) and isinstance(inputs, int):
         weight = layer.weight
         assert isinstance(weight, Tensor)

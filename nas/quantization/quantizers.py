@@ -6,7 +6,7 @@ the range; the step has that of LSQ's Eq. 3, scaled by ``1 / sqrt(n * high)``. B
 ``torch._fake_quantize_learnable_per_tensor_affine`` gives, in a third of its time on a CPU.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import sqrt
 from typing import Any, Literal
@@ -43,13 +43,15 @@ def levels(bits: int) -> int:
 
 
 def fake_quantize(
-    x: Tensor, step: Tensor, zero: Tensor, low: int, high: int, scale: float
+    x: Tensor, step: Tensor, zero: Tensor, low: Any, high: Any, scale: float | Tensor
 ) -> Tensor:
     """`x` in whole steps: ``step * (clamp(round(x / step) + zero, low, high) - zero)``.
 
     Args:
         step: above 0, of a shape that broadcasts to that of `x`.
-        zero: level of 0 ``()``; it is rounded.
+        zero: level of 0 ``()``; it is rounded, and 0 where the limits are tensors.
+        low, high: whole numbers; tensors, of the shape of `step`, where rows have limits of their
+            own.
         scale: of the gradients of `step` and `zero`.
     """
     y: Tensor = _FakeQuantize.apply(x, step, zero, low, high, scale)
@@ -59,10 +61,18 @@ def fake_quantize(
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, step: Tensor, zero: Tensor, low: int, high: int, scale: float
+        ctx: Any,
+        x: Tensor,
+        step: Tensor,
+        zero: Tensor,
+        low: Any,  # as of `clamp`, which has one signature for numbers and one for tensors
+        high: Any,
+        scale: float | Tensor,
     ) -> Tensor:
-        level = zero.detach().round().clamp(low, high)
-        least, most = low - float(level), high - float(level)
+        least, most = low, high
+        if not isinstance(low, Tensor):
+            level = float(zero.detach().round().clamp(low, high))
+            least, most = low - level, high - level
         step = step.to(x.dtype)
         value = x * step.reciprocal()
         rounded = value.round().clamp_(least, most)
@@ -74,8 +84,11 @@ class _FakeQuantize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         value, rounded, step = ctx.saved_tensors
-        grad = grads[0]
-        inside = torch.ops.aten.hardtanh_backward(grad, value, *ctx.limits)
+        grad, (least, most) = grads[0], ctx.limits
+        if isinstance(least, Tensor):
+            inside = grad * ((value > least) & (value < most))
+        else:
+            inside = torch.ops.aten.hardtanh_backward(grad, value, least, most)
         by_step = by_zero = None
         if ctx.needs_input_grad[1]:
             # Of values that cancel: their sums apart from each other would be off by a percent.
@@ -110,11 +123,25 @@ class WeightQuantizer(nn.Module):
         # Costs are read on tensors without memory: runtimes round where they write, at no cost.
         if self.calibrating or weight.is_meta:
             return weight
-        top, size = levels(self.bits), positive(self.step)
+        top, size = self.top(weight), by_row(positive(self.step), weight)
         # One gradient per step: LSQ's n is the number of weights that it rounds.
-        scale = 1 / sqrt(max(1, weight[0].numel()) * top)
-        size = size.view(-1, *[1] * (weight.ndim - 1))
+        count = max(1, weight[0].numel()) * top
+        scale = count.rsqrt() if isinstance(count, Tensor) else 1 / sqrt(count)
         return fake_quantize(weight, size, torch.zeros(()), -top, top, scale)
+
+    def top(self, weight: Tensor) -> Any:
+        """The largest level; of a shape that broadcasts to `weight` where channels differ."""
+        return levels(self.bits)
+
+    @property
+    def rows(self) -> tuple[tuple[int, int], ...]:
+        """Numbers of bits, ascending, and how many output channels have so many."""
+        return ((self.bits, len(self.step)),)
+
+    @property
+    def bits_of_rows(self) -> Tensor:
+        """Bits of each output channel, uint8 ``(C_out,)``."""
+        return torch.full((len(self.step),), self.bits, dtype=torch.uint8)
 
     @property
     def size(self) -> Tensor:
@@ -124,13 +151,58 @@ class WeightQuantizer(nn.Module):
     @torch.no_grad()
     def integers(self, weight: Tensor) -> Tensor:
         """The levels that `weight` is rounded to, int8 ``(C_out, ...)``."""
-        top = levels(self.bits)
+        top = self.top(weight)
         # The kernel multiplies by the reciprocal, which rounds otherwise than a division.
-        inverse = positive(self.step).reciprocal().view(-1, *[1] * (weight.ndim - 1))
+        inverse = by_row(positive(self.step).reciprocal(), weight)
         return (weight * inverse).round().clamp(-top, top).to(torch.int8)
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"
+
+
+class RowQuantizer(WeightQuantizer):
+    """As `WeightQuantizer`, with bits of its own for each output channel.
+
+    Args:
+        widths: quantizers of the weight, by their bits; each channel takes the step of its own.
+        bits: of each output channel, uint8 ``(C_out,)``.
+        rows: see `WeightQuantizer.rows`; `bits` may be without values, as costs are read.
+    """
+
+    channel_bits: Tensor  # a buffer: a file of weights says which channel has which bits
+
+    def __init__(
+        self,
+        widths: Mapping[int, WeightQuantizer],
+        bits: Tensor,
+        rows: tuple[tuple[int, int], ...],
+    ) -> None:
+        nn.Module.__init__(self)
+        self.calibrating, self._rows = False, rows
+        self.register_buffer("channel_bits", bits)
+        step = next(iter(widths.values())).step.detach().clone()
+        for width, quantizer in widths.items():
+            step = torch.where(bits == width, quantizer.step.detach(), step)
+        self.step = nn.Parameter(step)
+
+    def top(self, weight: Tensor) -> Any:
+        return by_row(2.0 ** (self.channel_bits - 1.0) - 1, weight)
+
+    @property
+    def rows(self) -> tuple[tuple[int, int], ...]:
+        return self._rows
+
+    @property
+    def bits_of_rows(self) -> Tensor:
+        return self.channel_bits
+
+    def extra_repr(self) -> str:
+        return f"channels of each number of bits: {dict(self.rows)}"
+
+
+def by_row(values: Tensor, weight: Tensor) -> Tensor:
+    """``(C_out,)`` in a shape that broadcasts to ``(C_out, ...)``."""
+    return values.view(-1, *[1] * (weight.ndim - 1))
 
 
 class InputQuantizer(nn.Module):

@@ -1,13 +1,14 @@
 """How much each option of each decision adds to the loss, measured one decision at a time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nas.arch import Option
 from nas.decision import Decision, decisions, free
 from nas.errors import UserError
+from nas.quantization.layers import SearchedBits
 
 Loss = Callable[[nn.Module], float]
 Sensitivity = Mapping[str, Mapping[Option, float]]
@@ -51,6 +52,36 @@ def sensitivity(model: nn.Module, loss: Loss) -> dict[str, dict[Option, float]]:
             "a loss is not finite: the sensitivity of a trained network can be measured"
         )
     return found
+
+
+def order_channels(model: nn.Module, losses: Callable[[nn.Module], Iterable[Tensor]]) -> None:
+    """Rank the output channels of each layer whose channels may differ in bits, by the loss.
+
+    The importance of a channel is ``sum_batches (g . e)^2``: g is the gradient of the loss by its
+    weights, and e what rounding to the fewest bits adds to them. That is the Fisher estimate of the
+    change of the loss (Theis et al. 2018, Fisher pruning, there with ``e = -w``). It starts as
+    ``|e|^2 / |w|^2``, which knows no data.
+
+    Args:
+        model: a supernet with trained weights; its decisions are open afterwards.
+        losses: of the model on some batches, one after the other, with their gradients.
+    """
+    layers = [m for m in model.modules() if isinstance(m, SearchedBits) and m.ranks_channels]
+    if not layers:
+        return
+    for _, decision in decisions(model):
+        decision.choose(_usual(decision))
+    scores = [torch.zeros(len(layer.weight), device=layer.weight.device) for layer in layers]
+    with torch.enable_grad():
+        for loss in losses(model):
+            found = torch.autograd.grad(loss, [m.weight for m in layers], allow_unused=True)
+            for score, layer, grad in zip(scores, layers, found, strict=True):
+                if grad is not None:  # a layer inside an operation that is not taken
+                    score += (grad.flatten(1) * layer.rounding_error).sum(1).square()
+    for layer, score in zip(layers, scores, strict=True):
+        if bool(score.any()):
+            layer.order(score)
+    free(model)
 
 
 def _usual(decision: Decision) -> Option:

@@ -1,19 +1,25 @@
 """Search without training: the loss of a trained network under each option of each decision."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from nas.config.schema import Positive, Seed, checked
 from nas.inputs import device_of, moved, run
 from nas.problem import SearchProblem
 from nas.progress import current
 from nas.quantization.network import FEWEST, calibrate
-from nas.quantization.sensitivity import Sensitivity, sensitivity, set_prior
+from nas.quantization.sensitivity import (
+    Sensitivity,
+    order_channels,
+    sensitivity,
+    set_prior,
+)
 from nas.ranks import broadcast, each_rank_alone
 from nas.search.base import SearchResult, Stage, agreed, check_searchable
 from nas.search.differentiable import probable_archs, probable_front
@@ -80,6 +86,10 @@ class SensitivitySearch:
             losses = [task.loss(run(model, x), targets) for x, targets in batches]
             return float(torch.stack(losses).mean())
 
+        def losses(model: nn.Module) -> Iterator[Tensor]:
+            yield from (task.loss(run(model, x), targets) for x, targets in batches)
+
+        order_channels(supernet, losses)
         differences = sensitivity(supernet, loss)
         supernet.cpu().train()  # for what follows; a network that was loaded is in eval mode
         return differences
