@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nas.diagnostics import interrupting
+from nas.diagnostics import interrupting, stop_collecting
 from nas.errors import (
     FailedRunError,
     InterruptedRunError,
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Entry point of the command line."""
+    if sys.argv[1:2] in (["search"], ["finetune"], ["describe"]):
+        stop_collecting()  # they collect again when their work begins
     sys.exit(run(sys.argv[1:]))
 
 

@@ -1,5 +1,6 @@
-"""Steps that may fail, what libraries print that is not for the user, and signals."""
+"""Steps that may fail, what libraries print that is not for the user, signals, and start-up."""
 
+import gc
 import logging
 import os
 import signal
@@ -172,3 +173,27 @@ def interrupting() -> Iterator[None]:
     finally:
         for number in free:
             signal.signal(number, signal.SIG_DFL)
+
+
+_stopped = False
+
+
+def stop_collecting() -> None:
+    """Look for no cycles among objects until `collect_again`, where Python does.
+
+    What a command loads and builds stays, half a million objects, through which Python would look
+    again with each quarter that comes: a fifth of the time to the first step.
+    """
+    global _stopped
+    if gc.isenabled():
+        gc.disable()
+        _stopped = True
+
+
+def collect_again() -> None:
+    """After `stop_collecting` look for cycles again, but not among what there is by now."""
+    global _stopped
+    if _stopped:
+        gc.freeze()
+        gc.enable()
+        _stopped = False

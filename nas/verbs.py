@@ -22,7 +22,7 @@ from nas.config.check import check, check_keys, check_words
 from nas.config.compose import made
 from nas.config.saved import Asked, asked_first, check_same, how_to_go_on, remove_if_empty, resumed
 from nas.config.written import attribute
-from nas.diagnostics import interrupting, silence_third_party_warnings
+from nas.diagnostics import collect_again, interrupting, silence_third_party_warnings
 from nas.errors import (
     FailedRunError,
     FolderTakenError,
@@ -251,6 +251,7 @@ def _run(config: DictConfig, run: RunDir, job: Job, asked: dict[str, Any]) -> No
             return
         write_atomic(run.config, OmegaConf.to_yaml(config, resolve=True))
         write_json(run.asked, asked)
+        collect_again()
         result = pipeline()
         _tidy_checkpoint(config, run)
     if job.announced:
@@ -371,6 +372,7 @@ def _describe(config: DictConfig, job: Job) -> None:
     if isinstance(space, OwnNetwork):
         describe_layers(space.converted(data.input_shape).rows)
     describe(supernet, data.example, made(config.cost))
+    collect_again()
     if config.trial:
         config.front = front_size(config, sweep=False)
         known = {"data": data, "make_supernet": space}

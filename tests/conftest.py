@@ -1,5 +1,6 @@
 """What every test shares: one thread, the same draws each time, no time limit per example."""
 
+import gc
 import importlib.metadata
 import os
 import sys
@@ -26,6 +27,9 @@ settings.register_profile(
 )
 settings.load_profile("nas")
 
+# Python looks for cycles among all that was imported, each time that a thousand objects are new.
+gc.set_threshold(10_000, 10, 10)
+
 _EXPORTER = "torch.onnx._internal.exporter._registration"
 
 
@@ -40,3 +44,8 @@ def _seed() -> None:
     registry = getattr(sys.modules.get(_EXPORTER), "ONNXRegistry", None)
     if registry and not hasattr(registry.from_torchlib, "cache_info"):
         registry.from_torchlib = staticmethod(cache(registry.from_torchlib))
+
+
+def pytest_collection_finish() -> None:
+    """What the test files have imported stays, and is not looked through again."""
+    gc.freeze()

@@ -1,6 +1,7 @@
 """The main job through the command line: what a run leaves, and that it can be read back."""
 
 import csv
+import gc
 import json
 import re
 import sys
@@ -18,6 +19,7 @@ import nas
 from nas.artifacts import RunDir
 from nas.cli import run
 from nas.data import digits
+from nas.diagnostics import stop_collecting
 from nas.estimate import _ranking
 from nas.progress import Part
 
@@ -27,7 +29,9 @@ Nas = Callable[..., int]
 def test_search_leaves_a_network_that_is_what_the_result_says(
     nas_command: Nas, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    stop_collecting()  # as the command does
     assert nas_command("search", "name=a", "relax=hard_gumbel") == 0
+    assert gc.isenabled()
     said = capsys.readouterr().out
     assert "files: runs/a" in said
     assert "nas report runs" in said
