@@ -4,6 +4,7 @@
 resumed in ``FOLDER/resumed``; what it was when it broke is kept in ``FOLDER/broken``.
 """
 
+import gc
 import hashlib
 import json
 import os
@@ -257,6 +258,8 @@ def main(folder: Path) -> None:
     without_pictures()
     for kind in KINDS:
         composed(kind)
+    gc.set_threshold(10_000, 10, 10)  # see tests/conftest.py
+    gc.freeze()
     # After the imports and what is composed, which both need, and before torch has computed.
     child = os.fork()
     rank = int(not child)
