@@ -49,8 +49,9 @@ def read_if(model: nn.Module) -> dict[str, AnyOf]:
 
 def _inside(searchable: Searchable) -> Iterator[Searchable]:
     """What else is decided inside."""
+    own = set(searchable.decisions())
     for module in searchable.modules():
-        if module is not searchable and isinstance(module, Searchable) and module.decisions():
+        if isinstance(module, Searchable) and not own.issuperset(module.decisions()):
             yield module
 
 

@@ -124,6 +124,22 @@ class SearchedLayer(Searchable):
             return count * self.groups if mixing else count * self.in_channels // self.out_channels
         return count
 
+    def kept(
+        self, tensor: str, dim: int, options: Mapping[Decision, Option] | None = None
+    ) -> Tensor | None:
+        """The indices of a dimension of a tensor that stay; None: all.
+
+        Args:
+            options: of its widths; None: the largest ones that are open.
+        """
+        for slicing in self.slicings:
+            if (slicing.tensor, slicing.dim) == (tensor, dim):
+                width, device = self._width(slicing.width), self._width(slicing.width).first.device
+                taken = _largest(width) if options is None else width.options.index(options[width])
+                index = self._index(slicing, taken, device)
+                return torch.arange(index, device=device) if isinstance(index, int) else index
+        return None
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What a layer of its class gives that has a part of its tensors."""
         taken, masks = {}, {}
@@ -134,7 +150,7 @@ class SearchedLayer(Searchable):
             with torch.set_grad_enabled(name in reading and torch.is_grad_enabled()):
                 theta = width.theta
                 values = theta.tolist()
-                taken[name] = max(k for k, value in enumerate(values) if value)
+                taken[name] = _largest(width)
                 mixed = theta.requires_grad or any(value not in (0.0, 1.0) for value in values)
                 if name in reading and mixed:
                     masks[name] = width.present(theta)
@@ -224,6 +240,11 @@ class SearchedLayer(Searchable):
         return _empty, (self.plain,), state
 
 
+def _largest(width: Width) -> int:
+    """The last option whose theta is above 0."""
+    return max(k for k, value in enumerate(width.theta.tolist()) if value)
+
+
 class SearchedHeads(Searchable):
     """Mixed into the class of a module of attention, whose numbers follow its heads.
 
@@ -258,8 +279,7 @@ class SearchedHeads(Searchable):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What a module of its class gives that has as many heads as the largest open option."""
-        theta = self.kept_heads.theta.tolist()
-        largest = max(k for k, value in enumerate(theta) if value)
+        largest = _largest(self.kept_heads)
         before = {name: vars(self)[name] for name in self.numbers}
         vars(self).update(self._sizes(self.kept_heads.options[largest]))
         try:

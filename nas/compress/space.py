@@ -1,7 +1,7 @@
 """The space of a network of the user's own: what of it can be left out."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from nas.compress.rules import Rules
 from nas.config import given
 from nas.config.schema import short_repr
 from nas.copying import copied
+from nas.decision import decisions
 from nas.errors import UserError
 from nas.inputs import Inputs, Shapes
 from nas.quantization.network import Quantize, attach
@@ -33,7 +34,8 @@ class OwnNetwork:
         weights: a file that holds its state dict; None: it has them.
         rules: what of it is searched; None: all that can be.
         quantize: keys of `nas.quantization.network.Quantize`: bits of its layers are searched, and
-            nothing else; None: they stay in floating point.
+            nothing else, but what `rules` say too where 0 is one of the bits of weights; None: they
+            stay in floating point.
     """
 
     def __init__(
@@ -65,10 +67,6 @@ class OwnNetwork:
             UserError: see `network` and `nas.compress.convert.converted`.
         """
         with torch.device("cpu"):  # where the weights have values
-            if self.quantize is not None:
-                network = self.network()
-                attach(network, read_row(Quantize, self.quantize, "space.quantize"))
-                return network.train()
             return copied(self.converted(input_shape, batches).supernet).train()
 
     def converted(self, input_shape: Shapes, batches: Iterable[Inputs] | None = None) -> Converted:
@@ -82,13 +80,26 @@ class OwnNetwork:
         Raises:
             UserError: the network cannot be made searchable.
         """
-        if self.quantize is not None:  # its channels stay
-            return Converted(self(input_shape, 0), ())
         if self._converted is None or self._converted[0] != input_shape:
+            self._converted = input_shape, self._made(input_shape, batches)
+        return self._converted[1]
+
+    def _made(self, input_shape: Shapes, batches: Iterable[Inputs] | None) -> Converted:
+        how = self.quantize
+        bits = None if how is None else read_row(Quantize, how, "space.quantize")
+        if bits is None or bits.leaves_out:
             known = list(batches) if self.is_fitted and batches is not None else None
             found = converted(self.network(), example_of(input_shape), self.rules, known)
-            self._converted = input_shape, found
-        return self._converted[1]
+        else:  # its channels stay
+            found = Converted(self.network(), ())
+        if bits is None:
+            return found
+        before = dict(decisions(found.supernet))
+        attach(found.supernet, bits)
+        now = {id(decision): name for name, decision in decisions(found.supernet)}
+        names = {old: now[id(decision)] for old, decision in before.items()}
+        rows = (replace(row, decision=names.get(row.decision or "")) for row in found.rows)
+        return Converted(found.supernet, tuple(rows))
 
     @property
     def is_fitted(self) -> bool:

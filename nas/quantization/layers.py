@@ -1,12 +1,13 @@
 """Convolutions and linear layers of few bits: plain ones, and one whose bits are searched."""
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from nas.arch import Option
 from nas.copying import copied
@@ -82,6 +83,36 @@ PLAIN: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
+class CutLayer(Protocol):
+    """A layer whose channels are searched, see `nas.compress.layer`."""
+
+    plain: type[nn.Module]
+
+    def decisions(self) -> Sequence[Decision]:
+        """See `Searchable`."""
+        ...
+
+    def materialize(self, options: Mapping[Decision, Option]) -> nn.Module:
+        """See `Searchable`."""
+        ...
+
+    def in_channels_used(self, options: Mapping[Decision, Option]) -> int | None:
+        """See `Searchable`."""
+        ...
+
+    def kept(
+        self, tensor: str, dim: int, options: Mapping[Decision, Option] | None = None
+    ) -> Tensor | None:
+        """The indices of a dimension of a tensor that stay; None: all."""
+        ...
+
+
+def plain_type(layer: nn.Module) -> type[nn.Module]:
+    """The class of a layer, or the one that it has once its channels are decided."""
+    plain: type[nn.Module] = getattr(layer, "plain", type(layer))
+    return plain
+
+
 def run_layer(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     """What `layer` computes, with another weight."""
     if isinstance(layer, nn.Conv1d | nn.Conv2d):
@@ -131,7 +162,8 @@ class SearchedBits(Searchable):
     widths there are, and all open widths learn, also where one is sampled.
 
     Args:
-        layer: of a type in `QUANTIZED`.
+        layer: of a type in `QUANTIZED`, or one whose channels are searched, see `CutLayer`: its
+            weight is rounded before it is cut, which is the same, as rows have steps of their own.
         weight_bits, input_bits: each a number, or an `Elastic` one; several layers may share it.
             Bits of weights may be `ChannelBits`.
         start: of the weights' steps, see `WeightQuantizer`.
@@ -160,7 +192,8 @@ class SearchedBits(Searchable):
         start: Start = "mse",
     ) -> None:
         super().__init__()
-        assert type(layer) in QUANTIZED
+        assert plain_type(layer) in QUANTIZED
+        self.channel_dim = getattr(layer, "channel_dim", 1)
         self.layer, self.weight_bits, self.input_bits = layer, weight_bits, input_bits
         widths = {str(b): WeightQuantizer(b, self.weight, start) for b in widths_of(weight_bits)}
         self.weights = nn.ModuleDict(widths)
@@ -195,46 +228,70 @@ class SearchedBits(Searchable):
         self.rank[order] = torch.arange(len(order), device=order.device)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _mixed(self.input_bits, self.inputs, x)
-        return run_layer(self.layer, x, self._rounded())
+        x, weight = _mixed(self.input_bits, self.inputs, x), self._rounded()
+        if self._cut is None:
+            return run_layer(self.layer, x, weight)
+        y: Tensor = functional_call(self.layer, {"weight": weight}, (x,))
+        return y
 
     def _rounded(self) -> Tensor:
         bits, weight = self.weight_bits, self.weight
         if not isinstance(bits, ChannelBits):
             return _mixed(bits, self.weights, weight)
-        theta, total = bits.theta, torch.zeros_like(weight)
+        theta, total, kept = bits.theta, torch.zeros_like(weight), self._kept(None)
         for width, quantizer in zip(bits.widths, self.weights.values(), strict=True):
-            share = bits.shares(theta, width, self.rank).to(weight)
+            share = bits.shares(theta, width, self._ranks(kept)).to(weight)
+            if kept is not None:  # what is cut has no bits
+                share = share.new_zeros(len(weight)).index_copy(0, kept, share)
             # As in `_mixed`: a width of share 0 gives its alphas a gradient.
             if bits.may_have(width) if theta.requires_grad else bool(share.any()):
                 total = total + by_row(share, weight) * quantizer(weight)
         return total
 
     def decisions(self) -> tuple[Decision, ...]:
-        own = (self.weight_bits, self.input_bits)
+        cut = () if self._cut is None else self._cut.decisions()
+        own = (*cut, self.weight_bits, self.input_bits)
         return tuple(dict.fromkeys(bits for bits in own if isinstance(bits, Decision)))
+
+    def in_channels_used(self, options: Mapping[Decision, Option]) -> int | None:
+        return None if self._cut is None else self._cut.in_channels_used(options)
 
     def materialize(self, options: Mapping[Decision, Option]) -> QuantizedLayer:
         """The plain layer of these bits, with copies of its tensors."""
         inputs = self.inputs[str(taken(self.input_bits, options))]
         assert isinstance(inputs, InputQuantizer)
-        return as_quantized(self.layer, self._quantizer(options), inputs)
+        layer = self.layer if self._cut is None else self._cut.materialize(options)
+        return as_quantized(layer, self._quantizer(options), inputs)
 
     def _quantizer(self, options: Mapping[Decision, Option]) -> WeightQuantizer:
-        decision = self.weight_bits
+        decision, kept = self.weight_bits, self._kept(options)
         if not isinstance(decision, ChannelBits):
-            return self._of_width(taken(decision, options))
-        by_rank = decision.by_rank(options[decision], len(self.rank))
+            return self._of_width(taken(decision, options), kept)
+        rank = self._ranks(kept)
+        by_rank = decision.by_rank(options[decision], len(rank))
         rows = tuple(sorted(Counter(by_rank).items()))
         if len(rows) == 1:
-            return self._of_width(by_rank[0])
-        bits = torch.tensor(by_rank, dtype=torch.uint8, device=self.rank.device)[self.rank]
-        return RowQuantizer({width: self._of_width(width) for width, _ in rows}, bits, rows)
+            return self._of_width(by_rank[0], kept)
+        bits = torch.tensor(by_rank, dtype=torch.uint8, device=rank.device)[rank]
+        return RowQuantizer({width: self._of_width(width, kept) for width, _ in rows}, bits, rows)
 
-    def _of_width(self, width: int) -> WeightQuantizer:
+    @property
+    def _cut(self) -> CutLayer | None:
+        """The layer, where its channels are searched."""
+        return cast(CutLayer, self.layer) if isinstance(self.layer, Searchable) else None
+
+    def _kept(self, options: Mapping[Decision, Option] | None) -> Tensor | None:
+        """The output channels that stay; None: all."""
+        return None if self._cut is None else self._cut.kept("weight", 0, options)
+
+    def _ranks(self, kept: Tensor | None) -> Tensor:
+        """Ranks among the channels that stay, in their order."""
+        return self.rank if kept is None else self.rank[kept].argsort().argsort()
+
+    def _of_width(self, width: int, kept: Tensor | None) -> WeightQuantizer:
         found = self.weights[str(width)]
         assert isinstance(found, WeightQuantizer)
-        return found
+        return found if kept is None else found.of_rows(kept)
 
 
 def _mixed(bits: Number, quantizers: nn.ModuleDict, value: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from nas.quantization.layers import (
     SearchedBits,
     as_plain,
     as_quantized,
+    plain_type,
 )
 from nas.quantization.quantizers import (
     InputQuantizer,
@@ -40,7 +41,9 @@ class Quantize:
     """Which layers have how many bits. Several widths are searched, one decision for each layer.
 
     Args:
-        weights, inputs: bits, each one of 2, 4 and 8, or several.
+        weights, inputs: bits, each one of 2, 4 and 8, or several. 0 among those of weights is for
+            networks whose channels are searched: of 0 bits is a channel that is left out, of the
+            layer and of all that read it, as its decision of a width says.
         first, last: bits of the weights of the first and of the last layer, which many keep at 8;
             None: as all others.
         layers: pattern of a path, as ``"blocks.*.shortcut"``, -> bits of the weights, or "float"
@@ -69,6 +72,7 @@ class Quantize:
         given: dict[str, Any] = {key: getattr(self, key) for key in ("weights", "inputs")}
         given |= {k: getattr(self, k) for k in ("first", "last") if getattr(self, k) is not None}
         given |= {f"layers[{k!r}]": bits for k, bits in self.layers.items() if bits != FLOAT}
+        given["weights"] = self.widths
         for key, bits in given.items():
             number_of(bits, f"quantize.{key}")
         if isinstance(self.channels, bool) or not isinstance(self.channels, int):
@@ -81,6 +85,19 @@ class Quantize:
                     f"quantize.{key}={getattr(self, key)!r} is not one of {list(known)}"
                 )
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether channels may have 0 bits."""
+        several = isinstance(self.weights, Sequence) and len(self.weights) > 1
+        return several and any(bits == 0 and bits is not False for bits in self.weights)  # type: ignore[union-attr]
+
+    @property
+    def widths(self) -> Widths:
+        """`weights`, without 0 where it stands beside others."""
+        if not self.leaves_out:
+            return self.weights
+        return [bits for bits in self.weights if bits is False or bits != 0]  # type: ignore[union-attr]
+
     def weights_of(self, path: str, first: bool, last: bool) -> Widths | None:
         """Widths of the weights of the layer at `path`; None: it stays as it is."""
         for pattern, bits in self.layers.items():
@@ -88,7 +105,7 @@ class Quantize:
                 return None if isinstance(bits, str) else bits
         if first and self.first is not None:
             return self.first
-        return self.last if last and self.last is not None else self.weights
+        return self.last if last and self.last is not None else self.widths
 
 
 def number_of(bits: Widths, what: str) -> tuple[int, ...]:
@@ -144,11 +161,7 @@ def attach(network: nn.Module, how: Quantize) -> None:
     """Quantise the layers of `network` in place, see `quantized`."""
     found = dict(_layers(network))
     paths = list(found)
-    for pattern in how.layers:
-        if not any(fnmatchcase(path, pattern) for path in paths):
-            raise UserError(
-                f"quantize.layers: no layer is called {pattern!r}; the layers are {_few(paths)}"
-            )
+    _check_named(paths, [layer for layer, _ in found.values()], how)
     made: dict[int, nn.Module] = {}
     shared: dict[Any, Any] = {}
     for place, path in enumerate(paths):
@@ -177,6 +190,21 @@ def attach(network: nn.Module, how: Quantize) -> None:
                 module._modules[name] = made[id(child)]
 
 
+def _check_named(paths: Sequence[str], layers: Sequence[nn.Module], how: Quantize) -> None:
+    """What is asked for of layers is there."""
+    for pattern in how.layers:
+        if not any(fnmatchcase(path, pattern) for path in paths):
+            raise UserError(
+                f"quantize.layers: no layer is called {pattern!r}; the layers are {_few(paths)}"
+            )
+    if how.leaves_out and all(type(layer) in QUANTIZED for layer in layers):
+        raise UserError(
+            "quantize.weights has 0 bits, which leave a channel out, and this network has no "
+            "searched channels: give a network of your own, model=MODULE:FACTORY (in Python "
+            "nas.compress.convert.searchable), or drop the 0"
+        )
+
+
 def _check_parts(path: str, layer: nn.Module, widths: Sequence[int], parts: int) -> None:
     weight = layer.weight
     assert isinstance(weight, Tensor)
@@ -198,7 +226,7 @@ def _shared(known: dict[Any, Any], key: str, bits: tuple[int, ...], parts: int =
 def _quantized(
     layer: nn.Module, weights: Number | ChannelBits, inputs: Number, start: Start
 ) -> nn.Module:
-    if isinstance(weights, int) and isinstance(inputs, int):
+    if type(layer) in QUANTIZED and isinstance(weights, int) and isinstance(inputs, int):
         weight = layer.weight
         assert isinstance(weight, Tensor)
         quantizer = WeightQuantizer(weights, weight, start)
@@ -213,13 +241,19 @@ def _layers(network: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str | No
         if isinstance(module, SearchedBits | QuantizedLayer):
             raise UserError(f"{path} is quantised already")
         if isinstance(module, Searchable) and not module.keeps_parts:
-            raise UserError(
-                f"{path} has searched channels or kernels, whose slices have no steps of their "
-                "own: quantise a space of fixed widths, or the network found"
-            )
+            if hasattr(module, "kept_heads"):
+                raise UserError(
+                    f"{path} has searched heads, whose layers have no bits of their own: leave it "
+                    f"out, exclude=[{path!r}], or quantise the network found"
+                )
+            if not hasattr(module, "plain"):
+                raise UserError(
+                    f"{path} has searched channels or kernels, whose slices have no steps of their "
+                    "own: quantise a space of fixed widths, or the network found"
+                )
         if isinstance(module, Decision) and module.active_if():
             blocks.append(path)
-        if type(module) in QUANTIZED:
+        if plain_type(module) in QUANTIZED:
             around = (block for block in blocks if path.startswith(f"{block}."))
             yield path, (module, next(around, None))
 

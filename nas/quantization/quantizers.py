@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from nas.copying import copied
 from nas.errors import UserError
 
 BITS = (2, 4, 8)  # widths that a packed row holds without a value across two bytes
@@ -128,6 +129,12 @@ class WeightQuantizer(nn.Module):
         count = max(1, weight[0].numel()) * top
         scale = count.rsqrt() if isinstance(count, Tensor) else 1 / sqrt(count)
         return fake_quantize(weight, size, torch.zeros(()), -top, top, scale)
+
+    def of_rows(self, kept: Tensor) -> "WeightQuantizer":
+        """A copy for some of the output channels."""
+        made = copied(self)
+        made.step = nn.Parameter(self.step.detach()[kept], self.step.requires_grad)
+        return made
 
     def top(self, weight: Tensor) -> Any:
         """The largest level; of a shape that broadcasts to `weight` where channels differ."""

@@ -139,6 +139,12 @@ def test_devices_price_the_mean_bits_of_a_layer():
     low, high = (price.of({**few, "0.weight_bits": bits}) for bits in (2, 4))
     # Of 5 channels 3 are in the first part, which has the more bits.
     assert price.of(few) == pytest.approx(low + 0.6 * (high - low))
+    scales = Size(dtype="int8", bias_bits=32, scale_bits=8)
+    without = Size(dtype="int8", bias_bits=32)
+    assert (
+        nas.ExpectedCost(model, scales, SHAPE).of(few)
+        == nas.ExpectedCost(model, without, SHAPE).of(few) + 5 + 4
+    )
 
 
 @settings(max_examples=15, deadline=None)
@@ -174,6 +180,8 @@ def test_a_row_and_its_gradients_are_those_of_the_quantizer_of_its_bits(seed, ou
         torch.randint(3, (outs,), generator=generator)
     ]
     widths = {b: WeightQuantizer(b, weight) for b in (2, 4, 8)}
+    for quantizer in widths.values():
+        quantizer.step.data *= 0.5  # as training does, so that values are cut off
     rows = tuple((b, int((bits == b).sum())) for b in (2, 4, 8))
     mine, given_weight = RowQuantizer(widths, bits, rows), weight.clone().requires_grad_()
     y = mine(given_weight)
