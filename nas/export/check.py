@@ -169,7 +169,7 @@ def _preparation(given: Mapping[str, Any]) -> str:
 
 def markdown(card: Mapping[str, Any]) -> str:
     """The card as a page."""
-    samples = next((row["samples"] for row in card["formats"].values()), 0)
+    samples = max((row["samples"] for row in card["formats"].values()), default=0)
     arch = json.dumps(card["arch"], indent=2)
     judged = judged_by(card) if card["metrics"] else ""
     return render("card.md", card=card, samples=samples, arch=arch, judged=judged)

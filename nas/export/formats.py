@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nas.artifacts.files import write_atomic
 from nas.copying import copied
 from nas.errors import UserError
+from nas.export.cortex_m import DEFAULT, check_cortex_m, cortex_m_pte_bytes, open_cortex_m
 from nas.export.int8 import int8_onnx_bytes, int8_pte_bytes
 from nas.export.loading import load_weights, state_bytes
 from nas.export.python import python_source
@@ -26,7 +27,11 @@ from nas.integer.compiled import FILES, CompiledModel, c_contents, check_compile
 from nas.lowering import onnx_bytes, open_onnx, open_pte, pte_bytes
 from nas.quantization.network import dequantized
 
-FORMATS = ("state_dict", "python", "onnx", "pt2", "pte", "int8_onnx", "int8_pte", "c")
+FORMATS = (
+    *("state_dict", "python", "onnx", "pt2", "pte", "int8_onnx", "int8_pte", "c"),
+    *("pte_cortex_m",),
+)
+BOARDED = ("c", "pte_cortex_m")  # which are for the boards that are asked for
 SEVERAL = ("state_dict", "onnx")  # what networks of several inputs can be written as
 TOLERANCE = 1e-4  # largest |difference| of a logit in float32 that another order of sums explains
 
@@ -44,6 +49,7 @@ class Source:
         input: shape, classes, mean and std, as in result.json.
         calibration: inputs ``(M, ...)`` from which int8 formats learn the ranges.
         rounded: the network with its bits, for formats that hold them; None: it has none.
+        cpu: of `nas.export.cortex_m.CPUS`, for the format that is for one of them.
     """
 
     network: nn.Module
@@ -52,6 +58,7 @@ class Source:
     input: Mapping[str, Any]
     calibration: Tensor = field(default_factory=lambda: torch.empty(0))
     rounded: nn.Module | None = None
+    cpu: str = DEFAULT
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,8 @@ class Format:
         tolerance: largest |difference| of the logits from eager; None: judged by accuracy, int8.
         needs: modules that must be installed.
         extra: the extra that brings them.
-        check_programs: raises UserError where a program that it calls is missing.
+        check_programs: raises UserError where something else that it needs is missing.
+        simulated: what opens it is no runtime: too slow for many samples, and not timed.
     """
 
     files: tuple[str, ...]
@@ -77,6 +85,7 @@ class Format:
     needs: tuple[str, ...] = ()
     extra: str = ""
     check_programs: Callable[[], object] | None = None
+    simulated: bool = False
 
     @property
     def int8(self) -> bool:
@@ -90,11 +99,11 @@ class Format:
 
     def check_installed(self) -> None:
         """Raises UserError, naming how to install it, where a package or program is missing."""
-        if self.check_programs is not None:
-            self.check_programs()
         for module in self.needs:
             if find_spec(module) is None:
                 raise UserError(f"{self.files[0]} needs {module}: pip install 'dnas[{self.extra}]'")
+        if self.check_programs is not None:
+            self.check_programs()
 
 
 def _python(source: Source) -> list[str | bytes]:
@@ -200,6 +209,17 @@ _KNOWN = {
         CompiledModel,
         None,
         check_programs=check_compiler,
+    ),
+    "pte_cortex_m": Format(
+        ("network_cortex_m.pte",),
+        "ExecuTorch (Cortex-M), simulated",
+        lambda s: [cortex_m_pte_bytes(s.network, s.example, s.calibration, s.cpu)],
+        open_cortex_m,
+        None,
+        ("executorch", "torchao"),
+        "executorch",
+        check_programs=check_cortex_m,
+        simulated=True,
     ),
 }
 

@@ -272,26 +272,35 @@ def int8_pte_bytes(network: nn.Module, example: Tensor, calibration: Tensor) -> 
         example: inputs ``(N, ...)``, N at least 2.
         calibration: inputs ``(M, ...)`` from which the ranges of activations are learned.
     """
-    with executorch_silenced():
-        converted = _pt2e_model(network, example, calibration)
-    return pte_bytes(converted, (example[:1],))
-
-
-def _pt2e_model(network: nn.Module, example: Tensor, calibration: Tensor) -> nn.Module:
-    """The network with XNNPACK's quantized operators, by PT2E static quantization."""
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
     )
+
+    with executorch_silenced():
+        quantizer = XNNPACKQuantizer()
+        quantizer.set_global(get_symmetric_quantization_config(is_per_channel=True))
+        converted = pt2e_model(network, example, calibration, quantizer)
+    return pte_bytes(converted, (example[:1],))
+
+
+def pt2e_model(
+    network: nn.Module, example: Tensor, calibration: Tensor, quantizer: Any
+) -> nn.Module:
+    """The network with quantized operators, by PT2E static quantization.
+
+    Args:
+        example: inputs ``(N, ...)``; of one sample: it takes one at a time.
+    """
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    quantizer = XNNPACKQuantizer()
-    quantizer.set_global(get_symmetric_quantization_config(is_per_channel=True))
-    batch = torch.export.Dim("batch", min=1, max=4 * _BATCH)
-    program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
-    prepared = prepare_pt2e(program.module(), quantizer)
+    alone = len(example) == 1
+    sizes = None if alone else ({0: torch.export.Dim("batch", min=1, max=4 * _BATCH)},)
+    program = torch.export.export(network, (example,), dynamic_shapes=sizes)
+    # Its guards are a module, which passes of quantizers do not take.
+    prepared = prepare_pt2e(program.module(check_guards=False), quantizer)
     with torch.no_grad():
-        for images in torch.split(calibration, _BATCH):
+        for images in torch.split(calibration, 1 if alone else _BATCH):
             prepared(images)
     converted: nn.Module = convert_pt2e(prepared)
     return converted

@@ -20,7 +20,8 @@ from nas.data.contract import SearchData
 from nas.diagnostics import captured, reason, record
 from nas.errors import UserError
 from nas.export.check import Batch, Parity, card, compare, complaint, latencies, markdown
-from nas.export.formats import Format, Model, Source, check_inputs, chosen
+from nas.export.cortex_m import CPUS, DEFAULT
+from nas.export.formats import BOARDED, Format, Model, Source, check_inputs, chosen
 from nas.export.int8 import fine_tune
 from nas.export.loading import state_bytes
 from nas.inputs import run, samples_in, some
@@ -31,7 +32,7 @@ from nas.tasks.classification import task_of
 
 _ASKED = ("out", "weights", "config_dir", "trust")  # where from and to, not what is made
 _EXAMPLE = 16  # samples that the exporters trace with
-_ON_BOARD = 100  # samples that are run on a board
+_ON_BOARD = 100  # samples that are run on a board, or by what simulates one
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,7 @@ class Export:
         subject = replace(subject, network=dequantized(subject.network))
         self.subject, self.options, self.out = subject, options, out
         self.formats = chosen(options.format, subject.network)
-        check_boards(options.board)
-        if options.board and "c" not in self.formats:
-            raise UserError(f"board={options.board[0]} runs the files of format=c: add it")
+        self._check_boards()
         self._check_there()
         subject.data.setup()
         self.task = task_of(subject.data)
@@ -117,6 +116,21 @@ class Export:
                 "replace it, or another folder with out=FOLDER"
             )
 
+    def _check_boards(self) -> None:
+        boards, formats = self.options.board, set(self.formats)
+        if boards and not set(BOARDED) & formats:
+            raise UserError(f"board={boards[0]} is for format={' or '.join(BOARDED)}: add one")
+        if "c" in formats:
+            check_boards(boards)
+        if "pte_cortex_m" in formats:
+            if unknown := [name for name in boards if name not in CPUS]:
+                raise UserError(f"board={unknown[0]!r} is not one of {', '.join(CPUS)}")
+            if len(boards) > 1:
+                raise UserError(
+                    f"board={','.join(boards)}: format=pte_cortex_m is for one processor; "
+                    "export it for each with an out= of its own"
+                )
+
     def _check_classes(self) -> None:
         with torch.no_grad():
             outputs = self.eager(some(self.batches[0][0], slice(1))).shape[-1]
@@ -134,7 +148,9 @@ class Export:
         example = some(self.batches[0][0], slice(_EXAMPLE))
         if samples_in(example) < 2:
             example = some(example, torch.tensor([0, 0]))
-        return Source(network, example, about, result["input"], self.calibration, self.rounded)
+        cpu = next(iter(self.options.board), DEFAULT)
+        own = self.calibration, self.rounded, cpu
+        return Source(network, example, about, result["input"], *own)
 
     def _calibration(self) -> Tensor:
         wanted = self.options.calibration
@@ -198,7 +214,8 @@ class Export:
 
     def _write(self, name: str, form: Format, source: Source, folder: Path) -> None:
         """Write and compare with the network itself, also where training for int8 changed it."""
-        tried = self._tried(name, form, source, folder, self.batches)
+        batches = self._few() if form.simulated else self.batches
+        tried = self._tried(name, form, source, folder, batches)
         if tried is None:
             return
         model, found = tried
@@ -210,7 +227,8 @@ class Export:
         if boards is None:
             return
         sizes = {file: (folder / file).stat().st_size for file in form.files}
-        self.models[name] = model
+        if not form.simulated:
+            self.models[name] = model
         self.rows[name] = {
             "runtime": form.runtime,
             "files": sizes,
@@ -223,6 +241,14 @@ class Export:
             f"{display_path(self.out / file)} ({n:,} bytes)" for file, n in sizes.items()
         )
         print(f"{name:10} {listed}\n{'':10} {found}")
+
+    def _few(self) -> list[Batch]:
+        """The first samples of the test part."""
+        found, left = list[Batch](), _ON_BOARD
+        for x, y in self.batches:
+            found += [(some(x, slice(left)), y[:left])] if left else []
+            left = max(0, left - len(y))
+        return found
 
     def _on_boards(self, model: Model, folder: Path) -> dict[str, Any] | None:
         """Board -> what the network takes there; None where one computes something else."""

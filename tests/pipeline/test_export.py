@@ -380,6 +380,25 @@ def test_a_missing_compiler_is_named_with_how_to_install_it(
     assert not (finished / "export").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["board=cortex_m4"], "is for format=c or pte_cortex_m"),
+        (["format=pte_cortex_m", "board=cortex_m4,cortex_m7"], "is for one processor"),
+        (["format=pte_cortex_m", "board=cortex_m3"], "is not one of cortex_m4, cortex_m7"),
+    ],
+)
+def test_boards_that_no_format_takes_are_refused(
+    words: list[str],
+    said: str,
+    finished: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("nas.export.cortex_m.find_spec", lambda name: name)  # here or not
+    assert said in complaint(capsys, "a", *words)
+
+
 def test_int8_that_loses_too_much_says_what_to_do() -> None:
     found = check.Parity(100, 1.0, 0.9, "test_acc", 0.8, 0.9)
     said = check.complaint("int8_pte", found, None, 0.05)
