@@ -373,7 +373,10 @@ def hydra_message(
             known = config or compose_config(chosen)
         except UserError:  # an option from the user's own --config-dir
             known = compose_config()
-        text = f"unknown key {unknown[1] or unknown[2]!r}.{alternatives(known, unknown[1] or '')}"
+        key = unknown[1] or unknown[2]
+        below = re.search(rf"full_key: ({re.escape(key)}\.\S+)", text)  # of a mapping
+        key = below[1] if below else key
+        text = f"unknown key {key!r}.{alternatives(known, key)}"
     return re.sub(r"\s*(object_type=\S+|full_key: \S+|reference_type=\S+)", "", text)
 
 

@@ -50,7 +50,7 @@ class Given:
         key = key.replace("__", ".")
         if isinstance(value, Mapping) and "_target_" in value:
             self.nodes[key] = value
-        elif isinstance(value, Mapping):
+        elif isinstance(value, Mapping) and not ("." in key and _is_settings(value)):
             for name, child in value.items():
                 self.add(f"{key}.{name}", child)
         elif is_plain(value):
@@ -145,6 +145,12 @@ def is_plain(value: Any) -> bool:
     if isinstance(value, Mapping):
         return all(map(is_plain, (*value, *value.values())))
     return value is None or isinstance(value, bool | Real | str | Path)
+
+
+def _is_settings(value: Mapping[str, Any]) -> bool:
+    """Whether all below can be set at once, which a key needs that is null so far."""
+    below = [one for one in value.values() if isinstance(one, Mapping)]
+    return is_plain(value) and "_target_" not in value and all(map(_is_settings, below))
 
 
 def _text(value: Any) -> str:

@@ -24,7 +24,7 @@ from torch import nn
 import nas
 from nas.artifacts import RunDir
 from nas.cli import run
-from nas.config.compose import parse_overrides, value_of
+from nas.config.compose import compose_config, parse_overrides, value_of
 from nas.config.given import Given
 from nas.process import undisturbed
 from nas.result import TensorBoard
@@ -209,6 +209,8 @@ def test_a_supernet_and_a_cost_of_ones_own(tmp_path: Path) -> None:
         ({"space": {"stages": []}}, "stages"),
         ({"seach": "spos"}, "Did you mean 'search'"),
         ({"search": "fairnas", "search__epoch": 3}, "epochs"),
+        ({"search": "fairnas", "search__ranking": {"trils": 3}}, "mean 'trials'"),
+        ({"space__quantize": {"weights": 3}}, r"quantize\.weights: bits=3 is not one of"),
         ({"search": "spso"}, "spos"),
         ({"seed": -1}, "seed=-1 must be at least 0"),
         ({"finetune": 3.5}, "choose one of"),
@@ -245,6 +247,16 @@ def test_values_are_written_so_that_they_read_as_themselves(value: Any) -> None:
     assert override.key_or_group == "key.inner"
     assert value_of(override) == ([value] if isinstance(value, dict) else value)
     assert type(value_of(override)) in (type(value), list, float, int)
+
+
+def test_a_mapping_sets_a_key_that_is_null() -> None:
+    given = Given()
+    given.add("space__quantize", {"weights": [2, 4], "layers": {"blocks.*": "float"}})
+    given.add("search", {"ranking": {"trials": 3}})
+    config = compose_config(["search=fairnas", *given.words])
+    assert config.space.quantize == {"weights": [2, 4], "layers": {"blocks.*": "float"}}
+    assert config.search.ranking.trials == 3
+    assert len(config.search.ranking) > 1
 
 
 def test_inside_an_application_of_hydra(
