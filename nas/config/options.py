@@ -53,8 +53,8 @@ class ExportOptions:
     without a run, any key of the configuration can be set, e.g. data=digits.
 
     Args:
-        format: state_dict, python, onnx, pt2, pte, int8_onnx, int8_pte, c, pte_cortex_m; several
-            as a,b.
+        format: state_dict, python, onnx, pt2, pte, int8_onnx, int8_pte, c, pte_cortex_m,
+            tflite_int8; several as a,b.
         board: with format=c: run it in QEMU on these, too, for flash, RAM and instructions:
             cortex_m4, cortex_m7, cortex_m55; with format=pte_cortex_m: the one that it is for.
         out: where they go, with card.md, card.json and export.json; null: RUN/export.

@@ -22,6 +22,7 @@ from nas.export.cortex_m import DEFAULT, check_cortex_m, cortex_m_pte_bytes, ope
 from nas.export.int8 import int8_onnx_bytes, int8_pte_bytes
 from nas.export.loading import load_weights, state_bytes
 from nas.export.python import python_source
+from nas.export.tflite import int8_tflite_bytes, open_tflite
 from nas.inputs import Inputs, arguments, run
 from nas.integer.compiled import FILES, CompiledModel, c_contents, check_compiler
 from nas.lowering import onnx_bytes, open_onnx, open_pte, pte_bytes
@@ -29,7 +30,7 @@ from nas.quantization.network import dequantized
 
 FORMATS = (
     *("state_dict", "python", "onnx", "pt2", "pte", "int8_onnx", "int8_pte", "c"),
-    *("pte_cortex_m",),
+    *("pte_cortex_m", "tflite_int8"),
 )
 BOARDED = ("c", "pte_cortex_m")  # which are for the boards that are asked for
 SEVERAL = ("state_dict", "onnx")  # what networks of several inputs can be written as
@@ -220,6 +221,15 @@ _KNOWN = {
         "executorch",
         check_programs=check_cortex_m,
         simulated=True,
+    ),
+    "tflite_int8": Format(
+        ("network_int8.tflite",),
+        "LiteRT",
+        lambda s: [int8_tflite_bytes(s.network, s.example, s.calibration)],
+        open_tflite,
+        None,
+        ("litert_torch", "ai_edge_quantizer", "ai_edge_litert"),
+        "tflite",
     ),
 }
 
