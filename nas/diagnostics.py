@@ -197,3 +197,15 @@ def collect_again() -> None:
         gc.freeze()
         gc.enable()
         _stopped = False
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Inside, no cycles are looked for: for a while in which very many objects come that stay."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()

@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 Example = Tensor | Sequence[Any] | Mapping[str, Any]
 Inputs = tuple[Any, ...] | Mapping[str, Any]  # arguments by position, or by name
+Ids = set[int]  # of modules and tensors
 
 
 def inputs_of(example: Example, model: nn.Module) -> Inputs:
@@ -210,19 +211,22 @@ def unroll(model: nn.Module) -> tuple[nn.Module, list[ChoiceNode]]:
     """
     names = {decision: name for name, decision in decisions(model)}
     memo: dict[int, Any] = {}
+    held = {id(part) for part in (*model.modules(), *_tensors(model))}
     numbers = any(
         isinstance(m, Searchable) and not isinstance(m, Decision) for m in model.modules()
     )
-    made = _unrolled(model, names, memo) if numbers else model
+    made = _unrolled(model, names, held, memo) if numbers else model
     own = {id(memo.get(id(decision), decision)): name for decision, name in names.items()}
     return made, list(_nodes(made, own))
 
 
-def _unrolled(module: nn.Module, names: Mapping[Decision, str], memo: dict[int, Any]) -> Any:
+def _unrolled(
+    module: nn.Module, names: Mapping[Decision, str], held: Ids, memo: dict[int, Any]
+) -> Any:
     for searchable in _unrollable(module):
         if id(searchable) not in memo:
             memo[id(searchable)] = Unrolled(
-                list(_variants(searchable, names, memo)), searchable.channel_dim
+                list(_variants(searchable, names, held, memo)), searchable.channel_dim
             )
     return copied(module, memo)
 
@@ -238,14 +242,23 @@ def _unrollable(module: nn.Module) -> Iterator[Searchable]:
 
 
 def _variants(
-    searchable: Searchable, names: Mapping[Decision, str], memo: dict[int, Any]
+    searchable: Searchable,
+    names: Mapping[Decision, str],
+    held: Ids,
+    memo: dict[int, Any],
 ) -> Iterator[tuple[Condition, nn.Module, int | None]]:
     for options in searchable.combinations():
         condition = frozenset((names[d], d.options.index(option)) for d, option in options.items())
         made = searchable.materialize(options)
         # Kept, as in `copy.deepcopy`: another module may not get the id of one that is gone.
         memo.setdefault(id(memo), []).append(made)
-        module = _unrolled(made, names, memo)
+        parts = {id(part) for part in (*made.modules(), *_tensors(made))}
+        # What is new, and nothing else, need not be copied: that takes as long as to make it.
+        plain = not any(isinstance(part, Searchable) for part in made.modules())
+        if plain and parts.isdisjoint(held):
+            module = made
+        else:
+            module = _unrolled(made, names, parts.union(held), memo)
         yield condition, module, searchable.in_channels_used(options)
 
 

@@ -31,6 +31,7 @@ from nas.cost.polynomial import (
     weighted_sum,
 )
 from nas.cost.trace import Trace, trace
+from nas.diagnostics import uncollected
 from nas.errors import UserError
 
 Probability = Callable[[AnyOf], Polynomial]
@@ -73,6 +74,7 @@ class PeakMemory:
                     f"(32: float32, 8: int8), got {value!r}"
                 )
 
+    @uncollected()
     def expected(self, model: nn.Module, example: Example | Trace) -> Expected:
         """The peak memory of `model` under its thetas, differentiable in every alpha.
 

@@ -22,6 +22,7 @@ from nas.cost.operators import Operator
 from nas.cost.polynomial import AnyOf, Condition, consistent
 from nas.cost.recorder import Piece, Recorder
 from nas.decision import Decision, decisions
+from nas.diagnostics import uncollected
 from nas.errors import UserError
 from nas.inputs import run
 from nas.supernet.inplace import guards_last
@@ -82,6 +83,7 @@ class Trace:
     shapes: Mapping[str, tuple[int, ...]]
 
 
+@uncollected()
 def trace(model: nn.Module, example: Example) -> Trace:
     """Run `model` once without touching it, on a copy without memory, and record the pass.
 

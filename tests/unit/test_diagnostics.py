@@ -5,7 +5,7 @@ import gc
 import pytest
 
 import nas.cli
-from nas.diagnostics import collect_again, stop_collecting
+from nas.diagnostics import collect_again, stop_collecting, uncollected
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +44,17 @@ def test_a_command_that_trains_stops_and_its_work_collects_again(verb, collects,
     assert seen == [collects]
     collect_again()
     assert gc.isenabled()
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_no_cycles_are_looked_for_inside_and_afterwards_as_before(collects):
+    (gc.enable if collects else gc.disable)()
+
+    @uncollected()
+    def fails():
+        assert not gc.isenabled()
+        raise ValueError("inside")
+
+    with pytest.raises(ValueError, match="inside"):
+        fails()
+    assert gc.isenabled() == collects

@@ -12,10 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nas.cost import operators
 from nas.cost.analytic import MACs, Params
+from nas.cost.dry_run import unroll
 from nas.cost.expected import ExpectedCost
 from nas.cost.operators import run_operator
 from nas.cost.trace import trace
-from nas.decision import decisions
+from nas.decision import Searchable, decisions
 from nas.errors import UserError
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.elastic import ElasticWidth, elastic
@@ -308,3 +309,28 @@ def test_shapes_told_without_the_compiler_are_those_of_pytorch(operator, argumen
 def test_what_pytorch_refuses_is_refused(operator, arguments):
     with pytest.raises((RuntimeError, IndexError)):
         run_operator(operator, arguments, {})
+
+
+class Shares(Searchable):
+    """What it becomes are its own parts, beside one that is new."""
+
+    def __init__(self, width) -> None:
+        super().__init__()
+        self.width, self.own = width, conv(3)
+
+    def decisions(self):
+        return (self.width,)
+
+    def materialize(self, options):
+        new = conv(1)
+        return nn.Sequential(self.own, new) if options[self.width] > 1 else nn.Sequential(new)
+
+
+def test_what_is_unrolled_has_no_part_of_the_supernet_and_keeps_ties():
+    inner = Shares(elastic([1, 2]))
+    made, _ = unroll(nn.Sequential(inner, inner.own))
+    kept = {id(part) for part in (*inner.modules(), *inner.parameters())}
+    assert kept.isdisjoint(map(id, (*made.modules(), *made.parameters())))
+    one, two = made[0].candidates.values()
+    assert (len(one), len(two)) == (1, 2)
+    assert two[0] is made[1]
