@@ -2,17 +2,20 @@
 
     python scripts/boards_study.py --out experiments/boards
     python scripts/boards_study.py --host chain_tiny ds_cnn
+    python scripts/boards_study.py --cards runs/digits_*/export/card.json
 
 Draws networks of every space that has an integer form, writes each as C, cross-compiles it for
 every board, runs two samples in QEMU and writes sizes.csv; prints it as the table of
 experiments/boards/README.md. Weights are drawn: sizes do not depend on them. Needs
 arm-none-eabi-gcc and qemu-system-arm, see docs/boards.md. With --host, times the C file on this
-machine beside the int8 files of onnxruntime and ExecuTorch.
+machine beside the int8 files of onnxruntime and ExecuTorch. With --cards, prints what the cards of
+`nas export format=c,onnx,int8_onnx board=cortex_m4,cortex_m7,cortex_m55` say of trained networks.
 """
 
 import argparse
 import csv
 import io
+import json
 import random
 from collections.abc import Iterator
 from importlib import import_module
@@ -68,8 +71,12 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("experiments/boards"))
     parser.add_argument("--host", action="store_true", help="time on this machine instead")
+    parser.add_argument("--cards", nargs="+", type=Path, help="print a table of these instead")
     parser.add_argument("spaces", nargs="*", default=list(SHAPES))
     given = parser.parse_args()
+    if given.cards:
+        print(trained([json.loads(path.read_text(encoding="utf-8")) for path in given.cards]))
+        return
     torch.set_num_threads(1)
     if given.host:
         print(f"| network | {' | '.join(RUNTIMES)} |\n|---|{'---|' * len(RUNTIMES)}")
@@ -101,6 +108,29 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells = [f"`{row['space']}` {row['network']}", f"{row['macs']:,}", f"{whole:,}", weights]
         cells += [flash, f"{float(row['flash_over']):+.2%}", f"{row['ram_map']:,}"]
         cells += [f"{float(row['ram_over']):+.2%}", f"{row['instructions'] / row['macs']:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def trained(cards: list[dict[str, Any]]) -> str:
+    """Of cards of trained networks, as Markdown."""
+    heads = ["network", "float", "C", "int8 ONNX", "ONNX float32, B", "int8 ONNX, B"]
+    heads += ["flash on M4 (of it weights), B", "RAM, B", "million instructions, M4 / M7 / M55"]
+    heads += ["outputs equal to the bit", "host, us: C, int8 ONNX, ONNX"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for card in cards:
+        c, small, plain = (card["formats"][name] for name in ("c", "int8_onnx", "onnx"))
+        boards = [c["boards"][name] for name in BOARDS]
+        first, *_ = boards
+        cells = [f"`{card['space']}`", f"{c['eager_score']:.2%}"]
+        cells += [f"{row['score']:.2%}" for row in (c, small)]
+        cells += [f"{sum(row['files'].values()):,}" for row in (plain, small)]
+        cells += [f"{first['flash']:,} ({first['weights']:,})", f"{first['ram']:,}"]
+        cells.append(" / ".join(f"{board['instructions'] / 1e6:.2f}" for board in boards))
+        equal = ", ".join(str(board["equal"]) for board in boards)
+        cells.append(f"{equal} of {first['samples']}")
+        times = (1e6 * row["latency"]["seconds"] for row in (c, small, plain))
+        cells.append(", ".join(f"{time:.0f}" for time in times))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -397,6 +397,30 @@ def test_flash_of_a_search_is_just_above_that_of_the_linker_map(searched, how, t
     assert found.weights == integer_graph(network, x).weight_bytes
 
 
+@emulator
+@pytest.mark.parametrize("kind", ["linear", "conv", "depthwise"])
+def test_flash_of_one_layer_alone_is_just_above_that_of_the_linker_map(kind, tmp_path):
+    layer, shape = {
+        "linear": (nn.Linear(64, 48), (64,)),
+        "conv": (nn.Conv2d(4, 24, 8), (4, 8, 8)),
+        "depthwise": (nn.Conv2d(24, 24, 8, groups=24), (24, 8, 8)),
+    }[kind]
+    network = nn.Sequential(layer, nn.ReLU(), nn.Flatten()).eval()
+    found = compiled_size(integer_graph(network, torch.randn(16, *shape)), tmp_path)
+    assert found <= expected(network, Flash(), shape).of({}) <= 1.03 * found
+
+
+def compiled_size(graph: IntegerGraph, folder: Path) -> int:
+    """Bytes of code and constants on a Cortex-M4."""
+    written(graph, folder)
+    (board := folder / "board").mkdir()
+    boards._compile(BOARDS["cortex_m4"], folder, board)
+    size = ["arm-none-eabi-size", str(board / "network.o")]
+    said = subprocess.run(size, capture_output=True, text=True, check=True).stdout
+    text, data = map(int, said.split()[6:8])
+    return text + data
+
+
 class Calls(nn.Module):
     """A searched number of sums: of two blocks with a skip each, both, one or none are left."""
 
@@ -477,11 +501,7 @@ def test_flash_and_ram_hold_what_a_users_network_moves(kind, tmp_path):
     torch.manual_seed(0)
     network, shape = Moves(kind).eval(), (2, 8, 8)
     graph = integer_graph(network, torch.randn(16, *shape))
-    written(graph, tmp_path)
-    (board := tmp_path / "board").mkdir()
-    boards._compile(BOARDS["cortex_m4"], tmp_path, board)
-    size = ["arm-none-eabi-size", str(board / "network.o")]
-    said = subprocess.run(size, capture_output=True, text=True, check=True).stdout
+    found = compiled_size(graph, tmp_path)
     flash, ram = (expected(network, cost(), shape).of({}) for cost in (Flash, Ram))
-    assert int(said.split()[6]) <= flash <= int(said.split()[6]) + 350
+    assert found <= flash <= found + 350
     assert ram == planned(graph).size + graph.start.numel + graph.end.numel
