@@ -1,13 +1,13 @@
 """Mixed precision against uniform bits at equal size, by the same training with rounding.
 
-    python scripts/bits_study.py OUT --root FOLDER [--seeds 3] [--task fashion]
+    python scripts/bits_study.py OUT --root FOLDER [--seeds 3] [--task fashion] [--channels]
 
 `FOLDER` is the one that torchvision keeps Fashion-MNIST in; for `--task cifar` it has a folder of
 images for each class below `train` and `test`. For each seed a network is trained in
 float32, and goes on from there with rounding: uniform bits 8, 4 and 2, and mixed ones at four
 budgets of bytes. Which layer has how many bits is said by the sensitivity of the loss and the exact
 program, by alphas that are trained with the weights, and by chance. What is in OUT is not done
-again. Prints the tables of experiments/bits/README.md.
+again. Prints the tables of experiments/bits/README.md. With --channels the one of bits by channel.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.arch import Arch
+from nas.arch import Arch, Option
 from nas.artifacts.files import write_json
 from nas.cost.analytic import Size
 from nas.cost.expected import ExpectedCost
@@ -33,8 +33,8 @@ from nas.discretization import discretize
 from nas.integer import integer_graph
 from nas.integer.operators import Conv
 from nas.ops.blocks import GlobalPool
-from nas.quantization.network import quantized
-from nas.quantization.sensitivity import sensitivity, set_prior
+from nas.quantization.network import Quantize, quantized
+from nas.quantization.sensitivity import order_channels, sensitivity, set_prior
 from nas.selection import select
 from nas.supernet.relax import straight_through
 
@@ -45,6 +45,7 @@ SPACE = "Sequential"
 # What an integer graph stores: packed weights, 16 bits for each bias and for each multiplier.
 STORED = Size(dtype="int8", fold_norm=True, bias_bits=16, scale_bits=16)
 Parts = dict[str, tuple[Tensor, Tensor]]
+Prior = dict[str, dict[Option, float]]  # decision -> option -> what it adds to the loss
 
 
 def main() -> None:
@@ -54,12 +55,13 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--task", choices=TASKS, default="fashion")
+    parser.add_argument("--channels", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     for seed in range(given.seeds):
         study = Study(given.task, given.out / given.task / str(seed), given.root, seed)
-        rows += study.rows()
+        rows += study.channel_rows() if given.channels else study.rows()
         print(table(rows), agreement(given.out), sep="\n\n", flush=True)
 
 
@@ -75,9 +77,22 @@ class Study:
         self.network = make()
         self.out.mkdir(parents=True, exist_ok=True)
         self._float()
-        self.supernet = quantized(self.network, calibration=[self.parts["train"][0][:512]])
+        self._take(1)
+
+    def _take(self, channels: int) -> None:
+        """Search bits of so many parts of the channels of each layer."""
+        self.channels = channels
+        self.supernet = self._quantized()
         self.size = ExpectedCost(self.supernet, STORED, self.shape)
         self.paths = [name for name, _ in decisions(self.supernet)]
+
+    def _quantized(self) -> nn.Module:
+        how, some = Quantize(channels=self.channels), [self.parts["train"][0][:512]]
+        made = quantized(self.network, how, calibration=some).eval()
+        val = [x.split(BATCH) for x in self.parts["val"]]
+        losses = (F.cross_entropy(made(x), y) for x, y in zip(*val, strict=True))
+        order_channels(made, lambda _: losses)
+        return made
 
     def _float(self) -> None:
         path = self.out / "float.pt"
@@ -105,6 +120,17 @@ class Study:
                 rows.append(self._row(f"{way}, {name}", choose(bound)))
         return rows
 
+    def channel_rows(self) -> list[dict[str, Any]]:
+        """A row for each number of parts that channels are split into, at equal bytes."""
+        whole, rows = self.size.of(self._uniform(8).choices), []
+        for share in (0.5, 0.4):
+            for channels in (1, 4, 8):
+                self._take(channels)
+                for way in ("sensitivity", "searched"):
+                    name = f"{way}, {channels} parts, {share:.0%} of uniform 8"
+                    rows.append(self._row(name, self._ways()[way](share * whole)))
+        return rows
+
     def _ways(self) -> dict[str, Callable[[float], Arch]]:
         return {
             "sensitivity": partial(self._selected, self._sensitivity),
@@ -115,7 +141,7 @@ class Study:
     def _uniform(self, bits: int) -> Arch:
         return Arch(SPACE, dict.fromkeys(self.paths, bits))
 
-    def _selected(self, priors: Callable[[], dict[str, dict[int, float]]], bound: float) -> Arch:
+    def _selected(self, priors: Callable[[], Prior], bound: float) -> Arch:
         set_prior(self.supernet, priors())
         return select(self.supernet, SPACE, {"size": self.size}, {"size": bound})
 
@@ -129,21 +155,19 @@ class Study:
                 best = arch
         return best
 
-    def _sensitivity(self) -> dict[str, dict[int, float]]:
+    def _sensitivity(self) -> Prior:
         def loss(model: nn.Module) -> float:
             x, y = self.parts["val"]
             return float(F.cross_entropy(model.eval()(x), y))
 
-        found = self._kept("sensitivity", lambda: sensitivity(self.supernet, loss))
-        return {path: {int(b): v for b, v in options.items()} for path, options in found.items()}
+        return self._kept("sensitivity", lambda: sensitivity(self.supernet, loss))
 
-    def _searched(self) -> dict[str, dict[int, float]]:
+    def _searched(self) -> Prior:
         """Minus the alphas that are trained with the weights, one sample of bits a step."""
-        found = self._kept("alphas", self._search)
-        return {path: {int(b): v for b, v in options.items()} for path, options in found.items()}
+        return self._kept("alphas", self._search)
 
-    def _search(self) -> dict[str, dict[int, float]]:
-        model = quantized(self.network, calibration=[self.parts["train"][0][:512]])
+    def _search(self) -> Prior:
+        model = self._quantized()
         for _, decision in decisions(model):
             decision.relax, decision.gumbel = straight_through, True
         weights, alphas = split_parameters(model)
@@ -163,15 +187,16 @@ class Study:
                     # No price: budgets are met by the exact program, which reads these alphas.
                     step(fast, F.cross_entropy(model(x_val[some]), y_val[some]), alphas)
         return {
-            name: {int(b): -a for b, a in zip(d.options, d.alpha.tolist(), strict=True)}
+            name: {b: -a for b, a in zip(d.options, d.alpha.tolist(), strict=True)}
             for name, d in decisions(model)
         }
 
-    def _kept(self, name: str, make: Callable[[], Any]) -> Any:
-        path = self.out / f"{name}.json"
+    def _kept(self, name: str, make: Callable[[], Prior]) -> Prior:
+        path = self.out / f"{name}{'' if self.channels == 1 else self.channels}.json"
         if not path.exists():
             write_json(path, {k: {str(b): v for b, v in o.items()} for k, o in make().items()})
-        return json.loads(path.read_text())
+        found, own = json.loads(path.read_text()), dict(decisions(self.supernet))
+        return {k: {b: found[k][str(b)] for b in d.options} for k, d in own.items()}
 
     def _row(self, way: str, arch: Arch) -> dict[str, Any]:
         path = self.out / f"{arch.hash}.json"

@@ -90,6 +90,8 @@ def bits_of(dtype: str, key: str = "dtype") -> int:
 
 def packed_bytes(layer: LayerSpec) -> int | None:
     """Bytes of a stored tensor that has bits of its own; None where it has none."""
+    if layer.role == "RowQuantizer.channel_bits":
+        return packing.bytes_of_bits(layer.numel)
     if not layer.rows or layer.is_call:
         return None
     fan_in = layer.numel // sum(count for _, count in layer.rows)

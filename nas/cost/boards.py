@@ -28,6 +28,7 @@ from nas.cost.polynomial import (
     weighted_sum,
 )
 from nas.cost.trace import Trace, trace
+from nas.quantization import packing
 
 _CODE = 1376  # bytes: convolution, and the function that calls the layers
 _LAYER = 56 + 16  # constants that hold the sizes of a convolution, and the code of its call
@@ -218,7 +219,7 @@ class _Layers:
             if not layer.bits_weight:  # rows end at whole bytes, which a tensor does not tell
                 ends = layer.out_channels * (-(-fan_in * self.bits // 8) - fan_in * self.bits / 8)
             elif len(layer.rows) > 1:
-                ends = layer.out_channels  # a byte for the bits of each row
+                ends = packing.bytes_of_bits(layer.out_channels)
             return _LAYER + _CHANNEL * layer.out_channels + ends
         tensor = layer.role.rpartition(".")[2]
         if tensor == "running_mean":  # a norm that stays is a depthwise convolution of kernel 1

@@ -148,4 +148,8 @@ def _not(active_if: AnyOf, options: Mapping[str, int]) -> AnyOf:
 def _least(conditions: Iterable[Condition]) -> AnyOf:
     """Without those that cannot hold, or that another one covers."""
     possible = {condition for condition in conditions if consistent(condition)}
-    return frozenset(c for c in possible if not any(other < c for other in possible))
+    # Of thousands most are equally long, and nothing covers the shortest.
+    shortest = min(map(len, possible), default=0)
+    return frozenset(
+        c for c in possible if len(c) == shortest or not any(other < c for other in possible)
+    )

@@ -29,7 +29,7 @@ from nas.integer.operators import (
     Value,
     sides_of,
 )
-from nas.quantization.packing import pack
+from nas.quantization.packing import pack, pack_bits
 
 _KERNELS = Path(__file__).with_name("kernels.c")
 _LOOPS = 4  # of a move
@@ -209,7 +209,8 @@ class _Writer:
         if packed(conv):
             self.kernels |= {"packed", "unpack"}
         if conv.is_mixed:
-            bits = self._array("uint8_t", f"bits_{number}", conv.bits)
+            codes = np.frombuffer(pack_bits(torch.from_numpy(conv.bits)), np.uint8)
+            bits = self._array("uint8_t", f"bits_{number}", codes)
         source, sides = self.values[conv.inputs[0]], conv.sides_out
         coarse = any(other.shift < 15 for other in self.graph.convolutions())
         self.kernels.add("coarse" if coarse else "fine")

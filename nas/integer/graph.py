@@ -53,6 +53,6 @@ class IntegerGraph:
     def weight_bytes(self) -> int:
         """Bytes of weights, packed, with 2 for the bias and 2 for the scale of each channel.
 
-        And 1 for its bits in layers whose channels have different ones.
+        And 1 for the bits of four, in layers whose channels have different ones.
         """
         return sum(convolution.stored for convolution in self.convolutions())

@@ -31,7 +31,7 @@ static const uint8_t *unpack(const uint8_t *packed, int32_t bits, int32_t count,
 /* kernel: conv */
 struct conv {
     const uint8_t *weight;      /* rows of packed levels, one for each output channel */
-    const uint8_t *bits;        /* of each row; NULL: all have `all_bits` */
+    const uint8_t *bits;        /* log2 of those of each row, four in a byte; NULL: `all_bits` */
     const int16_t *bias;        /* in units of 2^-point output levels */
     const uint16_t *multiplier;
     uint16_t height, width, channels;             /* of the input */
@@ -126,7 +126,7 @@ static void conv(const struct conv *p, const int8_t *x, int8_t *y, int8_t *row)
     for (int32_t c = 0; c < p->out_channels; c++) {
         const int8_t *w = (const int8_t *)packed;
         /* kernel: packed */
-        const int32_t bits = p->bits ? p->bits[c] : p->all_bits;
+        const int32_t bits = p->bits ? 1 << ((p->bits[c / 4] >> (2 * (c % 4))) & 3) : p->all_bits;
         if (bits != 8) {
             packed = unpack(packed, bits, fan, row);
             w = row;

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nas.quantization.packing import bytes_of_bits
+
 LOWEST, HIGHEST = -128, 127  # of int8
 Shape = tuple[int, ...]
 
@@ -137,12 +139,12 @@ class Conv(Operator):
     def stored(self) -> int:
         """Bytes of the weights, each channel packed on its own, of biases, multipliers and bits."""
         rows = -(-self.fan_in * self.bits.astype(np.int64) // 8)
-        own = self.bits.nbytes if self.is_mixed else 0
+        own = bytes_of_bits(len(self.bits)) if self.is_mixed else 0
         return int(rows.sum()) + self.bias.nbytes + self.multiplier.nbytes + own
 
     @property
     def is_mixed(self) -> bool:
-        """Whether output channels have different bits, which a file says in a byte for each."""
+        """Whether output channels have different bits, which a file says in a byte for four."""
         return bool((self.bits != self.bits[:1]).any())
 
     @property

@@ -273,7 +273,10 @@ class SearchedBits(Searchable):
         if len(rows) == 1:
             return self._of_width(by_rank[0], kept)
         bits = torch.tensor(by_rank, dtype=torch.uint8, device=rank.device)[rank]
-        return RowQuantizer({width: self._of_width(width, kept) for width, _ in rows}, bits, rows)
+        steps: dict[int, Tensor] = {width: self._of_width(width, None).step for width, _ in rows}
+        if kept is not None:
+            steps = {width: step[kept] for width, step in steps.items()}
+        return RowQuantizer(steps, bits, rows)
 
     @property
     def _cut(self) -> CutLayer | None:

@@ -17,6 +17,24 @@ def packed_bytes(rows: int, numel: int, bits: int) -> int:
     return rows * -(-(numel // rows) * bits // 8) if rows else 0
 
 
+def bytes_of_bits(rows: int) -> int:
+    """Bytes that say how many bits each of so many rows has, see `pack_bits`."""
+    return -(-rows // 4)
+
+
+def pack_bits(bits: Tensor) -> bytes:
+    """``log2`` of the bits 2, 4 or 8 of each row ``(C_out,)``, four rows in a byte.
+
+    Example:
+        >>> import torch
+        >>> from nas.quantization.packing import pack_bits
+        >>> pack_bits(torch.tensor([2, 4, 8, 8, 4])).hex(" ")
+        'f9 02'
+    """
+    codes = bits.float().log2().long()
+    return pack(torch.where(codes > 1, codes - 4, codes)[None], 2)
+
+
 def pack(values: Tensor, bits: int) -> bytes:
     """Whole numbers ``(C_out, ...)`` as bytes.
 

@@ -171,7 +171,7 @@ class RowQuantizer(WeightQuantizer):
     """As `WeightQuantizer`, with bits of its own for each output channel.
 
     Args:
-        widths: quantizers of the weight, by their bits; each channel takes the step of its own.
+        steps: ``(C_out,)`` by their bits; each channel takes that of its own.
         bits: of each output channel, uint8 ``(C_out,)``.
         rows: see `WeightQuantizer.rows`; `bits` may be without values, as costs are read.
     """
@@ -180,16 +180,16 @@ class RowQuantizer(WeightQuantizer):
 
     def __init__(
         self,
-        widths: Mapping[int, WeightQuantizer],
+        steps: Mapping[int, Tensor],
         bits: Tensor,
         rows: tuple[tuple[int, int], ...],
     ) -> None:
         nn.Module.__init__(self)
         self.calibrating, self._rows = False, rows
         self.register_buffer("channel_bits", bits)
-        step = next(iter(widths.values())).step.detach().clone()
-        for width, quantizer in widths.items():
-            step = torch.where(bits == width, quantizer.step.detach(), step)
+        step = next(iter(steps.values())).detach().clone()
+        for width, own in steps.items() if not bits.is_meta else ():
+            step = torch.where(bits == width, own.detach(), step)
         self.step = nn.Parameter(step)
 
     def top(self, weight: Tensor) -> Any:

@@ -26,6 +26,7 @@ from nas.integer.compiled import FILES, CompiledModel
 from nas.quantization.channels import ChannelBits
 from nas.quantization.layers import SearchedBits
 from nas.quantization.network import Quantize, calibrate, quantized, quantized_layers
+from nas.quantization.packing import bytes_of_bits, pack_bits
 from nas.quantization.quantizers import RowQuantizer, WeightQuantizer
 from nas.quantization.sensitivity import order_channels, sensitivity, set_prior
 from nas.selection import select
@@ -183,7 +184,8 @@ def test_a_row_and_its_gradients_are_those_of_the_quantizer_of_its_bits(seed, ou
     for quantizer in widths.values():
         quantizer.step.data *= 0.5  # as training does, so that values are cut off
     rows = tuple((b, int((bits == b).sum())) for b in (2, 4, 8))
-    mine, given_weight = RowQuantizer(widths, bits, rows), weight.clone().requires_grad_()
+    mine = RowQuantizer({b: quantizer.step for b, quantizer in widths.items()}, bits, rows)
+    given_weight = weight.clone().requires_grad_()
     y = mine(given_weight)
     y.backward(cotangent)
     for row, width in enumerate(bits.tolist()):
@@ -263,6 +265,14 @@ def test_the_c_file_gives_the_integer_graph_to_the_bit(tmp_path_factory, drawn, 
     if min(min(op.bits) for op in graph.convolutions()) < 8:  # both unpack
         apart = flash.of(arch.choices) - flash.of(uniform)
         assert apart == graph.weight_bytes - others.weight_bytes
+
+
+@given(st.lists(st.sampled_from([2, 4, 8]), min_size=1, max_size=9))
+def test_bits_of_rows_are_packed_four_in_a_byte(bits):
+    content = pack_bits(torch.tensor(bits))
+    assert len(content) == bytes_of_bits(len(bits)) == -(-len(bits) // 4)
+    codes = [content[row // 4] >> 2 * (row % 4) & 3 for row in range(len(bits))]
+    assert [1 << code for code in codes] == bits
 
 
 def test_a_file_of_weights_says_which_channel_has_which_bits():

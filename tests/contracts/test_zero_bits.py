@@ -117,6 +117,19 @@ def test_the_expected_size_is_the_mean_over_all_networks():
     assert price().item() == pytest.approx(mean, rel=1e-6)
 
 
+def test_the_channels_of_a_linear_layer_over_a_sequence_are_its_last_dimension():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    wide = searchable(network.eval(), (5, 8), Rules(channels=Channels(choices=2, divisor=1)))
+    model = quantized(wide, Quantize(weights=(0, 8)))
+    price = nas.ExpectedCost(model, nas.MACs(), (5, 8))
+    for options in model[2].combinations():
+        assert model[2].in_channels_used(options) == model[2].materialize(options).in_features
+    for arch in archs(model):
+        alone = nas.ExpectedCost(discretize(model, arch), nas.MACs(), (5, 8))
+        assert price.of(arch.choices) == alone().item()
+
+
 def test_the_most_bits_are_of_the_most_important_channels_that_stay():
     model = searched(2)
     first = model.first
