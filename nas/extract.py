@@ -140,14 +140,15 @@ class Extraction:
         priced = {"params", "macs", *components["cost_models"]}
         if options.cost not in priced:
             raise UserError(f"cost={options.cost} is not one of {', '.join(sorted(priced))}")
-        if leaves_of(components["search"]) == "trials":
+        leaves = leaves_of(components["search"])
+        if leaves == "trials":
             if not options.fine_tune:
                 raise UserError(
                     f"the search of {source.path} trained its networks one by one and kept no "
                     "weights: pass fine_tune=true to train those you take out"
                 )
             components = {**components, "inherit": False}
-        elif not source.checkpoint.is_file():
+        elif leaves != "given" and not source.checkpoint.is_file():
             raise UserError(
                 f"{source.path} has no last.ckpt: its supernet was not kept (keep=network), or its "
                 "search has none. Search again, with keep=supernet and search=fairnas, bilevel, ..."
@@ -196,7 +197,7 @@ class Extraction:
 
 def _ranking(problem: SearchProblem) -> TrialSearch | None:
     """What ranks the networks of a search that moves no alphas; None for one that does."""
-    if leaves_of(problem.search) not in ("supernet", "trials"):
+    if leaves_of(problem.search) not in ("supernet", "trials", "given"):
         return None
     ranking: TrialSearch = cast(Any, build_search(problem)).ranking
     return ranking

@@ -267,7 +267,8 @@ class Run:
         inherited = [module.network] if self.problem.inherit else []
         for network in [*inherited, *(module.teachers if self.teacher == LARGEST else ())]:
             self._recalibrate(network, trainer.strategy.root_device)
-        if self.problem.inherit and self._has_trained_supernet:
+        known = self._has_trained_supernet or (self.search and self.search.leaves == "given")
+        if self.problem.inherit and known:
             with interruptible():
                 trainer.validate(module, data.val_dataloader(), verbose=False)
             name = f"val_{self.task.primary}"

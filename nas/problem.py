@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from nas.train import Training
 
 Amount = str | float
-FITTED = 512  # images on which operations and kernels of a network are fitted
+FITTED = 512  # images on which operations, kernels and narrower layers of a network are fitted
 
 
 @dataclass
@@ -286,7 +286,7 @@ def build(
 
 
 def fitting(data: SearchData) -> Iterator[Inputs]:
-    """The training data on which operations and kernels are fitted, the same on every rank."""
+    """The training data on which parts of a network are fitted, the same on every rank."""
     with each_rank_alone(data):
         found = [x for x, _ in data.calibration_loader(FITTED)]
     yield from found

@@ -1,13 +1,13 @@
 """A trained network made smaller: `nas.compress` beside pruning of the same groups of channels.
 
-    python scripts/compress_study.py OUT [--data fashion_mnist --root FOLDER] [--seeds 3]
+    python scripts/compress_study.py OUT [--data image_folder --root FOLDER] [--seeds 3]
 
-A ResNet-8 is trained; `nas search model=` makes it fit a part of its MACs. Beside it
-stand networks inside the same budgets whose channels are chosen at once: as even a share of every
-group as fits, by the weights, at random, or trained from fresh weights (a narrower network), and
-those of the least Taylor scores over all groups. They are trained for as many epochs as the search
-and the training of its network take together, by the same recipe and with the same teacher. Last,
-random networks of the supernet are ranked by its weights and by their accuracy once trained.
+A ResNet-8 is trained; `nas search model=` makes it fit a part of its MACs, by channels, and by
+channels and operations. Beside it stand networks inside the same budgets whose channels are chosen
+at once: as even a share of every group as fits, by the weights, at random, or trained from fresh
+weights (a narrower network), and those of the least Taylor scores over all groups. All are trained
+for as many epochs, by the same recipe and with the same teacher. Last, random networks are ranked
+by the weights that least squares gives them and by their accuracy once trained.
 
 What is in OUT is not done again. Prints the tables of experiments/compress.
 """
@@ -33,24 +33,29 @@ from nas.config.compose import compose_config, with_budgets
 from nas.config.model import with_model
 from nas.decision import sample_path
 from nas.discretization import arch_of
-from nas.export import load_supernet
 from nas.pipeline import Run
 from nas.problem import SearchProblem
-from nas.search.compress import IMAGES, original
+from nas.search.compress import original
 from nas.search.evaluate import WeightSharing
 from nas.tasks.classification import task_of
 from nas.verbs import components_of
 
 METHODS = ("even", "random", "taylor", "narrow")
+SEARCHES = {
+    "compress": [],
+    "operations": ["space.rules.operations={candidates: [dw_pw_2]}", "search.trials=32"],
+}
 NAMES = {
     "given": "the network given",
     "compress": "`nas search model=`",
+    "operations": "the same, with `space.rules.operations`",
     "even": "even shares, by L1 magnitude",
     "random": "even shares, random channels",
     "taylor": "Taylor scores over all groups",
     "narrow": "uniform width multiplier, fresh weights",
 }
 SHORT = 4  # epochs of the trainings for tau
+IMAGES = 2048  # of the train part, for Taylor scores
 
 
 class Block(nn.Module):
@@ -87,19 +92,19 @@ def main() -> None:
     """Do what is missing, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--data", default="fashion_mnist", help="or a folder of images")
+    parser.add_argument("--data", default="fashion_mnist", help="cifar10 | image_folder")
     parser.add_argument("--root", default="data")
     parser.add_argument("--limit", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--stride", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--base", type=int, default=12, help="epochs of the network given")
-    parser.add_argument("--shot", type=int, default=8, help="epochs of the supernet")
-    parser.add_argument("--tune", type=int, default=8, help="epochs of the network found")
-    parser.add_argument("--budgets", default="25%,50%,6%", help="the search is for the first")
+    parser.add_argument("--tune", type=int, default=12, help="epochs of each smaller network")
+    parser.add_argument("--budgets", default="25%,50%")
+    parser.add_argument("--arms", default=",".join(NAMES), help="which networks to train")
     parser.add_argument("--sampled", type=int, default=40, help="networks for tau; 0: none")
     given = parser.parse_args()
-    given.budgets = given.budgets.split(",")
+    given.budgets, given.arms = given.budgets.split(","), given.arms.split(",")
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     for seed in range(given.seeds):
@@ -123,6 +128,7 @@ class Study:
         self.given, self.seed, self.out = given, seed, given.out / str(seed)
         grey = given.data == "fashion_mnist"
         words = [f"data={given.data}", f"data.root={given.root}", f"data.limit={given.limit}"]
+        words += ["data.size=32"] if given.data == "image_folder" else []
         words += ["data.download=false"] if given.data in ("fashion_mnist", "cifar10") else []
         words += [f"data.batch_size={given.batch}", f"seed={seed}", "onnx=false", "threads=1"]
         words += ["logger=[]"]
@@ -135,30 +141,24 @@ class Study:
         """Test accuracy and MACs of each method inside a budget."""
         done = self.trained("given", [f"finetune.epochs={self.given.base}", "finetune=default"])
         yield row("given", budget, done)
-        yield row("compress", budget, self.compressed(budget))
-        epochs = self.given.shot + self.given.tune
-        for method in METHODS:
+        for method, words in SEARCHES.items():
+            if method in self.given.arms:
+                yield row(method, budget, self.compressed(f"{method}-{budget}", budget, words))
+        for method in filter(self.given.arms.__contains__, METHODS):
             fresh = method == "narrow"
-            longer = epochs + (self.given.base if fresh else 0)
+            longer = self.given.tune + (self.given.base if fresh else 0)
             words = [*self.weights, f"finetune.epochs={longer}", f"budget.macs={budget}"]
+            words += ["space.refit=false"]
             words += ["weights=fresh"] if fresh else []
             yield row(method, budget, self.trained(f"{method}-{budget}", words, method))
 
-    def compressed(self, budget: str) -> Mapping[str, Any]:
-        """The network of the search: for the first budget, and out of it for the others."""
-        epochs = [f"search.epochs={self.given.shot}", f"finetune.epochs={self.given.tune}"]
-        folder = self.out / "compress"
-        if not RunDir(folder).finished:
-            words = [*self.words, *self.weights, *epochs, f"budget.macs={self.given.budgets[0]}"]
-            assert nas(["search", *words, f"out={self.out}", "name=compress"]) == 0
-        if budget == self.given.budgets[0]:
-            return RunDir(folder).read_result() or {}
-        out = self.out / f"compress-{budget}"
-        if not list(out.glob("*/result.json")):
-            words = [f"budget.macs={budget}", "fine_tune=true", "trust=true", f"out={out}"]
-            assert nas(["extract", str(folder), *words]) == 0
-        (found,) = out.glob("*/result.json")
-        return RunDir(found.parent).read_result() or {}
+    def compressed(self, name: str, budget: str, words: Sequence[str]) -> Mapping[str, Any]:
+        """The network that `nas search model=` finds."""
+        if not RunDir(self.out / name).finished:
+            words = [*self.words, *self.weights, *words, f"budget.macs={budget}"]
+            words += [f"finetune.epochs={self.given.tune}", f"out={self.out}", f"name={name}"]
+            assert nas(["search", *words]) == 0
+        return RunDir(self.out / name).read_result() or {}
 
     def trained(
         self, name: str, words: Sequence[str], method: str | None = None
@@ -207,12 +207,10 @@ class Study:
         return least_lost(problem, {name: scores[one] for name, one in own.items()})
 
     def tau(self) -> None:
-        """How the supernet's weights rank random networks, once these are trained."""
-        self.compressed(self.given.budgets[0])
+        """How refitted weights rank random networks, beside their accuracy once trained."""
         file = self.out / "tau.json"
         known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
         problem = self.problem([*self.weights, f"finetune.epochs={SHORT}"])
-        load_supernet(problem.supernet, self.out / "compress" / "last.ckpt")
         score = WeightSharing()(problem)
         draw = torch.Generator().manual_seed(self.seed)
         for _ in range(self.given.sampled):

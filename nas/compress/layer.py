@@ -1,6 +1,6 @@
 """A layer of the user's own class whose channels are searched."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, ClassVar, cast
@@ -81,9 +81,22 @@ class SearchedLayer(Searchable):
     plain: ClassVar[type[nn.Module]]
     slicings: tuple[Slicing, ...]
     widths: tuple[str, ...]
+    # Layer and option of what it reads -> tensors it becomes plain with, see `nas.compress.refit`.
+    refit: "Callable[[SearchedLayer, int], Mapping[str, Tensor]] | None"
 
     def decisions(self) -> tuple[Decision, ...]:
         return tuple(self._width(name) for name in self.widths)
+
+    def reading(self, tensor: str) -> Slicing:
+        """How the channels that it reads cut one of its tensors."""
+        return next(one for one in self.slicings if one.tensor == tensor and one.reads)
+
+    def left(self, slicing: Slicing, option: int) -> Tensor:
+        """The indices that stay under an option, on the CPU."""
+        index = self._index(slicing, option, torch.device("cpu"))
+        if isinstance(index, Tensor):
+            return index
+        return torch.arange(len(slicing.units) if index is None else index)
 
     def _width(self, name: str) -> Width:
         return cast(Width, self._modules[name])
@@ -96,12 +109,12 @@ class SearchedLayer(Searchable):
         }
         made = object.__new__(self.plain)
         own = dict(vars(self))
-        for key in ("slicings", "widths", "channel_dim", *_CACHES):
+        for key in ("slicings", "widths", "channel_dim", "refit", *_CACHES):
             own.pop(key, None)
         for key in ("_parameters", "_buffers", "_modules"):
             own[key] = {name: x for name, x in own[key].items() if name not in self.widths}
         vars(made).update(own)
-        parts = self._parts(taken, {})
+        parts = self._parts(taken, {}, self._refitted(taken))
         for name, part in parts.items():
             whole = getattr(self, name)
             value = part.detach().clone()
@@ -170,9 +183,23 @@ class SearchedLayer(Searchable):
     def _tensors(self) -> dict[str, Tensor | None]:
         return {**self._parameters, **self._buffers}
 
-    def _parts(self, taken: Mapping[str, int], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The parts of the tensors that are cut, by name, under these options."""
-        found: dict[str, Tensor] = {}
+    def _refitted(self, taken: Mapping[str, int]) -> Mapping[str, Tensor]:
+        """Whole tensors in the place of its own, where channels that it reads are gone."""
+        refit = vars(self).get("refit")
+        return refit(self, taken[self.reading("weight").width]) if refit else {}
+
+    def _parts(
+        self,
+        taken: Mapping[str, int],
+        masks: Mapping[str, Tensor],
+        others: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """The parts of the tensors that are cut, by name, under these options.
+
+        Args:
+            others: tensors in the place of its own.
+        """
+        found = dict(others or {})
         for slicing in self.slicings:
             whole = self._tensors()[slicing.tensor]
             assert whole is not None

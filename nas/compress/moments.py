@@ -24,6 +24,7 @@ from nas.recalibrate import run_all
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d
 PATCHES = 16_384  # of one batch, drawn evenly where there are more
 CHUNK = 2**24  # values of patches at a time
+TOGETHER = 2**26  # values of second moments that are kept at a time
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,10 @@ def flat_weight(layer: Layer) -> Tensor:
 
 
 def moments(
-    model: nn.Module, layers: Sequence[Layer], batches: Iterable[Inputs] | None
+    model: nn.Module,
+    layers: Sequence[Layer],
+    batches: Iterable[Inputs] | None,
+    all_run: bool = True,
 ) -> dict[nn.Module, Moments]:
     """The moments of `layers`, which are in `model`, over `batches`.
 
@@ -60,6 +64,7 @@ def moments(
     Args:
         batches: inputs ``(N, ...)``; None: patches are taken to be white, of mean 0, so that what
             is fitted is fitted to the weights alone.
+        all_run: refuse a layer that does not run; else it is left out.
 
     Raises:
         UserError: there is no batch, or a layer does not run.
@@ -82,9 +87,24 @@ def moments(
             hook.remove()
     if not seen:
         raise UserError("fitting candidates to a trained layer needs at least one batch, got none")
-    if missed := [layer for layer in layers if layer not in sums]:
+    if all_run and (missed := [layer for layer in layers if layer not in sums]):
         raise UserError(f"the forward pass does not reach {missed[0]}: exclude it")
     return {layer: Moments(g / n, m / n) for layer, (g, m, n) in sums.items()}  # type: ignore[arg-type]
+
+
+def in_parts(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
+    """All layers, some at a time: second moments take memory."""
+    some: list[Layer] = []
+    size = 0
+    for layer in layers:
+        values = prod(layer.weight.shape[1:]) ** 2
+        if some and size + values > TOGETHER:
+            yield some
+            some, size = [], 0
+        some.append(layer)
+        size += values
+    if some:
+        yield some
 
 
 def _white(weight: Tensor) -> Moments:

@@ -9,14 +9,12 @@ from torch import nn
 
 from nas.compress.candidates import Fit, fitted, parsed, unsuitable
 from nas.compress.modules import KEPT, Finding, Where, computed, swappable, swapped
-from nas.compress.moments import Layer, moments
+from nas.compress.moments import Layer, in_parts, moments
 from nas.config.schema import Count, Name, checked
 from nas.copying import copied
 from nas.inputs import Inputs
 from nas.ops.convolution import Conv2d
 from nas.supernet.choice import ChoiceBlock
-
-TOGETHER = 2**26  # values of second moments that are kept at a time
 
 
 @checked("space.rules.operations")
@@ -105,7 +103,7 @@ def searched_operations(
     batches = None if batches is None else list(batches)
     found = [f for f in operations_found(model, rule) if f.options]
     swaps: dict[nn.Module, nn.Module] = {}
-    for some in _in_parts([cast(Layer, f.module) for f in found]):
+    for some in in_parts([cast(Layer, f.module) for f in found]):
         known = moments(model, some, batches)
         for layer in some:
             options = next(f.options for f in found if f.module is layer)[:-1]
@@ -130,18 +128,3 @@ def _unfit(layer: Layer, rule: Operations) -> str | None:
     if (values := prod(layer.weight.shape[1:])) > rule.largest:
         return f"its outputs read {values} values, more than largest={rule.largest}"
     return computed(layer)
-
-
-def _in_parts(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
-    """All layers, some at a time: second moments take memory."""
-    some: list[Layer] = []
-    size = 0
-    for layer in layers:
-        values = prod(layer.weight.shape[1:]) ** 2
-        if some and size + values > TOGETHER:
-            yield some
-            some, size = [], 0
-        some.append(layer)
-        size += values
-    if some:
-        yield some

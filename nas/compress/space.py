@@ -13,6 +13,7 @@ from nas.artifacts.reading import read_tensors
 from nas.compress.convert import EXPORTED, Converted, check_plain, converted
 from nas.compress.kernels import Kernels
 from nas.compress.modules import uncompiled
+from nas.compress.refit import Refit
 from nas.compress.rules import Rules
 from nas.config import given
 from nas.config.schema import short_repr
@@ -36,6 +37,8 @@ class OwnNetwork:
         quantize: keys of `nas.quantization.network.Quantize`: bits of its layers are searched, and
             nothing else, but what `rules` say too where 0 is one of the bits of weights; None: they
             stay in floating point.
+        refit: narrower layers have weights that make up for the channels that they read no more,
+            see `nas.compress.refit`, as long as the supernet is not trained.
     """
 
     def __init__(
@@ -44,9 +47,10 @@ class OwnNetwork:
         weights: str | None = None,
         rules: Rules | None = None,
         quantize: Mapping[str, Any] | None = None,
+        refit: bool = True,
     ) -> None:
         self.model, self.weights = model, weights
-        self.rules, self.quantize = rules or Rules(), quantize
+        self.rules, self.quantize, self.refit = rules or Rules(), quantize, refit
         self._network: nn.Module | None = None  # made once
         self._converted: tuple[Shapes, Converted] | None = None  # which takes seconds
 
@@ -74,8 +78,8 @@ class OwnNetwork:
 
         Args:
             input_shape: of a sample.
-            batches: training data, not augmented, on which operations and kernels are fitted, the
-                first time; None: they are fitted to the weights alone.
+            batches: training data, not augmented, on which operations, kernels and narrower layers
+                are fitted, the first time; None: the former are fitted to the weights alone.
 
         Raises:
             UserError: the network cannot be made searchable.
@@ -87,12 +91,14 @@ class OwnNetwork:
     def _made(self, input_shape: Shapes, batches: Iterable[Inputs] | None) -> Converted:
         how = self.quantize
         bits = None if how is None else read_row(Quantize, how, "space.quantize")
+        known = list(batches) if self.is_fitted and batches is not None else None
         if bits is None or bits.leaves_out:
-            known = list(batches) if self.is_fitted and batches is not None else None
             found = converted(self.network(), example_of(input_shape), self.rules, known)
         else:  # its channels stay
             found = Converted(self.network(), ())
         if bits is None:
+            if self.refit and batches is not None:
+                Refit(found.supernet, batches if known is None else known)
             return found
         before = dict(decisions(found.supernet))
         attach(found.supernet, bits)
@@ -162,7 +168,7 @@ def saved(config: Mapping[str, Any], model: Model | None) -> OwnNetwork:
             f"the network is made by {named.get('_target_')!r}, which is not run from a file: pass "
             "nas.load(run, model=your_network), or trust=true to `nas export` and `nas extract`"
         )
-    return OwnNetwork(model, None, _rules(config.get("rules")), config.get("quantize"))
+    return OwnNetwork(model, None, _rules(config.get("rules")), config.get("quantize"), False)
 
 
 def _rules(node: Any) -> Rules | None:

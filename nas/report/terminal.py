@@ -226,7 +226,8 @@ def print_next(run: RunDir, leaves: str, networks: int) -> None:
     folder = shlex.quote(str(display_path(run.path)))
     folder += " trust=true" if needs_trust(run) else ""
     print(f"next:\n  deploy   nas export {folder}")
-    if leaves == "trials" or (leaves in ("alphas", "supernet") and run.checkpoint.is_file()):
+    kept = leaves in ("alphas", "supernet") and run.checkpoint.is_file()
+    if leaves in ("trials", "given") or kept:
         print(f"  more     nas extract {folder} front={networks} fine_tune=true")
         print(f"  smaller  nas extract {folder} budget.params=30% fine_tune=true")
 

@@ -32,10 +32,12 @@ class Additive(Searcher):
 
     ``log y = m + sum_i sum_{k <= a_i} w_ik + e``: each option of an ordered decision adds to the
     one below, and of the others each has a weight. ``w`` is normal, with a mean by which the
-    largest network is the best before anything is known; one draw is taken of its posterior
-    (Thompson sampling), and the architecture of the least sum inside all budgets is found by an
-    integer program. Where there is no budget, and else a third of the times, the last objective, if
-    it is a cost, is limited to a random part of its range, so that a front is found as well.
+    largest network is the best before anything is known, each further step worth less, as the
+    logarithm: else a budget would go to the decisions whose steps cost least. One draw is taken of
+    its posterior (Thompson sampling), and the architecture of the least sum inside all budgets is
+    found by an integer program. Where there is no budget, and else a third of the times, the last
+    objective, if it is a cost, is limited to a random part of its range, so that a front is found
+    as well.
 
     Args:
         space: what to search.
@@ -120,8 +122,9 @@ class Additive(Searcher):
         mean = np.zeros(sum(self.counts))
         at = 0
         for count, ordered in zip(self.counts, self.ordered, strict=True):
-            if ordered:
-                mean[at + 1 : at + count] = -RANGE / steps
+            if ordered and count > 1:
+                shares = np.diff(np.log(np.arange(1, count + 1))) / log(count)
+                mean[at + 1 : at + count] = -RANGE * shares * (count - 1) / steps
             at += count
         deviation = np.where(mean < 0, RANGE / steps, RANGE / len(self.counts) / 2)
         noise = self.draws.standard_normal(len(mean))

@@ -18,6 +18,8 @@ from nas.problem import SearchProblem
 from nas.ranks import broadcast
 from nas.tasks.classification import task_of
 
+Leaves = Literal["alphas", "supernet", "trials", "given", "nothing"]
+
 
 class Stage(Protocol):
     """The stage of a run that a search trains in."""
@@ -126,10 +128,11 @@ class Search(Protocol):
 
     Attributes:
         leaves: what a finished search leaves in the run's folder for `nas extract`: a supernet with
-            trained alphas, a supernet whose networks are ranked by trials, trials, or nothing.
+            trained alphas, a supernet whose networks are ranked by trials, trials, trials of
+            networks with the weights of the one given, or nothing.
     """
 
-    leaves: ClassVar[Literal["alphas", "supernet", "trials", "nothing"]]
+    leaves: ClassVar[Leaves]
 
     def prepare(self, problem: SearchProblem) -> None:
         """Find everything that is wrong with the input, before any training.

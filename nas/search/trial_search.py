@@ -21,7 +21,7 @@ from nas.errors import UserError
 from nas.problem import SearchProblem
 from nas.progress import Part, current
 from nas.ranks import broadcast, each_rank_alone, world
-from nas.search.base import ScoredArch, SearchResult, Stage, agreed
+from nas.search.base import Leaves, ScoredArch, SearchResult, Stage, agreed
 from nas.search.evaluate import Scoring, TrainFromScratch
 from nas.search.halving import FOLDER, Halving, in_rungs
 from nas.search.prediction import Prediction
@@ -69,7 +69,7 @@ class TrialSearch:
         task: what networks are for; None: classification.
     """
 
-    leaves: ClassVar[Literal["trials"]] = "trials"
+    leaves: ClassVar[Leaves] = "trials"
 
     def __init__(
         self,

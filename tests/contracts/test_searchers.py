@@ -17,7 +17,7 @@ from nas.cost.expected import expected
 from nas.errors import UserError
 from nas.pareto import hypervolume
 from nas.search import searchers
-from nas.search.additive import Additive
+from nas.search.additive import RANGE, Additive
 from nas.search.evaluate import ShortTraining
 from nas.search.predictor import Predictor, enlarged
 from nas.search.searchers import (
@@ -136,6 +136,16 @@ def test_it_learns(name, tmp_path):
     generator = torch.Generator().manual_seed(0)
     random = [volume([TABLE.draw(generator) for _ in range(80)]) for _ in range(20)]
     assert own > np.quantile(random, 0.9)
+
+
+def test_an_additive_model_expects_less_of_each_further_step():
+    """Else a budget is spent on the decisions whose steps cost least, and others starve."""
+    own = Additive(TABLE, 0, ("val_loss",))
+    draws = np.mean([own._weights(0) for _ in range(2000)], axis=0).reshape(5, 5)
+    steps = draws[:, 1:].mean(axis=0)
+    assert (steps < 0).all()
+    assert steps[0] < 1.5 * steps[1] < 1.5 * 1.2 * steps[2]
+    assert steps.sum() == pytest.approx(-RANGE / 5, rel=0.1)
 
 
 def test_an_additive_model_takes_the_order_of_options_from_their_decisions():

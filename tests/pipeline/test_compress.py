@@ -71,8 +71,8 @@ def other():
     return nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(288, 3))
 """
 QUICK = {
-    "search__epochs": 1,
-    "search__ranking": {"trials": 4, "evaluate": {"calibration": 64}},
+    "search__trials": 4,
+    "search__evaluate__calibration": 64,
     "finetune__epochs": 1,
     "data__limit": 300,
     "data__batch_size": 32,
@@ -81,7 +81,7 @@ QUICK = {
     "trainer__enable_progress_bar": False,
 }
 WORDS = [
-    "search.epochs=1", "search.ranking.trials=4", "search.ranking.evaluate.calibration=64",
+    "search.trials=4", "search.evaluate.calibration=64",
     "finetune.epochs=1", "data.limit=300", "data.batch_size=32", "threads=1", "onnx=false",
     "trainer.enable_progress_bar=false",
 ]  # fmt: skip
@@ -212,7 +212,7 @@ def test_a_run_that_was_interrupted_ends_as_an_unbroken_one(
 
     given = {"budget": BUDGET, "profile": str(device), "out": place, "name": "broken", **QUICK}
     with monkeypatch.context() as patched:
-        patched.setattr(TrialSearch, "rank", interrupted)
+        patched.setattr(TrialSearch, "chosen", interrupted)
         with pytest.raises(KeyboardInterrupt, match=r"nas\.compress\(\.\.\., resume="):
             nas.compress(network, "digits", **given)
     again = nas.compress(network, "digits", **given)

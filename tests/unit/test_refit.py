@@ -1,0 +1,127 @@
+"""Weights of narrower layers that make up, by least squares, for channels that are gone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import nas
+from nas.arch import Arch
+from nas.compress.convert import searchable
+from nas.compress.importance import put_in_order, widths
+from nas.compress.refit import RIDGE, Refit
+from nas.compress.rules import Rules
+from nas.copying import copied
+
+
+def network(seed: int = 0, bias: bool = True) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, bias=bias),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(256, 3, bias=bias),
+    ).eval()
+
+
+def cut(supernet: nn.Module, choices: Mapping[str, Any]) -> Any:
+    return nas.discretize(supernet, Arch("any", dict(choices))).eval()
+
+
+CHOICES = {"0.channels": 4, "2.channels": 16}
+
+
+@given(st.integers(0, 2**16), st.booleans())
+@settings(max_examples=15, deadline=None)
+def test_the_weights_solve_the_normal_equations(seed: int, bias: bool) -> None:
+    plain = network(seed, bias)
+    x = torch.randn(16, 2, 6, 6)
+    supernet = searchable(plain, (2, 6, 6))
+    Refit(supernet, [x[:8], x[8:]])
+    made = cut(supernet, CHOICES)
+    (kept,) = (w.first <= w.options.index(4) for name, w in widths(supernet) if "0." in name)
+    with torch.no_grad():
+        reads = nn.functional.unfold(plain[:2](x), 3).transpose(0, 1).flatten(1).double()
+        change = plain[2](plain[:2](x)) - made[2](made[:2](x))
+    left = change.transpose(0, 1).flatten(1).double()
+    if bias:
+        assert left.mean(1).abs().max() < 1e-5
+        reads = reads - reads.mean(1, keepdim=True)
+        left = left - left.mean(1, keepdim=True)
+    columns = kept.repeat_interleave(9)
+    moved = (made[2].weight - plain[2].weight[:, kept]).detach().flatten(1)
+    ridge = RIDGE * reads.square().mean(1).mean()
+    slope = left @ reads[columns].mT / reads.shape[1]
+    torch.testing.assert_close(slope, ridge * moved.double(), rtol=1e-3, atol=1e-6)
+
+
+def test_outputs_change_less_than_by_leaving_channels_out() -> None:
+    plain = network()
+    x = torch.randn(64, 2, 6, 6)
+    supernet = searchable(plain, (2, 6, 6))
+    without = cut(supernet, CHOICES)
+    Refit(supernet, [x])
+    refitted = cut(supernet, CHOICES)
+    fresh = torch.randn(64, 2, 6, 6)
+
+    def change(made: nn.Module) -> float:
+        return float((made[:3](fresh) - plain[:3](fresh)).detach().square().mean())  # type: ignore[index]
+
+    assert change(refitted) < 0.7 * change(without)
+
+
+def test_the_widest_is_the_network_given_and_copies_are_refitted_too() -> None:
+    plain = network()
+    supernet = searchable(plain, (2, 6, 6))
+    seen: list[int] = []
+
+    def batches() -> Any:
+        seen.append(1)
+        yield torch.randn(32, 2, 6, 6)
+
+    Refit(supernet, batches())
+    whole = cut(supernet, {name: one.options[-1] for name, one in widths(supernet)})
+    assert not seen  # nothing is measured before it is needed
+    assert all(map(torch.equal, whole.state_dict().values(), plain.state_dict().values()))
+    twice = [cut(one, CHOICES)[2].weight for one in (copied(supernet), supernet)]
+    assert torch.equal(*twice)
+    assert len(seen) == 1
+    assert "refit" not in vars(cut(supernet, CHOICES)[2])
+
+
+@pytest.mark.parametrize("change", ["trained", "reordered"])
+def test_what_is_no_more_as_it_was_keeps_its_own_weights(change: str) -> None:
+    supernet = searchable(network(), (2, 6, 6))
+    Refit(supernet, [torch.randn(32, 2, 6, 6)])
+    before = cut(supernet, CHOICES)
+    if change == "trained":
+        with torch.no_grad():
+            supernet[2].weight += 0.1  # type: ignore[index, operator]
+    else:
+        put_in_order({one: torch.arange(float(len(one.first))) for _, one in widths(supernet)})
+    own = searchable(network(), (2, 6, 6))
+    own.load_state_dict(supernet.state_dict())
+    assert torch.equal(cut(supernet, CHOICES)[2].weight, cut(own, CHOICES)[2].weight)
+    assert not torch.equal(cut(supernet, CHOICES)[2].weight, before[2].weight)
+
+
+def test_operations_in_the_place_of_a_layer_are_refitted() -> None:
+    x = torch.randn(64, 2, 6, 6)
+    rules = Rules(operations={"include": ["2"], "candidates": ["low_rank_2"]})
+
+    def made(refit: bool) -> Tensor:
+        supernet = searchable(network(), (2, 6, 6), rules, [x])
+        if refit:
+            Refit(supernet, [x])
+        choices = {name: one.options[-1] for name, one in nas.decisions(supernet)}
+        own = cut(supernet, {**choices, "2": "low_rank_2", "0.channels": 4})
+        found: Tensor = own[:3](x) - network()[:3](x)
+        return found.square().mean()
+
+    assert made(refit=True) < 0.9 * made(refit=False)
