@@ -127,8 +127,10 @@ class Study:
             for channels in (1, 4, 8):
                 self._take(channels)
                 for way in ("sensitivity", "searched"):
-                    name = f"{way}, {channels} parts, {share:.0%} of uniform 8"
-                    rows.append(self._row(name, self._ways()[way](share * whole)))
+                    arch = self._ways()[way](share * whole)
+                    row = self._row(f"{way}, {channels} parts, {share:.0%} of uniform 8", arch)
+                    before = accuracy(discretize(self.supernet, arch), *self.parts["test"])
+                    rows.append({**row, "untrained": before})
         return rows
 
     def _ways(self) -> dict[str, Callable[[float], Arch]]:
@@ -264,11 +266,14 @@ def accuracy(network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> float
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Means over seeds of bytes and of test accuracy, with its standard error, as Markdown."""
-    lines = ["| bits | bytes | fake-quantised | integer graph | seeds |", "|---|---|---|---|---|"]
+    columns = {"untrained": "not trained", "test": "fake-quantised", "integer": "integer graph"}
+    columns = {key: head for key, head in columns.items() if any(key in row for row in rows)}
+    lines = [f"| bits | bytes | {' | '.join(columns.values())} | seeds |"]
+    lines.append("|---" * (len(columns) + 3) + "|")
     for way in dict.fromkeys(row["way"] for row in rows):
         own = [row for row in rows if row["way"] == way]
         size, texts = mean(row["size"] for row in own), []
-        for key in ("test", "integer"):
+        for key in columns:
             found = [row[key] for row in own if key in row]
             error = stdev(found) / len(found) ** 0.5 if len(found) > 1 else 0.0
             texts.append(f"{mean(found):.2f} +- {error:.2f} %" if found else "")

@@ -210,9 +210,9 @@ def _check_parts(path: str, layer: nn.Module, widths: Sequence[int], parts: int)
     assert isinstance(weight, Tensor)
     if len(widths) > 1 and len(weight) < parts:
         raise UserError(
-            f"quantize.channels={parts}: the layer {path!r} has {len(weight)} output channels, "
-            f"which are no {parts} parts: give at most {len(weight)}, or this layer one number of "
-            f"bits, quantize.layers={{{path!r}: 8}}"
+            f"quantize.channels={parts}: the layer {path!r} has fewer output channels "
+            f"({len(weight)}): give fewer parts, or this layer one number of bits, "
+            f"quantize.layers={{{path!r}: 8}}"
         )
 
 

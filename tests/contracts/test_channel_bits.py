@@ -302,7 +302,7 @@ def test_patterns_say_which_layers_have_one_number_of_bits_and_blocks_share_part
 REFUSED = {
     "more parts than channels": (
         lambda: small(5),
-        "quantize.channels=5: the layer '4' has 4 output channels",
+        "quantize.channels=5: the layer '4' has fewer output channels (4)",
     ),
     "no parts": (lambda: Quantize(channels=0), "quantize.channels=0 must be at least 1"),
     "a truth value": (lambda: Quantize(channels=True), "quantize.channels=True must be a whole"),
