@@ -5,6 +5,7 @@ of 25 k parameters. Where nobody listens to them it is given all batches of an e
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar, cast
 
 import pytorch_lightning as pl
@@ -85,7 +86,7 @@ class Whole:
         for loader in _each(self.loaders):
             loader.sampler.set_epoch(epoch)
 
-    @property
+    @cached_property
     def steps(self) -> int:
         """Batches of an epoch."""
         return max(len(loader) for loader in _each(self.loaders))
@@ -202,6 +203,14 @@ class Trained(pl.LightningModule):
             self.manual_backward(loss)
         else:
             torch.autograd.backward(loss)
+
+    def clip_norm(self, optimizer: Optimizer, largest: float) -> None:
+        """Scale the gradients of an optimizer's weights down to a norm of `largest`; 0 does not."""
+        if largest and self.whole is None:
+            self.clip_gradients(optimizer, largest, "norm")
+        elif largest:  # what Lightning comes to where by_epochs has seen its arguments
+            weights = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(weights, largest)
 
     def score_by(self, task: Task, splits: Sequence[str]) -> None:
         """Make the scores of these splits."""

@@ -179,8 +179,7 @@ class Training(Trained):
         schedule.step()
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        if self.clip:
-            self.clip_gradients(optimizer, self.clip, "norm")
+        self.clip_norm(optimizer, self.clip)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("val", batch)

@@ -29,6 +29,7 @@ settings.load_profile("nas")
 
 # Python looks for cycles among all that was imported, each time that a thousand objects are new.
 gc.set_threshold(10_000, 10, 10)
+gc.disable()
 
 _EXPORTER = "torch.onnx._internal.exporter._registration"
 
@@ -40,6 +41,9 @@ def _seed() -> None:
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
         torch.set_num_threads(1)
+    # What a run that is broken leaves is to depend on the epoch, not on the time.
+    if callbacks := sys.modules.get("nas.search.callbacks"):
+        callbacks.LastCheckpoint.seconds = 0.0
     # For each file the exporter reads the source of all operators again: a third of its time.
     registry = getattr(sys.modules.get(_EXPORTER), "ONNXRegistry", None)
     if registry and not hasattr(registry.from_torchlib, "cache_info"):
@@ -49,3 +53,4 @@ def _seed() -> None:
 def pytest_collection_finish() -> None:
     """What the test files have imported stays, and is not looked through again."""
     gc.freeze()
+    gc.enable()

@@ -5,7 +5,7 @@ import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -39,9 +39,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class LastCheckpoint(Checkpoint):
-    """Saves the trainer's whole state after every training epoch, replacing the previous one.
+    """Saves the trainer's whole state after training epochs, replacing the previous one.
 
     ``trainer.fit(..., ckpt_path=path, weights_only=True)`` goes on with the next epoch.
+
+    It saves after the first epoch of a session, the last one, and every other that ends `seconds`
+    after the last save: saving takes a twentieth of the epoch of a small network. Several processes
+    save after each epoch, as their clocks differ.
 
     A `Checkpoint` by type, because Lightning runs those after the module's own
     `on_train_epoch_end`, where schedules step, and after all other callbacks. Callbacks that are
@@ -53,18 +57,26 @@ class LastCheckpoint(Checkpoint):
             does not train when it is resumed, so that Lightning computes none.
     """
 
+    seconds: ClassVar[float] = 2.0  # that a run which is ended may lose, and the epoch it is in
+
     def __init__(self, path: Path, keep: Sequence[str] = ()) -> None:
         self.path, self.keep = Path(path), keep
         self.metrics: dict[str, float] = {}
+        self._saved: float | None = None  # when it did in this session
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        lately = self._saved is not None and time.monotonic() - self._saved < self.seconds
+        if lately and not last and trainer.world_size == 1:
+            return
         known = trainer.callback_metrics
         self.metrics = {name: float(known[name]) for name in self.keep if name in known}
         # On every rank: it ends with a barrier. Left to itself, `weights_only` would be announced.
         trainer.save_checkpoint(self.path, weights_only=False)
+        self._saved = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
         return {"metrics": self.metrics} if self.metrics else {}

@@ -298,8 +298,8 @@ class DifferentiableSearch(Trained):
         optimizer.step()
 
     def _clip(self, optimizer: Optimizer) -> None:
-        if self.clip and optimizer is self.moving()[0]:
-            self.clip_gradients(plain(optimizer), self.clip, "norm")
+        if optimizer is self.moving()[0]:
+            self.clip_norm(plain(optimizer), self.clip)
 
     def task_loss(self, batch: Batch, split: str) -> Tensor:
         """The task loss ``()`` of a batch, logged for `split`."""

@@ -144,8 +144,7 @@ class OneShot(Trained):
         # Nothing is learned of alphas here: without their gradient, paths run as they are.
         with frozen(self.alphas):
             self.path_sampling.add_gradients(x, by_labels, self.generator, self._backward)
-        if self.clip:
-            self.clip_gradients(plain(optimizer), self.clip, "norm")
+        self.clip_norm(plain(optimizer), self.clip)
         optimizer.step()
         cast(Any, self.lr_schedulers()).step()
 

@@ -49,7 +49,8 @@ def net():
 """
 # Runs each argument as a command. The imports take longer than the commands: all share them.
 COMMANDS = """
-import shlex, sys
+import gc, shlex, sys
+gc.disable()
 import pytest
 from nas.cli import run
 

@@ -71,6 +71,7 @@ KILLED = """
 import os, signal, sys
 from nas.cli import run
 from nas.search.callbacks import LastCheckpoint
+LastCheckpoint.seconds = 0.0
 saves, save = [], LastCheckpoint.on_train_epoch_end
 
 def dying(*given):

@@ -193,6 +193,26 @@ def test_killed_in_each_epoch_and_resumed_a_run_ends_bit_for_bit_as_an_unbroken_
     assert differences(*states) == []
 
 
+def test_checkpoints_wait_for_their_seconds_and_a_run_broken_meanwhile_ends_as_an_unbroken_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LastCheckpoint, "seconds", 1000.0)
+    whole, broken = tmp_path / "whole.ckpt", tmp_path / "broken.ckpt"
+    fit(search(), LastCheckpoint(whole))
+    with pytest.raises(KilledError):
+        fit(search(), LastCheckpoint(broken), KillInEpoch(EPOCHS - 1))
+    assert torch.load(broken, weights_only=True)["epoch"] == 0  # the first of a session
+    fit(search(), LastCheckpoint(broken), ckpt=broken)
+    states = [torch.load(path, weights_only=True) for path in (whole, broken)]
+    assert states[0]["epoch"] == EPOCHS - 1
+    assert differences(*states) == []
+
+    stable = tmp_path / "stable.ckpt"
+    trainer = fit(search(alpha_lr=0.0, epochs=9), StopWhenStable(2), LastCheckpoint(stable))
+    assert trainer.current_epoch < 9
+    assert torch.load(stable, weights_only=True)["epoch"] == trainer.current_epoch - 1
+
+
 def test_a_crash_while_saving_leaves_the_last_checkpoint_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,6 +126,7 @@ def trained(make, whole):
     given = by_epochs(trainer, module, loaders)
     assert isinstance(given, Whole) == whole
     module.tell = told.append
+    module.clip = 0.05  # so that each step does
     trainer.fit(module, given, data.val_dataloader())
     states = [optimizer.state_dict() for optimizer in trainer.optimizers]
     rates = [c.scheduler.state_dict()["last_epoch"] for c in trainer.lr_scheduler_configs]
