@@ -22,13 +22,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from channel_order import put_in_order, taylor, widths
 from scipy.stats import kendalltau
 from torch import Tensor, nn
 
 from nas.arch import Arch
 from nas.artifacts import RunDir
 from nas.cli import run as nas
-from nas.compress.importance import put_in_order, taylor, widths
 from nas.config.compose import compose_config, with_budgets
 from nas.config.model import with_model
 from nas.decision import sample_path

@@ -1,5 +1,8 @@
 """The order of channels: Taylor scores are slopes of gates, narrower networks keep the best."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,11 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nas.compress.convert import searchable
-from nas.compress.importance import put_in_order, taylor, widths
 from nas.compress.rules import Rules
 from nas.config.model import with_model
 from nas.decision import decisions
 from nas.errors import UserError
+
+SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "channel_order.py"))
+put_in_order, taylor, widths = SCRIPT["put_in_order"], SCRIPT["taylor"], SCRIPT["widths"]
 
 
 class Net(nn.Module):

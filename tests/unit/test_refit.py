@@ -12,7 +12,6 @@ from torch import Tensor, nn
 import nas
 from nas.arch import Arch
 from nas.compress.convert import searchable
-from nas.compress.importance import put_in_order, widths
 from nas.compress.refit import RIDGE, Refit
 from nas.compress.rules import Rules
 from nas.copying import copied
@@ -45,7 +44,8 @@ def test_the_weights_solve_the_normal_equations(seed: int, bias: bool) -> None:
     supernet = searchable(plain, (2, 6, 6))
     Refit(supernet, [x[:8], x[8:]])
     made = cut(supernet, CHOICES)
-    (kept,) = (w.first <= w.options.index(4) for name, w in widths(supernet) if "0." in name)
+    width: Any = dict(nas.decisions(supernet))["0.channels"]
+    kept = width.first <= width.options.index(4)
     with torch.no_grad():
         reads = nn.functional.unfold(plain[:2](x), 3).transpose(0, 1).flatten(1).double()
         change = plain[2](plain[:2](x)) - made[2](made[:2](x))
@@ -86,7 +86,7 @@ def test_the_widest_is_the_network_given_and_copies_are_refitted_too() -> None:
         yield torch.randn(32, 2, 6, 6)
 
     Refit(supernet, batches())
-    whole = cut(supernet, {name: one.options[-1] for name, one in widths(supernet)})
+    whole = cut(supernet, {name: one.options[-1] for name, one in nas.decisions(supernet)})
     assert not seen  # nothing is measured before it is needed
     assert all(map(torch.equal, whole.state_dict().values(), plain.state_dict().values()))
     twice = [cut(one, CHOICES)[2].weight for one in (copied(supernet), supernet)]
@@ -104,7 +104,8 @@ def test_what_is_no_more_as_it_was_keeps_its_own_weights(change: str) -> None:
         with torch.no_grad():
             supernet[2].weight += 0.1  # type: ignore[index, operator]
     else:
-        put_in_order({one: torch.arange(float(len(one.first))) for _, one in widths(supernet)})
+        order: Any = dict(nas.decisions(supernet))["0.channels"]
+        order.first.copy_(order.first.flip(0).roll(1))
     own = searchable(network(), (2, 6, 6))
     own.load_state_dict(supernet.state_dict())
     assert torch.equal(cut(supernet, CHOICES)[2].weight, cut(own, CHOICES)[2].weight)
