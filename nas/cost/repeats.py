@@ -49,8 +49,9 @@ class Call:
 def call_of(module: nn.Module, args: Any, kwargs: Any, activations: Activations) -> Call | None:
     """The call of `module`; None: what it runs may depend on more than can be compared.
 
-    Tensors must be without memory, as what a module does may depend on values; attributes must be
-    numbers, texts and the like, so that a module that changes itself is another one afterwards.
+    Tensors must be without memory, as what a module does may depend on values; attributes, those of
+    classes too, must be numbers, texts and the like, so that a module that changes itself, or its
+    class, is another one afterwards.
     """
     tensors: dict[int, int] = {}  # identity -> place, so that ties are told
     key: list[Any] = [torch.get_default_dtype()]
@@ -58,6 +59,7 @@ def call_of(module: nn.Module, args: Any, kwargs: Any, activations: Activations)
     modules = list(module.modules())
     places = {id(part): place for place, part in enumerate(modules)}
     try:
+        key += map(_of_class, dict.fromkeys(map(type, modules)))
         for part in modules:
             if (
                 part is not module
@@ -93,6 +95,18 @@ def _weight(x: Tensor | None, tensors: dict[int, int], activations: Activations)
         raise _UnlikeError
     place = tensors.setdefault(id(x), len(tensors))
     return place, type(x), x.shape, x.stride(), x.dtype, x.requires_grad
+
+
+def _of_class(kind: type) -> Hashable:
+    """The numbers, texts and the like that a class of modules holds, as a call may change them."""
+    own = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    held = (item for part in own for item in vars(part).items())
+    return tuple(
+        (name, _plain(value))
+        for name, value in held
+        if not (name.startswith("__") or name == "_abc_impl")
+        and not (callable(value) or hasattr(value, "__get__"))
+    )
 
 
 def _plain(value: Any) -> Hashable:

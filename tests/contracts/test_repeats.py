@@ -96,6 +96,26 @@ def test_a_module_that_changes_itself_is_run_at_each_call(runs):
     assert count == 2  # one of each kernel
 
 
+class Counting(nn.Module):
+    """Its first call differs from the later ones, by what lies on the class."""
+
+    calls = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        Counting.calls += 1
+        return self.conv(x) if Counting.calls == 1 else self.conv(self.conv(x))
+
+
+def test_a_module_that_changes_its_class_is_run_at_each_call(runs):
+    Counting.calls = 0
+    _, traced = runs(nn.Sequential(Counting(), Counting(), Counting()))
+    assert sum(layer.spec.kind == "conv" for layer in traced.layers) == 5
+
+
 class Frozen(nn.Module):
     """Another layer where its first one is frozen."""
 
