@@ -50,7 +50,10 @@ def c_source(
     """
     plan = planned(graph)
     writer = _Writer(graph, plan)
-    calls = "".join(f"    {line}\n" for line in writer.calls())
+    lines = writer.calls()
+    if sum(line.startswith("conv(") for line in lines) == 1:
+        writer.kernels.add("alone")
+    calls = "".join(f"    {line}\n" for line in lines)
     upper = name.upper()
     arena = f"static int8_t arena[{upper}_ARENA_SIZE];\n\n" if plan.size else ""
     source = (

@@ -112,9 +112,11 @@ static int32_t inside(const struct conv *p, const int8_t *x, const int8_t *w, in
     return sum;
 }
 
+/* kernel: alone */
 #if defined(__GNUC__) && !defined(__clang__)
-__attribute__((noipa)) /* else one layer alone is other code than one of a network */
+__attribute__((noipa)) /* else the only layer is other code than those of a network of several */
 #endif
+/* kernel: conv */
 static void conv(const struct conv *p, const int8_t *x, int8_t *y, int8_t *row)
 {
     const int32_t fan = p->kernel_h * p->kernel_w * p->group_in;
