@@ -112,7 +112,9 @@ KINDS: dict[str, list[str]] = {
     ],
     "stable": ["bilevel", *DESCENT, "search.epochs=5", "stable_epochs=1"],
     "front": ["fairnas", *SHOTS, "front=2", "finetune.teacher=largest"],
-    "compress": ["compress", *SHOTS, "finetune=compress", "budget.macs=50%"],
+    "compress": [
+        "compress", "search.trials=4", "search.batch=2", "finetune=compress", "budget.macs=50%",
+    ],
     "own": ["bilevel", *DESCENT, f"data.source={{_target_: {__name__}.Own}}"],
 }  # fmt: skip
 
