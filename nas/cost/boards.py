@@ -4,6 +4,7 @@ Both are estimates from above of what the linker map says of the cross-compiled 
 experiments/boards compares them. Code is that of `nas/integer/kernels.c` for Cortex-M with -O2.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -51,7 +52,8 @@ _CALLED = {"clone": "move", "copy": "move", "zeros": "runs", "cat": "concat", "s
 _CALLED |= {"constant_pad": "runs"}
 _CALLED |= {name: name for name in ("add", "mul", "mean", "pool")}
 _RUN = 8  # bytes of where a run of elements begins, and how long it is
-_COPY = "rounded copy"  # name of an operator that only a graph of integers has
+_COPY = "rounded copy"  # names of operators that only a graph of integers has
+_MOVE = "moved copy"
 _EXACT = 8  # places of a kernel, up to which its code counts only where one of them is taken
 _LIMITS = ("relu", "hardtanh", "clamp")  # part of the operator in front, where they alone read it
 _BEFORE_LIMITS = ("convolution", "addmm", "batch_norm", "add", "mul", "mean")
@@ -83,7 +85,7 @@ class Flash:
             UserError: as `trace` does.
         """
         traced = example if isinstance(example, Trace) else trace(model, example)
-        traced = _with_copies(_without_padding(traced))
+        traced = _with_copies(_with_moves(_without_padding(traced)))
         parts: list[tuple[float, Polynomial]] = [
             (1, layer_terms(traced, _Layers(self.weight_bits))),
             *_operators(traced),
@@ -114,7 +116,7 @@ class Ram:
             UserError: as `trace` does.
         """
         traced = example if isinstance(example, Trace) else trace(model, example)
-        traced = _with_rows(_with_copies(_without_padding(traced)))
+        traced = _with_rows(_with_copies(_with_moves(_without_padding(traced))))
         held = {*traced.starts, *(buffer for _, buffer in traced.outputs)}
         sizes = [0 if i in held else b.numel for i, b in enumerate(traced.buffers)]
         outputs = max(traced.buffers[buffer].numel for _, buffer in traced.outputs)
@@ -144,6 +146,36 @@ def _without_padding(traced: Trace) -> Trace:
         else:
             kept.append(replace(operator, reads=reads))
     return replace(traced, operators=tuple(kept))
+
+
+def _with_moves(traced: Trace) -> Trace:
+    """A part of a value is a copy of it, and so is a map that the caller gets as a row of numbers.
+
+    Channels are the last in memory, and a value has no gaps. Where a copy is read in place of the
+    whole, and saves memory by that, is not looked at.
+    """
+    given = {buffer for _, buffer in traced.outputs}
+    buffers, operators, moved = [*traced.buffers], [], {}
+    for operator in traced.operators:
+        operators.append(operator)
+        shapes = re.findall(r"\d+(?:x\d+)+", operator.text)
+        if not operator.view or not operator.reads or not shapes:
+            continue
+        read, *made = (tuple(map(int, text.split("x"))) for text in shapes)
+        parts = [shape for shape in made if prod(shape) < prod(read)]
+        rows = min(prod(read[2:]), read[1]) > 1 and {shape[1:2] for shape in made} != {read[1:2]}
+        for _, buffer in operator.reads:
+            if buffer in given and rows and not parts:
+                moved[buffer] = len(buffers)
+                parts = [read]
+        for shape in parts:
+            made_here = (len(buffers),)
+            operators.append(
+                Operator(_MOVE, operator.module, operator.choices, operator.reads, made_here)
+            )
+            buffers.append(Buffer(prod(shape), buffers[0].dtype))
+    outputs = tuple((condition, moved.get(b, b)) for condition, b in traced.outputs)
+    return replace(traced, buffers=tuple(buffers), operators=tuple(operators), outputs=outputs)
 
 
 def _with_copies(traced: Trace) -> Trace:

@@ -26,6 +26,7 @@ from nas.integer.arena import _Buffer, _placed, planned
 from nas.integer.boards import BOARDS, check_boards, map_sizes, on_board
 from nas.integer.c import _loops, _runs, c_source
 from nas.integer.compiled import FILES, CompiledModel, c_contents, check_compiler
+from nas.ops.blocks import GlobalPool
 from nas.quantization.network import Quantize, quantized
 from nas.spaces.staged import StagedSpace
 
@@ -408,6 +409,44 @@ def test_flash_of_one_layer_alone_is_just_above_that_of_the_linker_map(kind, tmp
     network = nn.Sequential(layer, nn.ReLU(), nn.Flatten()).eval()
     found = compiled_size(integer_graph(network, torch.randn(16, *shape)), tmp_path)
     assert found <= expected(network, Flash(), shape).of({}) <= 1.03 * found
+
+
+class Parts(nn.Module):
+    """Its layer reads a part of a map, strided where `rest` is False: else it joins the rest."""
+
+    def __init__(self, rest: bool) -> None:
+        super().__init__()
+        self.rest = rest
+        self.conv = nn.Conv2d(4, 4, 3, 1 if rest else 6, padding=1)
+
+    def forward(self, x):
+        if self.rest:
+            first, rest = x.chunk(2, 1)
+            return torch.cat([self.conv(first), rest], 1)
+        return self.conv(x[:, :4])
+
+
+@emulator
+@pytest.mark.parametrize("kind", ["flat", "pooled", "part", "parts"])
+def test_moves_of_a_users_network_are_priced(kind, tmp_path):
+    """A part of a map is a copy, and so is a map that ends as a row of numbers."""
+    ends = {
+        "flat": [nn.Conv2d(8, 4, 3), nn.Flatten()],
+        "pooled": [nn.MaxPool2d(2), nn.Flatten()],
+        "part": [Parts(False), GlobalPool()],
+        "parts": [Parts(True), GlobalPool()],
+    }[kind]
+    network = nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), *ends).eval()
+    graph = integer_graph(network, torch.randn(16, 2, 12, 12))
+
+    flash, ram = (expected(network, cost(), (2, 12, 12)).of({}) for cost in (Flash, Ram))
+
+    found = compiled_size(graph, tmp_path)
+    assert found <= flash <= found + 200
+    held = planned(graph).size + graph.start.numel + graph.end.numel
+    assert held <= ram <= 1.25 * held
+    if kind in ("flat", "pooled"):
+        assert ram == held
 
 
 def compiled_size(graph: IntegerGraph, folder: Path) -> int:
