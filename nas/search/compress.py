@@ -44,6 +44,12 @@ class Compression(TrialSearch):
                 "trained: network.requires_grad_(True) first"
             )
 
+    @property
+    def _noise(self) -> float | None:
+        # The losses of what is not trained lie far apart, those of small networks most of all: the
+        # largest expected hypervolume would be that of networks which are of no use yet.
+        return None
+
 
 def original(problem: SearchProblem) -> Original | None:
     """The network that the space of a problem is made of; None: it is made of none.

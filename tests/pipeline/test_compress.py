@@ -198,6 +198,14 @@ def test_the_command_gives_the_same_and_other_networks_come_out_of_it(
     (result,) = (place / "taken").glob("*/result.json")
     smaller = RunDir(result.parent).read_result() or {}
     assert smaller["costs"]["macs"] <= 0.3 * mine["costs"]["macs"] / 0.2
+    words = ["front=2", "trust=true"]
+    assert run(["extract", str(place / "command"), *words, f"out={place / 'front'}"]) == 0
+    # Their scores are exact for what is not trained: no model tells of others.
+    lines = (place / "command" / "trials.csv").read_text().splitlines()
+    rows = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
+    best = min(rows, key=lambda row: float(row["val_loss"]))["hash"]
+    taken = {path.parent.name for path in (place / "front").glob("*/result.json")}
+    assert best in taken <= {row["hash"] for row in rows if row["front"] == "1"}
 
 
 def test_a_run_that_was_interrupted_ends_as_an_unbroken_one(
