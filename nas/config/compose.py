@@ -18,7 +18,13 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Transformer, ValueType
+from hydra.core.override_parser.types import (
+    Override,
+    Quote,
+    QuotedString,
+    Transformer,
+    ValueType,
+)
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from hydra.version import VersionBase
@@ -38,6 +44,7 @@ _LAUNCHERS = {
     "submitit_slurm": "'dnas[slurm]'",
     "ray": "hydra-ray-launcher",
 }
+_FOR_A_SHELL = ("command", "measure.command")
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,23 @@ def _quoted(word: str) -> str:
     if not equals or text.isascii() or set(text) & set("'\"[]{}(),$"):
         return word
     return f"{key}='{text}'"
+
+
+def _for_a_shell(word: str) -> str:
+    """A command is taken as it is, in the quotes of the grammar; `null` and quoted ones stay."""
+    key, _, text = word.partition("=")
+    if key not in _FOR_A_SHELL or not text:
+        return word
+    try:
+        (found,) = parse_overrides([word])
+    except UserError:
+        found = None
+    if found is not None and isinstance(found._value, QuotedString | None):
+        return word
+    # ${HOME} is of the shell, not of the configuration; `instantiate` resolves it twice.
+    for _ in range(2):
+        text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    return f"{key}={QuotedString(text, Quote.single).with_quotes()}"
 
 
 def _see(verb: str) -> str:
@@ -206,7 +230,7 @@ def _of_hydra(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[str]
         raise UserError(f"{message}; {_see(verb)}")
 
     parser.error = refuse  # type: ignore[method-assign]
-    arguments = with_model([_of_experiment(word) for word in arguments])
+    arguments = with_model([_of_experiment(_for_a_shell(word)) for word in arguments])
     overrides = [word for word in arguments if word[0] != "-" and (word[0] == "~" or "=" in word)]
     flags = [word for word in arguments if word not in overrides]
     found = parser.parse_args([*flags, *overrides])

@@ -6,6 +6,7 @@ read: over ssh, or off a serial port to whose microcontroller the command has fl
 
 import hashlib
 import io
+import math
 import os
 import re
 import select
@@ -43,7 +44,7 @@ _PACKAGES = {"onnx": ("torch", "onnx"), "pte": ("torch", "executorch"), "c": ("t
 _EXAMPLE = {"ssh": "pi@raspberrypi", "serial": "/dev/ttyACM0"}
 _WAIT = 600.0  # seconds for a command, and for the first line of a board
 _UNITS = {"s": 1e9, "ms": 1e6, "us": 1e3, "ns": 1.0}
-_TIME = r"(\d+(?:\.\d*)?(?:[eE][-+]?\d+)?) ?(s|ms|us|ns)"
+_TIME = r"([-+]?(?:\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|(?i:inf|infinity|nan))) ?(s|ms|us|ns)"
 # In a folder of its own, of which nothing stays behind.
 _RUN = 'd=$(mktemp -d) && cd "$d" && tar xf - && ({command}); s=$?; cd /; rm -rf "$d"; exit $s'
 
@@ -164,7 +165,7 @@ def _over_ssh(board: Board, files: Mapping[str, bytes], seconds: float) -> list[
             tar.addfile(entry, io.BytesIO(content))
     command = _RUN.format(command=board.filled(next(iter(files)), seconds))
     said = _ssh(board.address, command, packed.getvalue())
-    found = [_nanoseconds(line, _TIME) for line in said.splitlines()]
+    found = [_nanoseconds(line, _TIME, board.address) for line in said.splitlines()]
     times = [time for time in found if time is not None]
     if not times:
         last = (said.strip() or "nothing").splitlines()[-1][:200]
@@ -243,9 +244,10 @@ def _read(port: int, board: Board, name: str, seconds: float) -> list[int]:
         if passed > (seconds if times else _WAIT):
             break
         ready, _, _ = select.select([port], [], [], 0.1)
-        text += os.read(port, 4096) if ready else b""
+        text += _bytes(port, board.address) if ready else b""
         *lines, text = text.split(b"\n")
-        found = [_nanoseconds(line.decode(errors="replace"), pattern) for line in lines]
+        said = [line.decode(errors="replace") for line in lines]
+        found = [_nanoseconds(line, pattern, board.address) for line in said]
         times += [time for time in found if time is not None]
     if not times:
         raise UserError(
@@ -255,11 +257,32 @@ def _read(port: int, board: Board, name: str, seconds: float) -> list[int]:
     return times[: board.calls]
 
 
-def _nanoseconds(line: str, pattern: str) -> int | None:
+def _bytes(port: int, address: str) -> bytes:
+    """What a port that is ready has to read, which is nothing where it has come to its end."""
+    try:
+        found, why = os.read(port, 4096), "no more bytes"
+    except OSError as error:
+        found, why = b"", str(error.strerror)
+    if not found:
+        raise UserError(
+            f"{address} was closed while the board was measured ({why}): it was unplugged "
+            "or reset, or another program reads it"
+        )
+    return found
+
+
+def _nanoseconds(line: str, pattern: str, address: str) -> int | None:
+    """Of a line of the board at `address`; None where it tells no time."""
     found = re.fullmatch(pattern, line.strip())
     if found is None:
         return None
-    return max(1, round(float(found[1]) * _UNITS[found[2]]))
+    nanoseconds = float(found[1]) * _UNITS[found[2]]
+    if not 0 < nanoseconds < math.inf:
+        raise UserError(
+            f"{address} prints {line.strip()[:200]!r}: the time of a call must be finite and more "
+            "than 0; print a finer unit (us or ns) where it is rounded to 0"
+        )
+    return max(1, round(nanoseconds))
 
 
 def _id(source: bytes) -> str:

@@ -20,7 +20,7 @@ from nas.artifacts import RunDir, fingerprint
 from nas.config.calls import target_of
 from nas.config.check import check
 from nas.config.completion import script
-from nas.config.compose import compose_config, hydra_message, parse
+from nas.config.compose import compose_config, hydra_message, made, parse
 from nas.config.help import VERBS, config_dir, groups, help_of, keys_of, usage
 from nas.config.saved import change, read_saved
 from nas.config.schema import violation
@@ -305,6 +305,27 @@ def test_the_verbs_share_one_grammar() -> None:
     for verb in ("search", "extract", "export", "report"):
         with pytest.raises(UserError, match=r"^out=\{: .*input"):
             parse(verb, ["out={", *([] if verb == "search" else ["RUN"])])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("./timed {file} {calls}", "./timed {file} {calls}"),
+        ("make -C ~/firmware flash NETWORK=$(dirname {file})",) * 2,
+        ("a 'b c' \"d\" | e, f\\ > ${HOME}/g \\${x} 'h\\'",) * 2,
+        ("'b' && 'c'", "'b' && 'c'"),
+        ("größe [", "größe ["),
+        ("a,b", "a,b"),
+        ("true", "true"),
+        ("'\"./timed\" {file}'", '"./timed" {file}'),
+        ('"./timed {file}"', "./timed {file}"),
+        ("null", None),
+    ],
+)
+def test_a_command_for_a_shell_is_taken_as_it_is(text: str, value: str | None) -> None:
+    for key in ("command", "measure.command"):
+        words = parse("profile", [f"{key}={text}"]).overrides
+        assert made(compose_config(words).measure).command == value
 
 
 def test_a_saved_run_takes_an_option_with_its_defaults(tmp_path: Path) -> None:

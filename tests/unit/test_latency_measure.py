@@ -69,13 +69,13 @@ def test_an_interruption_loses_no_round_and_repeats_none(tmp_path, after):
     log = MeasurementLog(tmp_path / "log", ABOUT)
     with pytest.raises(KeyboardInterrupt):
         run(Device("abcdef", interrupt_after=after), log, at_once=3)
-    before = (tmp_path / "log").read_text()
+    before = (tmp_path / "log").read_text().splitlines()[1:]
     finished = [name for name in "abcdef" if log.done(name)]
 
     log = MeasurementLog(tmp_path / "log", {**ABOUT, "date": "tomorrow"})
     device = Device("abcdef")
     run(device, log, at_once=3)
-    assert (tmp_path / "log").read_text().startswith(before)
+    assert (tmp_path / "log").read_text().splitlines()[1:][: len(before)] == before
     assert not set(device.prepared) & set(finished)
     assert all(log.done(name) for name in "abcdef")
     assert not Device("abcdef").order
@@ -97,13 +97,24 @@ def test_a_half_written_last_line_is_dropped(tmp_path):
     assert [json.loads(line)["name"] for line in path.read_text().splitlines()[1:]] == ["a", "b"]
 
 
+def test_a_log_without_a_measurement_is_begun_anew(tmp_path):
+    path = tmp_path / "log"
+    MeasurementLog(path, {**ABOUT, "runtime": "onnxruntime"})
+    MeasurementLog(path, ABOUT).add([Row("a", 1, [1], [])])
+    assert MeasurementLog(path, ABOUT).done("a")
+    assert json.loads(path.read_text().splitlines()[0]) == {"schema": 1, **ABOUT}
+
+
 def test_a_log_of_other_measurements_is_refused(tmp_path):
     path = tmp_path / "log"
-    MeasurementLog(path, ABOUT)
+    MeasurementLog(path, ABOUT).add([Row("a", 1, [1], [])])
     with pytest.raises(UserError, match="runtime='torch', and now it is 'onnxruntime'"):
         MeasurementLog(path, {**ABOUT, "runtime": "onnxruntime"})
     path.write_text("no log\n")
     with pytest.raises(UserError, match="out=FILE"):
+        MeasurementLog(path, ABOUT)
+    path.write_text('{"of": "something else"}\n')
+    with pytest.raises(UserError, match="=None, and now it is"):
         MeasurementLog(path, ABOUT)
     path.write_text(json.dumps({"schema": 1, **ABOUT}) + "\n{}\n")
     with pytest.raises(UserError, match="damaged"):

@@ -16,7 +16,7 @@ from nas.errors import UserError
 from nas.latency import remote as subject
 from nas.latency.models import fit_units
 from nas.latency.profile import Profile
-from nas.latency.remote import remote
+from nas.latency.remote import Board, remote
 from nas.latency.units import Conditions
 
 HOST = "pi@board"
@@ -93,7 +93,16 @@ def test_what_cannot_measure_is_refused_before_it_starts(given, said):
 
 @pytest.mark.parametrize(
     ("command", "said"),
-    [("echo 12", "a line like .* last line is '12'"), ("echo oh >&2; exit 3", r"\(exit 3\): oh")],
+    [
+        ("echo 12", "a line like .* last line is '12'"),
+        ("echo oh >&2; exit 3", r"\(exit 3\): oh"),
+        ("echo 1e999 s", "pi@board prints '1e999 s': the time of a call must be finite"),
+        ("echo 5 ms; echo 1e300 s", "prints '1e300 s'"),
+        ("echo 5 ms; echo inf us", "prints 'inf us'"),
+        ("echo -nan ms", "prints '-nan ms'"),
+        ("echo -3ns", "prints '-3ns'"),
+        ("echo 5 ms; echo 0.0 us", "prints '0.0 us'.* a finer unit"),
+    ],
 )
 def test_a_command_that_tells_no_time_is_shown(command, said, host):
     with pytest.raises(UserError, match=said):
@@ -154,14 +163,37 @@ def test_a_silent_board_and_one_with_another_network_are_no_times(monkeypatch, t
         os.close(given)
 
 
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("name 5 us\n", "port was closed .*no more bytes.*: it was unplugged or reset"),
+        ("name 5 us\nname 1e999 s\n", "port prints 'name 1e999 s': .* finite and more than 0"),
+        ("name nan us\n", "prints 'name nan us'"),
+        ("name 0 us\n", "prints 'name 0 us'.* a finer unit"),
+    ],
+)
+def test_a_serial_port_that_ends_or_tells_impossible_times_is_an_error(lines, said, monkeypatch):
+    monkeypatch.setattr(subject, "_WAIT", 0.3)
+    ours, theirs = os.pipe()
+    os.write(theirs, lines.encode())
+    os.close(theirs)
+    serial = Board("serial", "/dev/port", "true", "c", 5, Conditions())
+    try:
+        with pytest.raises(UserError, match=said):
+            subject._read(ours, serial, "name", 0.3)
+    finally:
+        os.close(ours)
+
+
 def test_a_profile_is_measured_twice_and_goes_on(tmp_path, capsys, monkeypatch):
     linear = partial(fit_units, kinds=("linear",))  # another kind takes seconds to fit
     monkeypatch.setattr("nas.latency.profile.fit_units", linear)
     space = ["space.width=0.25", "space.stages=[{ops:[conv_k3,sep_k3],channels:8}]"]
-    command = "command='wc -c < {file} | sed s/$/us/ >> all; cat all'"
+    command = "command=wc -c < {file} | sed 's/$/us/' >> all; cat ${PWD}/all"
     words = ["profile", *space, "input=[1,8,8]", "runtime=ssh", f"address={HOST}", "file=c"]
     words += [command, "networks=2", "calibrate=0", f"hydra.run.dir={tmp_path}/m"]
     words += [f"out={tmp_path}/pi.json"]
+    assert run([*words, "command=false {file}"]) == 2  # which keeps the right one from nothing
     assert run(words) == 0
     assert "measured twice, figures agree to 0.0%" in capsys.readouterr().out
     profile = Profile.load(tmp_path / "pi.json")
