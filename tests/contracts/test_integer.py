@@ -213,7 +213,8 @@ def test_learned_steps_between_weights_are_kept_through_a_norm():
 def test_the_bytes_of_weights_are_those_of_channels_packed_one_by_one():
     network, x = nn.Conv2d(3, 4, 3), torch.randn(8, 3, 6, 6)
     graph = integer_graph(network, x, {"": torch.tensor([8, 4, 2, 2])})
-    assert graph.weight_bytes == 27 + 14 + 7 + 7 + 4 * (2 + 2)
+    # And a byte for the bits of four channels.
+    assert graph.weight_bytes == 27 + 14 + 7 + 7 + 4 * (2 + 2) + 1
 
 
 class Positions(nn.Module):
