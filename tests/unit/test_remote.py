@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import threading
 import time
 from functools import partial
@@ -40,7 +41,10 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         f'test "$4" = {HOST} || {{ echo "no route to $4" >&2; exit 255; }}\n'
         f'cd / && TMPDIR={tmp_path}/rooms exec /bin/sh -c "$5"\n'
     )
-    ssh.chmod(0o755)
+    python = ssh.parent / "python3"  # one that has onnxruntime
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    for program in (ssh, python):
+        program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
     return tmp_path / "rooms"
 
