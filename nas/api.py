@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from torch import nn
 
 from nas.artifacts import RunDir
@@ -235,7 +234,7 @@ def _check_called(given: Given) -> None:
                 f"function, or settings, {key}={{...}}"
             )
     for key, node in given.nodes.items():
-        if key in CALLED:
+        if key in CALLED and "_target_" in node:
             given.nodes[key] = {"_partial_": True, **node}
 
 
@@ -245,8 +244,7 @@ def _searched(given: Given, command: str, config_dir: str | None) -> Path:
     words = with_model(given.words, MODEL in given.objects)
     check_values(parse_overrides(words))
     config, choices = compose_choices(with_budgets(words, config_dir, own), config_dir)
-    for key, node in given.described.items():
-        OmegaConf.update(config, key, dict(node), merge=False, force_add=True)
+    given.complete(config)
     asked = Job(
         command=command,
         words=given.asked,

@@ -74,6 +74,8 @@ def _called(
     asked = Given()
     for key, value in {**({"trust": True} if TRUSTED in given else {}), **options}.items():
         asked.add(key, value)
+    if asked.nodes:
+        raise UserError(f"{', '.join(asked.nodes)}: nas {verb} takes no such mapping on a run")
     arguments = parse(verb, [str(folder), *asked.words])
     with undisturbed(), giving({**given, **asked.objects}):
         yield arguments

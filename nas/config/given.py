@@ -14,7 +14,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.override_parser.types import Quote, QuotedString
+from omegaconf import DictConfig, OmegaConf
 
 from nas.config.compose import parse_overrides, value_of
 from nas.errors import UserError
@@ -33,7 +35,7 @@ class Given:
 
     Attributes:
         words: ``key=value`` overrides.
-        nodes: key -> mapping with ``_target_``.
+        nodes: key -> mapping with ``_target_``, or one with keys that no override can hold.
         objects: key -> object.
     """
 
@@ -50,9 +52,13 @@ class Given:
         key = key.replace("__", ".")
         if isinstance(value, Mapping) and "_target_" in value:
             self.nodes[key] = value
-        elif isinstance(value, Mapping) and not ("." in key and _is_settings(value)):
+        elif isinstance(value, Mapping) and not (
+            "." in key and _is_settings(value) and not _has_dots(value)
+        ):
             for name, child in value.items():
                 self.add(f"{key}.{name}", child)
+        elif isinstance(value, Mapping) and not _is_written(value):
+            self.nodes[key] = _basic(value)
         elif is_plain(value):
             self.words.append(f"{key}={_text(value)}")
         else:
@@ -62,7 +68,10 @@ class Given:
     def asked(self) -> list[str]:
         """All of it as ``key=value``, for result.json; an object as its kind."""
         kinds = {key: kind_of(one) for key, one in self.objects.items()}
-        made = {key: _text(node) for key, node in self.nodes.items()}
+        made = {
+            key: yaml.safe_dump(_basic(node), default_flow_style=True, sort_keys=False).strip()
+            for key, node in self.nodes.items()
+        }
         return [*self.words, *(f"{key}={text}" for key, text in {**made, **kinds}.items())]
 
     @property
@@ -73,6 +82,13 @@ class Given:
             for key, one in self.objects.items()
         }
         return {**self.nodes, **stands}
+
+    def complete(self, config: DictConfig) -> None:
+        """Set in a composed configuration what no override can."""
+        for key, node in self.described.items():
+            # A mapping of settings keeps what else is there, as an override does.
+            adds = "_target_" not in node
+            OmegaConf.update(config, key, dict(node), merge=adds, force_add=True)
 
 
 def given(key: str, kind: str, sizes: str = "") -> Any:
@@ -153,10 +169,36 @@ def _is_settings(value: Mapping[str, Any]) -> bool:
     return is_plain(value) and "_target_" not in value and all(map(_is_settings, below))
 
 
-def _text(value: Any) -> str:
-    """A plain value in the grammar of the command line."""
+def _has_dots(value: Mapping[str, Any]) -> bool:
+    """Whether its keys are those of settings, ``__`` for a dot; patterns of layers stay."""
+    return all(str(name).isidentifier() for name in value) and any(
+        "__" in str(name) for name in value
+    )
+
+
+def _is_written(value: Mapping[Any, Any]) -> bool:
+    """Whether an override holds it: the grammar has no quotes for the keys of a mapping."""
+    try:
+        (override,) = parse_overrides([f"key={_text(value)}"])
+    except UserError:
+        return False
+    return repr(value_of(override)) == repr(_basic(value))  # also of which type the keys are
+
+
+def _basic(value: Any) -> Any:
+    """A plain value of Python's own types, as the command line gives it."""
     if isinstance(value, Mapping):
-        return f"{{{','.join(f'{name}:{_text(one)}' for name, one in value.items())}}}"
+        return {name: _basic(one) for name, one in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_basic(one) for one in value]
+    (override,) = parse_overrides([f"key={_text(value)}"])
+    return value_of(override)
+
+
+def _text(value: Any) -> str:
+    """A plain value in the grammar of the command line, which is also YAML."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name}: {_text(one)}' for name, one in value.items())}}}"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return f"[{','.join(map(_text, value))}]"
     if value is None or isinstance(value, bool):

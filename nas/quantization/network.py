@@ -101,7 +101,7 @@ class Quantize:
     def weights_of(self, path: str, first: bool, last: bool) -> Widths | None:
         """Widths of the weights of the layer at `path`; None: it stays as it is."""
         for pattern, bits in self.layers.items():
-            if fnmatchcase(path, pattern):
+            if fnmatchcase(path, str(pattern)):
                 return None if isinstance(bits, str) else bits
         if first and self.first is not None:
             return self.first
@@ -193,7 +193,7 @@ def attach(network: nn.Module, how: Quantize) -> None:
 def _check_named(paths: Sequence[str], layers: Sequence[nn.Module], how: Quantize) -> None:
     """What is asked for of layers is there."""
     for pattern in how.layers:
-        if not any(fnmatchcase(path, pattern) for path in paths):
+        if not any(fnmatchcase(path, str(pattern)) for path in paths):
             raise UserError(
                 f"quantize.layers: no layer is called {pattern!r}; the layers are {_few(paths)}"
             )
@@ -209,10 +209,12 @@ def _check_parts(path: str, layer: nn.Module, widths: Sequence[int], parts: int)
     weight = layer.weight
     assert isinstance(weight, Tensor)
     if len(widths) > 1 and len(weight) < parts:
+        # The command line reads 0.10 as the number 0.1.
+        name = path.replace(".", "?") if path.replace(".", "", 1).isdigit() else path
         raise UserError(
             f"quantize.channels={parts}: the layer {path!r} has fewer output channels "
             f"({len(weight)}): give fewer parts, or this layer one number of bits, "
-            f"quantize.layers={{{path!r}: 8}}"
+            f"'space.quantize.layers={{{name}: 8}}'"
         )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import nas
+from nas.config.compose import parse_overrides, value_of
 from nas.cost.analytic import Size
 from nas.cost.boards import Flash, Ram
 from nas.cost.device import Energy, load
@@ -302,7 +303,8 @@ def test_patterns_say_which_layers_have_one_number_of_bits_and_blocks_share_part
 REFUSED = {
     "more parts than channels": (
         lambda: small(5),
-        "quantize.channels=5: the layer '4' has fewer output channels (4)",
+        "quantize.channels=5: the layer '4' has fewer output channels (4): give fewer parts, or "
+        "this layer one number of bits, 'space.quantize.layers={4: 8}'",
     ),
     "no parts": (lambda: Quantize(channels=0), "quantize.channels=0 must be at least 1"),
     "a truth value": (lambda: Quantize(channels=True), "quantize.channels=True must be a whole"),
@@ -318,6 +320,21 @@ def test_what_cannot_be_is_refused_in_one_line(case):
         attempt()
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_command_line_can_name_a_layer_whose_path_is_a_number():
+    inner = nn.Sequential(*[nn.Linear(4, 4) for _ in range(10)], nn.Linear(4, 2))
+    network = nn.Sequential(inner)
+    with pytest.raises(UserError) as caught:
+        quantized(network, Quantize(channels=3))
+    word = str(caught.value).rpartition("bits, ")[2].strip("'")
+    (override,) = parse_overrides([word])
+    assert set(decisions_of(network, value_of(override))) == set(range(10))
+
+
+def decisions_of(network, layers):
+    found = decisions(quantized(network, Quantize(channels=3, layers=layers)))
+    return [int(name.split(".")[1]) for name, _ in found]
 
 
 def test_calibration_runs_in_floating_point():

@@ -1,5 +1,6 @@
 """`nas.search` from Python: the same as the command, in a process that goes on."""
 
+import json
 import logging
 import os
 import random
@@ -18,6 +19,9 @@ import torch
 from hydra import version
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
@@ -26,8 +30,10 @@ from nas.artifacts import RunDir
 from nas.cli import run
 from nas.config.compose import compose_config, parse_overrides, value_of
 from nas.config.given import Given
+from nas.finished import _called
 from nas.process import undisturbed
 from nas.result import TensorBoard
+from nas.verbs import values_by_key
 
 SMALL: dict[str, Any] = {
     "search": "spos",
@@ -231,6 +237,26 @@ def test_what_is_wrong_is_said_in_one_line(
     assert not list(tmp_path.rglob("*"))
 
 
+KEYS = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=4) | st.sampled_from(
+    [
+        "[hH]ead.*",
+        "l1.c[12]",
+        "l3.c2",
+        "ü",
+        "",
+        "it's",
+        'a"b',
+        "8",
+        "0.10",
+        "null",
+        "a__b",
+        "{",
+        "a b",
+    ]
+)
+MAPPINGS = st.dictionaries(KEYS, st.integers(2, 8), max_size=2)
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -257,6 +283,48 @@ def test_a_mapping_sets_a_key_that_is_null() -> None:
     assert config.space.quantize == {"weights": [2, 4], "layers": {"blocks.*": "float"}}
     assert config.search.ranking.trials == 3
     assert len(config.search.ranking) > 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.dictionaries(KEYS, st.sampled_from([8, 2.5, "float", None, [2, 4]]) | MAPPINGS))
+def test_a_mapping_arrives_as_it_was_given_whatever_its_keys(layers: dict[str, Any]) -> None:
+    asked = Given()
+    asked.add("space__quantize", {"weights": [2, 4], "layers": layers})
+    config = compose_config(asked.words)
+    asked.complete(config)
+    assert config.space.quantize == {"weights": [2, 4], "layers": layers}
+    saved = OmegaConf.create(OmegaConf.to_yaml(config.space.quantize))
+    assert saved == {"weights": [2, 4], "layers": layers}
+    if asked.nodes:
+        shown = values_by_key(asked.asked)["space.quantize"]
+        assert shown == json.loads(json.dumps(OmegaConf.to_container(saved)))
+
+
+def test_a_mapping_that_no_override_holds_keeps_what_else_is_there() -> None:
+    asked = Given()
+    asked.add("search__ranking", {"trials": 3, "it's": 1})
+    config = compose_config(["search=fairnas"])
+    before = dict(config.search.ranking)
+    asked.complete(config)
+    assert config.search.ranking == {**before, "trials": 3, "it's": 1}
+
+
+def test_a_verb_on_a_run_refuses_a_mapping_that_it_would_lose(tmp_path: Path) -> None:
+    for key, value in (("finetune", {"_target_": "a.B"}), ("space__quantize", {"it's": 8})):
+        with (
+            pytest.raises(nas.UserError, match="takes no such mapping"),
+            _called("extract", tmp_path, {key: value}, {}),
+        ):
+            pass
+
+
+def test_two_underscores_in_the_key_of_a_setting_are_a_dot() -> None:
+    asked = Given()
+    asked.add("space__rules", {"channels__choices": 3})
+    asked.add("space__quantize", {"layers": {"block__1": 8}})
+    config = compose_config(["space=given", *asked.words])
+    assert config.space.rules.channels.choices == 3
+    assert config.space.quantize.layers == {"block__1": 8}
 
 
 def test_inside_an_application_of_hydra(
