@@ -214,7 +214,7 @@ def _check_parts(path: str, layer: nn.Module, widths: Sequence[int], parts: int)
         raise UserError(
             f"quantize.channels={parts}: the layer {path!r} has fewer output channels "
             f"({len(weight)}): give fewer parts, or this layer one number of bits, "
-            f"'space.quantize.layers={{{name}: 8}}'"
+            f"'++space.quantize.layers={{{name}: 8}}'"
         )
 
 

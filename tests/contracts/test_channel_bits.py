@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import nas
-from nas.config.compose import parse_overrides, value_of
+from nas.config.compose import compose_config
 from nas.cost.analytic import Size
 from nas.cost.boards import Flash, Ram
 from nas.cost.device import Energy, load
@@ -304,7 +304,7 @@ REFUSED = {
     "more parts than channels": (
         lambda: small(5),
         "quantize.channels=5: the layer '4' has fewer output channels (4): give fewer parts, or "
-        "this layer one number of bits, 'space.quantize.layers={4: 8}'",
+        "this layer one number of bits, '++space.quantize.layers={4: 8}'",
     ),
     "no parts": (lambda: Quantize(channels=0), "quantize.channels=0 must be at least 1"),
     "a truth value": (lambda: Quantize(channels=True), "quantize.channels=True must be a whole"),
@@ -328,8 +328,11 @@ def test_the_command_line_can_name_a_layer_whose_path_is_a_number():
     with pytest.raises(UserError) as caught:
         quantized(network, Quantize(channels=3))
     word = str(caught.value).rpartition("bits, ")[2].strip("'")
-    (override,) = parse_overrides([word])
-    assert set(decisions_of(network, value_of(override))) == set(range(10))
+    for layers in ("", ", layers: {blocks.*: 8}"):
+        words = [f"space.quantize={{weights: [2, 4]{layers}}}", word]
+        found = compose_config(words).space.quantize.layers
+    found.pop("blocks.*")
+    assert set(decisions_of(network, found)) == set(range(10))
 
 
 def decisions_of(network, layers):
