@@ -330,7 +330,7 @@ def test_the_command_line_can_name_a_layer_whose_path_is_a_number():
     word = str(caught.value).rpartition("bits, ")[2].strip("'")
     for layers in ("", ", layers: {blocks.*: 8}"):
         words = [f"space.quantize={{weights: [2, 4]{layers}}}", word]
-        found = compose_config(words).space.quantize.layers
+        found = dict(compose_config(words).space.quantize.layers)
     found.pop("blocks.*")
     assert set(decisions_of(network, found)) == set(range(10))
 
