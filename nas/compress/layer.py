@@ -147,8 +147,12 @@ class SearchedLayer(Searchable):
         """
         for slicing in self.slicings:
             if (slicing.tensor, slicing.dim) == (tensor, dim):
-                width, device = self._width(slicing.width), self._width(slicing.width).first.device
-                taken = _largest(width) if options is None else width.options.index(options[width])
+                width = self._width(slicing.width)
+                device = width.first.device
+                if options is None:
+                    taken = _largest(width.theta.tolist())
+                else:
+                    taken = width.options.index(options[width])
                 index = self._index(slicing, taken, device)
                 return torch.arange(index, device=device) if isinstance(index, int) else index
         return None
@@ -163,7 +167,7 @@ class SearchedLayer(Searchable):
             with torch.set_grad_enabled(name in reading and torch.is_grad_enabled()):
                 theta = width.theta
                 values = theta.tolist()
-                taken[name] = _largest(width)
+                taken[name] = _largest(values)
                 mixed = theta.requires_grad or any(value not in (0.0, 1.0) for value in values)
                 if name in reading and mixed:
                     masks[name] = width.present(theta)
@@ -267,9 +271,9 @@ class SearchedLayer(Searchable):
         return _empty, (self.plain,), state
 
 
-def _largest(width: Width) -> int:
+def _largest(theta: Sequence[float]) -> int:
     """The last option whose theta is above 0."""
-    return max(k for k, value in enumerate(width.theta.tolist()) if value)
+    return max(k for k, value in enumerate(theta) if value)
 
 
 class SearchedHeads(Searchable):
@@ -306,7 +310,7 @@ class SearchedHeads(Searchable):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What a module of its class gives that has as many heads as the largest open option."""
-        largest = _largest(self.kept_heads)
+        largest = _largest(self.kept_heads.theta.tolist())
         before = {name: vars(self)[name] for name in self.numbers}
         vars(self).update(self._sizes(self.kept_heads.options[largest]))
         try:

@@ -85,7 +85,7 @@ class Flash:
             UserError: as `trace` does.
         """
         traced = example if isinstance(example, Trace) else trace(model, example)
-        traced = _with_copies(_with_moves(_without_padding(traced)))
+        traced = _as_written(traced)
         parts: list[tuple[float, Polynomial]] = [
             (1, layer_terms(traced, _Layers(self.weight_bits))),
             *_operators(traced),
@@ -116,7 +116,7 @@ class Ram:
             UserError: as `trace` does.
         """
         traced = example if isinstance(example, Trace) else trace(model, example)
-        traced = _with_rows(_with_copies(_with_moves(_without_padding(traced))))
+        traced = _with_rows(_as_written(traced))
         held = {*traced.starts, *(buffer for _, buffer in traced.outputs)}
         sizes = [0 if i in held else b.numel for i, b in enumerate(traced.buffers)]
         outputs = max(traced.buffers[buffer].numel for _, buffer in traced.outputs)
@@ -124,6 +124,11 @@ class Ram:
         peaks = peak_terms(traced, sizes, fuse=True)
         added: Polynomial = {frozenset(): float(given)}
         return Expected(model, self.name, self.unit, peaks, traced.options, added)
+
+
+def _as_written(traced: Trace) -> Trace:
+    """The operators that the C file has, and the copies that only it makes."""
+    return _with_copies(_with_moves(_without_padding(traced)))
 
 
 def _without_padding(traced: Trace) -> Trace:
@@ -158,8 +163,10 @@ def _with_moves(traced: Trace) -> Trace:
     buffers, operators, moved = [*traced.buffers], [], {}
     for operator in traced.operators:
         operators.append(operator)
+        if not operator.view or not operator.reads:
+            continue
         shapes = re.findall(r"\d+(?:x\d+)+", operator.text)
-        if not operator.view or not operator.reads or not shapes:
+        if not shapes:
             continue
         read, *made = (tuple(map(int, text.split("x"))) for text in shapes)
         parts = [shape for shape in made if prod(shape) < prod(read)]

@@ -82,12 +82,11 @@ class SensitivitySearch:
         batches = [(moved(x, device), targets.to(device)) for x, targets in found]
         calibrate(supernet, (x for x, _ in batches))
 
-        def loss(model: nn.Module) -> float:
-            losses = [task.loss(run(model, x), targets) for x, targets in batches]
-            return float(torch.stack(losses).mean())
-
         def losses(model: nn.Module) -> Iterator[Tensor]:
             yield from (task.loss(run(model, x), targets) for x, targets in batches)
+
+        def loss(model: nn.Module) -> float:
+            return float(torch.stack(list(losses(model))).mean())
 
         order_channels(supernet, losses)
         differences = sensitivity(supernet, loss)

@@ -1,6 +1,7 @@
 """Bits as decisions: rounding, mixtures, exact costs, and what a packed network holds."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 
@@ -359,13 +360,17 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_is_refused_in_one_line(case):
-    attempt, said = REFUSED[case]
+def assert_refused(attempt: Callable[[], object], said: str) -> None:
+    """It is refused in one line that says so."""
     with pytest.raises(UserError) as caught:
         attempt()
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_is_refused_in_one_line(case):
+    assert_refused(*REFUSED[case])
 
 
 def test_a_staged_space_has_bits_beside_its_operations():

@@ -14,20 +14,15 @@ from nas.compress.layer import Width
 from nas.compress.rules import Channels, Rules
 from nas.compress.space import OwnNetwork
 from nas.cost.analytic import Size
-from nas.cost.boards import Ram
-from nas.cost.expected import expected
 from nas.decision import apply, decisions
 from nas.discretization import discretize
 from nas.distinct import Distinct
-from nas.errors import UserError
 from nas.integer import integer_graph
-from nas.integer.arena import planned
-from nas.integer.c import c_source
-from nas.integer.compiled import FILES, CompiledModel
 from nas.quantization.network import Quantize, quantized, quantized_layers
 from nas.quantization.sensitivity import sensitivity
 
-from .test_channel_bits import arch_of, archs, picks
+from .test_channel_bits import arch_of, archs, assert_c_is_exact, picks
+from .test_quantization import assert_refused
 
 STORED = Size(dtype="int8", fold_norm=True, bias_bits=16, scale_bits=16)
 SHAPE = (2, 5, 5)
@@ -184,14 +179,7 @@ def test_leaving_a_channel_out_is_measured_like_fewer_bits():
 def test_the_c_file_of_what_is_left_gives_the_integer_graph_to_the_bit(models, tmp_path):
     model, _ = models[3, 2]
     arch = arch_of(model, [1, 5, 4, 7, 1, 3, 6, 2])
-    graph = integer_graph(discretize(model, arch), torch.randn(32, *SHAPE))
-    for name, text in zip(FILES, c_source(graph, "a test"), strict=False):
-        (tmp_path / name).write_text(text)
-    levels = torch.randint(-128, 128, (50, *SHAPE))
-    made = CompiledModel(tmp_path / FILES[0])
-    assert torch.equal(made.run(levels), graph.run(levels).flatten(1))
-    ram = expected(model, Ram(), SHAPE).of(arch.choices)
-    assert ram == planned(graph).size + graph.start.numel + graph.end.numel
+    assert_c_is_exact(model, arch, SHAPE, tmp_path)
 
 
 def test_a_network_of_ones_own_searches_its_channels_where_0_bits_are_asked_for():
@@ -242,8 +230,4 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_is_refused_in_one_line(case):
-    attempt, said = REFUSED[case]
-    with pytest.raises(UserError) as caught:
-        attempt()
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert_refused(*REFUSED[case])
