@@ -75,13 +75,15 @@ class Block(nn.Module):
 
 
 class ResNet8(nn.Module):
-    """ResNet-8 of MLPerf Tiny; `stride` of its first convolution."""
+    """ResNet-8 of MLPerf Tiny; `stride` and channels (`width`) of its first convolution."""
 
-    def __init__(self, inputs: int = 3, stride: int = 1) -> None:
+    def __init__(self, inputs: int = 3, stride: int = 1, width: int = 16) -> None:
         super().__init__()
-        self.conv, self.bn = nn.Conv2d(inputs, 16, 3, stride, 1, bias=False), nn.BatchNorm2d(16)
-        self.body = nn.Sequential(Block(16, 16, 1), Block(16, 32, 2), Block(32, 64, 2))
-        self.head = nn.Linear(64, 10)
+        self.conv = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        first = Block(width, width, 1)
+        self.body = nn.Sequential(first, Block(width, 2 * width, 2), Block(2 * width, 4 * width, 2))
+        self.head = nn.Linear(4 * width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.head(self.body(F.relu(self.bn(self.conv(x)))).mean((2, 3)))
@@ -97,6 +99,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--stride", type=int, default=2)
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--cost", default="macs", help="of the budgets: macs | params")
+    parser.add_argument("--words", default="", help="further words of every command")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--base", type=int, default=12, help="epochs of the network given")
     parser.add_argument("--tune", type=int, default=12, help="epochs of each smaller network")
@@ -134,7 +139,8 @@ class Study:
         words += ["logger=[]"]
         words += ["trainer.enable_progress_bar=false", "model=compress_study:ResNet8"]
         self.words = [*words, f"model.args.inputs={1 if grey else 3}"]
-        self.words += [f"model.args.stride={given.stride}"]
+        self.words += [f"model.args.stride={given.stride}", f"model.args.width={given.width}"]
+        self.words += given.words.split()
         self.weights = [f"model.weights={self.out}/given/network.pt"]
 
     def rows(self, budget: str) -> Iterator[dict[str, Any]]:
@@ -147,7 +153,7 @@ class Study:
         for method in filter(self.given.arms.__contains__, METHODS):
             fresh = method == "narrow"
             longer = self.given.tune + (self.given.base if fresh else 0)
-            words = [*self.weights, f"finetune.epochs={longer}", f"budget.macs={budget}"]
+            words = [*self.weights, f"finetune.epochs={longer}", f"budget.{self.given.cost}={budget}"]
             words += ["space.refit=false"]
             words += ["weights=fresh"] if fresh else []
             yield row(method, budget, self.trained(f"{method}-{budget}", words, method))
@@ -155,7 +161,7 @@ class Study:
     def compressed(self, name: str, budget: str, words: Sequence[str]) -> Mapping[str, Any]:
         """The network that `nas search model=` finds."""
         if not RunDir(self.out / name).finished:
-            words = [*self.words, *self.weights, *words, f"budget.macs={budget}"]
+            words = [*self.words, *self.weights, *words, f"budget.{self.given.cost}={budget}"]
             words += [f"finetune.epochs={self.given.tune}", f"out={self.out}", f"name={name}"]
             assert nas(["search", *words]) == 0
         return RunDir(self.out / name).read_result() or {}
@@ -204,7 +210,8 @@ class Study:
         batches = problem.data.calibration_loader(IMAGES)
         scores = taylor(problem.supernet, batches, task_of(problem.data).loss)
         put_in_order(scores)
-        return least_lost(problem, {name: scores[one] for name, one in own.items()})
+        named = {name: scores[one] for name, one in own.items()}
+        return least_lost(problem, named, self.given.cost)
 
     def tau(self) -> None:
         """How refitted weights rank random networks, beside their accuracy once trained."""
@@ -249,20 +256,20 @@ def even(problem: SearchProblem) -> Arch:
     return arch_at(problem, own, taken)
 
 
-def least_lost(problem: SearchProblem, scores: Mapping[str, Tensor]) -> Arch:
-    """Step by step without the channels of the least score for the MACs that they cost."""
+def least_lost(problem: SearchProblem, scores: Mapping[str, Tensor], cost: str) -> Arch:
+    """Step by step without the channels of the least score for what they cost."""
     modules = dict(widths(problem.supernet))
     own = {name: one.options for name, one in modules.items()}
     taken = {name: len(options) - 1 for name, options in own.items()}
-    macs = problem.costs["macs"]
+    counted = problem.costs[cost]
     while not fits(problem, own, taken):
-        now = macs.of(arch_at(problem, own, taken).choices)
+        now = counted.of(arch_at(problem, own, taken).choices)
         rates = {}
         for name in own:
             if taken[name]:
                 fewer = arch_at(problem, own, {**taken, name: taken[name] - 1})
                 lost = scores[name][modules[name].first == taken[name]].sum()
-                rates[name] = float(lost) / (now - macs.of(fewer.choices))
+                rates[name] = float(lost) / (now - counted.of(fewer.choices))
         taken[min(rates, key=rates.__getitem__)] -= 1
     return arch_at(problem, own, taken)
 
@@ -290,7 +297,7 @@ def row(method: str, budget: str, result: Mapping[str, Any]) -> dict[str, Any]:
 
 def table(rows: Sequence[Mapping[str, Any]], budgets: Sequence[str]) -> None:
     """Mean and standard deviation over the seeds."""
-    print("\n| MACs at most | network | test accuracy | MACs | parameters | seeds |")
+    print("\n| budget | network | test accuracy | MACs | parameters | seeds |")
     print("|---|---|---|---|---|---|")
     for budget in budgets:
         for method, name in NAMES.items():
