@@ -153,7 +153,11 @@ class Study:
         for method in filter(self.given.arms.__contains__, METHODS):
             fresh = method == "narrow"
             longer = self.given.tune + (self.given.base if fresh else 0)
-            words = [*self.weights, f"finetune.epochs={longer}", f"budget.{self.given.cost}={budget}"]
+            words = [
+                *self.weights,
+                f"finetune.epochs={longer}",
+                f"budget.{self.given.cost}={budget}",
+            ]
             words += ["space.refit=false"]
             words += ["weights=fresh"] if fresh else []
             yield row(method, budget, self.trained(f"{method}-{budget}", words, method))
