@@ -2,15 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from nas.compress.least_squares import part
 from nas.compress.modules import Finding, Where, swappable, swapped
-from nas.compress.moments import Moments, flat_weight, moments
+from nas.compress.moments import Moments, moments
+from nas.compress.refit import solutions
 from nas.compress.taps import Convolution, Dilation, ElasticTaps, dilations, fixed, windows
 from nas.config.schema import Count, checked
 from nas.copying import copied
@@ -128,18 +128,10 @@ def searched_kernels(
 @torch.no_grad()
 def _refit(taps: ElasticTaps, known: Moments) -> None:
     """Weights for each choice of taps, which take what the taps that are gone did upon them."""
-    conv = taps.conv
-    W, G = flat_weight(conv), known.of_change(conv.bias is not None)
-    places = torch.arange(W.shape[-1]).reshape(-1, *conv.kernel_size)
-    for kernel, dilation in list(taps.combinations_of_taps())[:-1]:  # the last is the layer
-        index: Any = (..., *taps.taps(kernel, dilation))
-        columns = places[index].flatten()
-        made = torch.zeros_like(W)
-        for group, (own, second) in enumerate(zip(W, G, strict=True)):
-            made[group, :, columns] = part(own, second, columns)
-        shift = torch.einsum("gof,gf->go", W - made, known.mean).flatten()
-        bias = None if conv.bias is None else conv.bias + shift.to(conv.bias)
-        taps.fit(kernel, dilation, made.reshape(conv.weight.shape)[index], bias)
+    for (_, places), (_, made) in solutions(taps, known).items():
+        for kernel, dilation in taps.combinations_of_taps():
+            if taps.places(kernel, dilation) == places:
+                taps.fit(kernel, dilation, made["weight"], made.get("bias"))
 
 
 def _plans(

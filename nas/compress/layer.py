@@ -81,15 +81,11 @@ class SearchedLayer(Searchable):
     plain: ClassVar[type[nn.Module]]
     slicings: tuple[Slicing, ...]
     widths: tuple[str, ...]
-    # Layer and option of what it reads -> tensors it becomes plain with, see `nas.compress.refit`.
-    refit: "Callable[[SearchedLayer, int], Mapping[str, Tensor]] | None"
+    # Options -> whole tensors that it becomes plain with, see `nas.compress.refit`.
+    refit: "Callable[[SearchedLayer, Mapping[Decision, Option]], Mapping[str, Tensor]] | None"
 
     def decisions(self) -> tuple[Decision, ...]:
-        return tuple(self._width(name) for name in self.widths)
-
-    def reading(self, tensor: str) -> Slicing:
-        """How the channels that it reads cut one of its tensors."""
-        return next(one for one in self.slicings if one.tensor == tensor and one.reads)
+        return tuple(self.width(name) for name in self.widths)
 
     def left(self, slicing: Slicing, option: int) -> Tensor:
         """The indices that stay under an option, on the CPU."""
@@ -98,14 +94,14 @@ class SearchedLayer(Searchable):
             return index
         return torch.arange(len(slicing.units) if index is None else index)
 
-    def _width(self, name: str) -> Width:
+    def width(self, name: str) -> Width:
+        """The decision that it holds under this name."""
         return cast(Width, self._modules[name])
 
     def materialize(self, options: Mapping[Decision, Option]) -> nn.Module:
         """A layer of the class that it was, with copies of the parts that it uses."""
         taken = {
-            name: self._width(name).options.index(options[self._width(name)])
-            for name in self.widths
+            name: self.width(name).options.index(options[self.width(name)]) for name in self.widths
         }
         made = object.__new__(self.plain)
         own = dict(vars(self))
@@ -114,7 +110,8 @@ class SearchedLayer(Searchable):
         for key in ("_parameters", "_buffers", "_modules"):
             own[key] = {name: x for name, x in own[key].items() if name not in self.widths}
         vars(made).update(own)
-        parts = self._parts(taken, {}, self._refitted(taken))
+        refit = vars(self).get("refit")
+        parts = self._parts(taken, {}, refit(self, options) if refit else {})
         for name, part in parts.items():
             whole = getattr(self, name)
             value = part.detach().clone()
@@ -131,7 +128,7 @@ class SearchedLayer(Searchable):
         known = reading if mixing else list(self.slicings)
         if not known or known[0].dim > 1:
             return None
-        width = self._width(known[0].width)
+        width = self.width(known[0].width)
         count = known[0].counts[width.options.index(options[width])]
         if isinstance(self, _ConvNd) and not self.transposed:
             return count * self.groups if mixing else count * self.in_channels // self.out_channels
@@ -147,7 +144,7 @@ class SearchedLayer(Searchable):
         """
         for slicing in self.slicings:
             if (slicing.tensor, slicing.dim) == (tensor, dim):
-                width = self._width(slicing.width)
+                width = self.width(slicing.width)
                 device = width.first.device
                 if options is None:
                     taken = _largest(width.theta.tolist())
@@ -162,7 +159,7 @@ class SearchedLayer(Searchable):
         taken, masks = {}, {}
         reading = {slicing.width for slicing in self.slicings if slicing.reads}
         for name in self.widths:
-            width = self._width(name)
+            width = self.width(name)
             # Layers that only pass channels on need no gradient of their probabilities.
             with torch.set_grad_enabled(name in reading and torch.is_grad_enabled()):
                 theta = width.theta
@@ -186,11 +183,6 @@ class SearchedLayer(Searchable):
 
     def _tensors(self) -> dict[str, Tensor | None]:
         return {**self._parameters, **self._buffers}
-
-    def _refitted(self, taken: Mapping[str, int]) -> Mapping[str, Tensor]:
-        """Whole tensors in the place of its own, where channels that it reads are gone."""
-        refit = vars(self).get("refit")
-        return refit(self, taken[self.reading("weight").width]) if refit else {}
 
     def _parts(
         self,
@@ -231,7 +223,7 @@ class SearchedLayer(Searchable):
             return None
         if device.type == "meta":  # only the number matters
             return count
-        first = self._width(slicing.width).first
+        first = self.width(slicing.width).first
         key = (slicing.tensor, slicing.dim, option)
         stamp = (id(first), first._version, device)
         if vars(self).get("_kept", {}).get("stamp") != stamp:

@@ -11,6 +11,7 @@ covariance of p in the place of G. So one pass over a few batches serves every c
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import torch
@@ -73,13 +74,13 @@ def moments(
         return {layer: _white(flat_weight(layer)) for layer in layers}
     sums: dict[nn.Module, list[Tensor | int]] = {}
 
-    def add(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        assert isinstance(layer, Layer)
-        gram, total, count = _sums(layer, args[0])
+    def add(layer: Layer, run: nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert isinstance(run, Layer)  # in the place of `layer`, with its hooks, perhaps unpadded
+        gram, total, count = _sums(run, args[0])
         old = sums.get(layer, [0, 0, 0])
         sums[layer] = [old[0] + gram, old[1] + total, old[2] + count]
 
-    hooks = [layer.register_forward_pre_hook(add) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(partial(add, layer)) for layer in layers]
     try:
         seen = run_all(model, batches)
     finally:

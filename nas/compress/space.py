@@ -37,7 +37,7 @@ class OwnNetwork:
         quantize: keys of `nas.quantization.network.Quantize`: bits of its layers are searched, and
             nothing else, but what `rules` say too where 0 is one of the bits of weights; None: they
             stay in floating point.
-        refit: narrower layers have weights that make up for the channels that they read no more,
+        refit: smaller layers have weights that make up for the channels and taps that are gone,
             see `nas.compress.refit`, as long as the supernet is not trained.
     """
 

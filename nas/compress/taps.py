@@ -16,7 +16,7 @@ taps at the largest e and d = 1, the given layer.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, cast
 
@@ -99,6 +99,9 @@ class ElasticTaps(Searchable):
         UserError: `conv` cannot lose taps, see `fixed`; the largest of its networks is not `conv`.
     """
 
+    # Options -> tensors of the taps that it becomes plain with, see `nas.compress.refit`.
+    refit: "Callable[[ElasticTaps, Mapping[Decision, Option]], Mapping[str, Tensor]] | None" = None
+
     def __init__(
         self,
         conv: Convolution,
@@ -135,13 +138,18 @@ class ElasticTaps(Searchable):
 
     def materialize(self, options: Mapping[Decision, Option]) -> nn.Module:
         """The convolution of these taps, with copies of the weights it uses."""
-        made = self._plain(taken(self.kernel, options), taken(self.dilation, options))
+        own = self.refit(self, options) if self.refit is not None else {}
+        made = self._plain(*self.taken(options), own)
         for module in made.modules():
             tensors: dict[str, Any] = dict(module._parameters)
             for name, value in tensors.items():
                 if value is not None and not isinstance(value, nn.Parameter):
                     module._parameters[name] = like(getattr(self.conv, name), value)
         return made.train(self.training)
+
+    def taken(self, options: Mapping[Decision, Option]) -> tuple[int, int]:
+        """Kernel and dilation under `options`."""
+        return taken(self.kernel, options), taken(self.dilation, options)
 
     def taps(self, kernel: int, dilation: int) -> tuple[slice, ...]:
         """The taps that are there, of each side."""
@@ -150,6 +158,11 @@ class ElasticTaps(Searchable):
             there = kept(size, min(kernel, size), dilation, self.causal)
             found.append(slice(there[0], there[-1] + 1, dilation))
         return tuple(found)
+
+    def places(self, kernel: int, dilation: int) -> tuple[int, ...]:
+        """The flat numbers of the taps that are there, of those of all sides."""
+        every = torch.arange(self.conv.weight[0, 0].numel()).reshape(self.conv.kernel_size)
+        return tuple(every[self.taps(kernel, dilation)].flatten().tolist())
 
     def combinations_of_taps(self) -> Iterator[tuple[int, int]]:
         """Every kernel with every dilation; all taps come last."""
@@ -165,15 +178,19 @@ class ElasticTaps(Searchable):
         }
         self.fitted[key(kernel, dilation)] = made
 
-    def _plain(self, kernel: int, dilation: int) -> nn.Module:
-        """The layer of these taps, which shares its weights with this one."""
+    def _plain(
+        self, kernel: int, dilation: int, own: Mapping[str, Tensor] | None = None
+    ) -> nn.Module:
+        """The layer of these taps, which shares all its weights but `own` with this one."""
         ndim = len(self.conv.kernel_size)
         whole = kernel >= max(self.conv.kernel_size) and dilation == 1
         if whole and not any(self.pads):
-            return self.conv
+            return _sharing(self.conv, own) if own else self.conv
         conv, pads = self._cut(kernel, dilation)
         if key(kernel, dilation) in self.fitted:
             conv = cast(Convolution, self.fitted[key(kernel, dilation)])
+        elif own:
+            conv = _sharing(conv, own)
         if not any(pads):
             return conv
         return nn.Sequential(OrderedDict(pad=PAD[ndim](tuple(pads), 0.0), conv=conv))  # type: ignore[arg-type]
@@ -193,10 +210,8 @@ class ElasticTaps(Searchable):
             ]
         even = pads[::2] == pads[1::2] and min(pads) >= 0
         index: Any = (..., *taps)
-        made: Convolution = object.__new__(type(conv))
-        vars(made).update(vars(conv))
+        made = _sharing(conv, {"weight": conv.weight[index]})
         vars(made).update(
-            _parameters={**conv._parameters, "weight": conv.weight[index]},
             kernel_size=tuple(sizes),
             padding=tuple(pads[::-2]) if even else (0,) * ndim,
             dilation=tuple(
@@ -237,6 +252,14 @@ class ElasticTaps(Searchable):
             mask[self.taps(kernel, dilation)] = 1
             masks.append(mask)
         return torch.stack(masks)
+
+
+def _sharing(conv: Convolution, own: Mapping[str, Tensor]) -> Convolution:
+    """A layer of the class of `conv` that has these tensors, and all else with it."""
+    made: Convolution = object.__new__(type(conv))
+    vars(made).update(vars(conv))
+    vars(made).update(_parameters={**conv._parameters, **own})
+    return made
 
 
 def key(kernel: int, dilation: int) -> str:

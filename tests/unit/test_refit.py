@@ -1,4 +1,4 @@
-"""Weights of narrower layers that make up, by least squares, for channels that are gone."""
+"""Weights of smaller layers that make up, by least squares, for channels and taps that are gone."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -126,3 +126,68 @@ def test_operations_in_the_place_of_a_layer_are_refitted() -> None:
         return found.square().mean()
 
     assert made(refit=True) < 0.9 * made(refit=False)
+
+
+def temporal(bias: bool, groups: int = 1) -> nn.Sequential:
+    first = nn.Sequential(nn.ConstantPad1d((4, 0), 0.0), nn.Conv1d(2, 8, 5), nn.ReLU())
+    second = nn.Sequential(
+        nn.ConstantPad1d((8, 0), 0.0), nn.Conv1d(8, 8, 9, bias=bias, groups=groups)
+    )
+    return nn.Sequential(*first, *second, nn.ReLU(), nn.Flatten(), nn.Linear(160, 3)).eval()
+
+
+@given(
+    st.integers(0, 2**16),
+    st.booleans(),
+    st.sampled_from([(9, 8), (9, 2), (5, 1), (3, 4)]),
+    st.sampled_from([None, 4, 8]),
+)
+@settings(max_examples=15, deadline=None)
+def test_taps_and_channels_left_together_solve_the_normal_equations(
+    seed: int, bias: bool, taps: tuple[int, int], channels: int | None
+) -> None:
+    torch.manual_seed(seed)
+    plain, x = temporal(bias), torch.randn(32, 2, 20)
+    rules = Rules(kernels={"include": ["4"]}, channels=None if channels is None else True)
+    supernet = searchable(plain, (2, 20), rules)
+    Refit(supernet, [x[:16], x[16:]])
+    own: Any = dict(nas.decisions(supernet))
+    largest = {name: one.options[-1] for name, one in own.items()}
+    choices = {"4.kernel": taps[0], "4.dilation": taps[1]}
+    kept = torch.ones(8, dtype=torch.bool)
+    if channels is not None:
+        choices["1.channels"], width = channels, own["1.channels"]
+        kept = width.first <= width.options.index(channels)
+    made = cut(supernet, {**largest, **choices})
+    with torch.no_grad():
+        reads = plain[:4](x).unfold(-1, 9, 1).permute(1, 3, 0, 2).flatten(2).double()
+        change = plain[3:5](plain[:3](x)) - made[3:5](made[:3](x))
+    left = change.transpose(0, 1).flatten(1).double()
+    if bias:
+        assert left.mean(1).abs().max() < 1e-5
+        reads = reads - reads.mean(-1, keepdim=True)
+        left = left - left.mean(1, keepdim=True)
+    there = [i for i in range(9 - taps[0], 9) if (8 - i) % taps[1] == 0]
+    seen = reads[kept][:, there].flatten(0, 1)
+    conv = next(m for m in made[4].modules() if isinstance(m, nn.Conv1d))
+    moved = (conv.weight - plain[4].weight[:, kept][:, :, there]).detach().flatten(1)  # type: ignore
+    ridge = RIDGE * reads.square().mean()
+    slope = left @ seen.mT / seen.shape[1]
+    torch.testing.assert_close(slope, ridge * moved.double(), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+def test_outputs_change_less_than_by_leaving_taps_out(groups: int) -> None:
+    torch.manual_seed(0)
+    plain, x = temporal(True, groups), torch.randn(256, 2, 20).cumsum(-1)
+    choices = {"4.kernel": 9, "4.dilation": 4}
+
+    def change(batches: list[Tensor] | None) -> float:
+        rules = Rules(kernels={"include": ["4"]}, exclude=["1", "4"])
+        supernet = searchable(plain, (2, 20), rules)
+        if batches is not None:
+            Refit(supernet, batches)
+        made = cut(supernet, choices)
+        return float((made[:5](x[128:]) - plain[:5](x[128:])).detach().square().mean())
+
+    assert change([x[:128]]) < 0.5 * change(None)
