@@ -26,7 +26,7 @@ from nas.config.schema import short_repr
 from nas.errors import InterruptedRunError, UserError
 from nas.finished import TRUSTED, FinishedRun, Space
 from nas.process import undisturbed
-from nas.verbs import Job, carry_out, cores
+from nas.verbs import Job, carry_out, cores, most_threads
 
 STAGED = "nas.spaces.staged.StagedSpace"
 OWN = "data=own"
@@ -252,7 +252,7 @@ def _searched(given: Given, command: str, config_dir: str | None) -> Path:
         search=kind_of(given.objects["search"]) if "search" in given.objects else choices["search"],
         sweep=None,
         swept=(),
-        threads=cores(),
+        threads=most_threads(cores()),
         announced=False,
     )
     return carry_out("search", config, asked)

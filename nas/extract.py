@@ -28,7 +28,7 @@ from nas.report.terminal import announce, console
 from nas.search.base import build_search, leaves_of
 from nas.search.trial_search import TrialSearch
 from nas.selection import front
-from nas.verbs import components_of, cores, only_main_prints, values_by_key
+from nas.verbs import components_of, cores, most_threads, only_main_prints, values_by_key
 
 COST = "latency"
 TABLE = "devices.csv"
@@ -214,12 +214,14 @@ def extract(given: Arguments, announced: bool = True) -> list[RunDir]:
     each = overrides_of_each(given.overrides, options.profile or ())
     configs = configs_to_extract(given)
     silence_third_party_warnings()
-    torch.set_num_threads(configs[0].threads or cores())
+    most = most_threads(cores())
+    torch.set_num_threads(configs[0].threads or most)
     folder = Path(options.out) if options.out else extraction.source.front
     try:
         # All of them before the first network: a mistake in the last one is found at once.
         with only_main_prints():
             devices = _devices(extraction, folder, each, configs, given.command)
+            torch.set_num_threads(configs[0].threads or devices[0].problem.threads(most))
             taken = [(device, run) for device in devices for run in extraction(device)]
     except KeyboardInterrupt:
         raise InterruptedRunError("interrupted; the same command goes on") from None

@@ -18,7 +18,7 @@ from nas.config.help import config_dir
 from nas.config.saved import COMMAND, remove_if_empty
 from nas.errors import FailedRunError, InterruptedRunError, UserError, is_full
 from nas.progress import PREFIX
-from nas.verbs import Job, carry_out, cores, values_by_key
+from nas.verbs import Job, carry_out, cores, most_threads, values_by_key
 
 
 def launch(verb: str, given: Arguments) -> int:
@@ -83,7 +83,7 @@ def _job() -> Job:
         search=settings.runtime.choices["search"],
         sweep=Path(settings.sweep.dir) if sweep else None,
         swept=[key for key in values_by_key(words) if key not in fixed] if sweep else (),
-        threads=_threads(settings.launcher) if sweep else cores(),
+        threads=most_threads(_threads(settings.launcher) if sweep else cores()),
     )
 
 

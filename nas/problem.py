@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from nas.train import Training
 
 Amount = str | float
+# Of a layer and a batch: where two threads have less each, they take as long as one or longer, and
+# half as much processor time again, see experiments/speed. One thread gets along beside others.
+MACS_PER_THREAD = 12.5e6
 FITTED = 512  # images on which operations, kernels and narrower layers of a network are fitted
 
 
@@ -78,6 +81,7 @@ class SearchProblem:
         priced: every cost that is reported, params and MACs among them.
         costs: the same, of this supernet.
         budgets: cost name -> at most so much, in the unit of the cost.
+        layer_macs: multiply-accumulates of one sample in a layer, the mean over all candidates.
         original: the network of the user's own that is made smaller, once
             `nas.search.compress.original` has looked at it; None: there is none.
 
@@ -112,6 +116,7 @@ class SearchProblem:
     costs: Mapping[str, Expected] = field(init=False)
     budgets: Mapping[str, float] = field(init=False)
     original: Original | None = field(init=False, default=None)
+    layer_macs: float = field(init=False)
 
     def __post_init__(self) -> None:
         read(self.data)
@@ -119,6 +124,8 @@ class SearchProblem:
         self.supernet = self.build()
         self.space = str(getattr(self.supernet, "name", type(self.supernet).__name__))
         traced = trace(self.supernet, self.data.example)
+        macs = [MACs()(layer.spec) for layer in traced.layers if layer.spec.is_call]
+        self.layer_macs = sum(macs) / max(1, len(macs))
         self.priced = {"params": Params(), "macs": MACs(), **self.cost_models}
         self.costs = {n: expected(self.supernet, c, traced) for n, c in self.priced.items()}
         self.budgets = self._budgets()
@@ -172,6 +179,14 @@ class SearchProblem:
             validated_on: Any = getattr(val.sampler, "indices", val.dataset)
             validated = float(len(validated_on))
         return trained, validated
+
+    def threads(self, most: int) -> int:
+        """CPU threads that the layers of a training batch keep busy, at most `most`.
+
+        Counted, not timed: sums are rounded by the number of threads, and a run that is repeated
+        must give the same.
+        """
+        return max(1, min(most, int(self.layer_macs * self.data.batch_size / MACS_PER_THREAD)))
 
     def work(self, epochs: int | None = None) -> Part:
         """Training of the networks of the front by the recipe `finetune`, see `nas.progress`.

@@ -50,7 +50,7 @@ class Job:
         search: the option of `search`.
         sweep: the folder of the sweep that it is a job of; None: it stands alone.
         swept: the keys that differ between the jobs of the sweep.
-        threads: where the configuration names no number of them.
+        threads: at most so many, where the configuration names no number of them.
         announced: print the table of what was found, and what to type next.
     """
 
@@ -235,6 +235,7 @@ def _run(config: DictConfig, run: RunDir, job: Job, asked: dict[str, Any]) -> No
     if config.onnx is None and job.sweep is not None and components["front"] == 1:
         components["onnx"] = False  # few jobs of a sweep are kept: `nas export` makes their files
     problem = SearchProblem(**components, about=asked)
+    torch.set_num_threads(config.threads or problem.threads(job.threads))
     kind, show = (FrontRun, announce_front) if problem.front > 1 else (Run, announce)
     pipeline = kind(problem, run, arch)
     if config.get("checkpoint"):
@@ -343,6 +344,12 @@ def values_by_key(words: Sequence[str]) -> dict[str, Any]:
     return {k: json.loads(v) for k, v in values.items() if k.split(".")[0] not in unimportant}
 
 
+def most_threads(count: int) -> int:
+    """So many threads, or fewer where OMP_NUM_THREADS says so."""
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return min(count, int(given)) if given.isdecimal() and int(given) else count
+
+
 def cores() -> int:
     """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -376,7 +383,13 @@ def _describe(config: DictConfig, job: Job) -> None:
     if config.trial:
         config.front = front_size(config, sweep=False)
         known = {"data": data, "make_supernet": space}
-        _print_time(lambda: SearchProblem(**{**components_of(config), **known}))
+
+        def problem() -> SearchProblem:
+            found = SearchProblem(**{**components_of(config), **known})
+            torch.set_num_threads(config.threads or found.threads(job.threads))
+            return found
+
+        _print_time(problem)
 
 
 def _print_time(problem: Callable[[], Any]) -> None:

@@ -14,6 +14,7 @@ they are frozen, on random images: the five-block `chain` space at 3 x 32 x 32, 
     hard      one path, Gumbel, STE, of 3, 6 and 12 candidates / the plain network of the very path
     bytes     kept by autograd for the backward of `hard` / of that plain network
     two_path  ProxylessNAS: alphas on two paths, weights on one / the mean plain single path
+    threads   a plain network on two threads / on one; also the processor time of the main thread
     rank      networks ranked along the tree of their first stages / each scored alone; minutes
     bilevel   alphas, then weights, NAS-Bench-201 with 8 channels / two plain steps of all ops
 
@@ -36,14 +37,17 @@ from bench.networks import NUM_CLASSES, SHAPES
 from bench.rows import BENCHES
 from bench.timing import Row, machine, show
 
-BATCH = {"chain": (32, 128), "mobilenet": (16,), "nas_bench_201": (64,), "truth": (128,)}
+BATCH = {
+    **{"chain_tiny": (64,), "chain": (32, 128), "mobilenet_tiny": (64,), "mobilenet": (16,)},
+    **{"nas_bench_201": (64,), "truth": (128,)},
+}
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    default = [name for name in BENCHES if name not in ("compile", "rank")]
+    default = [name for name in BENCHES if name not in ("compile", "rank", "threads")]
     parser.add_argument("--rows", nargs="+", choices=BENCHES, default=default, metavar="ROW")
     parser.add_argument("--spaces", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--batch", type=int, nargs="+", help=f"instead of {BATCH}")

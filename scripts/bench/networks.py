@@ -20,7 +20,9 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 NUM_CLASSES = 10
 # Space -> shape of an image. The `mobilenet` space is for 224 x 224; here a step must take seconds.
 SHAPES = {
+    "chain_tiny": (1, 8, 8),
     "chain": (3, 32, 32),
+    "mobilenet_tiny": (3, 64, 64),
     "mobilenet": (3, 64, 64),
     "nas_bench_201": (3, 32, 32),
     "truth": (1, 28, 28),

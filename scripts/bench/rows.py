@@ -2,6 +2,7 @@
 
 import copy
 import statistics
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -19,7 +20,7 @@ from bench.networks import (
     sum_of_branches,
 )
 from bench.ranking import rank
-from bench.timing import Row, Step, compare, interleave, quartiles
+from bench.timing import Row, Step, Times, compare, interleave, quartiles
 from nas.cost import device
 from nas.cost.analytic import MACs, Params
 from nas.cost.device import Energy, Roofline
@@ -28,7 +29,7 @@ from nas.cost.memory import PeakMemory
 from nas.cost.trace import trace
 from nas.decision import free
 from nas.supernet.relax import one_path, softmax
-from nas.supernet.speed import compiled, prepare
+from nas.supernet.speed import compiled, prepare, prepare_network
 
 REPEATS = 6  # each with other paths, or fresh copies
 
@@ -182,6 +183,32 @@ def bilevel(space: str, batch: Batch, rounds: int) -> list[Row]:
     ]
 
 
+def threads(space: str, batch: Batch, rounds: int) -> list[Row]:
+    """A plain network on two threads, against one.
+
+    Beside it the processor time of the main thread, which does half of what is shared and all that
+    is not: what free cores would take at least.
+    """
+    network = network_drawn(build_supernet(space, softmax), 1)
+    prepare_network(network, "kernels", batch[0][:2])
+    trainee, main = Trainee(network, batch), dict[str, list[float]](one=[], two=[])
+
+    def steps(name: str) -> None:
+        torch.set_num_threads(1 + (name == "two"))
+        start = time.thread_time_ns()
+        for _ in range(4):
+            trainee.step()
+        main[name].append((time.thread_time_ns() - start) / 1e6)
+
+    times = interleave({name: partial(steps, name) for name in main}, rounds)
+    own = Times({name: found[1:] for name, found in main.items()}, times.cpu)
+    at = space, len(batch[0])
+    return [
+        compare("two threads", ("two", "one"), at, [times], 1.00),
+        compare("two threads, the main one", ("two", "one"), at, [own], 1.00),
+    ]
+
+
 # Name -> comparison and the spaces that it is made on.
 BENCHES: dict[str, tuple[Bench, tuple[str, ...]]] = {
     "soft": (soft, ("chain", "mobilenet")),
@@ -191,5 +218,6 @@ BENCHES: dict[str, tuple[Bench, tuple[str, ...]]] = {
     "hard": (hard, ("chain", "mobilenet")),
     "two_path": (two_path, ("chain", "mobilenet")),
     "bilevel": (bilevel, ("nas_bench_201",)),
+    "threads": (threads, ("chain_tiny", "chain", "mobilenet_tiny")),
     "rank": (rank, ("chain", "nas_bench_201", "truth")),
 }

@@ -1,10 +1,14 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+import nas.pipeline
+import nas.problem
 import nas.search.callbacks
+from nas.errors import UserError
 
 
 def test_what_was_measured_is_kept(
@@ -29,3 +33,40 @@ def test_what_was_measured_is_kept(
         (Path("runs/a") / name).unlink()
     assert nas_command("search", *arguments, "resume=true") == 0
     assert len(measured) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "macs", "limit", "threads"),
+    [
+        ("threads=0", None, None, 1),  # eight by eight pixels and four channels
+        ("threads=0", 1.0, None, 4),
+        ("threads=0", 1.0, "3", 3),
+        ("threads=0", 1.0, "3,2", 3),
+        ("threads=0", 1.0, "8", 4),
+        ("threads=2", None, None, 2),
+        ("threads=6", 1.0, "1", 6),
+    ],
+)
+def test_threads_are_those_that_layers_keep_busy(
+    nas_command: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    given: str,
+    macs: float | None,
+    limit: str | None,
+    threads: int,
+) -> None:
+    found: list[int] = []
+
+    def run(*_: object) -> None:
+        found.append(torch.get_num_threads())
+        raise UserError("enough")
+
+    monkeypatch.setattr(nas.pipeline, "Run", run)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if limit:
+        monkeypatch.setenv("OMP_NUM_THREADS", limit)
+    if macs:
+        monkeypatch.setattr(nas.problem, "MACS_PER_THREAD", macs)
+    assert nas_command("search", given) == 2
+    assert found == [threads]
