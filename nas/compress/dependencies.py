@@ -20,7 +20,7 @@ from nas.compress.labels import Labels
 from nas.compress.modules import computed
 from nas.compress.operators import follow
 from nas.cost.dry_run import Inputs, dry_run
-from nas.cost.operators import run_operator
+from nas.cost.shapes import run_operator
 from nas.decision import Decision
 from nas.errors import UserError
 from nas.inputs import run

@@ -3,11 +3,10 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from nas.cost.activations import Read
@@ -200,119 +199,6 @@ def check_known(func: Any, weights: Sequence[Tensor], data: Sequence[Tensor], pa
         "lambda args, out: {'kind': 'linear', ...}), or None in place of the function "
         "if it multiplies nothing"
     )
-
-
-def run_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What `func` returns; of a call without memory like an earlier one, the same shapes anew.
-
-    PyTorch derives shapes in Python, which takes longer than all else of a trace, and a supernet
-    calls an operator on equal shapes thousands of times.
-    """
-    name = func.overloadpacket.__name__
-    if name in ("hardswish", "hardsigmoid", "hardtanh") and args[0].is_meta:
-        return torch.empty_like(args[0])
-    if name == "hardtanh_" and args[0].is_meta:
-        return args[0]
-    if name == "native_batch_norm" and args[0].is_meta and not args[5]:
-        nothing = args[0].new_empty(0)
-        return torch.empty_like(args[0]), nothing, nothing.clone()
-    if (plain := _without_compiler(name, args, kwargs)) is not None:
-        return plain
-    call = _call_of(func, args, kwargs)
-    if call is None:
-        return func(*args, **kwargs)
-    if (known := _made_by.get(call)) is None:
-        out = func(*args, **kwargs)
-        if (made := _made(out, tree_leaves((args, kwargs)))) is not None:
-            if len(_made_by) >= _MOST_CALLS:
-                _made_by.clear()
-            _made_by[call] = made
-        return out
-    single, shapes = known
-    outs = [torch.empty_strided(*s, dtype=dtype, device="meta") for *s, dtype in shapes]
-    return outs[0] if single else tuple(outs)
-
-
-def _without_compiler(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """What frequent operators give: PyTorch loads its compiler, in a second, to tell the shape.
-
-    None: another operator, or arguments for PyTorch to judge.
-    """
-    x, other = (*args, None, None)[:2]
-    if kwargs or not isinstance(x, Tensor) or not x.is_meta or not x.is_floating_point():
-        return None
-    if name == "mean" and isinstance(other, list) and x.is_contiguous():
-        if not all(-x.ndim <= d < x.ndim for d in other):
-            return None
-        dims, keep = {d % x.ndim for d in other}, len(args) > 2 and args[2]
-        sides = [1 if d in dims else n for d, n in enumerate(x.shape) if keep or d not in dims]
-        return x.new_empty(sides) if dims else None
-    if name == "addmm" and len(args) == 3 and all(a.is_meta and a.dtype == x.dtype for a in args):
-        (rows, inner), (own, columns) = args[1].shape, args[2].shape
-        fits = inner == own and x.shape == (columns,)
-        return x.new_empty(rows, columns) if fits else None
-    alike = isinstance(other, Tensor) and other.is_meta and other.dtype == x.dtype
-    if name in ("add", "mul") and alike and len(args) == 2 and other.shape == x.shape:
-        return torch.empty_like(x) if x.is_contiguous() and other.is_contiguous() else None
-    return None
-
-
-# Call of an operator on tensors without memory -> whether it gives one, and shape, stride, type.
-_made_by: dict[Any, tuple[bool, list[tuple[Any, ...]]]] = {}
-_MOST_CALLS = 100_000
-_PLAIN = (Tensor, nn.Parameter)  # of no class with operators of its own
-_VALUES = (bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
-
-
-def _call_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """All that the shapes depend on that `func` gives; None: not to be known, or no new tensors."""
-    if not _makes_anew(func):
-        return None
-    key: list[Any] = [func, torch.get_default_dtype(), *kwargs]
-    return tuple(key) if _note((*args, *kwargs.values()), key) else None
-
-
-def _note(value: Any, key: list[Any]) -> bool:
-    """Append what shapes may depend on of an argument; False: it cannot be told."""
-    if isinstance(value, Tensor):
-        plain = type(value) in _PLAIN and value.is_meta and not value.is_complex()
-        if not plain or value.layout is not torch.strided:
-            return False
-        key.append((value.shape, value.stride(), value.dtype))
-        return True
-    if isinstance(value, list | tuple):
-        key.append(len(value))
-        return all(_note(item, key) for item in value)
-    key.append((type(value), value))
-    return value is None or isinstance(value, _VALUES)
-
-
-@cache
-def _makes_anew(func: Any) -> bool:
-    """Whether an operator writes to no argument, gives none back, and is given a tensor."""
-    schema = func._schema
-    given = any("Tensor" in str(argument.type) for argument in schema.arguments)
-    return given and not schema.is_mutable and all(x.alias_info is None for x in schema.returns)
-
-
-def _made(out: Any, given: Sequence[Any]) -> tuple[bool, list[tuple[Any, ...]]] | None:
-    """What `out` consists of; None where it holds more than tensors of a storage of their own.
-
-    The schema does not tell: ``_unsafe_view`` gives the storage of its argument.
-    """
-    outs = [out] if isinstance(out, Tensor) else out
-    if not isinstance(outs, tuple | list) or not all(isinstance(x, Tensor) for x in outs):
-        return None
-    found = []
-    for x in outs:
-        alike = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
-        if not x.is_meta or x.untyped_storage().nbytes() != alike.untyped_storage().nbytes():
-            return None
-        found.append((x.shape, x.stride(), x.dtype))
-    every = [*outs, *(x for x in given if isinstance(x, Tensor))]
-    storages = [x.untyped_storage()._cdata for x in every]
-    anew = all(storages.count(storage) == 1 for storage in storages[: len(outs)])
-    return (isinstance(out, Tensor), found) if anew else None
 
 
 def text_of(func: Any, args: Sequence[Any], out: Any) -> str:

@@ -22,9 +22,10 @@ from torch.utils._pytree import tree_map
 from nas.cost.activations import Activations, Case, Read, key_of, tensors
 from nas.cost.dry_run import ChoiceNode, Inputs, Unrolled
 from nas.cost.layer import LayerSpec, bits_of_call, stored
-from nas.cost.operators import Operator, check_known, is_view, layers_of, run_operator, text_of
+from nas.cost.operators import Operator, check_known, is_view, layers_of, text_of
 from nas.cost.polynomial import Choice, Condition, consistent
 from nas.cost.repeats import Call, Recording, call_of, operators_of, output_of, recording_of
+from nas.cost.shapes import run_operator
 from nas.cost.sizes import SizedCalls
 
 # Operators that may write over their input though torch does not tag them as pointwise.

@@ -14,7 +14,7 @@ from nas.cost import operators
 from nas.cost.analytic import MACs, Params
 from nas.cost.dry_run import unroll
 from nas.cost.expected import ExpectedCost
-from nas.cost.operators import run_operator
+from nas.cost.shapes import run_operator
 from nas.cost.trace import trace
 from nas.decision import Searchable, decisions
 from nas.errors import UserError
@@ -270,7 +270,9 @@ def test_an_operator_without_memory_gives_each_time_what_it_gives_first(operator
 
 
 MATRIX, BIAS = torch.zeros(4, 3, device="meta"), torch.zeros(3, device="meta")
-IMAGE = torch.zeros(2, 3, 4, 5, device="meta")
+IMAGE, GATE = torch.zeros(2, 3, 4, 5, device="meta"), torch.zeros(2, 3, 1, 1, device="meta")
+KERNEL, SLIDES = torch.zeros(3, 3, 3, 2, device="meta"), ([2, 1], [1, 3], [1, 2])
+LARGE = ([1, 1], [0, 0], [1, 1])
 
 
 @pytest.mark.parametrize(
@@ -283,6 +285,23 @@ IMAGE = torch.zeros(2, 3, 4, 5, device="meta")
         (torch.ops.aten.add.Tensor, (IMAGE, IMAGE)),
         (torch.ops.aten.mul.Tensor, (IMAGE, IMAGE.half())),
         (torch.ops.aten.mul.Tensor, (IMAGE, IMAGE[:, :, :1, :1])),
+        (torch.ops.aten.mul.Tensor, (IMAGE, GATE)),
+        (torch.ops.aten.add.Tensor, (GATE, IMAGE[0, 0].clone())),
+        (torch.ops.aten.relu.default, (IMAGE,)),
+        (torch.ops.aten.sigmoid.default, (IMAGE.mT,)),
+        (torch.ops.aten.sum.dim_IntList, (IMAGE, [1])),
+        (torch.ops.aten.sum.dim_IntList, (IMAGE, [])),
+        (torch.ops.aten.cat.default, ([IMAGE, IMAGE[:, :1].clone()], 1)),
+        (torch.ops.aten.cat.default, ([IMAGE, IMAGE.double()], -1)),
+        (torch.ops.aten.stack.default, ([IMAGE, IMAGE], -1)),
+        (torch.ops.aten.stack.default, ([IMAGE, IMAGE],)),
+        (torch.ops.aten.convolution.default, (IMAGE, KERNEL, None, *SLIDES, False, [0, 0], 1)),
+        (torch.ops.aten.convolution.default, (IMAGE, KERNEL, BIAS, *SLIDES, False, [0, 0], 1)),
+        (torch.ops.aten.convolution.default, (IMAGE, KERNEL, None, *SLIDES, True, [0, 0], 1)),
+        (torch.ops.aten.convolution.default, (IMAGE.mT, KERNEL, None, *SLIDES, False, [0, 0], 1)),
+        (torch.ops.aten.avg_pool2d.default, (IMAGE, [3, 3], [2, 2], [1, 1], False, False)),
+        (torch.ops.aten.avg_pool2d.default, (IMAGE, [3, 3], [2, 2], [1, 1], True, False)),
+        (torch.ops.aten.avg_pool2d.default, (IMAGE, [2, 3])),
         (torch.ops.aten.hardtanh.default, (IMAGE, 0.0, 6.0)),
         (torch.ops.aten.hardtanh_.default, (IMAGE, 0.0, 6.0)),
     ],
@@ -304,6 +323,13 @@ def test_shapes_told_without_the_compiler_are_those_of_pytorch(operator, argumen
         (torch.ops.aten.addmm.default, (BIAS, MATRIX, MATRIX)),
         (torch.ops.aten.addmm.default, (BIAS[:2], MATRIX, MATRIX.mT @ MATRIX)),
         (torch.ops.aten.add.Tensor, (IMAGE, IMAGE[:, :2])),
+        (torch.ops.aten.add.Tensor, (IMAGE, IMAGE[:, :2].clone())),
+        (torch.ops.aten.cat.default, ([IMAGE, GATE], 1)),
+        (torch.ops.aten.stack.default, ([IMAGE, GATE],)),
+        (torch.ops.aten.sum.dim_IntList, (IMAGE, [1, 1])),
+        (torch.ops.aten.convolution.default, (IMAGE, KERNEL, None, *SLIDES, False, [0, 0], 3)),
+        (torch.ops.aten.convolution.default, (GATE, KERNEL, None, *LARGE, False, [0, 0], 1)),
+        (torch.ops.aten.avg_pool2d.default, (IMAGE, [3, 3], [2, 2], [2, 2], False, False)),
     ],
 )
 def test_what_pytorch_refuses_is_refused(operator, arguments):
