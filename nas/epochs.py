@@ -1,10 +1,11 @@
 """Epochs of training: their scores, and their steps without Lightning's work around each.
 
 Lightning calls dozens of hooks for each batch, which takes a fifth as long as the step of a network
-of 25 k parameters. Where nobody listens to them it is given all batches of an epoch as one.
+of 25 k parameters. Where nobody listens to them it is given all batches of an epoch as one, and
+where nobody listens to its validation the module validates itself.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, cast
 
@@ -23,17 +24,18 @@ from nas.data.batches import EpochLoader
 from nas.inputs import moved
 from nas.objective import wide
 from nas.ranks import rank_and_ranks
+from nas.recalibrate import kept_modes
 from nas.tasks import Task
 
-# Options to log what is known of a whole epoch; it is the same on all ranks.
-ONCE: Any = {
-    "on_step": False, "on_epoch": True, "logger": False, "sync_dist": True, "batch_size": 1
-}  # fmt: skip
 # Hooks of callbacks that only Lightning's own loop over batches calls.
 STEP_HOOKS = (
     "on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward",
     "on_after_backward", "on_before_optimizer_step",
 )  # fmt: skip
+# Those of its loop over validation batches.
+VALIDATION_HOOKS = tuple(
+    f"on_validation{of}_{edge}" for of in ("", "_epoch", "_batch") for edge in ("start", "end")
+)
 # Callbacks without such a hook that decide which batches of Lightning's own loop move the weights.
 STEP_CALLBACKS = (GradientAccumulationScheduler, StochasticWeightAveraging)
 
@@ -119,11 +121,13 @@ class Trained(pl.LightningModule):
         scores: of each split, set by `score_by`.
         hidden: splits that no progress bar shows.
         whole: the batches of an epoch, where Lightning does not go through them.
+        unseen: those of the validation after each epoch, where Lightning does not.
         tell: called after each step with the epochs that are done.
     """
 
     hidden: ClassVar[Sequence[str]] = ("test",)
     whole: Whole | None = None
+    unseen: EpochLoader | None = None
     tell: Callable[[float], None] | None = None
 
     def step(self, batch: Any, index: int) -> Tensor | None:
@@ -163,15 +167,20 @@ class Trained(pl.LightningModule):
         if not isinstance(batch, Whole):
             return self._one(batch, batch_idx)
         loop: Any = self.trainer.fit_loop.epoch_loop
-        for index, one in enumerate(batch.batches()):
+        for index, one in enumerate(self._here(batch.batches())):
             # Loggers take this number; Lightning adds one itself.
             loop._batches_that_stepped += index > 0
-            loss = self._one(one if self.device.type == "cpu" else moved(one, self.device), index)
+            loss = self._one(one, index)
             if loss is not None:
                 self.descend(loss)
+        return None
+
+    def _here(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Batches on the device of the module, as long as nobody ends the run."""
+        for batch in batches:
             if self.trainer.received_sigterm:
                 raise SIGTERMException
-        return None
+            yield batch if self.device.type == "cpu" else moved(batch, self.device)
 
     def _one(self, batch: Any, index: int) -> Tensor | None:
         self.before_step(index)
@@ -226,12 +235,30 @@ class Trained(pl.LightningModule):
         for key, scores in self.scores.items():
             split = key.removesuffix("_scores")
             found = {f"{split}_{n}": value for n, value in cast(Scores, scores).taken().items()}
-            self.log_dict(found, prog_bar=split not in self.hidden, **ONCE)
+            self.record(found, split not in self.hidden)
+
+    def record(self, found: Mapping[str, Any], on_bar: bool = False) -> None:
+        """Let callbacks know numbers of an epoch, which are the same on all ranks.
+
+        Lightning's own `log` gives the same and takes as long as a tenth of a small step.
+        """
+        self.trainer.callback_metrics.update({n: torch.as_tensor(v) for n, v in found.items()})
+        if on_bar:
+            self.trainer.progress_bar_metrics.update({n: float(v) for n, v in found.items()})
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log before callbacks hear that the epoch has ended, as they may read the scores."""
         if self.trainer.is_last_batch:
+            if self.unseen is not None:
+                self._validate(self.unseen)
             self.log_scores()
+
+    def _validate(self, batches: EpochLoader) -> None:
+        with kept_modes(self), torch.no_grad():
+            self.eval()
+            self.on_validation_epoch_start()
+            for index, batch in enumerate(self._here(batches)):
+                self.validation_step(batch, index)
 
     def on_train_epoch_end(self) -> None:
         """Log what a trainer that stops inside an epoch has left."""
@@ -251,11 +278,14 @@ def plain(optimizer: Optimizer) -> Optimizer:
     return cast(Optimizer, getattr(optimizer, "optimizer", optimizer))
 
 
-def by_epochs(trainer: pl.Trainer, module: Any, loaders: Any) -> Any:
+def by_epochs(
+    trainer: pl.Trainer, module: Any, loaders: Any, validation: Any = None
+) -> tuple[Any, Any]:
     """The loaders for `trainer.fit`: as one of whole epochs where that changes no result.
 
     So it is on one device in float32, with the loaders of this project, where neither callbacks nor
-    arguments of the trainer speak of batches.
+    arguments of the trainer speak of batches. That of validation is kept back, and the module goes
+    through it, where neither speaks of validation.
     """
     given: Any = trainer
     alone = (
@@ -267,17 +297,26 @@ def by_epochs(trainer: pl.Trainer, module: Any, loaders: Any) -> Any:
         and (trainer.max_steps, trainer.accumulate_grad_batches) == (-1, 1)
         and (trainer.limit_train_batches, trainer.val_check_interval) == (1.0, 1.0)
         and not (given.gradient_clip_val or given.overfit_batches or given.fast_dev_run)
-        and not any(map(_hears_steps, given.callbacks))
+        and not any(hears(one, STEP_HOOKS) for one in given.callbacks)
+        and not any(isinstance(one, STEP_CALLBACKS) for one in given.callbacks)
     )
     if not alone:
-        return loaders
+        return loaders, validation
     whole = Whole(loaders)
     module.whole, module.automatic_optimization = whole, False
-    return whole
+    unheard = (
+        isinstance(validation, EpochLoader)
+        and (trainer.limit_val_batches, trainer.check_val_every_n_epoch) == (1.0, 1)
+        and not (trainer.num_sanity_val_steps or given.reload_dataloaders_every_n_epochs)
+        and not any(hears(one, VALIDATION_HOOKS) for one in given.callbacks)
+    )
+    if unheard:
+        module.unseen, validation = validation, None
+    return whole, validation
 
 
-def _hears_steps(callback: pl.Callback) -> bool:
+def hears(callback: pl.Callback, hooks: Sequence[str]) -> bool:
+    """Whether a callback does anything in one of these hooks."""
     # Of the callback itself, as a `LambdaCallback` has its hooks: no class defines them.
-    hooks = {name: getattr(getattr(callback, name), "__func__", None) for name in STEP_HOOKS}
-    heard = any(hook is not getattr(pl.Callback, name) for name, hook in hooks.items())
-    return heard or isinstance(callback, STEP_CALLBACKS)
+    own = {name: getattr(getattr(callback, name), "__func__", None) for name in hooks}
+    return any(hook is not getattr(pl.Callback, name) for name, hook in own.items())

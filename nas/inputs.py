@@ -38,6 +38,8 @@ def samples_in(inputs: Inputs) -> int:
 
 def some(inputs: Inputs, which: slice | Tensor) -> Inputs:
     """Samples of a batch: ``x[which]``, of each input."""
+    if isinstance(inputs, Tensor):
+        return inputs[which]
     found: Inputs = tree_map(lambda x: x[which], inputs)
     return found
 

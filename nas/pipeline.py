@@ -93,11 +93,11 @@ class TrainingStage:
         saved = checkpoint if broadcast(checkpoint.exists) else None
         if saved is not None:
             check_checkpoint(module, saved)
+        val = self.problem.data.val_dataloader() if validate else None
         with interruptible():
             trainer.fit(
                 module,
-                by_epochs(trainer, module, loaders),
-                self.problem.data.val_dataloader() if validate else None,
+                *by_epochs(trainer, module, loaders, val),
                 ckpt_path=saved,
                 weights_only=True,
             )

@@ -156,6 +156,11 @@ class Training(Trained):
         # Dropout must differ between ranks.
         torch.manual_seed(self.seed + self.current_epoch + 1000 * self.global_rank)
 
+    def before_step(self, index: int) -> None:
+        """Give the memory of the gradients to the pass that comes, as Lightning does not."""
+        if self.whole is not None:
+            self.moving()[0].zero_grad()
+
     def step(self, batch: Batch, index: int) -> Tensor:
         """See `Trained`."""
         x, labels = batch
@@ -172,7 +177,6 @@ class Training(Trained):
     def descend(self, loss: Tensor) -> None:
         """See `Trained`: what Lightning does with the loss of a batch."""
         (optimizer,), schedule = self.moving(), cast(Any, self.lr_schedulers())
-        optimizer.zero_grad()
         self.back(loss)
         self.configure_gradient_clipping(optimizer)
         optimizer.step()

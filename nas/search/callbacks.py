@@ -15,7 +15,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from nas.artifacts.files import write_atomic
 from nas.decision import apply, free
 from nas.discretization import arch_of
-from nas.epochs import ONCE, Scores, Trained
+from nas.epochs import Scores, Trained
 from nas.inputs import Inputs, moved, run
 from nas.progress import current
 from nas.recalibrate import batch_statistics
@@ -175,7 +175,7 @@ class DiscretizationGap(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.scores is not None:
             found = self.scores.taken()
-            pl_module.log_dict({f"argmax_val_{name}": v for name, v in found.items()}, **ONCE)
+            pl_module.record({f"argmax_val_{name}": v for name, v in found.items()})
 
 
 class SpeedUp(pl.Callback):

@@ -237,7 +237,7 @@ class DifferentiableSearch(Trained):
         super().on_train_epoch_end()
         cast(Any, self.lr_schedulers()).step()
         costs = self.noise_free_costs().items()
-        self.log_dict({f"cost_{name}": c.detach().float() for name, c in costs}, logger=False)
+        self.record({f"cost_{name}": c.detach().float() for name, c in costs})
 
     def progress(self, batches: int) -> float:
         """The share of the steps in which alphas move, done after `batches` of this epoch."""

@@ -184,7 +184,7 @@ def fit(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*but have no `val_dataloader`.*")
         with interruptible():
-            loaders = by_epochs(trainer, module, loaders)
+            loaders, _ = by_epochs(trainer, module, loaders)
             trainer.fit(module, loaders, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:
         raise InterruptedRunError("interrupted")

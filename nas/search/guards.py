@@ -153,7 +153,7 @@ class EigenvalueStop(CollapseGuard):
         if (len(self.history) - 1) % self.every:
             return None
         self.eigenvalues.append(self._measure(trainer, pl_module))
-        pl_module.log("eigenvalue", self.eigenvalues[-1], logger=False)
+        pl_module.record({"eigenvalue": self.eigenvalues[-1]})
         return self._verdict()
 
     def _verdict(self) -> tuple[int, str] | None:
@@ -223,7 +223,7 @@ class SkipCount(CollapseGuard):
 
     def collapsed(self, trainer: pl.Trainer, pl_module: Any) -> tuple[int, str] | None:
         found = count_taken(pl_module.supernet, self.options, self.prefix)
-        pl_module.log("skips", float(found), logger=False)
+        pl_module.record({"skips": float(found)})
         epoch = len(self.history) - 1
         if epoch < self.first or found <= self.most:
             return None

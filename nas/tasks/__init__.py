@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
@@ -291,8 +292,8 @@ def check_finite(loss: Tensor, epoch: int) -> Tensor:
     Raises:
         NotFiniteError: it is NaN or infinite.
     """
-    if not bool(loss.isfinite()):
-        raise NotFiniteError(f"the loss became {float(loss.detach())} in epoch {epoch}")
+    if not isfinite(value := loss.item()):
+        raise NotFiniteError(f"the loss became {value} in epoch {epoch}")
     return loss
 
 

@@ -54,9 +54,9 @@ class _Logged(Training):
 
     early = 0
 
-    def log(self, *args, **options):
+    def record(self, *args, **options):
         self.early += not self.trainer.is_last_batch
-        super().log(*args, **options)
+        super().record(*args, **options)
 
 
 def test_no_step_logs_and_callbacks_know_the_scores_at_the_end_of_an_epoch():
@@ -107,6 +107,13 @@ class _Hears(pl.Callback):
         pass
 
 
+class _Validates(pl.Callback):
+    """One that is called at each batch of a validation."""
+
+    def on_validation_batch_start(self, *_):
+        pass
+
+
 def trainer_of(**options):
     return pl.Trainer(
         max_epochs=EPOCHS,
@@ -115,19 +122,20 @@ def trainer_of(**options):
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **options,
+        **{"num_sanity_val_steps": 0, **options},
     )
 
 
-def trained(make, whole):
+def trained(make, whole, hears=()):
     module, data = make(), digits(limit=100, batch_size=16, augment="crop")
     loaders = module.loaders(data) if hasattr(module, "loaders") else data.weight_loader()
-    trainer, told = trainer_of(callbacks=[] if whole else [_Hears()]), []
-    given = by_epochs(trainer, module, loaders)
-    assert isinstance(given, Whole) == whole
+    trainer, told = trainer_of(callbacks=[*hears, *([] if whole else [_Hears()])]), []
+    given, val = by_epochs(trainer, module, loaders, data.val_dataloader())
+    assert (isinstance(given, Whole), val is None) == (whole, whole and not hears)
     module.tell = told.append
     module.clip = 0.05  # so that each step does
-    trainer.fit(module, given, data.val_dataloader())
+    trainer.fit(module, given, val)
+    assert all(m.training for m in module.modules())
     states = [optimizer.state_dict() for optimizer in trainer.optimizers]
     rates = [c.scheduler.state_dict()["last_epoch"] for c in trainer.lr_scheduler_configs]
     # Loggers take the last one.
@@ -140,6 +148,8 @@ def trained(make, whole):
 def test_an_epoch_in_one_piece_gives_what_lightnings_batches_do(kind):
     whole, batches = (trained(MODULES[kind], way) for way in (True, False))
     assert not differences(list(whole), list(batches))
+    if kind == "training":
+        assert not differences(list(whole), list(trained(MODULES[kind], True, [_Validates()])))
     told = whole[-1]
     assert len(told) > EPOCHS  # each step tells how far it is
     assert told == sorted(set(told))
@@ -153,11 +163,16 @@ def test_steps_are_counted_on_from_a_checkpoint_of_the_other_way(whole, tmp_path
         module, data = training(), digits(limit=100, batch_size=16)
         trainer = trainer_of(callbacks=[] if way else [_Hears()])
         trainer.fit_loop.max_epochs = epochs
-        loaders = by_epochs(trainer, module, data.weight_loader())
+        loaders = by_epochs(trainer, module, data.weight_loader(), data.val_dataloader())
         saved = tmp_path / "checkpoint.ckpt"
-        trainer.fit(module, loaders, ckpt_path=saved if saved.exists() else None)
+        trainer.fit(module, *loaders, ckpt_path=saved if saved.exists() else None)
         trainer.save_checkpoint(saved)
     assert trainer.global_step == EPOCHS * module.steps
+    assert "val_loss" in trainer.callback_metrics
+
+
+def named(options):
+    return "".join(type(c).__name__ for c in options.get("callbacks", ())) or next(iter(options))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -178,15 +193,37 @@ def test_steps_are_counted_on_from_a_checkpoint_of_the_other_way(whole, tmp_path
         {"fast_dev_run": True},
         {"profiler": "simple"},
     ],
-    ids=lambda options: (
-        "".join(type(c).__name__ for c in options.get("callbacks", ())) or next(iter(options))
-    ),
+    ids=named,
 )
 def test_whoever_speaks_of_batches_gets_them(options):
     loader, module = digits(limit=100, batch_size=16).weight_loader(), training()
-    assert by_epochs(trainer_of(**options), module, loader) is loader
+    assert by_epochs(trainer_of(**options), module, loader, loader) == (loader, loader)
     plain = DataLoader(loader.dataset, batch_size=None, sampler=loader.sampler)
-    assert (
-        by_epochs(trainer_of(), module, plain) is plain
-    )  # the order may depend on where it begins
+    # The order may depend on where it begins.
+    assert by_epochs(trainer_of(), module, plain) == (plain, None)
     assert module.automatic_optimization
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"callbacks": [_Validates()]},
+        {"callbacks": [callbacks.EarlyStopping("val_loss")]},
+        {"callbacks": [callbacks.LambdaCallback(on_validation_epoch_end=print)]},
+        {"limit_val_batches": 2},
+        {"check_val_every_n_epoch": 2},
+        {"num_sanity_val_steps": 1},
+        {"reload_dataloaders_every_n_epochs": 1},
+    ],
+    ids=named,
+)
+def test_whoever_speaks_of_validation_gets_it(options):
+    data, module = digits(limit=100, batch_size=16), training()
+    val = data.val_dataloader()
+    whole, found = by_epochs(trainer_of(**options), module, data.weight_loader(), val)
+    assert isinstance(whole, Whole)
+    assert found is val
+    assert module.unseen is None
+    assert by_epochs(trainer_of(), module, data.weight_loader(), val)[1] is None
+    assert module.unseen is val
