@@ -102,11 +102,7 @@ def measured(name: str, epochs: int, folder: Path) -> Result:
     ratios = [a[1] / b[1] for a, b in zip(ours, plain, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
     wall, cpu = (median(ours, clock) / median(plain, clock) for clock in (0, 1))
-    same = (
-        "without" in name
-        or bool(__import__("os").environ.get("NOEQ"))
-        or equal(found, module, network)
-    )
+    same = "without" in name or equal(found, module, network)
     return Result(name, 1e3 * median(ours, 1), 1e3 * median(plain, 1), wall, cpu, (low, high), same)
 
 
