@@ -67,7 +67,8 @@ class Scores(nn.Module):
         total, samples = sums.unbind()
         found: dict[str, Tensor] = {"loss": total / samples, **self.metrics.compute()}
         self.total, self.samples = None, 0
-        self.metrics.reset()
+        with torch.inference_mode(False):  # else a metric cannot add to its states in training
+            self.metrics.reset()
         return found
 
 

@@ -13,6 +13,7 @@ import zipfile
 from functools import cache
 from math import isfinite
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar, cast
 
 from nas.errors import UserError
@@ -191,6 +192,8 @@ def read_tensors(path: Path) -> Any:
     _check_archive(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError:  # which advises to load it without this guard
+        raise ValueError("it is damaged or holds more than tensors") from None
     except Exception as error:  # of a damaged file the parser may raise anything
         reason = " ".join(str(error).split())[:100]
         raise ValueError(f"it is damaged or holds more than tensors: {reason}") from None

@@ -246,7 +246,7 @@ def _verified(
 def _attach(model: nn.Module, groups: Sequence[Group], rules: Rules) -> list[Row]:
     """Give the layers their decisions; the table of all groups."""
     widths: dict[int, Width] = {}
-    by_layer: dict[str, list[tuple[Width, Cut, int]]] = defaultdict(list)
+    by_layer: dict[str, list[_Placed]] = defaultdict(list)
     for together in _joined([group for group in groups if group.why is None]):
         assert isinstance(rules.channels, Channels)
         sizes = _options(max(together, key=lambda g: g.units * g.width), rules.channels)
@@ -255,13 +255,12 @@ def _attach(model: nn.Module, groups: Sequence[Group], rules: Rules) -> list[Row
         width = Width(sizes, torch.cat(first), [len(one) for one in first])
         for group, start in zip(together, starts, strict=False):
             widths[id(group)] = width
-            for cut in group.cuts:
+            for cut in (*group.cuts, *group.inputs):
                 by_layer[cut.layer].append((width, cut, start))
             for host in group.hosts:
                 search_heads(model.get_submodule(host), width)
     for path, module in model.named_modules():
-        if path in by_layer:
-            _search(module, by_layer[path])
+        _search(module, by_layer[path])
     found = {
         id(module): name for name, module in model.named_modules() if isinstance(module, Width)
     }
@@ -327,22 +326,26 @@ def _first(model: nn.Module, group: Group, kept: Sequence[int]) -> Tensor:
     return torch.searchsorted(torch.tensor(kept), rank, right=True)
 
 
-def _search(module: nn.Module, cuts: Sequence[tuple[Width, Cut, int]]) -> None:
+_Placed = tuple[Width, Cut, int]  # the units of the cut begin there in the width
+
+
+def _search(module: nn.Module, cuts: Sequence[_Placed]) -> None:
     """Let a layer read the decisions that cut it."""
     names: dict[int, str] = {}
     widths: dict[str, Width] = {}
     for reads in (False, True):
         for width, cut, _ in cuts:
-            if id(width) in names or cut.reads != reads:
+            if id(width) in names or cut.reads != reads or not cut.tensor:
                 continue
             name = "inputs" if reads else "channels"
             while hasattr(module, name) or name in widths:
                 name += "_"
             names[id(width)] = name
             widths[name] = width
-    by_place: dict[tuple[str, int], list[tuple[Width, Cut, int]]] = defaultdict(list)
+    by_place: dict[tuple[str, int], list[_Placed]] = defaultdict(list)
     for width, cut, start in cuts:
-        by_place[cut.tensor, cut.dim].append((width, cut, start))
+        if id(width) in names:
+            by_place[cut.tensor, cut.dim].append((width, cut, start))
     slicings = []
     for (tensor, dim), several in by_place.items():
         width = several[0][0]
@@ -354,4 +357,6 @@ def _search(module: nn.Module, cuts: Sequence[tuple[Width, Cut, int]]) -> None:
         counts = tuple(int((first <= k).sum()) for k in range(len(width.options)))
         reads = any(cut.reads for _, cut, _ in several)
         slicings.append(Slicing(tensor, dim, names[id(width)], units.numpy(), counts, reads))
-    searched(module, slicings, widths)
+    if widths:
+        given = next((one for one in slicings if not one.tensor), None)
+        searched(module, [one for one in slicings if one.tensor], widths, given)

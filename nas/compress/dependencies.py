@@ -56,12 +56,14 @@ class Group:
         units: how many there are.
         why: the reason why all of them stay; None: they need not.
         hosts: paths of modules that know how many units there are: heads of attention.
+        inputs: the dimensions in which layers are given them.
     """
 
     cuts: tuple[Cut, ...]
     units: int
     why: str | None
     hosts: tuple[str, ...] = ()
+    inputs: tuple[Cut, ...] = ()
 
     @property
     def makers(self) -> tuple[str, ...]:
@@ -209,6 +211,7 @@ def _run(
             paths.append(path)
             called.add(path)
             visit()
+            labels.inputs.setdefault(path, labels.of(next(iter(args), None)))
             if path in calls:
                 calls[path].append((args, kwargs))
 
@@ -248,22 +251,33 @@ def _grouped(labels: Labels, atoms: Mapping[tuple[str, str, int], Places]) -> It
     for index, key in enumerate(keys):
         for unit, count in zip(*np.unique(units[atoms[key]], return_counts=True), strict=True):
             touched[int(unit)].append((index, int(count)))
+    given = {
+        (path, "", dim): np.where(own < 0, len(reasons), units[own])
+        for path, dims in labels.inputs.items()
+        for dim, own in dims.items()
+    }
+    taking: dict[int, list[tuple[str, str, int]]] = defaultdict(list)  # unit -> inputs of layers
+    for input_, own_units in given.items():
+        for unit in set(own_units.tolist()):
+            taking[unit].append(input_)
     alike: dict[Any, list[int]] = defaultdict(list)
     for unit, dims in touched.items():
         alike[tuple(dims), reasons[unit]].append(unit)
     for (dims, why), members in alike.items():
-        number = np.full(len(reasons), FIXED)
+        number = np.full(len(reasons) + 1, FIXED)
         number[sorted(members)] = np.arange(len(members))
         cuts = []
         for index, _ in dims:
             (layer, tensor, dim), places = keys[index], atoms[keys[index]]
             reads = bool(read & set(places.tolist()))
             cuts.append(Cut(layer, tensor, dim, number[units[places]], reads))
+        reached = dict.fromkeys(key for unit in members for key in taking[unit])
+        inputs = tuple(Cut(*key, number[given[key]], True) for key in reached)
         own = set(members)
         hosts = [path for path, several in labels.hosts.items() if own & _units(units, several)]
         if why is None and len(members) == 1:
             why = "all of these channels go together"
-        yield Group(tuple(cuts), len(members), why, tuple(hosts))
+        yield Group(tuple(cuts), len(members), why, tuple(hosts), inputs)
 
 
 def _units(units: Places, several: Sequence[Places]) -> set[int]:

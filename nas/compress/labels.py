@@ -23,6 +23,7 @@ class Labels:
         where: path of the module that runs, for reasons.
         heads: numbers of heads of the module that runs.
         hosts: path of a module -> places of its heads.
+        inputs: path of a module -> the places of what it was first given.
         read: atoms of weights over which a product sums.
         data: ids of the inputs, and of what is made of them.
         asked: path of a module that reads values of data into Python -> the line that does.
@@ -33,6 +34,7 @@ class Labels:
         self.where = ""
         self.heads: set[int] = set()
         self.hosts: dict[str, list[Places]] = defaultdict(list)
+        self.inputs: dict[str, Dims] = {}
         self.read: list[Places] = []
         self.data: set[int] = set()
         self.asked: dict[str, str] = {}

@@ -43,12 +43,18 @@ class Width(Elastic):
         super().__init__(options)
         self.register_buffer("first", first)
         self.groups = tuple(groups or [len(first)])
+        # An encoder of PyTorch whose parts have hooks calls them: its kernel takes whole weights.
+        self.register_forward_pre_hook(_no_kernel)
 
     def present(self, theta: Tensor) -> Tensor:
         """The probability that each unit is there ``(units,)``, and 1 as one more entry."""
         steps = torch.arange(len(theta), device=theta.device)[:, None]
         there = theta @ (steps >= self.first).to(theta)
         return torch.cat([there, there.new_ones(1)])
+
+
+def _no_kernel(*_: Any) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,7 @@ class SearchedLayer(Searchable):
     plain: ClassVar[type[nn.Module]]
     slicings: tuple[Slicing, ...]
     widths: tuple[str, ...]
+    given: Slicing | None  # how its input is cut
     # Options -> whole tensors that it becomes plain with, see `nas.compress.refit`.
     refit: "Callable[[SearchedLayer, Mapping[Decision, Option]], Mapping[str, Tensor]] | None"
 
@@ -105,7 +112,7 @@ class SearchedLayer(Searchable):
         }
         made = object.__new__(self.plain)
         own = dict(vars(self))
-        for key in ("slicings", "widths", "channel_dim", "refit", *_CACHES):
+        for key in ("slicings", "widths", "given", "channel_dim", "refit", *_CACHES):
             own.pop(key, None)
         for key in ("_parameters", "_buffers", "_modules"):
             own[key] = {name: x for name, x in own[key].items() if name not in self.widths}
@@ -123,16 +130,10 @@ class SearchedLayer(Searchable):
         return made
 
     def in_channels_used(self, options: Mapping[Decision, Option]) -> int | None:
-        reading = [s for s in self.slicings if s.reads]
-        mixing = isinstance(self, _ConvNd | nn.Linear) and not _depthwise(self)
-        known = reading if mixing else list(self.slicings)
-        if not known or known[0].dim > 1:
+        if self.given is None:
             return None
-        width = self.width(known[0].width)
-        count = known[0].counts[width.options.index(options[width])]
-        if isinstance(self, _ConvNd) and not self.transposed:
-            return count * self.groups if mixing else count * self.in_channels // self.out_channels
-        return count
+        width = self.width(self.given.width)
+        return self.given.counts[width.options.index(options[width])]
 
     def kept(
         self, tensor: str, dim: int, options: Mapping[Decision, Option] | None = None
@@ -348,17 +349,24 @@ def _empty(plain: type[nn.Module], mixin: type[nn.Module] = SearchedLayer) -> nn
     return object.__new__(_class(plain, mixin))
 
 
-def searched(layer: nn.Module, slicings: Sequence[Slicing], widths: Mapping[str, Width]) -> None:
+def searched(
+    layer: nn.Module,
+    slicings: Sequence[Slicing],
+    widths: Mapping[str, Width],
+    given: Slicing | None,
+) -> None:
     """Make a layer search its channels, in place: it gets a class that extends its own.
 
     Args:
         widths: the decisions, by the names under which the layer holds them.
+        given: how its input is cut.
     """
     for name, width in widths.items():
         layer.add_module(name, width)
     layer.__class__ = _class(type(layer))
-    vars(layer).update(slicings=tuple(slicings), widths=tuple(widths))
-    vars(layer)["channel_dim"] = -1 if isinstance(layer, nn.Linear) else 1
+    vars(layer).update(slicings=tuple(slicings), widths=tuple(widths), given=given)
+    if given is not None:
+        vars(layer)["channel_dim"] = -1 if isinstance(layer, nn.Linear) else given.dim
 
 
 def _depthwise(layer: nn.Module) -> bool:

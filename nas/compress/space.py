@@ -217,6 +217,12 @@ def network_of(model: Model | None) -> nn.Module:
             "network, an nn.Module"
         )
     check_plain(network)
+    kinds = {x.dtype for x in network.parameters() if x.is_floating_point()}
+    if kinds and torch.float32 not in kinds:
+        kind = str(kinds.pop()).removeprefix("torch.")
+        raise UserError(
+            f"{name} has weights of {kind}, and the data are float32: give network.float()"
+        )
     return uncompiled(copied(network, device="cpu"))
 
 
@@ -245,6 +251,9 @@ def _name(factory: Any) -> str:
     return f"{getattr(own, '__module__', '')}:{getattr(own, '__qualname__', own)}"
 
 
+_WRITE = "write one by torch.save(network.state_dict(), FILE)"
+
+
 def load(network: nn.Module, path: Path) -> None:
     """Read a state dict, or a checkpoint that holds one, into `network`.
 
@@ -254,17 +263,21 @@ def load(network: nn.Module, path: Path) -> None:
     try:
         state: Any = read_tensors(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"model.weights={path}: {' '.join(str(error).split())[:300]}") from None
+        said = " ".join(str(error).split())[:300]
+        how = "" if isinstance(error, OSError) else f"; {_WRITE}"
+        raise UserError(f"model.weights={path}: {said}{how}") from None
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(
         isinstance(v, torch.Tensor) for v in state.values()
     ):
-        raise UserError(
-            f"model.weights={path} holds no state dict: write one by "
-            "torch.save(network.state_dict(), FILE)"
-        )
+        raise UserError(f"model.weights={path} holds no state dict: {_WRITE}")
     own = network.state_dict()
+    first = next(iter(own), "")
+    prefixes = (name.removesuffix(first) for name in state if name.endswith(f".{first}"))
+    # A module of Lightning that holds the network puts its own name before each.
+    before = next((p for p in prefixes if all(p + name in state for name in own)), "")
+    state = {name.removeprefix(before): value for name, value in state.items()}
     state = {_plain_name(name, own): value for name, value in state.items()}
     wrong = [
         *(f"it lacks {name}" for name in own if name not in state),

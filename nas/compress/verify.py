@@ -1,6 +1,7 @@
 """What the analysis found is tried: a network without channels equals one with these at 0."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from nas.compress.layer import SearchedLayer, Width
 from nas.copying import copied
 from nas.cost.dry_run import Inputs, plain_kernels
 from nas.decision import decisions
+from nas.discretization import discretize
 
 HEAVY = 100_000_000  # parameters; a network of more is tried in single precision
 
@@ -34,6 +36,12 @@ class Verifier:
             torch.manual_seed(0)
             self.plain = _randomised(copied(model, device="cpu").to(self.kind).eval())
             self.inputs = tree_map(self._random, inputs)
+            try:
+                self._run(self.plain, {})
+            except Exception:  # e.g. autocast gives single precision to parts of it
+                self.kind, self.tolerance = torch.float32, 1e-3
+                self.plain.float()
+                self.inputs = tree_map(self._random, inputs)
 
     def _random(self, x: Any) -> Any:
         if not isinstance(x, Tensor):
@@ -52,10 +60,20 @@ class Verifier:
             supernet: made of a `copy`.
         """
         names = [name for name, decision in decisions(supernet) if isinstance(decision, Width)]
-        return self._failing(supernet, names)
+        found = self._failing(supernet, names, self._fault)
+        if not found and self._writes and self._training_fault(self.plain) is None:
+            found = self._failing(supernet, names, self._training_fault)
+        return found
 
-    def _failing(self, supernet: nn.Module, names: Sequence[str]) -> dict[str, str]:
-        reason = self._fault(supernet, names)
+    def _failing(
+        self, supernet: nn.Module, names: Sequence[str], fault: Callable[[nn.Module], str | None]
+    ) -> dict[str, str]:
+        for name, decision in decisions(supernet):
+            if isinstance(decision, Width):  # others are mixed alike in both
+                # Half of the channels of these decisions are taken away.
+                middle = (len(decision.options) - 1) // 2
+                decision.choose(decision.options[middle if name in names else -1])
+        reason = fault(supernet)
         if reason is None:
             return {}
         if len(names) == 1:
@@ -64,38 +82,56 @@ class Verifier:
         found = {
             n: why
             for p in (names[:half], names[half:])
-            for n, why in self._failing(supernet, p).items()
+            for n, why in self._failing(supernet, p, fault).items()
         }
         return found or dict.fromkeys(names, reason)
 
-    def _fault(self, supernet: nn.Module, names: Sequence[str]) -> str | None:
-        """What goes wrong if half of the channels of these decisions are taken away."""
-        for name, decision in decisions(supernet):
-            if not isinstance(decision, Width):
-                continue  # mixed alike in both
-            middle = (len(decision.options) - 1) // 2
-            decision.choose(decision.options[middle if name in names else -1])
+    @property
+    def _writes(self) -> bool:
+        """Whether code of its own may write on buffers in training."""
+        return any(
+            module._buffers and not type(module).__module__.startswith("torch.nn.")
+            for module in self.plain.modules()
+        )
+
+    def _training_fault(self, network: nn.Module) -> str | None:
+        """What goes wrong in training."""
+        two = tree_map(lambda x: torch.cat([x, x]) if x.ndim else x, self.inputs)
         try:
-            cut = self._run(supernet, {})
+            self._run(copied(network).train(), {}, two)
         except Exception as error:
-            said = " ".join(f"{type(error).__name__}: {error}".split())
-            return f"the network does not run with fewer of them ({said[:160]})"
-        expected = self._run(self.plain, masked(supernet))
-        for ours, theirs in zip(cut, expected, strict=True):
-            if ours.shape != theirs.shape:
-                return f"the shape of the output depends on them ({tuple(ours.shape)})"
-            scale = float(theirs.abs().max())
-            off = float((ours - theirs).abs().max()) / max(scale, 1e-30)
-            if not off <= self.tolerance:
-                return f"the network computes something else with fewer of them ({off:.1e})"
+            return f"it does not train with fewer of them ({_said(error)})"
         return None
 
-    def _run(self, network: nn.Module, state: Mapping[str, Tensor]) -> list[Tensor]:
+    def _fault(self, supernet: nn.Module) -> str | None:
+        """What goes wrong in the supernet, or in the plain network that comes out of it."""
+        networks: list[Callable[[], nn.Module]] = [lambda: supernet]
+        if all(isinstance(decision, Width) for _, decision in decisions(supernet)):
+            networks.append(partial(discretize, supernet))
+        expected = self._run(self.plain, masked(supernet))
+        for network in networks:
+            try:
+                cut = self._run(network(), {})
+            except Exception as error:
+                return f"the network does not run with fewer of them ({_said(error)})"
+            for ours, theirs in zip(cut, expected, strict=True):
+                if ours.shape != theirs.shape:
+                    return f"the shape of the output depends on them ({tuple(ours.shape)})"
+                scale = float(theirs.abs().max())
+                off = float((ours - theirs).abs().max()) / max(scale, 1e-30)
+                if not off <= self.tolerance:
+                    return f"the network computes something else with fewer of them ({off:.1e})"
+        return None
+
+    def _run(
+        self, network: nn.Module, state: Mapping[str, Tensor], inputs: Any = None
+    ) -> list[Tensor]:
+        inputs = self.inputs if inputs is None else inputs
         args, kwargs = (), {}
-        if isinstance(self.inputs, Mapping):
-            kwargs = dict(self.inputs)
+        if isinstance(inputs, Mapping):
+            kwargs = dict(inputs)
         else:
-            args = tuple(self.inputs)
+            args = tuple(inputs)
         with torch.no_grad(), torch.random.fork_rng(devices=[]), plain_kernels():
             torch.manual_seed(0)
             out = (
@@ -104,6 +140,10 @@ class Verifier:
                 else network(*args, **kwargs)
             )
         return [x for x in tree_leaves(out) if isinstance(x, Tensor) and x.is_floating_point()]
+
+
+def _said(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:160]
 
 
 def _randomised(model: nn.Module) -> nn.Module:

@@ -164,16 +164,28 @@ class Unrolled(nn.Module):
             label = "_".join(f"{name}.{k}" for name, k in sorted(condition)).replace(".", "_")
             self.candidates[f"{i}_{label}"] = module
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def __getattr__(self, name: str) -> Any:
+        """What code around the layer reads of it, such as the type of its weight."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            candidates = vars(self).get("_modules", {}).get("candidates")
+            found = getattr([*candidates.values()][-1], name, None) if candidates else None
+            if found is None or callable(found):
+                raise
+            return found
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         found = zip(self.conditions, self.channels, self.candidates.values(), strict=True)
         outs = [
-            variant(self._used(x, c, channels), *args, **kwargs) for c, channels, variant in found
+            variant(*(self._used(x, c, n) for x in args[:1]), *args[1:], **kwargs)
+            for c, n, variant in found
         ]
         leaves, structure = tree_flatten(outs[0])
         others = zip(*(tree_leaves(out) for out in outs), strict=True)
         return tree_unflatten(map(_largest, leaves, others), structure)
 
-    def _used(self, x: Tensor, condition: Condition, channels: int | None) -> Tensor:
+    def _used(self, x: Any, condition: Condition, channels: int | None) -> Any:
         if channels is None or channels == x.shape[self.dim]:
             return x
         known = self.fits is not None and self.fits(x, condition, self.dim, channels)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrizations import orthogonal, weight_norm
 from torch.nn.utils.prune import l1_unstructured
 
 import nas
@@ -220,7 +220,175 @@ def test_an_excluded_part_may_depend_on_the_values_of_data() -> None:
     assert ways == ["conv"]
 
 
+class Made(nn.Module):
+    """A network of named parts, whose code is a function."""
+
+    def __init__(self, code: Callable[..., Tensor], **parts: nn.Module) -> None:
+        super().__init__()
+        self.code = code
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.code(self, x)
+
+
+class Held(nn.Module):
+    """A layer that holds a parameter, for channels in a dimension of its own."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.rand(*shape))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values * self.gain
+
+
+class Perceptron(nn.Module):
+    """A network that holds all weights itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.bias = nn.Parameter(torch.randn(10, 8)), nn.Parameter(torch.zeros(8))
+        self.last = nn.Parameter(torch.randn(8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.flatten(1) @ self.first + self.bias).relu() @ self.last
+
+
+def encoder() -> nn.Module:
+    """With the layers of PyTorch, which run as one kernel where no gradient is asked for."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    last = nn.Linear(8, 3)
+    return Made(
+        lambda own, x: own.last(own.body(own.first(x.mT)).mean(1)),
+        first=nn.Linear(2, 8),
+        body=nn.TransformerEncoder(layer, 2, enable_nested_tensor=False),
+        last=last,
+    )
+
+
+def half_precise(own: Made, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x = own.first(x)
+    return own.last(x.float())
+
+
+# What code around layers, or layers of one's own, may do -> the network, and its decisions.
+CODE: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
+    "one kernel for a whole block": (
+        encoder,
+        ["body.layers.0.linear1.channels", "body.layers.1.linear1.channels"],
+    ),
+    "channels that come from a table": (
+        lambda: Made(
+            lambda own, x: own.last((own.first(x.mT) + own.table(torch.arange(5))).relu()),
+            first=nn.Linear(2, 8),
+            table=nn.Embedding(5, 8),
+            last=nn.Linear(8, 1),
+        ),
+        ["first.channels"],
+    ),
+    "channels in the last dimension": (
+        lambda: nn.Sequential(nn.Linear(5, 8), Held(8), nn.ReLU(), nn.Linear(8, 1)),
+        ["0.channels"],
+    ),
+    "channels in the first of two dimensions": (
+        lambda: nn.Sequential(nn.Conv1d(2, 8, 1), Held(8, 1), nn.ReLU(), nn.Conv1d(8, 1, 1)),
+        ["0.channels"],
+    ),
+    "a layer that is called by name": (
+        lambda: Made(
+            lambda own, x: own.last(own.gain(values=own.first(x))),
+            first=nn.Conv1d(2, 8, 1),
+            gain=Held(8, 1),
+            last=nn.Conv1d(8, 1, 1),
+        ),
+        ["first.channels"],
+    ),
+    "weights that no layer holds": (Perceptron, ["channels"]),
+    "a weight that is computed from channels": (
+        lambda: nn.Sequential(
+            nn.Conv1d(2, 8, 1), nn.Flatten(), orthogonal(nn.Linear(40, 16)), nn.Linear(16, 1)
+        ),
+        ["0.channels"],
+    ),
+    "code that asks for the type of a weight": (
+        lambda: Made(
+            lambda own, x: own.last(own.first(x.to(own.first.weight.dtype))),
+            first=nn.Conv1d(2, 8, 1),
+            last=nn.Conv1d(8, 1, 1),
+        ),
+        ["first.channels"],
+    ),
+    "a part in half precision": (
+        lambda: Made(half_precise, first=convs(2, 8, 8), last=nn.Conv1d(8, 1, 1)),
+        ["first.0.channels", "first.1.channels"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_whatever_code_does_networks_are_those_of_the_supernet_and_priced_exactly(
+    name: str,
+) -> None:
+    make, expected = CODE[name]
+    net, x = make().eval(), torch.randn(3, 2, 5)
+    supernet = searchable(net, (2, 5))
+    assert [path for path, _ in nas.decisions(supernet)] == expected
+    traced = nas.trace(supernet, (2, 5))
+    params, macs = (nas.ExpectedCost(supernet, c, traced) for c in (nas.Params(), nas.MACs()))
+    for _ in range(3):
+        nas.sample_path(supernet)
+        choices = nas.arch_of(supernet, "net").choices
+        network = nas.discretize(supernet)
+        exact = 1e-2 if "half" in name else 1e-5
+        with torch.no_grad():
+            torch.testing.assert_close(network(x), supernet(x), rtol=exact, atol=exact)
+        assert params.of(choices) == sum(p.numel() for p in network.parameters())
+        assert macs.of(choices) == nas.cost_of(network, (2, 5)).macs
+
+
+class Averaging(nn.Module):
+    """A network that keeps a mean of its channels in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = convs(2, 8, 8), nn.Conv1d(8, 1, 1)
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x)
+        if self.training:
+            self.mean.lerp_(x.detach().mean((0, 2)), 0.1)
+        return self.head(x)
+
+
+UNLIKE: dict[str, tuple[Callable[[], nn.Module], list[str], str]] = {
+    "buffers that are written in training": (Averaging, ["body.0.channels"], "it does not train"),
+    "code that counts with a number of channels": (
+        lambda: Made(
+            lambda own, x: own.last(own.second(own.first(x)) / own.second.out_channels),
+            first=nn.Conv1d(2, 8, 1),
+            second=nn.Conv1d(8, 8, 1),
+            last=nn.Conv1d(8, 1, 1),
+        ),
+        ["first.channels"],
+        "the network computes something else with fewer of them",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_channels_that_training_or_the_plain_network_would_miss_stay(name: str) -> None:
+    make, expected, said = UNLIKE[name]
+    rows = converted(make(), (2, 5)).rows
+    assert [row.decision for row in rows if row.decision] == expected
+    assert any(said in str(row.why) for row in rows)
+
+
 CHECKPOINTS = {
+    "Lightning": lambda name: f"net.{name}",
     "DataParallel": lambda name: f"module.{name}",
     "torch.compile": lambda name: f"_orig_mod.{name}",
     "a compiled part": lambda name: name.replace("1.", "1._orig_mod."),

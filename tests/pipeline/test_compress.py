@@ -17,6 +17,7 @@ from nas.compress.convert import converted, searchable
 from nas.compress.operations import Operations, searched_operations
 from nas.config.compose import compose_config, with_budgets
 from nas.config.model import with_model
+from nas.config.saved import how_to_go_on
 from nas.errors import InterruptedRunError, UserError
 from nas.latency.models import UnitTime
 from nas.latency.profile import About, Profile
@@ -65,6 +66,10 @@ def fixed():
 
 def frozen():
     return Small().requires_grad_(False)
+
+
+def double():
+    return Small().double()
 
 
 def other():
@@ -116,6 +121,7 @@ def network(place: Path) -> nn.Module:
             nn.functional.cross_entropy(made(x), y).backward()
             optimizer.step()
     torch.save(made.state_dict(), place / "net.pt")
+    torch.save(made, place / "whole.pt")
     torch.save({"state_dict": made.state_dict(), "epoch": 4}, place / "checkpoint.pt")
     return made.eval()
 
@@ -188,6 +194,7 @@ def test_the_command_gives_the_same_and_other_networks_come_out_of_it(
     assert "not trained" not in said
     assert "model=your_network" in said  # in the words that load it
     assert f"nas export {place / 'command'} trust=true" in said
+    assert how_to_go_on(RunDir(place / "command")).endswith(f"{place / 'command'} trust=true")
     mine, theirs = (RunDir(place / name).read_result() or {} for name in ("python", "command"))
     assert mine["arch"] == theirs["arch"]
     assert mine["metrics"] == theirs["metrics"]
@@ -307,6 +314,7 @@ REFUSED = {
     "model=their_nets:scripted": "scripted",
     "model=their_nets:fixed": "no channels of Sequential can be searched",
     "model=their_nets:frozen": "all weights of the network given are frozen",
+    "model=their_nets:double": "has weights of float64, and the data are float32: give network.fl",
     "model=their_nets:other": "for 2 images and 10 classes",
     "model=their_nets:net model.args.size=3": "space.model.size",
     "model=their_nets:net model.args.width=x": "fails",
@@ -316,6 +324,7 @@ REFUSED = {
     "model.args.width=8": "for a factory",
     "model=their_nets:net model.weights=PLACE/none.pt": "No such file",
     "model=their_nets:net model.weights=PLACE/their_nets.py": "no file of torch.save",
+    "model=their_nets:net model.weights=PLACE/whole.pt": "more than tensors; write one by",
     "model=their_nets:net model.args.width=4 model.weights=PLACE/net.pt": "first.weight",
     "model=their_nets:net budget.macs=1%": "no network of this space has less than",
     "model=their_nets:net budget.macs=0%": "above 0",

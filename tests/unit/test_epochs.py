@@ -23,6 +23,7 @@ from nas.search.proxyless import ProxylessSearch
 from nas.search.reinforce import ReinforceSearch
 from nas.tasks import metrics
 from nas.tasks.classification import Classification
+from nas.tasks.regression import Regression
 from nas.train import Training
 
 from .test_callbacks import EPOCHS, SGD, differences, search, supernet, training
@@ -47,6 +48,20 @@ def test_scores_are_those_of_all_samples(sizes, most, seed):
     finally:
         metrics.MOST = limit
     assert not scores.taken()
+
+
+@pytest.mark.parametrize("task", [Classification(3), Regression()])
+def test_scores_of_an_evaluation_are_followed_by_those_of_a_training(task):
+    """Lightning evaluates in inference mode, and trains without."""
+    x, y = torch.randn(6, 3), torch.randint(2, (6, 3))
+    y = y[:, 0] if isinstance(task, Classification) else y.float()
+    scores, found = Scores(task), []
+    for mode in (True, False, True):
+        with torch.inference_mode(mode):
+            for _ in range(2):
+                scores.add(torch.ones(()), x, y)
+            found.append(scores.taken())
+    assert found[0] == found[1] == found[2]
 
 
 class _Logged(Training):
