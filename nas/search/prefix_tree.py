@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
 from nas.arch import Arch, Option
+from nas.copying import copied
 from nas.decision import Decision, Searchable, decisions
 from nas.discretization import plain
 from nas.errors import NotFiniteError
@@ -68,6 +69,7 @@ class PrefixTree:
         self.path: list[_Stage] = []  # of the last network
         self.channels_last = False  # how it was run
         self.targets: list[Tensor] = []  # of the validation batches
+        self.writes: dict[Hashable, bool] = {}  # key of a stage: whether it writes on its input
 
     def __call__(self, arch: Arch) -> dict[str, float]:
         """``val_loss`` and ``val_<metric>`` of a network.
@@ -103,7 +105,8 @@ class PrefixTree:
         done = max((i for i, stage in enumerate(path[:-1], 1) if stage.outputs), default=0)
         for stage in path[done:-1]:
             stage.begin()
-        network = _Path(path[done:], partial(self._keep, path, done)).eval()
+        self.writes[path[0].key] = False  # inputs of the first one are not kept
+        network = _Path(path[done:], self._given, partial(self._keep, path, done)).eval()
         count = len(self.calibration)
         # Copies, as a network may write on its input.
         calibration: Iterable[Inputs] = (tree_map(torch.clone, x) for x in self.calibration)
@@ -148,6 +151,14 @@ class PrefixTree:
         for inputs, targets in self.validation():
             self.targets.append(targets)
             yield inputs, targets
+
+    def _given(self, stage: "_Stage", x: Any) -> Any:
+        """What a stage gets instead of an input that others need: a copy, where it may write."""
+        if not isinstance(x, Tensor):
+            return x
+        if stage.key not in self.writes:
+            self.writes[stage.key] = _writes(stage, x)
+        return x.clone() if self.writes[stage.key] else x
 
     def _keep(self, path: Sequence["_Stage"], done: int, stage: "_Stage", y: Any) -> None:
         """Keep what a stage of `path` gave for a batch; of the `done` ones the last is in use."""
@@ -206,18 +217,42 @@ class _Stage(nn.Module):
 
 
 class _Path(nn.Module):
-    """Stages in a row; `keep` is told what each gives."""
+    """Stages in a row; `given` says what each gets for an input, `keep` is told what it gives."""
 
-    def __init__(self, stages: Sequence[_Stage], keep: Callable[[_Stage, Any], None]) -> None:
+    def __init__(
+        self,
+        stages: Sequence[_Stage],
+        given: Callable[[_Stage, Any], Any],
+        keep: Callable[[_Stage, Any], None],
+    ) -> None:
         super().__init__()
-        self.stages, self.keep = nn.ModuleList(stages), keep
+        self.stages, self.given, self.keep = nn.ModuleList(stages), given, keep
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         for stage in self.stages:
-            y = stage(*args, **kwargs)
+            y = stage(*(self.given(cast(_Stage, stage), x) for x in args), **kwargs)
             self.keep(cast(_Stage, stage), y)
             args, kwargs = (y,), {}
         return y
+
+
+def _writes(stage: _Stage, x: Tensor) -> bool:
+    """Whether a stage changes an input like `x`, or cannot be tried.
+
+    By a trial of a copy, as autograd does not count what is written through ``.data`` or NumPy: of
+    numbers of any size and sign, which no ReLU and no clamp leaves as they are.
+    """
+    if not x.is_floating_point():
+        return True
+    x = torch.empty_like(x[:2])
+    x.normal_(0, 100, generator=torch.Generator(x.device).manual_seed(0))
+    before, version = x.clone(), x._version
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            _Stage(stage.key, copied(stage.parts))(x)
+    except Exception:  # whatever a module of the user's own raises for so few samples, or a copy
+        return True
+    return x._version != version or not torch.equal(x, before)
 
 
 class _Part(NamedTuple):

@@ -1,6 +1,7 @@
 """Ranking along the tree of first stages: each network's scores are those it has alone."""
 
 from collections.abc import Sequence
+from functools import partial
 from weakref import WeakSet
 
 import pytest
@@ -41,6 +42,25 @@ class Own(nn.Module):
         return y
 
 
+class Writes(nn.Module):
+    """Writes on its input where autograd does not count it, first or behind a choice."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.choice = way, convs()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "data":
+            x.data[x < 0] -= 1  # nothing where a ReLU stands before
+        elif self.way == "numpy":
+            x.detach().numpy()[:, 1:] *= 0.5
+        elif self.way == "set":
+            x.set_(x.flip(0))
+        elif self.way == "assigned":
+            x.data = 0.5 * x.data
+        return self.choice(x)
+
+
 class Flat(nn.Module):
     """A view that no network with channels last can take."""
 
@@ -79,6 +99,7 @@ PARTS = {
     "fixed": lambda: nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)),
     "relu": lambda: nn.ReLU(inplace=True),
     "counts": Counts,
+    **{way: partial(Writes, way) for way in ("data", "numpy", "set", "assigned")},
 }
 
 
@@ -194,14 +215,19 @@ def test_what_one_network_does_to_its_modules_is_nothing_to_the_next(memory):
         assert tree(arch) == alone(tree, arch)
 
 
-def test_what_the_next_stage_writes_on_is_not_kept():
+@pytest.mark.parametrize("name", ["writes", "data", "numpy", "set", "assigned"])
+@pytest.mark.parametrize("memory", [0, 10**9])
+def test_what_a_stage_writes_on_its_input_is_nothing_to_the_next_network(name, memory):
     torch.manual_seed(0)
-    net = nn.Sequential(convs(), Own(True), nn.Flatten(), nn.Linear(120, 3)).eval()
-    tree = tree_of(net, (4, 6, 5), "none", 10**9)
-    first, second = (taken(net, ("one", option)) for option in ("conv", "not"))
-    tree(first)
-    assert tree.path[0].outputs is None
-    assert tree(second) == alone(tree, second)
+    net = nn.Sequential(convs(), PARTS[name](), convs(), nn.Flatten(), nn.Linear(120, 3)).eval()
+    tree = tree_of(net, (4, 6, 5), "none", memory)
+    second = "conv" if name == "writes" else "one"
+    less = (["less", "not", "one"], ["less", "not", "not"], ["less", second, "less"])
+    for options in (["one", second, "one"], ["one", "not", "one"], *less, *less):
+        arch = taken(net, options)
+        assert tree(arch) == alone(tree, arch)
+    assert (tree.path[0].outputs is None) == (memory == 0)
+    assert list(tree.writes.values()).count(True) == 2
 
 
 def test_a_stage_that_shares_its_norm_with_another_is_not_run_alone():
