@@ -172,6 +172,7 @@ class SearchedLayer(Searchable):
         parts = self._parts(taken, masks)
         hidden = {**parts, **_sizes(self, {**self._tensors(), **parts})}
         before = {name: vars(self)[name] for name in hidden if name in vars(self)}
+        buffers = {name: x for name, x in self._buffers.items() if name in parts}
         # Attributes of the instance hide its tensors of the same name while it runs.
         vars(self).update(hidden)
         try:
@@ -180,6 +181,10 @@ class SearchedLayer(Searchable):
             for name in hidden:
                 del vars(self)[name]
             vars(self).update(before)
+            # Code that assigns statistics, instead of writing on them, has put parts there.
+            now = {name: self._buffers[name] for name in buffers}
+            parts |= {n: x for n, x in now.items() if x is not None and x is not buffers[n]}
+            self._buffers.update(buffers)
             self._write_back(taken, parts)
 
     def _tensors(self) -> dict[str, Tensor | None]:
@@ -251,12 +256,14 @@ class SearchedLayer(Searchable):
         if not self.training:
             return
         for slicing in self.slicings:
-            whole = self._buffers.get(slicing.tensor)
-            index = None
-            if whole is not None:
-                index = self._index(slicing, taken[slicing.width], whole.device)
-            if whole is not None and isinstance(index, Tensor):
-                whole.index_copy_(slicing.dim, index, parts[slicing.tensor])
+            whole, part = self._buffers.get(slicing.tensor), parts.get(slicing.tensor)
+            if whole is None or part is None:
+                continue
+            index = self._index(slicing, taken[slicing.width], whole.device)
+            if isinstance(index, Tensor):
+                whole.index_copy_(slicing.dim, index, part)
+            elif index is not None and part.data_ptr() != whole.data_ptr():
+                whole.narrow(slicing.dim, 0, index).copy_(part)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is made at run time: copies and pickles name the one that it extends.

@@ -1,13 +1,16 @@
 """The space of a network of the user's own: what of it can be left out."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from nas.artifacts.reading import read_tensors
 from nas.compress.convert import EXPORTED, Converted, check_plain, converted
@@ -18,9 +21,10 @@ from nas.compress.rules import Rules
 from nas.config import given
 from nas.config.schema import short_repr
 from nas.copying import copied
+from nas.cost.dry_run import dry_run, inputs_of
 from nas.decision import decisions
 from nas.errors import UserError
-from nas.inputs import Inputs, Shapes
+from nas.inputs import Inputs, Shapes, run
 from nas.quantization.network import Quantize, attach
 from nas.spaces.stage import read_row
 
@@ -93,7 +97,8 @@ class OwnNetwork:
         bits = None if how is None else read_row(Quantize, how, "space.quantize")
         known = list(batches) if self.is_fitted and batches is not None else None
         if bits is None or bits.leaves_out:
-            found = converted(self.network(), example_of(input_shape), self.rules, known)
+            network = self.network()
+            found = converted(network, example_for(network, input_shape), self.rules, known)
         else:  # its channels stay
             found = Converted(self.network(), ())
         if bits is None:
@@ -192,6 +197,18 @@ def example_of(shapes: Shapes) -> Inputs:
     if isinstance(shapes[0], int):
         return torch.zeros(1, *shapes)
     return tuple(torch.zeros(1, *shape) for shape in shapes)
+
+
+def example_for(network: nn.Module, shapes: Shapes) -> Inputs:
+    """Empty inputs that `network` runs on: of floating point, or the rows of an embedding."""
+    example = example_of(shapes)
+    leaves, structure = tree_flatten(example)
+    for kinds in product((torch.float32, torch.int64), repeat=len(leaves)):
+        made: Inputs = tree_unflatten(map(Tensor.to, leaves, kinds), structure)
+        with suppress(UserError):
+            dry_run(network, inputs_of(made, network), run)
+            return made
+    return example
 
 
 def network_of(model: Model | None) -> nn.Module:

@@ -194,8 +194,11 @@ def how_to_go_on(run: RunDir) -> str:
         if saved.exists():
             verb = os.environ.get(COMMAND, "nas search")
             called = verb in (PYTHON, COMPRESS)
-            trust = " trust=true" if needs_trust(run) else ""
-            resume = f"(..., resume='{run.path}')" if called else f" resume={run.path}{trust}"
+            trust = needs_trust(run)
+            if called:
+                resume = f"(..., resume='{run.path}'{', trust=True' if trust else ''})"
+            else:
+                resume = f" resume={run.path}{' trust=true' if trust else ''}"
             return f"Saved last: {saved}. Go on with: {verb}{resume}"
     return "No epoch was completed, so there is no checkpoint yet: start again"
 

@@ -1,10 +1,12 @@
 """What a network of one's own may be like: taken as it is, or refused in one line."""
 
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 from torch.nn.utils.parametrizations import orthogonal, weight_norm
@@ -13,7 +15,7 @@ from torch.nn.utils.prune import l1_unstructured
 import nas
 from nas.compress.convert import converted, searchable
 from nas.compress.rules import Rules
-from nas.compress.space import load
+from nas.compress.space import OwnNetwork, load
 
 
 def convs(*widths: int) -> nn.Sequential:
@@ -347,6 +349,65 @@ def test_whatever_code_does_networks_are_those_of_the_supernet_and_priced_exactl
             torch.testing.assert_close(network(x), supernet(x), rtol=exact, atol=exact)
         assert params.of(choices) == sum(p.numel() for p in network.parameters())
         assert macs.of(choices) == nas.cost_of(network, (2, 5)).macs
+
+
+class Reading(nn.Module):
+    """A network of two inputs; each is numbers, or names rows of a table."""
+
+    def __init__(self, tokens: tuple[bool, ...]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Embedding(7, 8) if t else nn.Linear(1, 8) for t in tokens)
+        self.hidden, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        total: Tensor | float = 0.0
+        for part, x in zip(self.parts, (a, b), strict=True):
+            total = total + part(x[..., None] if isinstance(part, nn.Linear) else x)
+        return self.last(self.hidden(total).relu().mean(1))
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("tokens", list(product((False, True), repeat=2)))
+def test_inputs_may_be_the_rows_of_an_embedding(tokens: tuple[bool, ...], named: bool) -> None:
+    shapes = {"a": (5,), "b": (5,)} if named else ((5,), (5,))
+    supernet = OwnNetwork(Reading(tokens))(shapes, 3)
+    assert "hidden.channels" in dict(nas.decisions(supernet))
+
+
+class Assigning(nn.Module):
+    """A norm of one's own that puts other tensors in the place of its statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+        self.steps: Tensor
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean, self.steps = x.detach().mean((0, 2)), self.steps + 1
+        return x - self.mean[:, None]
+
+
+@settings(max_examples=10)
+@given(st.permutations(range(8)), st.integers(1, 8))
+def test_statistics_that_are_assigned_are_those_of_the_channels_that_ran(
+    order: list[int], channels: int
+) -> None:
+    net = nn.Sequential(nn.Conv1d(2, 8, 1), Assigning(), nn.Conv1d(8, 1, 1))
+    with torch.no_grad():
+        for rank, channel in enumerate(order):  # the first ones stay longest
+            net[0].weight[channel] *= (8 - rank) / net[0].weight[channel].abs().sum()
+            net[2].weight[:, channel] = 8 - rank
+    supernet = searchable(net, (2, 5)).train()
+    ((_, width),) = nas.decisions(supernet)
+    width.choose(channels)
+    network, x = nas.discretize(supernet), torch.randn(3, 2, 5)
+    network(x), supernet(x)
+    assert supernet[1].steps == network[1].steps == 1
+    left = sorted(order[:channels])
+    assert torch.equal(supernet[1].mean[left], network[1].mean)
+    assert not supernet[1].mean[order[channels:]].any()
 
 
 class Averaging(nn.Module):
