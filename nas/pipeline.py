@@ -222,11 +222,12 @@ class Run:
             with attempt("onnx", "no ONNX file"):
                 example = some(next(iter(self.problem.data.test_dataloader()))[0], slice(16))
                 result["onnx_max_abs_diff"] = onnx(network, example, self.run.onnx)
-        if result["parts"]:
+        if result["parts"] and self.problem.drawn:
             with attempt("drawing", "no drawing of the network"):
                 write_drawing(self.run, result)
-        with attempt("graph", "no graph of the network in TensorBoard"):
-            log_graph(loggers, network, self.problem.data.example)
+        if self.problem.drawn:
+            with attempt("graph", "no graph of the network in TensorBoard"):
+                log_graph(loggers, network, self.problem.data.example)
         with attempt("tensorboard", "no final figures in TensorBoard"):
             log_final(loggers, result, self.problem)
         write_json(self.run.result, result)

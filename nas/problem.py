@@ -65,6 +65,7 @@ class SearchProblem:
         seed: of the supernet's weights, the batches and the draws.
         inherit: whether networks start with the supernet's weights.
         onnx: write network.onnx.
+        drawn: draw the network, in network.svg and as a graph in TensorBoard.
         front: number of networks to train, spread over the cost; 1: the best.
         stable_epochs: end the search once the architecture is the same for so many; None: never.
         guards: against collapse, by name.
@@ -103,6 +104,7 @@ class SearchProblem:
     inherit: bool
     onnx: bool
     stable_epochs: int | None
+    drawn: bool = True
     front: int = 1
     guards: "Mapping[str, pl.Callback]" = field(default_factory=dict)
     speed: str = "kernels"

@@ -233,7 +233,8 @@ def _run(config: DictConfig, run: RunDir, job: Job, asked: dict[str, Any]) -> No
     arch = Arch.load(Path(config.arch)) if config.get("arch") else None
     components = components_of(config)
     if config.onnx is None and job.sweep is not None and components["front"] == 1:
-        components["onnx"] = False  # few jobs of a sweep are kept: `nas export` makes their files
+        # Few jobs of a sweep are kept: `nas export` and `nas draw` make their files.
+        components |= {"onnx": False, "drawn": False}
     problem = SearchProblem(**components, about=asked)
     torch.set_num_threads(config.threads or problem.threads(job.threads))
     kind, show = (FrontRun, announce_front) if problem.front > 1 else (Run, announce)

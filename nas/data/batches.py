@@ -78,7 +78,8 @@ class Batches(Dataset[Batch]):
         seed, indices = request
         x = self.arrays.at(indices, seed)
         if isinstance(x, Tensor):
-            x = self.augment(x, torch.Generator().manual_seed(seed), rank_and_ranks())
+            if self.augment is not none:
+                x = self.augment(x, torch.Generator().manual_seed(seed), rank_and_ranks())
             if self.normalised:
                 x = x.to(torch.float32, memory_format=torch.contiguous_format)
                 x.mul_(self.scale).add_(self.shift)

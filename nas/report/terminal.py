@@ -204,9 +204,10 @@ def announce(run: RunDir, result: Mapping[str, Any], leaves: str = "nothing") ->
     if difference is not None:
         print(f"ONNX file agrees with the network to {difference:.1e}")
     folder = display_path(run.path)
+    print(f"\nfiles: {folder}")
+    if run.drawing.exists():
+        print(f"  drawing of the network: {folder / run.drawing.name}, .csv")
     print(
-        f"\nfiles: {folder}\n"
-        f"  drawing of the network: {folder / run.drawing.name}, .csv\n"
         f"  curves and heat map:   tensorboard --logdir {folder}\n"
         f"  in Python:             {load_words(run.path, repr(str(folder)))}\n"
         f"  all runs on one front: nas report {folder.parent}"

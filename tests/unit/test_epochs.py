@@ -80,6 +80,7 @@ def test_no_step_logs_and_callbacks_know_the_scores_at_the_end_of_an_epoch():
     class Reads(pl.Callback):
         def on_train_epoch_end(self, trainer, pl_module):
             known.append({n: float(v) for n, v in trainer.callback_metrics.items()})
+            assert set(trainer.progress_bar_metrics) == set(known[-1])
 
     torch.manual_seed(0)
     x, y = torch.randn(12, 4), torch.randint(3, (12,))
