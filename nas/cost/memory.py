@@ -194,37 +194,48 @@ def _live(
     steps = [operator for operator in traced.operators if not operator.view]
     uses = _uses(traced, steps, sizes, fuse)
     makers = {buffer: step.condition for step in steps for buffer in step.makes}
-    dies: dict[int, list[int]] = defaultdict(list)  # last use -> buffers
+    due: dict[int, set[int]] = defaultdict(set)  # step -> buffers that may be needed less after it
     for buffer, (times_, _) in uses.items():
-        dies[times_[-1]].append(buffer)
+        for until in times_:
+            due[until].add(buffer)
+    # Numbers compare much faster than sets, of which there are millions: a bit for each choice.
+    names = ((name, k) for name, count in traced.options.items() for k in range(count))
+    bits = {choice: 1 << place for place, choice in enumerate(names)}
+    masks = {b: [sum(map(bits.__getitem__, c)) for c in where] for b, (_, where) in uses.items()}
     # By what they are made under: where that cannot be, as between two options, none needs them.
     alive: dict[Condition, dict[int, None]] = defaultdict(dict)
     alive[frozenset()] = dict.fromkeys(b for b in traced.starts if b in uses)
     given: Condition | None = None
+
+    def needed(buffer: int, now: int) -> tuple[float, Polynomial]:
+        """The bytes of a buffer, and where it is still needed if `given` holds."""
+        until, where = uses[buffer]
+        first = bisect_left(until, now)
+        found = zip(where[first:], masks[buffer][first:], strict=True)
+        # The condition of a use implies that under which the buffer is made.
+        return sizes[buffer], probability(frozenset([c - given for c, m in found if not m & no]))
+
     # At the end the outputs are there, even of a network without an operator.
     for now, step in enumerate((*steps, Operator("output", "", ()))):
         if step.condition != given:
             given = step.condition
             others = _others(given, traced.options)
-            possible = {made for made in alive if others.isdisjoint(made)} | {given}
-            # Steps of one candidate mostly see the same of what was made outside it.
-            seen: dict[tuple[int, int], Polynomial] = {}
-        parts: list[tuple[float, Polynomial]] = []
-        for buffer in (b for made in possible for b in alive.get(made, ())):
-            first = bisect_left(uses[buffer][0], now)
-            key = (buffer, first)
-            if key not in seen:
-                # The condition of a use implies that under which the buffer is made.
-                seen[key] = probability(_given(uses[buffer][1][first:], given, traced.options))
-            parts.append((sizes[buffer], seen[key]))
-        parts += [(sizes[buffer], {frozenset(): 1.0}) for buffer in step.makes]
-        yield step, weighted_sum(parts)
-        alive[given] |= dict.fromkeys(b for b in step.makes if b in uses)
-        for buffer in dies.get(now, ()):
-            made = makers.get(buffer, frozenset())
-            del alive[made][buffer]
-            if not alive[made]:
-                del alive[made]
+            no = sum(map(bits.__getitem__, others))
+            possible = {under for under in alive if others.isdisjoint(under)} | {given}
+            live = {b: needed(b, now) for under in possible for b in alive.get(under, ())}
+        made = [(sizes[buffer], {frozenset(): 1.0}) for buffer in step.makes]
+        yield step, weighted_sum([*live.values(), *made])
+        kept = dict.fromkeys(b for b in step.makes if b in uses)
+        alive[given] |= kept
+        for buffer in {**kept, **dict.fromkeys(due.pop(now, ()))}:
+            under = makers.get(buffer, frozenset())
+            if uses[buffer][0][-1] <= now:
+                live.pop(buffer, None)
+                del alive[under][buffer]
+                if not alive[under]:
+                    del alive[under]
+            elif under in possible:
+                live[buffer] = needed(buffer, now + 1)
 
 
 def _uses(
