@@ -205,9 +205,9 @@ def _live(
     # By what they are made under: where that cannot be, as between two options, none needs them.
     alive: dict[Condition, dict[int, None]] = defaultdict(dict)
     alive[frozenset()] = dict.fromkeys(b for b in traced.starts if b in uses)
-    given: Condition | None = None
+    given: Condition | None = None  # what the step before stood under
 
-    def needed(buffer: int, now: int) -> tuple[float, Polynomial]:
+    def needed(buffer: int, now: int, given: Condition) -> tuple[float, Polynomial]:
         """The bytes of a buffer, and where it is still needed if `given` holds."""
         until, where = uses[buffer]
         first = bisect_left(until, now)
@@ -222,8 +222,9 @@ def _live(
             others = _others(given, traced.options)
             no = sum(map(bits.__getitem__, others))
             possible = {under for under in alive if others.isdisjoint(under)} | {given}
-            live = {b: needed(b, now) for under in possible for b in alive.get(under, ())}
-        made = [(sizes[buffer], {frozenset(): 1.0}) for buffer in step.makes]
+            live = {b: needed(b, now, given) for under in possible for b in alive.get(under, ())}
+        made: list[tuple[float, Polynomial]] = []
+        made += ((sizes[buffer], {frozenset(): 1.0}) for buffer in step.makes)
         yield step, weighted_sum([*live.values(), *made])
         kept = dict.fromkeys(b for b in step.makes if b in uses)
         alive[given] |= kept
@@ -235,7 +236,7 @@ def _live(
                 if not alive[under]:
                     del alive[under]
             elif under in possible:
-                live[buffer] = needed(buffer, now + 1)
+                live[buffer] = needed(buffer, now + 1, given)
 
 
 def _uses(

@@ -56,8 +56,9 @@ def call_of(module: nn.Module, args: Any, kwargs: Any, activations: Activations)
     tensors: dict[int, int] = {}  # identity -> place, so that ties are told
     key: list[Any] = [torch.get_default_dtype()]
     given: list[Tensor] = []
-    modules = list(module.modules())
-    places = {id(part): place for place, part in enumerate(modules)}
+    modules: dict[nn.Module, int] = {}  # with their places
+    _enter(module, modules)
+    parameters: dict[int, nn.Parameter] = {}
     try:
         key += map(_of_class, dict.fromkeys(map(type, modules)))
         for part in modules:
@@ -69,7 +70,9 @@ def call_of(module: nn.Module, args: Any, kwargs: Any, activations: Activations)
             key += (type(part), part.training)
             for name, x in (*part._parameters.items(), *part._buffers.items()):
                 key += (name, _weight(x, tensors, activations))
-            key += ((name, places.get(id(child))) for name, child in part._modules.items())
+            parameters |= {id(x): x for x in part._parameters.values() if x is not None}
+            for name, child in part._modules.items():
+                key += (name, None if child is None else modules[child])
             for name, value in vars(part).items():
                 if name in _OWN:
                     continue
@@ -83,8 +86,16 @@ def call_of(module: nn.Module, args: Any, kwargs: Any, activations: Activations)
     except _UnlikeError:
         return None
     storages = {key_of(x): x for x in reversed(given)}
-    parameters = list(module.parameters())
-    return Call(tuple(key), modules, parameters, given, dict(reversed(storages.items())))
+    found, weights = list(modules), list(parameters.values())
+    return Call(tuple(key), found, weights, given, dict(reversed(storages.items())))
+
+
+def _enter(module: nn.Module, found: dict[nn.Module, int]) -> None:
+    """Number `module` and those in it, each once: `modules()` also makes their names."""
+    found[module] = len(found)
+    for child in module._modules.values():
+        if child is not None and child not in found:
+            _enter(child, found)
 
 
 def _weight(x: Tensor | None, tensors: dict[int, int], activations: Activations) -> Hashable:
@@ -98,8 +109,12 @@ def _weight(x: Tensor | None, tensors: dict[int, int], activations: Activations)
 
 
 def _of_class(kind: type) -> Hashable:
-    """The numbers, texts and the like that a class of modules holds, as a call may change them."""
-    own = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    """The numbers, texts and the like that a class of modules holds, as a call may change them.
+
+    Those of PyTorch and of this package change none.
+    """
+    bases = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    own = [part for part in bases if not part.__module__.startswith(("torch.", "nas."))]
     held = (item for part in own for item in vars(part).items())
     return tuple(
         (name, _plain(value))

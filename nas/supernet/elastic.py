@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 from nas.arch import Option
 from nas.decision import Decision, Searchable
@@ -255,8 +256,11 @@ class ElasticForm(Searchable):
     def materialize(self, options: Mapping[Decision, Option]) -> nn.Module:
         """The plain op of these sizes, with copies of the weights it uses."""
         sizes = [taken(getattr(self, name), options) for name in self.sizes]
-        with torch.device("meta"):  # no time for values that are not kept
+        with torch.device("meta"), Unfilled():  # no time for values that are not kept
             made = self.make(*sizes)
+        # In a trace the weights are without values, too.
+        if all(_alike_without_values(whole, part) for _, whole, part in self._pairs(made)):
+            return made.train(self.training)
         for name, value in self._slices(made).items():
             path, _, key = name.rpartition(".")
             owner, own = made.get_submodule(path), value.detach().clone()
@@ -268,15 +272,36 @@ class ElasticForm(Searchable):
 
     def _form(self, *sizes: int) -> nn.Module:
         if sizes not in self._forms:
-            with torch.device("meta"):
+            with torch.device("meta"), Unfilled():
                 self._forms[sizes] = self.make(*sizes)
         return self._forms[sizes].train(self.training)
 
     def _slices(self, form: nn.Module) -> dict[str, Tensor]:
         """The values for the tensors of `form`, by name."""
+        found = self._pairs(form)
+        return {name: x[tuple(slice(size) for size in like.shape)] for name, x, like in found}
+
+    def _pairs(self, form: nn.Module) -> list[tuple[str, Tensor, Tensor]]:
+        """Name of each tensor of `form`, that of the whole op, its own."""
         own = dict([*self.op.named_parameters(), *self.op.named_buffers()])
         shapes = [*form.named_parameters(), *form.named_buffers()]
-        return {name: own[name][tuple(slice(size) for size in like.shape)] for name, like in shapes}
+        return [(name, own[name], like) for name, like in shapes]
+
+
+class Unfilled(TorchFunctionMode):
+    """Modules that are made inside keep their tensors as they are allocated."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def _alike_without_values(whole: Tensor, part: Tensor) -> bool:
+    grads = whole.requires_grad == part.requires_grad
+    return whole.is_meta and whole.dtype == part.dtype and grads
 
 
 class ElasticWidth(ElasticForm):

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from nas.copying import copied
 from nas.cost import operators
 from nas.cost.analytic import MACs, Params
 from nas.cost.dry_run import unroll
@@ -20,6 +21,7 @@ from nas.decision import Searchable, decisions
 from nas.errors import UserError
 from nas.supernet.choice import ChoiceBlock
 from nas.supernet.elastic import ElasticWidth, elastic
+from nas.supernet.elastic_ops import build_op
 
 from .forward import Forward
 
@@ -360,3 +362,21 @@ def test_what_is_unrolled_has_no_part_of_the_supernet_and_keeps_ties():
     one, two = made[0].candidates.values()
     assert (len(one), len(two)) == (1, 2)
     assert two[0] is made[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_op_without_values_becomes_what_one_with_values_does(dtype, frozen):
+    width = elastic([2, 4])
+    op = build_op("mb_k3_e3_se", width, width, activation="relu").to(dtype)
+    op.op.branch[0].weight.requires_grad_(not frozen)
+    bare = copied(op, device="meta")
+    for one, other in zip(op.combinations(), bare.combinations(), strict=True):
+        tensors = [
+            {name: (x.shape, x.dtype, x.requires_grad, type(x)) for name, x in made.items()}
+            for made in (
+                {**dict(module.named_parameters()), **dict(module.named_buffers())}
+                for module in (op.materialize(one), bare.materialize(other))
+            )
+        ]
+        assert tensors[0] == tensors[1]
