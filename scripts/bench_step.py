@@ -14,6 +14,7 @@ they are frozen, on random images: the five-block `chain` space at 3 x 32 x 32, 
     hard      one path, Gumbel, STE, of 3, 6 and 12 candidates / the plain network of the very path
     bytes     kept by autograd for the backward of `hard` / of that plain network
     two_path  ProxylessNAS: alphas on two paths, weights on one / the mean plain single path
+    bf16      all paths and a plain network, channels last, under bf16 autocast / in float32
     threads   a plain network on two threads / on one; also the processor time of the main thread
     rank      networks ranked along the tree of their first stages / each scored alone; minutes
     bilevel   alphas, then weights, NAS-Bench-201 with 8 channels / two plain steps of all ops
@@ -47,7 +48,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    default = [name for name in BENCHES if name not in ("compile", "rank", "threads")]
+    default = [name for name in BENCHES if name not in ("bf16", "compile", "rank", "threads")]
     parser.add_argument("--rows", nargs="+", choices=BENCHES, default=default, metavar="ROW")
     parser.add_argument("--spaces", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--batch", type=int, nargs="+", help=f"instead of {BATCH}")

@@ -208,7 +208,8 @@ class SpeedUp(pl.Callback):
             prepare(pl_module.supernet, self.used)
 
     def _measured(self, trainer: pl.Trainer, module: Any, x: Inputs) -> str:
-        best, seconds = fastest(module.supernet, x)
+        with trainer.precision_plugin.forward_context():  # kernels differ from type to type
+            best, seconds = fastest(module.supernet, x)
         best = str(trainer.strategy.broadcast(best))
         steps = ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in seconds.items())
         trainer.print(f"speed={best} (a step of all candidates: {steps})")
@@ -223,7 +224,8 @@ class SpeedUp(pl.Callback):
         free(supernet)
         try:
             # As the halves of a bilevel step: each freezes the other, and has its own graph.
-            with torch.random.fork_rng(devices=[]):
+            context = trainer.precision_plugin.forward_context()
+            with torch.random.fork_rng(devices=[]), context:
                 for half in module.parameters_of:
                     with frozen(half):
                         step(supernet, x)

@@ -58,8 +58,10 @@ class Trainee:
     and weights, so that every round does the same work.
     """
 
-    def __init__(self, net: nn.Module, batch: Batch, frozen: bool = False) -> None:
-        self.net, (self.x, self.labels) = net.train(), batch
+    def __init__(
+        self, net: nn.Module, batch: Batch, frozen: bool = False, bf16: bool = False
+    ) -> None:
+        self.net, (self.x, self.labels), self.bf16 = net.train(), batch, bf16
         self.generator = torch.Generator().manual_seed(0)
         weights, alphas = split_parameters(net)
         for alpha in alphas:
@@ -71,7 +73,8 @@ class Trainee:
             self.optimizers.append(torch.optim.Adam(alphas, lr=0.0, betas=(0.5, 0.999), fused=True))
 
     def loss(self) -> Tensor:
-        return F.cross_entropy(self.net(self.x), self.labels)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            return F.cross_entropy(self.net(self.x), self.labels)
 
     def drawn_step(self, seed: int) -> None:
         """A step on the path of `seed`; the draw is part of it."""

@@ -209,6 +209,23 @@ def threads(space: str, batch: Batch, rounds: int) -> list[Row]:
     ]
 
 
+def bf16(space: str, batch: Batch, rounds: int) -> list[Row]:
+    """Steps with channels last under bf16 autocast, against float32: all paths, a plain network."""
+    supernet = build_supernet(space, softmax)
+    network, at = network_drawn(supernet, 1), (space, len(batch[0]))
+    rows = []
+    for name, net in (("all paths", supernet), ("network", network)):
+        prepare(net, "channels_last")
+        steps: dict[str, Step] = {
+            "float32": Trainee(net, batch).step,
+            "bf16": Trainee(copy.deepcopy(net), batch, bf16=True).step,
+        }
+        rows.append(
+            compare(f"bf16, {name}", ("bf16", "float32"), at, [interleave(steps, rounds)], 1.00)
+        )
+    return rows
+
+
 # Name -> comparison and the spaces that it is made on.
 BENCHES: dict[str, tuple[Bench, tuple[str, ...]]] = {
     "soft": (soft, ("chain", "mobilenet")),
@@ -218,6 +235,7 @@ BENCHES: dict[str, tuple[Bench, tuple[str, ...]]] = {
     "hard": (hard, ("chain", "mobilenet")),
     "two_path": (two_path, ("chain", "mobilenet")),
     "bilevel": (bilevel, ("nas_bench_201",)),
+    "bf16": (bf16, ("chain", "mobilenet_tiny")),
     "threads": (threads, ("chain_tiny", "chain", "mobilenet_tiny")),
     "rank": (rank, ("chain", "nas_bench_201", "truth")),
 }

@@ -4,11 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 import nas.pipeline
 import nas.problem
 import nas.search.callbacks
+from nas.cli import run
 from nas.errors import UserError
+
+from .conftest import SMALL
 
 
 def test_what_was_measured_is_kept(
@@ -57,11 +61,11 @@ def test_threads_are_those_that_layers_keep_busy(
 ) -> None:
     found: list[int] = []
 
-    def run(*_: object) -> None:
+    def counted(*_: object) -> None:
         found.append(torch.get_num_threads())
         raise UserError("enough")
 
-    monkeypatch.setattr(nas.pipeline, "Run", run)
+    monkeypatch.setattr(nas.pipeline, "Run", counted)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if limit:
@@ -70,3 +74,43 @@ def test_threads_are_those_that_layers_keep_busy(
         monkeypatch.setattr(nas.problem, "MACS_PER_THREAD", macs)
     assert nas_command("search", given) == 2
     assert found == [threads]
+
+
+@pytest.mark.parametrize(
+    ("search", "words"),
+    [
+        ("bilevel", ["search.epochs=2", "search.warmup_epochs=1", "speed=auto"]),
+        ("proxyless", ["search.epochs=2", "search.warmup_epochs=1"]),
+        ("spos", ["search.epochs=1", "search.ranking.trials=3"]),
+        ("short_trainings", ["search.trials=2", "search.evaluate.epochs=1"]),
+    ],
+)
+def test_half_precision_leaves_alphas_and_weights_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, search: str, words: list[str]
+) -> None:
+    found, tried = set[torch.dtype](), list[bool]()
+    forward = torch.nn.Conv2d.forward
+
+    def watched(layer: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+        y = forward(layer, x)
+        if layer.training and torch.is_grad_enabled():
+            found.add(y.dtype)
+        return y
+
+    def fastest(*_: object) -> tuple[str, dict[str, float]]:
+        tried.append(torch.is_autocast_enabled("cpu"))
+        return "channels_last", {"none": 0.2, "channels_last": 0.1}
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", watched)
+    monkeypatch.setattr(nas.search.callbacks, "fastest", fastest)
+    half = ["trainer.precision=bf16-mixed", "onnx=false", "name=a"]
+    assert run(["search", *SMALL, f"search={search}", *half, *words]) == 0
+    assert found == {torch.bfloat16}
+    assert tried == [True] * (search == "bilevel")
+    saved = [torch.load("runs/a/network.pt", weights_only=True)]
+    if (checkpoint := Path("runs/a/last.ckpt")).exists():
+        saved.append(torch.load(checkpoint, weights_only=True)["state_dict"])
+    tensors = [one for one in tree_leaves(saved) if isinstance(one, torch.Tensor)]
+    kinds = {one.dtype for one in tensors if one.is_floating_point()}
+    assert kinds == {torch.float32}

@@ -171,6 +171,8 @@ def test_each_half_of_a_step_is_one_graph_whatever_changes(supernet, kind):
                     model.zero_grad()
         ours, theirs = found[:2], found[2:]
         assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    for batch in (3, 2, 5):
+        trained(net, torch.randn(batch, 3, 8, 8))  # eager, as it is in evaluation
     assert graphs.frame_count == 2
 
 
