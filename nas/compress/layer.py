@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from nas.arch import Option
 from nas.compress.atoms import Places
 from nas.compress.dependencies import HEADS
+from nas.compress.modules import sharing
 from nas.copying import copied
 from nas.decision import Decision, Searchable
 from nas.supernet.elastic import Elastic, weighted
@@ -110,13 +111,11 @@ class SearchedLayer(Searchable):
         taken = {
             name: self.width(name).options.index(options[self.width(name)]) for name in self.widths
         }
-        made = object.__new__(self.plain)
-        own = dict(vars(self))
+        made = sharing(self, self.plain)
         for key in ("slicings", "widths", "given", "channel_dim", "refit", *_CACHES):
-            own.pop(key, None)
-        for key in ("_parameters", "_buffers", "_modules"):
-            own[key] = {name: x for name, x in own[key].items() if name not in self.widths}
-        vars(made).update(own)
+            vars(made).pop(key, None)
+        for name in self.widths:
+            del made._modules[name]
         refit = vars(self).get("refit")
         parts = self._parts(taken, {}, refit(self, options) if refit else {})
         for name, part in parts.items():
@@ -292,19 +291,18 @@ class SearchedHeads(Searchable):
 
     def materialize(self, options: Mapping[Decision, Option]) -> nn.Module:
         """The module with the layers that it has under `options`."""
-        made = object.__new__(self.plain)
-        own = {key: value for key, value in vars(self).items() if key != "numbers"}
+        made = sharing(self, self.plain)
+        del vars(made)["numbers"]
         memo: dict[int, Any] = {
             id(layer): layer.materialize(options)
             for layer in self.modules()
             if isinstance(layer, SearchedLayer)
         }
-        own["_modules"] = {
+        made._modules = {
             name: copied(child, memo)
             for name, child in self._modules.items()
             if name != "kept_heads"
         }
-        vars(made).update(own)
         vars(made).update(self._sizes(int(str(options[self.kept_heads]))))
         return made
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -13,6 +13,9 @@ from nas.config.schema import Name
 from nas.decision import Searchable
 from nas.supernet.choice import ChoiceBlock
 
+T = TypeVar("T", bound=nn.Module)
+# Attributes of every module that hold its parameters, buffers, modules and hooks.
+TABLES = [name for name, held in vars(nn.Module()).items() if isinstance(held, dict)]
 KEPT = "given"  # the option that keeps the module of the user's network
 
 
@@ -121,6 +124,18 @@ def computed(module: nn.Module) -> str | None:
     if not isinstance(getattr(module, "weight", None), nn.Parameter):
         return "its weight is computed before each call (weight_norm, prune): make it a parameter"
     return None
+
+
+def sharing(module: nn.Module, kind: type[T]) -> T:
+    """A module of a class that holds what `module` holds, in tables of its own.
+
+    In one table of hooks with it, whoever hooked all modules that a layer may become would hook
+    each of them as often as there are.
+    """
+    made: T = object.__new__(kind)
+    vars(made).update(vars(module))
+    vars(made).update((name, vars(module)[name].copy()) for name in TABLES)
+    return made
 
 
 def like(own: Tensor, value: Tensor) -> nn.Parameter:

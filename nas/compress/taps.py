@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nas.arch import Option
-from nas.compress.modules import computed, like
+from nas.compress.modules import TABLES, computed, like, sharing
 from nas.decision import Decision, Searchable
 from nas.errors import UserError
 from nas.ops.convolution import Conv2d
@@ -172,6 +172,9 @@ class ElasticTaps(Searchable):
         """Give these taps weights of their own; all of them keep those of the layer."""
         own = {"weight": weight, "bias": bias}
         made, _ = self._cut(kernel, dilation)
+        # It reads what the layer reads, which alone runs under soft thetas: in tables of hooks that
+        # are one, hooks on either are told.
+        vars(made).update({name: vars(self.conv)[name] for name in TABLES})
         vars(made)["_parameters"] = {
             name: value if value is None else like(getattr(self.conv, name), value)
             for name, value in own.items()
@@ -185,12 +188,12 @@ class ElasticTaps(Searchable):
         ndim = len(self.conv.kernel_size)
         whole = kernel >= max(self.conv.kernel_size) and dilation == 1
         if whole and not any(self.pads):
-            return _sharing(self.conv, own) if own else self.conv
+            return _with(self.conv, own) if own else self.conv
         conv, pads = self._cut(kernel, dilation)
         if key(kernel, dilation) in self.fitted:
             conv = cast(Convolution, self.fitted[key(kernel, dilation)])
         elif own:
-            conv = _sharing(conv, own)
+            conv = _with(conv, own)
         if not any(pads):
             return conv
         return nn.Sequential(OrderedDict(pad=PAD[ndim](tuple(pads), 0.0), conv=conv))  # type: ignore[arg-type]
@@ -210,7 +213,7 @@ class ElasticTaps(Searchable):
             ]
         even = pads[::2] == pads[1::2] and min(pads) >= 0
         index: Any = (..., *taps)
-        made = _sharing(conv, {"weight": conv.weight[index]})
+        made = _with(conv, {"weight": conv.weight[index]})
         vars(made).update(
             kernel_size=tuple(sizes),
             padding=tuple(pads[::-2]) if even else (0,) * ndim,
@@ -254,11 +257,10 @@ class ElasticTaps(Searchable):
         return torch.stack(masks)
 
 
-def _sharing(conv: Convolution, own: Mapping[str, Tensor]) -> Convolution:
+def _with(conv: Convolution, own: Mapping[str, Tensor]) -> Convolution:
     """A layer of the class of `conv` that has these tensors, and all else with it."""
-    made: Convolution = object.__new__(type(conv))
-    vars(made).update(vars(conv))
-    vars(made).update(_parameters={**conv._parameters, **own})
+    made = sharing(conv, type(conv))
+    vars(made)["_parameters"].update(own)
     return made
 
 

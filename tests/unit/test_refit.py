@@ -191,3 +191,16 @@ def test_outputs_change_less_than_by_leaving_taps_out(groups: int) -> None:
         return float((made[:5](x[128:]) - plain[:5](x[128:])).detach().square().mean())
 
     assert change([x[:128]]) < 0.5 * change(None)
+
+
+def test_all_that_a_layer_may_become_has_hooks_of_its_own() -> None:
+    supernet = searchable(temporal(bias=True), (2, 20), Rules(kernels={"include": ["4"]}))
+    inner = supernet[4].conv  # type: ignore[index, union-attr]
+    for searched in (supernet[4], inner, supernet[7]):  # type: ignore[index]
+        options = {one: one.options[0] for one in (*searched.decisions(), *inner.decisions())}  # type: ignore
+        first, second = (searched.materialize(options) for _ in range(2))  # type: ignore[operator]
+        for module in first.modules():
+            if isinstance(module, nn.Conv1d | nn.Linear):  # not the decisions inside
+                module.register_forward_hook(lambda *_: None)
+        others = [*second.modules(), *supernet.modules()]
+        assert not any(module._forward_hooks for module in others)
