@@ -56,7 +56,7 @@ class Arrays:
     @cached_property
     def example(self) -> Inputs:
         """An empty batch of one sample, as networks get it."""
-        if isinstance(self.samples, Tensor):
+        if isinstance(self.samples, Tensor) and self.normalised:
             return torch.zeros(1, *self.samples.shape[1:])
         return zeros(self.samples.example if isinstance(self.samples, Streamed) else self.samples)
 

@@ -207,6 +207,15 @@ def test_bad_data_are_refused_in_one_line(case):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("kind", [torch.int32, torch.int64, torch.float64, torch.uint8])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_the_example_is_of_the_type_of_the_batches(kind: torch.dtype, in_memory: bool) -> None:
+    tokens, labels = torch.randint(7, (120, 5)).to(kind), torch.arange(120) % 3
+    data: Any = as_data_module(TensorDataset(tokens, labels), in_memory=in_memory)
+    x, _ = next(iter(data.val_dataloader()))
+    assert data.example.dtype == x.dtype
+
+
 def test_in_memory_or_not_the_batches_are_the_same():
     kept, asked = (as_data_module(Pixels(), in_memory=m) for m in (True, False))
     for one, other in zip(kept.weight_loader(), asked.weight_loader(), strict=True):
