@@ -1,57 +1,70 @@
-"""Do searched taps beat dilations set by hand, and does least squares help operations to start?
+"""Does a search of taps and channels beat dilations that are set by hand?
 
-    python scripts/tcn_taps_study.py taps OUT.jsonl [--seeds 0 1 2] [--arms hand both]
-    python scripts/tcn_taps_study.py starts OUT.jsonl --data FOLDER_OF_FASHION_MNIST [--seeds 0 1 2]
-    python scripts/tcn_taps_study.py table OUT.jsonl
+    python scripts/tcn_taps_study.py OUT [--seeds 3]
 
-`taps`: the digits of scikit-learn as sequences of 64 values, a causal TCN of three layers of 17
-taps, of which taps, channels or both are searched in one shot. Against it: TCNs of kernels,
-dilations and widths set by hand, trained from scratch for as many epochs as all of that.
-`starts`: a CNN trained on FashionMNIST; all its convolutions but the first become another
-operation, fitted by least squares, by the weights alone (the same with white inputs), or at random.
+The digits of scikit-learn as sequences of 64 values, and a causal TCN of three layers of 17 taps,
+trained. `nas search model=` makes it fit a part of its MACs, by taps and channels together and by
+each alone. Beside it: a network drawn at random inside each budget, fine-tuned alike; and TCNs of
+kernels, dilations and widths set by hand, trained from fresh weights for as many epochs as both
+trainings take together. None has a teacher.
+
+What is in OUT is not done again. Prints the tables of experiments/compress.
 """
 
 import argparse
-import json
-import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from math import log
 from pathlib import Path
-from statistics import mean, pstdev
+from statistics import mean, stdev
+from typing import NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from sklearn.datasets import load_digits
-from torch import Tensor, nn
-from torchvision.datasets import FashionMNIST
+from torch import nn
 
 from nas.arch import Arch
-from nas.compress.candidates import fitted
-from nas.compress.convert import converted
-from nas.compress.moments import Moments, moments
-from nas.compress.rules import Rules
-from nas.cost.analytic import MACs, Params
-from nas.cost.expected import ExpectedCost
-from nas.cost.trace import trace
-from nas.decision import decisions, sample_path, split_parameters
-from nas.discretization import discretize
-from nas.recalibrate import recalibrate
+from nas.artifacts import RunDir
+from nas.cli import run as nas
+from nas.config.compose import compose_config, with_budgets
+from nas.config.model import with_model
+from nas.decision import decisions
+from nas.pareto import hypervolume
+from nas.pipeline import Run
+from nas.problem import SearchProblem
+from nas.verbs import components_of
 
-Data = tuple[Tensor, Tensor]
-WARM, SEARCH, FINE = 12, 10, 8  # epochs
-DRAWS = 100  # networks that are looked at for each budget
-SHAPE = (1, 64)
-BUDGETS = (0.05, 0.1, 0.2, 0.4)  # of the MACs of the largest network
-BY_HAND = {  # kernel, dilations
-    "k3 d1-2-4": (3, (1, 2, 4)),
-    "k5 d1-2-4": (5, (1, 2, 4)),
-    "k5 d1-1-1": (5, (1, 1, 1)),
-    "k9 d1-2-2": (9, (1, 2, 2)),
+GIVEN, FINE = 16, 8  # epochs
+LARGEST = (17, (1, 1, 1), 32)  # kernel, dilations, width
+BY_HAND = [
+    *((kernel, (1, 2, 4), width) for kernel in (3, 5, 9) for width in (8, 16)),
+    *((kernel, (1, 1, 1), 16) for kernel in (5, 9)),
+]
+BUDGETS = (1.25, 2.5, 5, 10)  # percent of the MACs
+KERNELS = "space.rules.kernels={sizes: [3, 5, 9], dilations: [2, 4, 8]}"
+BOTH = [KERNELS, "space.rules.channels.choices=4"]
+# Name -> its words, and the budgets that it can meet.
+SEARCHES: Mapping[str, tuple[Sequence[str], Sequence[float]]] = {
+    "taps and channels": (BOTH, BUDGETS),
+    "random taps and channels": ([*BOTH, "search.searcher=random", "search.trials=1"], BUDGETS),
+    "channels": ([], BUDGETS[1:]),
+    "taps": ([KERNELS, "space.rules.channels=null"], BUDGETS[-1:]),
 }
-KINDS = ("low_rank_2", "dw_pw", "grouped_2", "separable_2")
+WORST = 0.25, 0.25  # error and share of the MACs at which the hypervolume begins
+
+
+class Row(NamedTuple):
+    """A trained network."""
+
+    name: str
+    budget: float | None
+    macs: float
+    accuracy: float
 
 
 def tcn(kernel: int, dilations: Sequence[int], width: int) -> nn.Sequential:
+    """Causal convolutions with BatchNorm and ReLU, the mean over time, and a linear layer."""
     rows: list[nn.Module] = []
     inputs = 1
     for step in dilations:
@@ -62,216 +75,122 @@ def tcn(kernel: int, dilations: Sequence[int], width: int) -> nn.Sequential:
     return nn.Sequential(*rows, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(width, 10))
 
 
-def batches(data: Data, size: int = 64) -> Iterator[Data]:
-    order = torch.randperm(len(data[0]))
-    for some in order.split(size):
-        yield data[0][some], data[1][some]
+class Study:
+    """One seed: of data, weights and draws."""
+
+    def __init__(self, out: Path, seed: int) -> None:
+        self.out = out / str(seed)
+        path = self.out / "digits.npz"
+        if not path.exists():
+            self.out.mkdir(parents=True, exist_ok=True)
+            x, y = load_digits(return_X_y=True)
+            order = np.random.default_rng(seed).permutation(len(y))
+            x, y = (x[order].reshape(-1, 1, 64) / 8 - 1).astype(np.float32), y[order]
+            np.savez(path, x=x[:1200], y=y[:1200], x_test=x[1200:], y_test=y[1200:])
+        self.words = ["data=arrays", f"data.path={path}", "data.batch_size=32", f"seed={seed}"]
+        self.words += ["onnx=false", "threads=1", "logger=[]"]
+        self.words += ["trainer.enable_progress_bar=false", f"out={self.out}"]
+
+    def rows(self) -> Iterator[Row]:
+        """All its networks, the given one first."""
+        yield self.trained("given", LARGEST, GIVEN)
+        yield from self.all_searched("taps and channels")
+        for kernel, dilations, width in BY_HAND:
+            name = f"by hand, kernel {kernel}, dilations {dilations}, width {width}"
+            yield self.trained(name, (kernel, dilations, width), GIVEN + FINE)
+        for name in list(SEARCHES)[1:]:
+            yield from self.all_searched(name)
+
+    def all_searched(self, name: str) -> Iterator[Row]:
+        """The networks that a search finds inside each budget."""
+        words, budgets = SEARCHES[name]
+        return (self.searched(name, words, budget) for budget in budgets)
+
+    def trained(self, name: str, sizes: tuple[int, Sequence[int], int], epochs: int) -> Row:
+        """A TCN of these sizes, trained from fresh weights."""
+        run = RunDir(self.out / name.replace(" ", "_"))
+        if not run.finished:
+            words = [*self.words, *model(*sizes), "finetune=default", f"finetune.epochs={epochs}"]
+            config = compose_config(with_budgets(with_model([*words, "name=x"])))
+            problem = SearchProblem(**components_of(config))
+            own = decisions(problem.supernet)
+            arch = Arch(problem.space, {path: one.options[-1] for path, one in own})
+            run.create()
+            Run(problem, run, arch)()
+        return row(name, None, run)
+
+    def searched(self, name: str, words: Sequence[str], budget: float) -> Row:
+        """The network that `nas search model=` finds."""
+        run = RunDir(self.out / f"{name.replace(' ', '_')}-{budget}")
+        if not run.finished:
+            words = [*self.words, *model(*LARGEST), *words, f"budget.macs={budget}%"]
+            words += [f"model.weights={self.out}/given/network.pt", f"name={run.path.name}"]
+            words += [f"finetune.epochs={FINE}", "finetune.teacher=null", "resume=true"]
+            assert nas(["search", *words]) == 0
+        return row(name, budget, run)
 
 
-def train(net: nn.Module, data: Data, epochs: int, lr: float = 3e-3) -> None:
-    optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=0.01)
-    steps = epochs * -(-len(data[0]) // 64)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-    net.train()
-    for _ in range(epochs):
-        for x, y in batches(data):
-            optimizer.zero_grad()
-            F.cross_entropy(net(x), y).backward()
-            optimizer.step()
-            schedule.step()
+def model(kernel: int, dilations: Sequence[int], width: int) -> list[str]:
+    """Words that name a TCN."""
+    sizes = {"kernel": kernel, "dilations": f"[{','.join(map(str, dilations))}]", "width": width}
+    return ["model=tcn_taps_study:tcn", *(f"model.args.{n}={value}" for n, value in sizes.items())]
 
 
-@torch.no_grad()
-def accuracy(net: nn.Module, data: Data) -> float:
-    net.eval()
-    right = torch.cat([net(x).argmax(1) for x in data[0].split(256)]) == data[1]
-    return float(right.float().mean())
+def row(name: str, budget: float | None, run: RunDir) -> Row:
+    """What the tables say of a finished run."""
+    result = run.read_result() or {}
+    return Row(name, budget, result["costs"]["macs"], result["metrics"]["test_acc"])
 
 
-def cost(net: nn.Module, shape: Sequence[int]) -> dict[str, float]:
-    traced = trace(net, shape)
-    return {c.name: float(ExpectedCost(net, c, traced)()) for c in (MACs(), Params())}
+def tell(seeds: Sequence[Sequence[Row]]) -> None:
+    """Each network over the seeds, and what the fronts have that they make."""
+    cells: dict[tuple[str, float | None], list[Row]] = defaultdict(list)
+    volumes: dict[str, list[float]] = defaultdict(list)
+    for rows in seeds:
+        fronts: dict[str, list[Row]] = defaultdict(list)
+        for one in rows:
+            cells[one.name, one.budget].append(one)
+            fronts[one.name.partition(",")[0]].append(one)
+        largest = rows[0].macs
+        for budget in BUDGETS:
+            inside = [r for r in fronts.get("by hand", ()) if r.macs <= largest * budget / 100]
+            if inside:
+                best = max(inside, key=lambda r: r.accuracy)
+                cells["the best by hand, by its test accuracy", budget].append(best)
+        for name, own in fronts.items():
+            points = np.array([(1 - r.accuracy, log(r.macs / largest)) for r in own])
+            points = (points - (0, log(0.01))) / (WORST[0], log(WORST[1] / 0.01))
+            volumes[name].append(hypervolume(points, (1.0, 1.0)))
+    print("\n| network | MACs at most | test accuracy | MACs | seeds |\n|---|---|---|---|---|")
+    for (name, bound), several in cells.items():
+        accuracy = spread([100 * r.accuracy for r in several], 2)
+        macs = mean(r.macs for r in several) / 1000
+        most = f"{bound} %" if bound else ""
+        print(f"| {name} | {most} | {accuracy} % | {macs:.1f} k | {len(several)} |")
+    print("\n| front of | hypervolume |\n|---|---|")
+    for name, values in volumes.items():
+        print(f"| {name} | {spread(values, 3)} |", flush=True)
 
 
-def one_shot(trained: nn.Module, arm: str, data: Data) -> nn.Module:
-    """The supernet, its largest and a random network trained in each step."""
-    both = {"channels": {"choices": 4}, "kernels": True}
-    rules = Rules(**both | {"taps": {"channels": None}, "channels": {"kernels": None}}.get(arm, {}))
-    supernet = converted(trained, SHAPE, rules).supernet
-    own = dict(decisions(supernet))
-    optimizer = torch.optim.Adam(split_parameters(supernet).weights, 1e-3)
-    supernet.train()
-    for _ in range(SEARCH):
-        for x, y in batches(data):
-            optimizer.zero_grad()
-            for decision in own.values():
-                decision.choose(decision.options[-1])
-            F.cross_entropy(supernet(x), y).backward()
-            sample_path(supernet)
-            F.cross_entropy(supernet(x), y).backward()
-            optimizer.step()
-    return supernet
-
-
-def selected(supernet: nn.Module, share: float, train_set: Data, held: Data) -> nn.Module | None:
-    """The best on `held` of random networks under a budget of MACs; None: none is so small."""
-    own = dict(decisions(supernet))
-    macs = ExpectedCost(supernet, MACs(), trace(supernet, SHAPE))
-    budget = share * macs.of({name: d.options[-1] for name, d in own.items()})
-    if macs.of({name: d.options[0] for name, d in own.items()}) > budget:
-        return None
-    best: tuple[float, Arch] | None = None
-    for _ in range(DRAWS):
-        picks = {name: random.randrange(len(d.options)) for name, d in own.items()}
-
-        def arch(picks: dict[str, int] = picks) -> Arch:
-            return Arch("tcn", {name: own[name].options[k] for name, k in picks.items()})
-
-        while macs.of(arch().choices) > budget:
-            picks[random.choice([name for name, k in picks.items() if k])] -= 1
-        network = discretize(supernet, arch())
-        recalibrate(network, train_set[0][:512].split(128))
-        score = accuracy(network, held)
-        if best is None or score > best[0]:
-            best = score, arch()
-    assert best is not None
-    network = discretize(supernet, best[1])
-    assert cost(network, SHAPE)["macs"] <= budget
-    return network
-
-
-def taps(seed: int, arms: Sequence[str]) -> Iterator[dict[str, object]]:
-    torch.manual_seed(seed)
-    random.seed(seed)
-    x, y = load_digits(return_X_y=True)
-    order = torch.randperm(len(y))
-    x = torch.tensor(x, dtype=torch.float32)[order].reshape(-1, *SHAPE) / 8 - 1
-    y = torch.tensor(y)[order]
-    data, test = (x[:1400], y[:1400]), (x[1400:], y[1400:])
-    largest = tcn(17, (1, 1, 1), 32)
-    train(largest, data, WARM)
-    yield {"arm": "largest", **cost(largest, SHAPE), "accuracy": accuracy(largest, test)}
-    searched_on, held = (x[:1200], y[:1200]), (x[1200:1400], y[1200:1400])
-    for arm in set(arms) - {"hand"}:
-        supernet = one_shot(largest, arm, searched_on)
-        for share in BUDGETS:
-            network = selected(supernet, share, searched_on, held)
-            if network is None:
-                continue
-            train(network, data, FINE)
-            convs = [m for m in network.modules() if isinstance(m, nn.Conv1d)]
-            found = [(c.out_channels, c.kernel_size[0], c.dilation[0]) for c in convs]
-            row = {"arm": arm, "budget": share, **cost(network, SHAPE), "layers": found}
-            yield {**row, "accuracy": accuracy(network, test)}
-    for name, (kernel, dilations) in BY_HAND.items() if "hand" in arms else ():
-        for width in (8, 16, 32):
-            net = tcn(kernel, dilations, width)
-            train(net, data, WARM + SEARCH + FINE)
-            row = {"arm": "by hand", "name": f"{name} w{width}", **cost(net, SHAPE)}
-            yield {**row, "accuracy": accuracy(net, test)}
-
-
-def cnn() -> nn.Sequential:
-    rows: list[nn.Module] = []
-    for inputs, outputs, stride in ((1, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1)):
-        conv = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        rows += [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
-    return nn.Sequential(*rows, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
-
-
-def replaced(
-    net: nn.Sequential, name: str, start: str, known: dict[nn.Module, Moments]
-) -> nn.Module:
-    """`net` with another operation in the place of each convolution but the first."""
-    rows, errors = [], []
-    for module in net:
-        if module not in known:
-            rows.append(module)
-            continue
-        seen = known[module]
-        if start == "weights":
-            seen = Moments(torch.eye(seen.gram.shape[-1])[None].double(), 0 * seen.mean)
-        fit = fitted(name, module, seen)
-        if start == "random":
-            for layer in fit.module.modules():
-                if isinstance(layer, nn.Conv2d):
-                    layer.reset_parameters()
-        errors.append(fit.error)
-        rows.append(fit.module)
-    # Norms and the classifier are shared with the given network: a copy is trained.
-    made = discretize(nn.Sequential(*rows))
-    made.error = mean(errors)
-    return made
-
-
-def starts(seed: int, folder: Path) -> Iterator[dict[str, object]]:
-    torch.manual_seed(seed)
-    parts = []
-    for is_train, count in ((True, 2000), (False, 2000)):
-        own = FashionMNIST(folder, train=is_train)
-        some = torch.randperm(len(own.data))[:count]
-        parts.append((own.data[some][:, None].float() / 127.5 - 1, own.targets[some]))
-    data, test = parts
-    net = cnn()
-    train(net, data, 5)
-    given = accuracy(net, test)
-    convs = [m for m in net if isinstance(m, nn.Conv2d)][1:]
-    known = moments(net, convs, data[0][:512].split(128))
-    yield {"kind": "given", "before": given, "after": given, **cost(net, (1, 28, 28))}
-    for name in KINDS:
-        for start in ("least squares", "weights", "random"):
-            made = replaced(net, name, start, known)
-            row = {"kind": name, "start": start, "error": made.error, **cost(made, (1, 28, 28))}
-            before = accuracy(made, test)
-            train(made, data, 1, 1e-3)
-            yield {**row, "before": before, "after": accuracy(made, test)}
-
-
-def table(path: Path) -> None:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    by: dict[tuple[str, ...], list[dict[str, float]]] = defaultdict(list)
-    for row in rows:
-        words = (
-            row.get("kind") or row["arm"],
-            row.get("start") or row.get("name"),
-            row.get("budget"),
-        )
-        by[tuple(str(word) for word in words if word)].append(row)
-    numbers = [
-        n for n in ("macs", "params", "error", "before", "after", "accuracy") if n in rows[-1]
-    ]
-    print("| |", " | ".join(numbers), "| seeds |")
-    for words, several in by.items():
-        cells = []
-        for number in numbers:
-            values = [row[number] for row in several if number in row]
-            if not values:
-                cells.append("")
-            elif number in ("macs", "params"):
-                cells.append(f"{mean(values) / 1000:.1f} k")
-            else:
-                scale = 1 if number == "error" else 100
-                cells.append(f"{scale * mean(values):.2f} ± {scale * pstdev(values):.2f}")
-        print(f"| {' '.join(words)} |", " | ".join(cells), f"| {len(several)} |")
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean and standard deviation."""
+    found = f"{mean(values):.{digits}f}"
+    return f"{found} +- {stdev(values):.{digits}f}" if len(values) > 1 else found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=["taps", "starts", "table"])
+    """Do what is missing, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--arms", nargs="+", default=["hand", "both", "channels", "taps"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    args = parser.parse_args()
+    parser.add_argument("--seeds", type=int, default=3)
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    if args.part == "table":
-        table(args.out)
-        return
-    for seed in args.seeds:
-        for row in taps(seed, args.arms) if args.part == "taps" else starts(seed, args.data):
-            with args.out.open("a") as file:
-                file.write(json.dumps({"seed": seed, **row}) + "\n")
-            print(seed, row, flush=True)
+    studies = [Study(given.out.absolute(), seed) for seed in range(given.seeds)]
+    seeds: list[list[Row]] = [[] for _ in studies]
+    for several in zip(*(study.rows() for study in studies), strict=True):
+        for own, one in zip(seeds, several, strict=True):
+            own.append(one)
+        tell(seeds)
 
 
 if __name__ == "__main__":
