@@ -187,20 +187,21 @@ def _stored(
     by_module = {node.module: node for node in nodes}
     for path, module, condition in _walk(model, "", frozenset(), by_module):
         for kind, name, tensor in _tensors(module):
-            found.setdefault(id(tensor), stored(kind, path, module, name, tensor))
+            if id(tensor) not in found:  # a block of a searched depth stands under many paths
+                found[id(tensor)] = stored(kind, path, module, name, tensor)
             held = holders[id(tensor)]
             held[paths[module]] = held.get(paths[module], frozenset()) | {condition}
     return (StoredTensor(spec, holders[tensor]) for tensor, spec in found.items())
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
-    for name, parameter in module.named_parameters(recurse=False):
-        if not (isinstance(module, Decision) and parameter is module.alpha):
+    decision = isinstance(module, Decision)
+    for name, parameter in module._parameters.items():
+        if parameter is not None and not (decision and parameter is module.alpha):
             yield "parameter", name, parameter
-    if not isinstance(module, Decision):
-        for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set:
-                yield "buffer", name, buffer
+    for name, buffer in module._buffers.items():
+        if not (buffer is None or decision or name in module._non_persistent_buffers_set):
+            yield "buffer", name, buffer
 
 
 def _walk(
