@@ -9,6 +9,7 @@ from nas.arch import Arch, Option
 from nas.copying import copied
 from nas.decision import Decision, Searchable, apply, decisions
 from nas.ops.convolution import Conv2d
+from nas.supernet.relax import without_passes
 
 
 def arch_of(model: nn.Module, space: str | None = None) -> Arch:
@@ -59,6 +60,7 @@ def plain(model: nn.Module, options: Mapping[Decision, Option]) -> nn.Module:
     """As `discretize`, of a supernet or of a part of one, by the options of its decisions."""
     network: nn.Module = _copy(model, options, {})
     for module in network.modules():
+        without_passes(module)
         if type(module) is Conv2d:
             # Tools that fuse or quantize a network look for exactly this type.
             cast(nn.Module, module).__class__ = nn.Conv2d

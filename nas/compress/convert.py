@@ -24,6 +24,7 @@ from nas.decision import decisions
 from nas.errors import UserError
 from nas.inputs import Inputs, moved
 from nas.supernet.choice import ChoiceBlock
+from nas.supernet.relax import once_in_a_pass
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ def converted(
             f"no {kinds or 'kind'} of {type(model).__name__} can be searched: "
             f"{'; '.join(list(reasons)[:5]) or 'it has no such layers'}"
         )
+    once_in_a_pass(supernet)
     return Converted(supernet.to(device), tuple(rows))
 
 

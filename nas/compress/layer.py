@@ -1,9 +1,9 @@
 """A layer of the user's own class whose channels are searched."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -17,11 +17,15 @@ from nas.compress.dependencies import HEADS
 from nas.compress.modules import sharing
 from nas.copying import copied
 from nas.decision import Decision, Searchable
+from nas.ops.convolution import Conv2d
 from nas.supernet.elastic import Elastic, weighted
+from nas.supernet.relax import known
 
 # Names under which modules of attention keep the width of all heads together.
 INNER = ("attn_dim", "inner_dim", "all_head_dim", "all_head_size")
-_CACHES = ("_kept", "_placed")  # attributes of a layer that are made anew where they are missing
+# Layers that mix their inputs by products with dimension 1 of `weight`.
+_PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2d)
+_CACHE = "_kept"  # an attribute of a layer that is made anew where it is missing
 
 
 class Width(Elastic):
@@ -47,11 +51,37 @@ class Width(Elastic):
         # An encoder of PyTorch whose parts have hooks calls them: its kernel takes whole weights.
         self.register_forward_pre_hook(_no_kernel)
 
-    def present(self, theta: Tensor) -> Tensor:
-        """The probability that each unit is there ``(units,)``, and 1 as one more entry."""
-        steps = torch.arange(len(theta), device=theta.device)[:, None]
-        there = theta @ (steps >= self.first).to(theta)
-        return torch.cat([there, there.new_ones(1)])
+    def read(self) -> "Reading":
+        """What layers read of it."""
+        return known((self, torch.is_grad_enabled()), self._read)
+
+    def _read(self) -> "Reading":
+        theta, order = self.theta, self.order()
+        values = theta.tolist()
+        last = max(k for k, value in enumerate(values) if value)
+        if not theta.requires_grad and all(value in (0.0, 1.0) for value in values):
+            return Reading(last, order)
+        steps = torch.arange(len(values), device=theta.device)[:, None]
+        return Reading(last, order, theta @ (steps >= self.first).to(theta))
+
+    def order(self) -> Hashable:
+        """Another value once the channels come in another order."""
+        return id(self.first), self.first._version, self.first.device
+
+
+class Reading(NamedTuple):
+    """What layers read of a width.
+
+    Attributes:
+        option: the last one whose theta is above 0.
+        order: of the channels, see `Width.order`.
+        present: the probability that each unit is there ``(units,)``; None: it is 0 or 1, and
+            alphas want no gradient.
+    """
+
+    option: int
+    order: Hashable
+    present: Tensor | None = None
 
 
 def _no_kernel(*_: Any) -> None:
@@ -97,7 +127,8 @@ class SearchedLayer(Searchable):
 
     def left(self, slicing: Slicing, option: int) -> Tensor:
         """The indices that stay under an option, on the CPU."""
-        index = self._index(slicing, option, torch.device("cpu"))
+        first = self.width(slicing.width).first
+        index = _part(slicing, option, first, torch.device("cpu")).places
         if isinstance(index, Tensor):
             return index
         return torch.arange(len(slicing.units) if index is None else index)
@@ -108,16 +139,15 @@ class SearchedLayer(Searchable):
 
     def materialize(self, options: Mapping[Decision, Option]) -> nn.Module:
         """A layer of the class that it was, with copies of the parts that it uses."""
-        taken = {
-            name: self.width(name).options.index(options[self.width(name)]) for name in self.widths
-        }
+        widths = [self.width(name) for name in self.widths]
+        taken = [Reading(w.options.index(options[w]), w.order()) for w in widths]
         made = sharing(self, self.plain)
-        for key in ("slicings", "widths", "given", "channel_dim", "refit", *_CACHES):
+        for key in ("slicings", "widths", "given", "channel_dim", "refit", _CACHE):
             vars(made).pop(key, None)
         for name in self.widths:
             del made._modules[name]
         refit = vars(self).get("refit")
-        parts = self._parts(taken, {}, refit(self, options) if refit else {})
+        parts = self._cut(self._parts(taken), taken, refit(self, options) if refit else {})
         for name, part in parts.items():
             whole = getattr(self, name)
             value = part.detach().clone()
@@ -147,31 +177,25 @@ class SearchedLayer(Searchable):
                 width = self.width(slicing.width)
                 device = width.first.device
                 if options is None:
-                    taken = _largest(width.theta.tolist())
+                    taken = width.read().option
                 else:
                     taken = width.options.index(options[width])
-                index = self._index(slicing, taken, device)
+                index = _part(slicing, taken, width.first, device).places
                 return torch.arange(index, device=device) if isinstance(index, int) else index
         return None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What a layer of its class gives that has a part of its tensors."""
-        taken, masks = {}, {}
-        reading = {slicing.width for slicing in self.slicings if slicing.reads}
-        for name in self.widths:
-            width = self.width(name)
-            # Layers that only pass channels on need no gradient of their probabilities.
-            with torch.set_grad_enabled(name in reading and torch.is_grad_enabled()):
-                theta = width.theta
-                values = theta.tolist()
-                taken[name] = _largest(values)
-                mixed = theta.requires_grad or any(value not in (0.0, 1.0) for value in values)
-                if name in reading and mixed:
-                    masks[name] = width.present(theta)
-        parts = self._parts(taken, masks)
-        hidden = {**parts, **_sizes(self, {**self._tensors(), **parts})}
+        read = [self.width(name).read() for name in self.widths]
+        if not (parts := self._parts(read)):
+            return super().forward(*args, **kwargs)
+        if args and (masked := self._masked(args[0], parts, read)) is not None:
+            args, read = (masked, *args[1:]), [Reading(one.option, one.order) for one in read]
+        hidden: dict[str, Any] = self._cut(parts, read)
+        if any(part.places is not None for part in parts):
+            hidden |= _sizes(self, {**self._tensors(), **hidden})
         before = {name: vars(self)[name] for name in hidden if name in vars(self)}
-        buffers = {name: x for name, x in self._buffers.items() if name in parts}
+        buffers = {name: x for name, x in self._buffers.items() if name in hidden}
         # Attributes of the instance hide its tensors of the same name while it runs.
         vars(self).update(hidden)
         try:
@@ -182,97 +206,122 @@ class SearchedLayer(Searchable):
             vars(self).update(before)
             # Code that assigns statistics, instead of writing on them, has put parts there.
             now = {name: self._buffers[name] for name in buffers}
-            parts |= {n: x for n, x in now.items() if x is not None and x is not buffers[n]}
+            hidden |= {n: x for n, x in now.items() if x is not None and x is not buffers[n]}
             self._buffers.update(buffers)
-            self._write_back(taken, parts)
+            self._write_back(parts, hidden)
+
+    def _masked(self, x: Any, parts: Sequence["Part"], read: Sequence[Reading]) -> Tensor | None:
+        """The input times the mask of the weight that reads it; None: the weight is smaller."""
+        whole = self._parameters.get("weight")
+        if self.plain not in _PRODUCTS or getattr(self, "groups", 1) > 1 or whole is None:
+            return None
+        fits = isinstance(x, Tensor) and x.dtype == whole.dtype and x.numel() < whole.numel()
+        for part in parts if fits else ():
+            one = read[self.widths.index(part.slicing.width)]
+            if part.slicing.reads and part.slicing.dim == 1 and one.present is not None:
+                return weighted(x, part.mask(one.present), x.ndim + 1 - whole.ndim)
+        return None
 
     def _tensors(self) -> dict[str, Tensor | None]:
         return {**self._parameters, **self._buffers}
 
-    def _parts(
+    def _parts(self, read: Sequence[Reading]) -> list["Part"]:
+        """What is left of its tensors, where that is less than all.
+
+        Args:
+            read: of each of its widths.
+        """
+        device = getattr(self, self.slicings[0].tensor).device
+        stamp = device, [one.order for one in read]
+        key = tuple([(one.option, one.present is None) for one in read])
+        kept: tuple[Any, dict[Any, list[Part]]] = vars(self).get(_CACHE, (None, {}))
+        if kept[0] != stamp:
+            kept = vars(self)[_CACHE] = stamp, {}
+        if key not in kept[1]:
+            kept[1][key] = []
+            for slicing in self.slicings:
+                option, _, present = read[self.widths.index(slicing.width)]
+                part = _part(slicing, option, self.width(slicing.width).first, device)
+                if part.places is not None or (slicing.reads and present is not None):
+                    kept[1][key].append(part)
+        return kept[1][key]
+
+    def _cut(
         self,
-        taken: Mapping[str, int],
-        masks: Mapping[str, Tensor],
+        parts: Sequence["Part"],
+        read: Sequence[Reading],
         others: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """The parts of the tensors that are cut, by name, under these options.
+        """The parts of the tensors that are cut, by name.
 
         Args:
             others: tensors in the place of its own.
         """
         found = dict(others or {})
-        for slicing in self.slicings:
-            whole = self._tensors()[slicing.tensor]
-            assert whole is not None
-            part, dim = found.get(slicing.tensor, whole), slicing.dim
-            index = self._index(slicing, taken[slicing.width], whole.device)
-            if isinstance(index, int):
-                part = part.narrow(dim, 0, index)
-            elif index is not None:
-                part = part.index_select(dim, index)
-            if slicing.reads and slicing.width in masks:
-                mask = masks[slicing.width][self._units_on(slicing, whole.device)]
-                if isinstance(index, int):
-                    mask = mask[:index]
-                elif index is not None:
-                    mask = mask[index]
-                part = weighted(part, mask, dim)
-            if part is not whole:
-                found[slicing.tensor] = part
+        for part in parts:
+            name, dim = part.slicing.tensor, part.slicing.dim
+            value = found[name] if name in found else getattr(self, name)
+            if isinstance(part.places, int):
+                value = value.narrow(dim, 0, part.places)
+            elif part.places is not None:
+                value = value.index_select(dim, part.places)
+            present = read[self.widths.index(part.slicing.width)].present
+            if part.slicing.reads and present is not None:
+                value = weighted(value, part.mask(present), dim)
+            found[name] = value
         return found
 
-    def _index(self, slicing: Slicing, option: int, device: torch.device) -> Tensor | int | None:
-        """The indices that stay; a number: the first ones; None: all."""
-        count = slicing.counts[option]
-        if count == len(slicing.units):
-            return None
-        if device.type == "meta":  # only the number matters
-            return count
-        first = self.width(slicing.width).first
-        key = (slicing.tensor, slicing.dim, option)
-        stamp = (id(first), first._version, device)
-        if vars(self).get("_kept", {}).get("stamp") != stamp:
-            vars(self)["_kept"] = {"stamp": stamp}
-        kept: dict[Any, Any] = vars(self)["_kept"]
-        if key not in kept:
-            order = np.append(first.cpu().numpy(), -1)
-            index = np.flatnonzero(order[slicing.units] <= option)
-            prefix = index[-1] == len(index) - 1
-            kept[key] = len(index) if prefix else torch.from_numpy(index).to(device)
-        found: Tensor | int = kept[key]
-        return found
-
-    def _units_on(self, slicing: Slicing, device: torch.device) -> Tensor:
-        kept: dict[Any, Any] = vars(self).setdefault("_placed", {})
-        key = (slicing.tensor, slicing.dim, device)
-        if key not in kept:
-            kept[key] = torch.from_numpy(slicing.units).to(device)
-        found: Tensor = kept[key]
-        return found
-
-    def _write_back(self, taken: Mapping[str, int], parts: Mapping[str, Tensor]) -> None:
+    def _write_back(self, parts: Sequence["Part"], cut: Mapping[str, Tensor]) -> None:
         """Statistics that the forward pass has updated in a copy."""
-        if not self.training:
-            return
-        for slicing in self.slicings:
-            whole, part = self._buffers.get(slicing.tensor), parts.get(slicing.tensor)
-            if whole is None or part is None:
+        for part in parts if self.training else ():
+            name, dim = part.slicing.tensor, part.slicing.dim
+            whole = self._buffers.get(name)
+            if whole is None:
                 continue
-            index = self._index(slicing, taken[slicing.width], whole.device)
-            if isinstance(index, Tensor):
-                whole.index_copy_(slicing.dim, index, part)
-            elif index is not None and part.data_ptr() != whole.data_ptr():
-                whole.narrow(slicing.dim, 0, index).copy_(part)
+            if isinstance(part.places, Tensor):
+                whole.index_copy_(dim, part.places, cut[name])
+            elif part.places is not None and cut[name].data_ptr() != whole.data_ptr():
+                whole.narrow(dim, 0, part.places).copy_(cut[name])
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is made at run time: copies and pickles name the one that it extends.
-        state = {key: value for key, value in vars(self).items() if key not in _CACHES}
+        state = {key: value for key, value in vars(self).items() if key != _CACHE}
         return _empty, (self.plain,), state
 
 
-def _largest(theta: Sequence[float]) -> int:
-    """The last option whose theta is above 0."""
-    return max(k for k, value in enumerate(theta) if value)
+class Part(NamedTuple):
+    """What an option leaves of one dimension of a tensor.
+
+    Attributes:
+        places: that stay; a number: the first ones; None: all.
+        units: of the width, for each of these; None: its first ones, in turn.
+        left: how many stay.
+    """
+
+    slicing: Slicing
+    places: Tensor | int | None
+    units: Tensor | None
+    left: int
+
+    def mask(self, present: Tensor) -> Tensor:
+        """The probability that each of what stays is there, by that of each unit."""
+        if self.units is None:
+            return present[: self.left]
+        return torch.cat([present, present.new_ones(1)])[self.units]
+
+
+def _part(slicing: Slicing, option: int, first: Tensor, device: torch.device) -> Part:
+    units, count = slicing.units, slicing.counts[option]
+    index: Tensor | int | None = None
+    if count < len(units) and device.type == "meta":  # only the number matters
+        index, units = count, units[:count]
+    elif count < len(units):
+        kept = np.flatnonzero(np.append(first.cpu().numpy(), -1)[units] <= option)
+        index = count if kept[-1] == count - 1 else torch.from_numpy(kept).to(device)
+        units = units[kept]
+    in_turn = np.array_equal(units, np.arange(count))
+    placed = None if in_turn else torch.from_numpy(units).to(first.device)
+    return Part(slicing, index, placed, count)
 
 
 class SearchedHeads(Searchable):
@@ -308,7 +357,7 @@ class SearchedHeads(Searchable):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What a module of its class gives that has as many heads as the largest open option."""
-        largest = _largest(self.kept_heads.theta.tolist())
+        largest = self.kept_heads.read().option
         before = {name: vars(self)[name] for name in self.numbers}
         vars(self).update(self._sizes(self.kept_heads.options[largest]))
         try:

@@ -23,6 +23,7 @@ from nas.errors import NotFiniteError
 from nas.inputs import Inputs, moved, run
 from nas.ops.blocks import InOrder
 from nas.recalibrate import recalibrate
+from nas.supernet.relax import HOOKS
 from nas.supernet.speed import is_channels_last, prepare
 from nas.tasks import Task
 
@@ -300,7 +301,7 @@ def _parts(
 
 def _in_order(module: nn.Module) -> Sequence[nn.Module]:
     """What a module runs one after the other and does nothing else; (): it is no such module."""
-    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    hooks = {*module._forward_pre_hooks.values(), *module._forward_hooks.values()} - {*HOOKS}
     if hooks and not (len(hooks) == 1 and is_channels_last(module)):
         return ()
     if isinstance(module, InOrder) and type(module).forward is InOrder.forward:

@@ -5,10 +5,11 @@ option open theta is exactly one-hot. Noise is added to the logits by the decisi
 in its state, so that the forward pass and the cost see the same draw.
 """
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import cos, pi
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from nas.config.schema import Positive, checked
 from nas.decision import Decision
 
 Relaxation = Callable[[Tensor], Tensor]
+Made = TypeVar("Made")
 Schedule = Callable[[float], float]  # progress of the search in [0, 1] -> value
 
 
@@ -238,3 +240,52 @@ class Shared(RelaxedDecision):
 
     def decisions(self) -> Sequence[Decision]:
         return ()  # it becomes the same whatever is taken
+
+
+class _Pass(threading.local):
+    """What was computed in the forward pass that this thread runs; None: it runs none."""
+
+    found: dict[Any, Any] | None = None
+
+
+_PASS = _Pass()
+
+
+def known(key: Any, compute: Callable[[], Made]) -> Made:
+    """What `compute` gives: computed once in a forward pass of a supernet with `once_in_a_pass`."""
+    found = {} if _PASS.found is None else _PASS.found
+    if key not in found:
+        # Checkpointing compares what a part of a network saves when it runs again, alone.
+        with torch.autograd.graph.saved_tensors_hooks(_itself, _itself):
+            found[key] = compute()
+    made: Made = found[key]
+    return made
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x
+
+
+def once_in_a_pass(supernet: nn.Module) -> None:
+    """Let what many layers read of a decision be computed once in a pass, see `known`."""
+    supernet.register_forward_pre_hook(_begin)
+    supernet.register_forward_hook(_end, always_call=True)
+
+
+def without_passes(network: nn.Module) -> None:
+    """Undo `once_in_a_pass`."""
+    for hooks in (network._forward_pre_hooks, network._forward_hooks):
+        for key in [key for key, hook in hooks.items() if hook in HOOKS]:
+            del hooks[key]
+            network._forward_hooks_always_called.pop(key, None)
+
+
+def _begin(*_: Any) -> None:
+    _PASS.found = {}
+
+
+def _end(*_: Any) -> None:
+    _PASS.found = None
+
+
+HOOKS = (_begin, _end)  # of a pass; they change nothing

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils import checkpoint as checkpoints
 from torch.utils.flop_counter import FlopCounterMode
 
 import nas
@@ -474,3 +475,85 @@ class Positions(nn.Module):
 def test_layers_over_constants_are_searched_too():
     supernet = held_to_identities(Positions(), (4, 5))
     assert [name for name, _ in nas.decisions(supernet)] == ["mlp.0.channels", "mlp.2.channels"]
+
+
+class Counting(nn.Module):
+    """Two layers that read one width, of which the second may run in a checkpoint."""
+
+    def __init__(self, checkpoint: bool) -> None:
+        super().__init__()
+        self.first, self.left, self.right = nn.Linear(3, 16), nn.Linear(16, 4), nn.Linear(16, 4)
+        self.checkpoint, self.fails = checkpoint, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        if self.fails:
+            raise ValueError("as asked")
+        if self.checkpoint:
+            right = checkpoints.checkpoint(self.right, y, use_reentrant=False)
+        else:
+            right = self.right(y)
+        return self.left(y) + right
+
+
+def test_a_pass_computes_probabilities_once_and_the_next_one_anew() -> None:
+    torch.manual_seed(0)
+    supernet = searchable(Counting(False), (3,)).train()
+    calls, relax = [], supernet.first.channels.relax
+    supernet.first.channels.relax = lambda logits: (calls.append(1), relax(logits))[1]
+    x = torch.randn(2, 3)
+    first = supernet(x)
+    assert len(calls) == 1
+    supernet.first.channels.alpha.data[0] = 9.0  # which no version counter sees
+    second = supernet(x)
+    assert len(calls) == 2
+    assert not torch.allclose(first, second)
+    second.sum().backward()  # neither graph is a part of the other
+    first.sum().backward()
+    supernet.fails = True
+    with pytest.raises(ValueError, match="as asked"):
+        supernet(x)
+    for layer in (supernet.left, supernet.right):
+        layer(torch.randn(2, 16))
+    assert len(calls) == 5
+    plain = nas.discretize(supernet)
+    hooks = plain._forward_pre_hooks, plain._forward_hooks, plain._forward_hooks_always_called
+    assert not any(hooks)
+
+
+def test_a_part_that_runs_again_in_the_backward_pass_gives_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    once = searchable(Counting(False), (3,)).train()
+    again = searchable(Counting(True), (3,)).train()
+    again.load_state_dict(once.state_dict())
+    x = torch.randn(2, 3)
+    for net in (once, again):
+        net(x).square().sum().backward()
+    for one, other in zip(once.parameters(), again.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("ndim", [0, 1, 2])
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_mask_on_a_small_input_is_the_mask_on_the_weight(ndim: int, closed: bool) -> None:
+    torch.manual_seed(ndim)
+    layers = [nn.Linear(3, 16), nn.Linear(16, 8)]
+    if ndim:
+        layers = [CONV[ndim](3, 16, 3, padding=1), CONV[ndim](16, 8, 3, padding=1)]
+    net = nn.Sequential(layers[0], nn.ReLU6(), layers[1]).double()
+    supernet = searchable(net, (3, *[4] * ndim))
+    width = supernet[0].channels
+    with torch.no_grad():
+        width.alpha.copy_(torch.randn(len(width.options)))
+        width.open[-1] = not closed
+    samples = torch.randn(64, 3, *[4] * ndim, dtype=torch.double)
+
+    def gradients(size: int) -> list[Tensor]:
+        supernet.zero_grad()
+        made = torch.cat([supernet(x) for x in samples.split(size)])
+        made.sin().sum().backward()
+        return [made.detach(), *(p.grad for p in supernet.parameters())]
+
+    for few, many in zip(gradients(1), gradients(64), strict=True):
+        assert torch.allclose(few, many, atol=1e-6)
+    assert width.alpha.grad.abs().max() > 0
