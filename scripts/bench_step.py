@@ -10,6 +10,7 @@ they are frozen, on random images: the five-block `chain` space at 3 x 32 x 32, 
     soft      all paths, softmax         / a plain module that runs and adds the same branches
     speed     the same at `speed=kernels` and `channels_last` / that module
     compile   the same at `speed=compile` / that module; takes minutes to set up
+    mask      MobileNetV2 of torchvision with searched channels / as it was given; bytes kept, too
     cost      costs under theta, and their gradient / a whole soft step
     hard      one path, Gumbel, STE, of 3, 6 and 12 candidates / the plain network of the very path
     bytes     kept by autograd for the backward of `hard` / of that plain network
@@ -40,7 +41,7 @@ from bench.timing import Row, machine, show
 
 BATCH = {
     **{"chain_tiny": (64,), "chain": (32, 128), "mobilenet_tiny": (64,), "mobilenet": (16,)},
-    **{"nas_bench_201": (64,), "truth": (128,)},
+    **{"nas_bench_201": (64,), "truth": (128,), "mobilenet_v2": (16, 96)},
 }
 
 

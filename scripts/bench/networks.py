@@ -24,6 +24,7 @@ SHAPES = {
     "chain": (3, 32, 32),
     "mobilenet_tiny": (3, 64, 64),
     "mobilenet": (3, 64, 64),
+    "mobilenet_v2": (3, 64, 64),
     "nas_bench_201": (3, 32, 32),
     "truth": (1, 28, 28),
 }

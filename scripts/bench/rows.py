@@ -8,9 +8,11 @@ from functools import partial
 
 import torch
 from torch import nn
+from torchvision.models import mobilenet_v2
 
 from bench.networks import (
     CONFIGS,
+    NUM_CLASSES,
     SHAPES,
     Batch,
     Trainee,
@@ -21,13 +23,14 @@ from bench.networks import (
 )
 from bench.ranking import rank
 from bench.timing import Row, Step, Times, compare, interleave, quartiles
+from nas.compress.convert import searchable
 from nas.cost import device
 from nas.cost.analytic import MACs, Params
 from nas.cost.device import Energy, Roofline
 from nas.cost.expected import expected
 from nas.cost.memory import PeakMemory
 from nas.cost.trace import trace
-from nas.decision import free
+from nas.decision import decisions, free
 from nas.supernet.relax import one_path, softmax
 from nas.supernet.speed import compiled, prepare, prepare_network
 
@@ -84,6 +87,31 @@ def _at_speed(supernet: nn.Module, name: str) -> nn.Module:
     net = copy.deepcopy(supernet)
     prepare(net, name)
     return net
+
+
+def mask(space: str, batch: Batch, rounds: int) -> list[Row]:
+    """A converted network, under soft thetas and with every channel, against the one given."""
+    times, at = [], (space, len(batch[0]))
+    for _ in range(REPEATS // 2):
+        given = mobilenet_v2(num_classes=NUM_CLASSES)
+        supernet = searchable(given, SHAPES[space])
+        steps: dict[str, Step] = {
+            "soft": Trainee(supernet, batch).step,
+            "frozen": Trainee(copy.deepcopy(supernet), batch, frozen=True).step,
+            "plain": Trainee(given, batch).step,
+        }
+        kept = [saved_bytes(Trainee(net, batch)) for net in (supernet, given)]
+        hard = Trainee(copy.deepcopy(supernet), batch, frozen=True)
+        for _, decision in decisions(hard.net):
+            decision.choose(decision.options[-1])
+        times.append(interleave({**steps, "hard": hard.step}, rounds))
+    bytes_kept = kept[0] / kept[1]
+    return [
+        compare("masks, soft", ("soft", "plain"), at, times, 1.10),
+        compare("masks, alphas frozen", ("frozen", "plain"), at, times, 1.10),
+        compare("masks, hard", ("hard", "plain"), at, times, 1.10),
+        Row("bytes of masks, soft", *at, bytes_kept, (bytes_kept,) * 3, 1.05),
+    ]
 
 
 def cost(space: str, batch: Batch, rounds: int) -> list[Row]:
@@ -231,6 +259,7 @@ BENCHES: dict[str, tuple[Bench, tuple[str, ...]]] = {
     "soft": (soft, ("chain", "mobilenet")),
     "speed": (speed, ("chain", "mobilenet")),
     "compile": (compile, ("chain", "mobilenet")),
+    "mask": (mask, ("mobilenet_v2",)),
     "cost": (cost, ("chain", "mobilenet")),
     "hard": (hard, ("chain", "mobilenet")),
     "two_path": (two_path, ("chain", "mobilenet")),
