@@ -194,19 +194,22 @@ class SearchedLayer(Searchable):
         hidden: dict[str, Any] = self._cut(parts, read)
         if any(part.places is not None for part in parts):
             hidden |= _sizes(self, {**self._tensors(), **hidden})
-        before = {name: vars(self)[name] for name in hidden if name in vars(self)}
-        buffers = {name: x for name, x in self._buffers.items() if name in hidden}
-        # Attributes of the instance hide its tensors of the same name while it runs.
-        vars(self).update(hidden)
+        buffers = {name: self._buffers[name] for name in hidden if name in self._buffers}
+        attributes = {name: x for name, x in hidden.items() if name not in buffers}
+        before = {name: vars(self)[name] for name in attributes if name in vars(self)}
+        # Attributes of the instance hide its parameters of the same name while it runs. They would
+        # hide buffers, too, from code that reads what it has just put in the place of one.
+        vars(self).update(attributes)
+        self._buffers.update((name, hidden[name]) for name in buffers)
         try:
             return super().forward(*args, **kwargs)
         finally:
-            for name in hidden:
+            for name in attributes:
                 del vars(self)[name]
             vars(self).update(before)
             # Code that assigns statistics, instead of writing on them, has put parts there.
             now = {name: self._buffers[name] for name in buffers}
-            hidden |= {n: x for n, x in now.items() if x is not None and x is not buffers[n]}
+            hidden |= {name: x for name, x in now.items() if x is not None}
             self._buffers.update(buffers)
             self._write_back(parts, hidden)
 
