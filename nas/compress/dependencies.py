@@ -135,7 +135,8 @@ def _analysed(model: nn.Module, inputs: Inputs, excluded: Collection[str]) -> li
     for (path, _, _), places in atoms.items():
         if path not in ran:
             labels.atoms.fix(places, f"{path} is not called, so that nobody knows what it reads")
-    return list(_grouped(labels, atoms))
+    buffers = {key for key, (tensor, _) in owners.items() if not isinstance(tensor, nn.Parameter)}
+    return list(_grouped(labels, atoms, buffers))
 
 
 def _is_in(path: str, whole: str) -> bool:
@@ -242,7 +243,11 @@ def _run(
     return called
 
 
-def _grouped(labels: Labels, atoms: Mapping[tuple[str, str, int], Places]) -> Iterator[Group]:
+def _grouped(
+    labels: Labels,
+    atoms: Mapping[tuple[str, str, int], Places],
+    buffers: Collection[tuple[str, str]],
+) -> Iterator[Group]:
     """Units that are cut from the same dimensions, equally often from each."""
     units, reasons = labels.atoms.units()
     read = set(np.concatenate([np.zeros(0, np.int64), *labels.read]).tolist())
@@ -277,6 +282,8 @@ def _grouped(labels: Labels, atoms: Mapping[tuple[str, str, int], Places]) -> It
         hosts = [path for path, several in labels.hosts.items() if own & _units(units, several)]
         if why is None and len(members) == 1:
             why = "all of these channels go together"
+        if why is None and all(keys[index][:2] in buffers for index, _ in dims):
+            why = "the outputs do not depend on them"
         yield Group(tuple(cuts), len(members), why, tuple(hosts), inputs)
 
 

@@ -97,10 +97,14 @@ class Verifier:
     def _training_fault(self, network: nn.Module) -> str | None:
         """What goes wrong in training."""
         two = tree_map(lambda x: torch.cat([x, x]) if x.ndim else x, self.inputs)
+        trained = copied(network).train()
+        before = _shapes(trained)
         try:
-            self._run(copied(network).train(), {}, two)
+            self._run(trained, {}, two)
         except Exception as error:
             return f"it does not train with fewer of them ({_said(error)})"
+        if _shapes(trained) != before:
+            return "it does not train with fewer of them (a buffer gets another shape)"
         return None
 
     def _fault(self, supernet: nn.Module) -> str | None:
@@ -140,6 +144,10 @@ class Verifier:
                 else network(*args, **kwargs)
             )
         return [x for x in tree_leaves(out) if isinstance(x, Tensor) and x.is_floating_point()]
+
+
+def _shapes(network: nn.Module) -> dict[str, torch.Size]:
+    return {name: x.shape for name, x in network.named_buffers()}
 
 
 def _said(error: Exception) -> str:

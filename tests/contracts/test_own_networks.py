@@ -425,8 +425,35 @@ class Averaging(nn.Module):
         return self.head(x)
 
 
+class Keeping(nn.Module):
+    """It keeps in training what the outputs never depend on."""
+
+    def __init__(self, assigns: bool) -> None:
+        super().__init__()
+        self.assigns, self.scale = assigns, nn.Parameter(torch.ones(8))
+        self.register_buffer("old", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.detach().mean((0, 2))
+        if self.training and self.assigns:
+            self.old = mean
+        elif self.training:
+            self.old.copy_(mean)
+        return x * self.scale[:, None]
+
+
+def kept(assigns: bool) -> tuple[Callable[[], nn.Module], list[str], str]:
+    return (
+        lambda: nn.Sequential(*convs(2, 8, 8), Keeping(assigns), nn.Conv1d(8, 1, 1)),
+        ["0.channels"],
+        "it does not train",
+    )
+
+
 UNLIKE: dict[str, tuple[Callable[[], nn.Module], list[str], str]] = {
     "buffers that are written in training": (Averaging, ["body.0.channels"], "it does not train"),
+    "buffers that are assigned and never read": kept(assigns=True),
+    "buffers that are written and never read": kept(assigns=False),
     "code that counts with a number of channels": (
         lambda: Made(
             lambda own, x: own.last(own.second(own.first(x)) / own.second.out_channels),
