@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from math import prod
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from nas.cost.polynomial import Choice, Polynomial, Term
 
 Floats = NDArray[np.float64]
+Sums = dict[Term, dict[Term, float]]
 
 
 class Limit(NamedTuple):
@@ -45,39 +47,40 @@ class IntegerProgram:
 
     Options are binary variables; a product of options (a layer in nested choices) is a variable
     ``y = prod x``, bound by ``sum y <= x_i`` over alternatives and ``y >= sum x - (n - 1)``.
+    Pairs of options that cost the same in all products are one factor, see `_joint`.
 
     Args:
         options: decision name -> number of its options.
     """
 
     options: Mapping[str, int]
+    _counts: dict[str, int] = field(default_factory=dict, init=False)
     _columns: dict[Term, int] = field(default_factory=dict, init=False)
 
-    def __post_init__(self) -> None:
-        for name, count in self.options.items():
-            for k in range(count):
-                self._columns[frozenset({(name, k)})] = len(self._columns)
-        self._single = len(self._columns)
-
     def minimise(
-        self, objective: Sequence[Polynomial], limits: Sequence[Limit] = ()
+        self, objective: Sequence[Polynomial], limits: Sequence[Limit] = (), gap: float = 0.0
     ) -> Optimum | None:
-        """The architecture of the least maximum of `objective` inside all limits, exactly.
+        """The architecture of the least maximum of `objective` inside all limits.
 
-        None where no architecture is inside.
+        None where no architecture is inside. It is exact but where a `gap` is given: then it may
+        be worse than the best by that share of its value.
         """
         if not self.options:
             inside = all(_holds(limit, {}) for limit in limits)
             return Optimum({}, worst(objective, {})) if inside else None
-        self._add_products([*objective, *(limit.terms for limit in limits)])
+        given = [*objective, *(limit.terms for limit in limits)]
+        self._counts, polynomials, sums = _joint(self.options, given)
+        binary = self._add_columns(polynomials, sums)
         rows = _Rows(len(self._columns) + 1)  # the last variable is the maximum
+        for term, pairs in sums.items():
+            rows.add({self._columns[term]: -1.0, **self._row(pairs)[0]}, 0, 0)
         self._structure(rows)
-        for limit in limits:
-            row, constant = self._row(limit.terms)
+        for limit, terms in zip(limits, polynomials[len(objective) :], strict=True):
+            row, constant = self._row(terms)
             rows.add(row, -np.inf, limit.bound - constant)
-        cost = self._objective(objective, rows)
+        cost = self._objective(polynomials[: len(objective)], rows)
         while True:
-            solved = rows.solve(cost, self._single, len(self._columns))
+            solved = rows.solve(cost, binary, len(self._columns), gap)
             if solved is None:
                 return None
             choices = self._choices(solved)
@@ -87,14 +90,17 @@ class IntegerProgram:
             rows.add(self._indicator(choices), -np.inf, len(choices) - 1)
 
     def maximise(
-        self, objective: Sequence[Polynomial], limits: Sequence[Limit] = ()
+        self, objective: Sequence[Polynomial], limits: Sequence[Limit] = (), gap: float = 0.0
     ) -> Optimum | None:
-        """The architecture of the largest maximum of `objective` inside all limits, exactly."""
+        """The architecture of the largest maximum of `objective` inside all limits.
+
+        See `minimise` for `gap`.
+        """
         best: Optimum | None = None
         for terms in sorted(objective, key=self._at_most, reverse=True):
             if best is not None and self._at_most(terms) <= best.value:
                 break
-            found = self.minimise([{m: -c for m, c in terms.items()}], limits)
+            found = self.minimise([{m: -c for m, c in terms.items()}], limits, gap)
             if found is not None and (best is None or -found.value > best.value):
                 best = Optimum(found.choices, -found.value)
         return best
@@ -107,11 +113,14 @@ class IntegerProgram:
             largest[names] = max(largest.get(names, 0.0 if names else c), c)
         return sum(largest.values())
 
-    def _add_products(self, polynomials: Iterable[Polynomial]) -> None:
-        for terms in polynomials:
-            for term in sorted(terms.keys() - self._columns.keys(), key=sorted):
-                if term:
-                    self._columns[term] = len(self._columns)
+    def _add_columns(self, polynomials: Sequence[Polynomial], sums: Sums) -> int:
+        """A variable for each option, and behind these, whose number is given, for each product."""
+        single = [frozenset({(n, k)}) for n, count in self.options.items() for k in range(count)]
+        found: dict[Term, None] = dict.fromkeys([*single, *sums])
+        for terms in (*sums.values(), *polynomials):
+            found |= dict.fromkeys(sorted(terms.keys() - found.keys() - {frozenset()}, key=sorted))
+        self._columns = {term: column for column, term in enumerate(found)}
+        return len(single)
 
     def _row(self, terms: Polynomial) -> tuple[dict[int, float], float]:
         row = {self._columns[term]: c for term, c in terms.items() if term}
@@ -129,7 +138,7 @@ class IntegerProgram:
             for choice in term if len(term) > 1 else ():
                 alternatives[frozenset(name for name, _ in term), choice].append(term)
         for (names, choice), products in alternatives.items():
-            every = len(products) == prod(self.options[name] for name in names - {choice[0]})
+            every = len(products) == prod(self._counts[name] for name in names - {choice[0]})
             row = {self._columns[term]: 1.0 for term in products}
             row[self._columns[frozenset({choice})]] = -1.0
             rows.add(row, 0 if every else -np.inf, 0)
@@ -158,6 +167,69 @@ class IntegerProgram:
         }
 
 
+def _joint(
+    options: Mapping[str, int], polynomials: Sequence[Polynomial]
+) -> tuple[dict[str, int], list[dict[Term, float]], Sums]:
+    """The same polynomials in fewer products, of classes of pairs of options.
+
+    A layer costs by its number of taps, which many pairs of kernel and dilation share, and by its
+    input times its output channels. Pairs of options of two decisions are a class where they have
+    the same coefficients with all others in a product. Classes are options of a new decision.
+
+    Returns:
+        Numbers of options, polynomials, and the pairs whose products add up to each class.
+    """
+    counts, sums = dict(options), Sums()
+    found = [dict(terms) for terms in polynomials]
+    groups: dict[tuple[str, ...], dict[Term, tuple[int, ...]]] = defaultdict(dict)
+    for term in dict.fromkeys(t for terms in polynomials for t in terms if len(t) > 2):
+        names, place = zip(*sorted(term), strict=True)
+        groups[names][term] = place
+    for names, places in groups.items():
+        if prod(counts[name] for name in names) > 2 * len(places):
+            continue
+        table = np.zeros((*(counts[name] for name in names), len(found)))
+        for term, place in places.items():
+            table[place] = [terms.pop(term, 0.0) for terms in found]
+        joint, table = _with_classes(names, table, counts, sums)
+        for r, terms in enumerate(found):
+            for place, c in np.ndenumerate(table[..., r]):
+                # Those of 0 too, in the first: all together add up to their factors.
+                if c or (not r and joint != names):
+                    terms[frozenset(zip(joint, place, strict=True))] = float(c)
+    return counts, found, sums
+
+
+def _with_classes(
+    names: tuple[str, ...], table: Floats, counts: dict[str, int], sums: Sums
+) -> tuple[tuple[str, ...], Floats]:
+    """Decisions and coefficients ``(*options, polynomials)`` with all classes that halve pairs.
+
+    `counts` and `sums` are added to.
+    """
+    while len(names) > 2:
+        few = [(*_classes(table, i, j), i, j) for i, j in combinations(range(len(names)), 2)]
+        kinds, own, i, j = min(few, key=lambda one: len(one[0]) / len(one[1]))
+        if 2 * len(kinds) > len(own):
+            break
+        joint = f"{names[i]} * {names[j]} #{len(counts)}"
+        for pair, kind in enumerate(own.tolist()):
+            k, m = divmod(pair, table.shape[j])
+            pairs = sums.setdefault(frozenset({(joint, kind)}), {})
+            pairs[frozenset({(names[i], k), (names[j], m)})] = 1.0
+        counts[joint], table = len(kinds), kinds
+        names = (joint, *names[:i], *names[i + 1 : j], *names[j + 1 :])
+    return names, table
+
+
+def _classes(table: Floats, i: int, j: int) -> tuple[Floats, NDArray[np.int64]]:
+    """The different slices of a table at two of its axes, and which each pair of places has."""
+    moved = np.moveaxis(table, (i, j), (0, 1))
+    rows = moved.reshape(moved.shape[0] * moved.shape[1], -1)
+    kinds, own = np.unique(rows, axis=0, return_inverse=True)
+    return kinds.reshape(-1, *moved.shape[2:]), own.ravel()
+
+
 class _Rows:
     """Constraints ``low <= row . x <= high`` over a fixed number of variables."""
 
@@ -174,7 +246,9 @@ class _Rows:
         self.low.append(low / size)
         self.high.append(high / size)
 
-    def solve(self, cost: Mapping[int, float], binary: int, bounded: int) -> Floats | None:
+    def solve(
+        self, cost: Mapping[int, float], binary: int, bounded: int, gap: float
+    ) -> Floats | None:
         from scipy.optimize import Bounds, LinearConstraint, milp
         from scipy.sparse import csr_matrix
 
@@ -189,7 +263,7 @@ class _Rows:
             integrality=(np.arange(self.variables) < binary).astype(int),
             bounds=Bounds(np.where(high < np.inf, 0.0, -np.inf), high),
             constraints=LinearConstraint(matrix, self.low, self.high),
-            options={"mip_rel_gap": 0.0},
+            options={"mip_rel_gap": gap},
         )
         return None if solved.x is None else np.asarray(solved.x)
 

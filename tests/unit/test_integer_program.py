@@ -64,6 +64,54 @@ def test_all_products_of_some_decisions(costs, wishes, bound):
     assert (found.value if found else None) == min(inside, default=None)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_pairs_of_equal_cost_are_one_factor_and_nothing_else_changes(data):
+    """As of kernel and dilation, of channels in and out: also in two layers that share one."""
+    options = {"a": 2, "b": 3, "c": 2, "d": 2, "e": 2}
+    layers = [dict.fromkeys(data.draw(st.permutations(list(options)))[:n]) for n in (4, 3)]
+    polynomials = []
+    for _ in range(3):
+        terms = {
+            frozenset({(name, k)}): float(data.draw(st.integers(-9, 9)))
+            for name, count in options.items()
+            for k in range(count)
+        }
+        for names in layers:
+            kinds = data.draw(st.lists(st.integers(0, 2), min_size=9, max_size=9))
+            for ks in product(*(range(options[name]) for name in names)):
+                kind = kinds[3 * (ks[0] & ks[1]) + sum(ks[2:]) % 3]
+                terms[frozenset(zip(names, ks, strict=True))] = float(10 * kind)
+        polynomials.append(terms)
+    wish, *others = polynomials
+    limits = [Limit(terms, data.draw(st.integers(0, 40).map(float))) for terms in others]
+    archs = [dict(zip(options, ks, strict=True)) for ks in product(*map(range, options.values()))]
+    inside = [a for a in archs if all(value(terms, a) <= bound for terms, bound in limits)]
+    values = [value(wish, arch) for arch in inside]
+    lowest = IntegerProgram(options).minimise([wish], limits)
+    highest = IntegerProgram(options).maximise([wish], limits)
+    assert (lowest.value if lowest else None) == min(values, default=None)
+    assert (highest.value if highest else None) == max(values, default=None)
+    near = IntegerProgram(options).maximise([wish], limits, gap=0.05)
+    assert (near is None) == (highest is None)
+    if near is not None:
+        assert near.choices in inside
+        assert highest.value - 0.06 * abs(highest.value) <= near.value <= highest.value
+
+
+def test_a_program_has_a_variable_for_each_number_of_taps_not_for_each_pair():
+    options = {"in": 4, "out": 4, "kernel": 5, "dilation": 4}
+    terms = {
+        frozenset(zip(options, ks, strict=True)): float(
+            (ks[0] + 1) * (ks[1] + 1) * (ks[2] // 2 + 1)
+        )
+        for ks in product(*map(range, options.values()))
+    }
+    program = IntegerProgram(options)
+    assert program.minimise([terms]).value == 1
+    assert len(program._columns) < len(terms) / 3
+
+
 def test_a_limit_holds_to_the_last_unit_of_a_large_count():
     # HiGHS lets a row be exceeded by a part in a million: here by hundreds of MACs.
     count = 3_000_000_000.0
