@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from nas.arch import Option
 from nas.compress.atoms import FIXED
 from nas.compress.dependencies import Cut, Group, groups_of
-from nas.compress.layer import Slicing, Width, search_heads, searched
+from nas.compress.heads import search_heads
+from nas.compress.layer import Slicing, Width, searched
 from nas.compress.modules import Finding, Where, uncompiled
 from nas.compress.operations import Operation
 from nas.compress.rules import KINDS, Channels, Rules, own_names, searched_others

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
@@ -13,16 +12,12 @@ from torch.nn.modules.conv import _ConvNd
 
 from nas.arch import Option
 from nas.compress.atoms import Places
-from nas.compress.dependencies import HEADS
 from nas.compress.modules import sharing
-from nas.copying import copied
 from nas.decision import Decision, Searchable
 from nas.ops.convolution import Conv2d
 from nas.supernet.elastic import Elastic, weighted
 from nas.supernet.relax import known
 
-# Names under which modules of attention keep the width of all heads together.
-INNER = ("attn_dim", "inner_dim", "all_head_dim", "all_head_size")
 # Layers that mix their inputs by products with dimension 1 of `weight`.
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2d)
 _CACHE = "_kept"  # an attribute of a layer that is made anew where it is missing
@@ -289,7 +284,7 @@ class SearchedLayer(Searchable):
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is made at run time: copies and pickles name the one that it extends.
         state = {key: value for key, value in vars(self).items() if key != _CACHE}
-        return _empty, (self.plain,), state
+        return empty, (self.plain,), state
 
 
 class Part(NamedTuple):
@@ -327,83 +322,20 @@ def _part(slicing: Slicing, option: int, first: Tensor, device: torch.device) ->
     return Part(slicing, index, placed, count)
 
 
-class SearchedHeads(Searchable):
-    """Mixed into the class of a module of attention, whose numbers follow its heads.
-
-    Its layers search their channels by the same decision. It becomes plain together with them.
-    """
-
-    plain: ClassVar[type[nn.Module]]
-    kept_heads: Width
-    numbers: tuple[str, ...]  # attributes that are multiples of the number of heads
-
-    def decisions(self) -> tuple[Decision, ...]:
-        inner = (s.decisions() for s in self.modules() if isinstance(s, SearchedLayer))
-        return tuple(dict.fromkeys([self.kept_heads, *chain.from_iterable(inner)]))
-
-    def materialize(self, options: Mapping[Decision, Option]) -> nn.Module:
-        """The module with the layers that it has under `options`."""
-        made = sharing(self, self.plain)
-        del vars(made)["numbers"]
-        memo: dict[int, Any] = {
-            id(layer): layer.materialize(options)
-            for layer in self.modules()
-            if isinstance(layer, SearchedLayer)
-        }
-        made._modules = {
-            name: copied(child, memo)
-            for name, child in self._modules.items()
-            if name != "kept_heads"
-        }
-        vars(made).update(self._sizes(int(str(options[self.kept_heads]))))
-        return made
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What a module of its class gives that has as many heads as the largest open option."""
-        largest = self.kept_heads.read().option
-        before = {name: vars(self)[name] for name in self.numbers}
-        vars(self).update(self._sizes(self.kept_heads.options[largest]))
-        try:
-            return super().forward(*args, **kwargs)
-        finally:
-            vars(self).update(before)
-
-    def _sizes(self, heads: int) -> dict[str, int]:
-        whole = self.kept_heads.options[-1]
-        return {name: vars(self)[name] * heads // whole for name in self.numbers}
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return _empty, (self.plain, SearchedHeads), vars(self)
-
-
-def search_heads(module: nn.Module, width: Width) -> None:
-    """Make a module of attention follow the number of its heads, in place."""
-    heads = width.options[-1]
-    numbers = [
-        name
-        for name, value in vars(module).items()
-        if type(value) is int
-        and ((name in HEADS and value == heads) or (name in INNER and value % heads == 0))
-    ]
-    module.add_module("kept_heads", width)
-    # First, so that the decision is called after it, and not after a layer.
-    module._modules = {"kept_heads": width, **module._modules}
-    module.__class__ = _class(type(module), SearchedHeads)
-    vars(module).update(numbers=tuple(numbers))
-
-
 _CLASSES: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
 
 
-def _class(plain: type[nn.Module], mixin: type[nn.Module] = SearchedLayer) -> type[nn.Module]:
+def class_of(plain: type[nn.Module], mixin: type[nn.Module] = SearchedLayer) -> type[nn.Module]:
+    """The class `plain` with `mixin` before it, made once."""
     if (plain, mixin) not in _CLASSES:
         body = {"plain": plain, "__doc__": plain.__doc__, "__module__": plain.__module__}
         _CLASSES[plain, mixin] = type(f"Searched{plain.__name__}", (mixin, plain), body)
     return _CLASSES[plain, mixin]
 
 
-def _empty(plain: type[nn.Module], mixin: type[nn.Module] = SearchedLayer) -> nn.Module:
-    return object.__new__(_class(plain, mixin))
+def empty(plain: type[nn.Module], mixin: type[nn.Module] = SearchedLayer) -> nn.Module:
+    """A module of that class that holds nothing yet, as copies and pickles begin."""
+    return object.__new__(class_of(plain, mixin))
 
 
 def searched(
@@ -420,7 +352,7 @@ def searched(
     """
     for name, width in widths.items():
         layer.add_module(name, width)
-    layer.__class__ = _class(type(layer))
+    layer.__class__ = class_of(type(layer))
     vars(layer).update(slicings=tuple(slicings), widths=tuple(widths), given=given)
     if given is not None:
         vars(layer)["channel_dim"] = -1 if isinstance(layer, nn.Linear) else given.dim

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from nas.arch import Option
-from nas.compress.layer import SearchedHeads, SearchedLayer, Slicing
+from nas.compress.heads import SearchedHeads
+from nas.compress.layer import SearchedLayer, Slicing
 from nas.compress.least_squares import part
 from nas.compress.modules import KEPT, computed
 from nas.compress.moments import Layer, Moments, flat_weight, in_parts, moments
