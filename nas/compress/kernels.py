@@ -128,10 +128,11 @@ def searched_kernels(
 @torch.no_grad()
 def _refit(taps: ElasticTaps, known: Moments) -> None:
     """Weights for each choice of taps, which take what the taps that are gone did upon them."""
-    for (_, places), (_, made) in solutions(taps, known).items():
-        for kernel, dilation in taps.combinations_of_taps():
-            if taps.places(kernel, dilation) == places:
-                taps.fit(kernel, dilation, made["weight"], made.get("bias"))
+    found = solutions(taps, known)
+    for kernel, dilation in taps.combinations_of_taps():
+        if (left := (0, taps.places(kernel, dilation))) in found:  # else all taps are there
+            _, made = found[left]
+            taps.fit(kernel, dilation, made["weight"], made.get("bias"))
 
 
 def _plans(

@@ -223,8 +223,8 @@ def _live(
             no = sum(map(bits.__getitem__, others))
             possible = {under for under in alive if others.isdisjoint(under)} | {given}
             live = {b: needed(b, now, given) for under in possible for b in alive.get(under, ())}
-        made: list[tuple[float, Polynomial]] = []
-        made += ((sizes[buffer], {frozenset(): 1.0}) for buffer in step.makes)
+        always: Polynomial = {frozenset(): 1.0}
+        made = [(sizes[buffer], always) for buffer in step.makes]
         yield step, weighted_sum([*live.values(), *made])
         kept = dict.fromkeys(b for b in step.makes if b in uses)
         alive[given] |= kept
